@@ -1,0 +1,1 @@
+"""Run a language model that does not fit in memory, exactly."""

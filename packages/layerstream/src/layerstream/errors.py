@@ -1,0 +1,122 @@
+"""The one error tree.
+
+Room: words. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found (numbers with
+units) and what to do; the numbers are also fields, so that a program need not parse prose. Errors survive pickling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LayerstreamError(Exception):
+    """Any failure that layerstream itself reports."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by message and fields, so that keyword-only fields survive a process boundary."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[LayerstreamError], args: tuple[Any, ...], fields: dict[str, Any]) -> LayerstreamError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class CheckpointError(LayerstreamError):
+    """The files of a checkpoint cannot be used as they are."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No such directory, Hub id or file, or the Hub cannot be reached."""
+
+
+class ShardCorruptError(CheckpointError, ValueError):
+    """A safetensors file is truncated, too long, or its header lies.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        """Keep `path` beside the message."""
+        super().__init__(message)
+        self.path = path
+
+
+class TensorMissingError(CheckpointError, KeyError):
+    """The model needs tensors that the checkpoint does not hold (or the index names an absent file).
+
+    Attributes:
+        names: the missing tensors' names.
+    """
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
+        """Keep `names` beside the message."""
+        super().__init__(message)
+        self.names = names
+
+    def __str__(self) -> str:
+        """Return the message itself; KeyError would quote it."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsupportedFormatError(CheckpointError):
+    """The checkpoint is pickled, quantized without a known way back, or of another format."""
+
+
+class ModelError(LayerstreamError):
+    """The model's architecture cannot be streamed."""
+
+
+class BlocksNotFoundError(ModelError):
+    """No list of decoder blocks was found in the model."""
+
+
+class UnsupportedModelError(ModelError):
+    """The architecture is unknown, needs remote code that was not allowed, or an operation would break streaming."""
+
+
+class PlanError(LayerstreamError, ValueError):
+    """A wish that no plan can fulfil: a bad size, an unknown device or dtype, a workload that makes no sense."""
+
+
+class BudgetTooSmallError(PlanError, MemoryError):
+    """The least that works is more than the budget.
+
+    Attributes:
+        needed_bytes: the smallest budget that would work.
+        budget_bytes: what was given.
+        where: `"device"` or `"host"`.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int, where: str = "device") -> None:
+        """Keep the figures beside the message."""
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        self.where = where
+
+
+class StreamError(LayerstreamError):
+    """Moving the weights failed."""
+
+
+class ReadFailedError(StreamError, OSError):
+    """The disk did not give the bytes it holds.
+
+    Attributes:
+        path: the file.
+        offset: where in it, in bytes.
+    """
+
+    def __init__(self, message: str, *, path: str = "", offset: int = 0) -> None:
+        """Keep the place beside the message."""
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+
+
+class StreamClosedError(StreamError):
+    """The streamed model was used after `close()`."""

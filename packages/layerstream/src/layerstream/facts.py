@@ -1,0 +1,227 @@
+"""Facts: what is known of a checkpoint, a model and a machine. Frozen data; no torch, no I/O.
+
+Room: words. The architecture room makes a `ModelProfile` and `UnitRecipe`s, the machine room a `Machine`; planning and streaming
+only read them. dtypes are torch's names without the `torch.` prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where one tensor of a checkpoint lies on disk.
+
+    Attributes:
+        name: its name in the file.
+        dtype: torch's dtype name.
+        shape: its shape, row-major.
+        path: the safetensors file.
+        offset: its first byte, counted from the start of the file.
+        num_bytes: its length.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: str
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One stored tensor that lands whole, as a contiguous run, inside one model tensor.
+
+    Attributes:
+        source: the stored tensor; cast to the model tensor's dtype where the two differ.
+        start_element: where in the model tensor it starts, in elements.
+    """
+
+    source: StoredTensor
+    start_element: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRecipe:
+    """One tensor of the model and what it is made of.
+
+    Attributes:
+        name: its name in the model, with dots.
+        dtype: the dtype it has while the model runs.
+        shape: its shape.
+        pieces: the stored tensors it is made of; none when a `Conversion` makes it.
+        is_buffer: a persistent buffer, not a parameter.
+        aliases: other names in the same unit under which the model holds this very tensor (ties).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    pieces: tuple[Piece, ...] = ()
+    is_buffer: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """A layout change that is more than placing pieces: transposed, interleaved, dequantized, ... weights.
+
+    Attributes:
+        targets: the names of the model tensors it makes.
+        sources: the stored tensors it needs.
+        convert: called with the stored tensors by name (torch tensors in their stored dtype); returns model tensors by name.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[StoredTensor, ...]
+    convert: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitRecipe:
+    """Everything needed to make one unit's tensors from the checkpoint.
+
+    Attributes:
+        name: the module's path in the model; also the unit's name.
+        tensors: the tensors of the unit.
+        conversions: how those without pieces are made.
+    """
+
+    name: str
+    tensors: tuple[TensorRecipe, ...]
+    conversions: tuple[Conversion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitProfile:
+    """The sizes of one unit.
+
+    Attributes:
+        name: the module's path in the model.
+        block: the index of the decoder block it belongs to; None for the head.
+        weight_bytes: its tensors in the run dtype: what moves to the device.
+        slot_bytes: the room a slot needs for it, alignment included.
+        read_bytes: what is read from the disk to make it (another dtype on disk makes it differ).
+        num_parameters: elements.
+    """
+
+    name: str
+    block: int | None
+    weight_bytes: int
+    slot_bytes: int
+    read_bytes: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationProfile:
+    """How the memory beside the weights grows: straight lines through two simulated forwards, in bytes.
+
+    `tokens` counts batch_size x tokens in one forward; the logits are included as transformers' `generate()` computes them
+    (the last position only).
+
+    Attributes:
+        fixed_bytes: what one forward takes at zero tokens.
+        bytes_per_token: what each token in the forward adds at the peak.
+        bytes_per_token_squared: for attention that holds the score matrix: times batch x tokens x context.
+        cache_bytes_per_token: KV cache of one token, all full-attention layers together.
+        window_bytes_per_token: KV cache of one token in sliding-window layers, for at most `window_tokens` tokens.
+        window_tokens: the sliding window; 0 without one.
+        state_bytes: recurrent state of one sequence.
+        cache_layer_share: the largest layer's share of the cache; growing a layer copies it once.
+    """
+
+    fixed_bytes: int
+    bytes_per_token: float
+    bytes_per_token_squared: float = 0.0
+    cache_bytes_per_token: float = 0.0
+    window_bytes_per_token: float = 0.0
+    window_tokens: int = 0
+    state_bytes: int = 0
+    cache_layer_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """A model as numbers: all that planning and simulation need.
+
+    Attributes:
+        name: path or Hub id.
+        model_type: transformers' name of the architecture.
+        dtype: the run dtype.
+        num_parameters: all parameters, ties counted once.
+        blocks: the decoder blocks, in visiting order, each one unit.
+        parts: the same weights in smaller units (children of blocks); empty when they cannot be split.
+        layers: the same weights in the smallest units (single layers); empty when they cannot be split.
+        head: the language-model head as a unit; None when it has no weight of its own to stream.
+        head_rows: vocabulary rows of the head when it is a plain linear layer and may be streamed in slices; 0 otherwise.
+        head_is_tied: the head's weight is the embedding's.
+        embedding_bytes: the input embedding; 0 when it cannot be looked up row by row (then it is in `edge_bytes`).
+        embedding_row_bytes: one row of it.
+        edge_bytes: everything else outside the blocks, always on the device.
+        hidden_size: width of the residual stream.
+        vocab_size: tokens in the vocabulary.
+        activation: memory beside the weights.
+    """
+
+    name: str
+    model_type: str
+    dtype: str
+    num_parameters: int
+    blocks: tuple[UnitProfile, ...]
+    parts: tuple[UnitProfile, ...] = ()
+    layers: tuple[UnitProfile, ...] = ()
+    head: UnitProfile | None = None
+    head_rows: int = 0
+    head_is_tied: bool = False
+    embedding_bytes: int = 0
+    embedding_row_bytes: int = 0
+    edge_bytes: int = 0
+    hidden_size: int = 0
+    vocab_size: int = 0
+    activation: ActivationProfile
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights in the run dtype, ties counted once."""
+        head = 0 if self.head is None or self.head_is_tied else self.head.weight_bytes
+        return sum(unit.weight_bytes for unit in self.blocks) + self.embedding_bytes + self.edge_bytes + head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine as numbers: measured, or one that somebody would like to have.
+
+    Attributes:
+        name: what to call it.
+        device: torch device string, such as `cpu` or `cuda:0`.
+        device_memory_bytes: memory free for us on the compute device (on a CPU: the same as `host_memory_bytes`).
+        host_memory_bytes: host memory free for us.
+        disk_bytes_per_s: sequential reads from a cold disk.
+        copy_bytes_per_s: host to device, pinned.
+        memory_bytes_per_s: reads of device memory; bounds a forward of few tokens.
+        flops_per_s: matrix multiplication in the run dtype; bounds a forward of many tokens.
+        runtime_bytes: device memory that the runtime takes for itself (context, workspaces, allocator slack).
+        measured: False where a figure is assumed, not measured.
+    """
+
+    name: str = "this machine"
+    device: str = "cpu"
+    device_memory_bytes: int
+    host_memory_bytes: int
+    disk_bytes_per_s: float = 2.0e9
+    copy_bytes_per_s: float = 12.0e9
+    memory_bytes_per_s: float = 20.0e9
+    flops_per_s: float = 2.0e11
+    runtime_bytes: int = 0
+    measured: bool = True
+
+    @property
+    def device_is_host(self) -> bool:
+        """True where device and host are one memory."""
+        return self.device.split(":")[0] == "cpu"

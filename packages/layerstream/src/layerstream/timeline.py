@@ -1,0 +1,104 @@
+"""Spans: what happened when, for progress, reports and traces. Frozen data and one thread-safe recorder.
+
+Room: words. A span is one activity (`READ`, `COPY`, `WAIT`, `COMPUTE`) on one unit. Times are `time.perf_counter()` seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Activity(Enum):
+    """What a span is about."""
+
+    READ = "read"
+    COPY = "copy"
+    WAIT = "wait"
+    COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One activity on one unit.
+
+    Attributes:
+        activity: what was done.
+        unit: the unit's name.
+        unit_index: its place in the visiting order.
+        sweep: the sweep it belongs to, from 0.
+        start_s: when it began (`perf_counter`).
+        end_s: when it ended.
+        num_bytes: bytes moved; 0 for waits and computing.
+    """
+
+    activity: Activity
+    unit: str
+    unit_index: int
+    sweep: int
+    start_s: float
+    end_s: float
+    num_bytes: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(slots=True)
+class ActivityTotal:
+    """Sums over all spans of one activity, those that the ring has dropped included."""
+
+    count: int = 0
+    seconds: float = 0.0
+    num_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Keep the last `capacity` spans and the totals of all; tell listeners of each one.
+
+    Recording is safe from every thread. A listener is called on the recording thread and must be quick.
+    """
+
+    capacity: int = 20_000
+    totals: dict[Activity, ActivityTotal] = field(default_factory=lambda: {kind: ActivityTotal() for kind in Activity})
+    _spans: deque[Span] = field(init=False)
+    _listeners: list[Callable[[Span], None]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Make the ring."""
+        self._spans = deque(maxlen=self.capacity)
+
+    def record(self, span: Span) -> None:
+        """Add `span` to the ring and the totals, and hand it to the listeners."""
+        with self._lock:
+            self._spans.append(span)
+            total = self.totals[span.activity]
+            total.count += 1
+            total.seconds += span.duration_s
+            total.num_bytes += span.num_bytes
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener(span)
+
+    def spans(self) -> tuple[Span, ...]:
+        """Return the spans still in the ring, in the order in which they ended."""
+        with self._lock:
+            return tuple(self._spans)
+
+    def subscribe(self, listener: Callable[[Span], None]) -> Callable[[], None]:
+        """Call `listener` with every later span; return a function that ends this."""
+        with self._lock:
+            self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners.remove(listener)
+
+        return unsubscribe
