@@ -1,1 +1,73 @@
-"""Run a language model that does not fit in memory, exactly."""
+"""Run a language model that does not fit in memory, exactly.
+
+`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, disk to host to device, just
+in time and within a memory budget; `generate()`, pipelines and every architecture work unchanged, and every result is the resident
+model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
+"""
+
+from .decisions import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from .errors import (
+    BlocksNotFoundError,
+    BudgetTooSmallError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    LayerstreamError,
+    ModelError,
+    PlanError,
+    ReadFailedError,
+    ShardCorruptError,
+    StreamClosedError,
+    StreamError,
+    TensorMissingError,
+    UnsupportedFormatError,
+    UnsupportedModelError,
+)
+from .facts import ActivationProfile, Machine, ModelProfile, UnitProfile
+from .load import load, plan, profile_model, simulate
+from .machine import probe_machine
+from .model import StreamedModel
+from .report import StreamReport
+from .timeline import Activity, Span, Timeline
+from .wishes import MemoryBudget, Workload
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activity",
+    "ActivationProfile",
+    "BlocksNotFoundError",
+    "BudgetTooSmallError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "Granularity",
+    "LayerstreamError",
+    "LedgerLine",
+    "Machine",
+    "MemoryBudget",
+    "MemoryLedger",
+    "ModelError",
+    "ModelProfile",
+    "PlacementPlan",
+    "PlanError",
+    "ReadFailedError",
+    "Residency",
+    "ShardCorruptError",
+    "Span",
+    "StreamClosedError",
+    "StreamError",
+    "StreamReport",
+    "StreamedModel",
+    "SweepCost",
+    "TensorMissingError",
+    "Timeline",
+    "UnitPlacement",
+    "UnitProfile",
+    "UnsupportedFormatError",
+    "UnsupportedModelError",
+    "Workload",
+    "load",
+    "plan",
+    "probe_machine",
+    "profile_model",
+    "simulate",
+]

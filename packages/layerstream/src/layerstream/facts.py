@@ -164,6 +164,9 @@ class ModelProfile:
         embedding_bytes: the input embedding; 0 when it cannot be looked up row by row (then it is in `edge_bytes`).
         embedding_row_bytes: one row of it.
         edge_bytes: everything else outside the blocks, always on the device.
+        parts_rest_bytes: what stays on the device beside it when parts are the units (small tensors outside every part).
+        layers_rest_bytes: the same when single layers are the units.
+        conversion_bytes: host memory in which layouts are converted that are more than placing tensors side by side.
         hidden_size: width of the residual stream.
         vocab_size: tokens in the vocabulary.
         activation: memory beside the weights.
@@ -182,6 +185,9 @@ class ModelProfile:
     embedding_bytes: int = 0
     embedding_row_bytes: int = 0
     edge_bytes: int = 0
+    parts_rest_bytes: int = 0
+    layers_rest_bytes: int = 0
+    conversion_bytes: int = 0
     hidden_size: int = 0
     vocab_size: int = 0
     activation: ActivationProfile

@@ -1,0 +1,318 @@
+"""Describe a model as plain numbers and as recipes of units, for planning and for streaming.
+
+Room: architecture. The last step of this room: it turns modules into names and bytes, and hands out no module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from transformers import PreTrainedModel
+
+from ..decisions import Granularity
+from ..facts import ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
+from ..units import MIB, dtype_bytes
+from .blocks import find_blocks, find_head, find_row_tables
+from .recipe import ModelRecipe
+from .walk import Walk, walk
+
+_WALK_TOKENS = (64, 128, 256)
+_HEAD_SLICE_ROWS = 64
+"""Slices of the head are multiples of this many rows, so that the kernels' blocking is the same as in the whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUnits:
+    """The model's tensors, sorted into units of streaming.
+
+    Attributes:
+        streamed: by granularity, the units of the blocks in visiting order.
+        blocks_of: by unit name, the index of its block.
+        head: the head's unit; None when it cannot be one.
+        head_rows: rows of the head when it may be visited in slices; else 0.
+        head_is_tied: the head shares its weight with a row table.
+        row_tables: embeddings that may be looked up row by row.
+        edges: by granularity, everything that is neither in a unit nor in a row table, nor the head.
+    """
+
+    streamed: Mapping[Granularity, tuple[UnitRecipe, ...]]
+    blocks_of: Mapping[str, int]
+    head: UnitRecipe | None
+    head_rows: int
+    head_is_tied: bool
+    row_tables: tuple[TensorRecipe, ...]
+    edges: Mapping[Granularity, UnitRecipe]
+
+    def head_slices(self, count: int) -> tuple[UnitRecipe, ...]:
+        """Return the head's unit cut into `count` vocabulary slices (fewer when the rows run out); one is the whole head."""
+        if self.head is None or count == 1:
+            return () if self.head is None else (self.head,)
+        rows = -(-self.head_rows // count // _HEAD_SLICE_ROWS) * _HEAD_SLICE_ROWS
+        starts = range(0, self.head_rows, rows)
+        return tuple(_slice_rows(self.head, start, min(rows, self.head_rows - start)) for start in starts)
+
+
+def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, calls: tuple[str, ...] | None) -> ModelUnits:
+    """Sort every tensor of the model into blocks, smaller units, head, row tables and edges.
+
+    Args:
+        model: the skeleton.
+        recipe: how its tensors are made.
+        calls: the modules that a forward calls, in order; None when it could not be walked (then blocks are the only units).
+
+    Raises:
+        BlocksNotFoundError: there is nothing to stream.
+    """
+    block_paths = tuple(path for path, _ in find_blocks(model))
+    blocks = tuple(_unit(path, _under(path, recipe.tensors), recipe) for path in block_paths)
+    in_blocks = {tensor.name for unit in blocks for tensor in unit.tensors}
+    tables = _row_tables(model, recipe, block_paths)
+    head = _head_unit(model, recipe, in_blocks)
+    head_weight = None if head is None else f"{head.name}.weight"
+    in_units = in_blocks | {t.name for t in tables} | ({t.name for t in head.tensors} if head else set())
+    outside = [tensor for name, tensor in recipe.tensors.items() if name not in in_units]
+    streamed, edges = {Granularity.BLOCK: blocks}, {Granularity.BLOCK: _unit("", outside, recipe)}
+    for granularity, units in _finer_units(model, recipe, blocks, calls).items():
+        covered = {tensor.name for unit in units for tensor in unit.tensors}
+        rest = [tensor for unit in blocks for tensor in unit.tensors if tensor.name not in covered]
+        streamed[granularity], edges[granularity] = units, _unit("", outside + rest, recipe)
+    blocks_of = {unit.name: _block_of(unit.name, block_paths) for units in streamed.values() for unit in units}
+    return ModelUnits(
+        streamed=streamed,
+        blocks_of=blocks_of,
+        head=head,
+        head_rows=_sliceable_rows(model, head),
+        head_is_tied=head_weight is not None and any(_same_source(recipe.tensors[head_weight], table) for table in tables),
+        row_tables=tables,
+        edges=edges,
+    )
+
+
+def _under(path: str, tensors: Mapping[str, TensorRecipe]) -> list[TensorRecipe]:
+    return [tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")]
+
+
+def _unit(name: str, tensors: Iterable[TensorRecipe], recipe: ModelRecipe) -> UnitRecipe:
+    chosen = tuple(tensors)
+    wanted = {tensor.name for tensor in chosen if not tensor.pieces}
+    conversions = {id(recipe.conversions[target]): recipe.conversions[target] for target in wanted}
+    return UnitRecipe(name=name, tensors=chosen, conversions=tuple(conversions.values()))
+
+
+def _block_of(name: str, block_paths: tuple[str, ...]) -> int:
+    return next(index for index, path in enumerate(block_paths) if name == path or name.startswith(f"{path}."))
+
+
+def _row_tables(model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...]) -> tuple[TensorRecipe, ...]:
+    names = [f"{path}.weight" for path in find_row_tables(model, block_paths)]
+    return tuple(
+        recipe.tensors[name] for name in names if name in recipe.tensors and len(recipe.tensors[name].pieces) == 1
+    )
+
+
+def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str]) -> UnitRecipe | None:
+    path = find_head(model)
+    tensors = _under(path, recipe.tensors) if path else []
+    if not path or not tensors or any(tensor.name in in_blocks for tensor in tensors):
+        return None
+    return _unit(path, tensors, recipe)
+
+
+def _sliceable_rows(model: PreTrainedModel, head: UnitRecipe | None) -> int:
+    """Rows of a head that is a plain linear layer made of whole stored tensors; 0 for any other."""
+    if head is None or any(len(tensor.pieces) != 1 for tensor in head.tensors):
+        return 0
+    module = model.get_submodule(head.name)
+    plain = type(module).__name__ == "Linear" and {t.name.rpartition(".")[2] for t in head.tensors} <= {"weight", "bias"}
+    return module.weight.shape[0] if plain else 0
+
+
+def _same_source(one: TensorRecipe, other: TensorRecipe) -> bool:
+    return one.pieces == other.pieces and one.dtype == other.dtype
+
+
+def _slice_rows(head: UnitRecipe, start: int, rows: int) -> UnitRecipe:
+    tensors = []
+    for tensor in head.tensors:
+        piece = tensor.pieces[0]
+        width = prod(tensor.shape[1:])
+        source = _rows_of(piece.source, start, rows)
+        tensors.append(
+            replace(
+                tensor,
+                shape=(rows, *tensor.shape[1:]),
+                num_bytes=dtype_bytes(tensor.dtype, rows * width),
+                pieces=(replace(piece, source=source),),
+            )
+        )
+    return UnitRecipe(name=f"{head.name}[{start}:{start + rows}]", tensors=tuple(tensors))
+
+
+def _rows_of(source: StoredTensor, start: int, rows: int) -> StoredTensor:
+    row_bytes = source.num_bytes // source.shape[0]
+    return replace(source, shape=(rows, *source.shape[1:]), offset=source.offset + start * row_bytes, num_bytes=rows * row_bytes)
+
+
+def _finer_units(
+    model: PreTrainedModel, recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], calls: tuple[str, ...] | None
+) -> dict[Granularity, tuple[UnitRecipe, ...]]:
+    """Split blocks into parts and single layers, where the walk shows that these are called in the middle of their block."""
+    if calls is None:
+        return {}
+    finer = {}
+    for granularity, depth in ((Granularity.PART, 1), (Granularity.LAYER, None)):
+        units = [unit for block in blocks for unit in _split(model, recipe, block, calls, depth)]
+        covered = sum(tensor.num_bytes for unit in units for tensor in unit.tensors)
+        total = sum(tensor.num_bytes for block in blocks for tensor in block.tensors)
+        largest = max((_weight_bytes(unit) for unit in units), default=0)
+        # What is left over stays on the device for good: splitting must be worth it.
+        if covered >= 0.98 * total and largest < max(_weight_bytes(block) for block in blocks):
+            finer[granularity] = tuple(units)
+    return finer
+
+
+def _split(
+    model: PreTrainedModel, recipe: ModelRecipe, block: UnitRecipe, calls: tuple[str, ...], depth: int | None
+) -> list[UnitRecipe]:
+    """Return the units within one block in calling order; what is small is left out and stays resident."""
+    chosen, seen = [], set()
+    floor = _weight_bytes(block) // 256
+    counts = {path: calls.count(path) for path in dict.fromkeys(calls) if path.startswith(f"{block.name}.")}
+    for path in counts:
+        inner = path[len(block.name) + 1 :]
+        tensors = [t for t in _under(path, recipe.tensors) if depth is not None or "." not in t.name[len(path) + 1 :]]
+        tensors = [tensor for tensor in tensors if tensor.name not in seen]
+        if counts[path] != 1 or (depth is not None and inner.count(".") >= depth) or not tensors:
+            continue
+        unit = _unit(path, tensors, recipe)
+        # A conversion that also makes tensors of another unit cannot be cut.
+        whole = all(target in {t.name for t in tensors} for c in unit.conversions for target in c.targets)
+        if whole and _weight_bytes(unit) >= floor:
+            chosen.append(unit)
+            seen |= {tensor.name for tensor in tensors}
+    return chosen
+
+
+def _weight_bytes(unit: UnitRecipe) -> int:
+    return sum(tensor.num_bytes for tensor in unit.tensors)
+
+
+def walk_lengths(model: PreTrainedModel) -> tuple[Walk, ...]:
+    """Walk the model at three prompt lengths; empty when its forward cannot run without values."""
+    walks = []
+    for num_tokens in _WALK_TOKENS:
+        seen = walk(model, num_tokens)
+        if seen is None:
+            return ()
+        walks.append(seen)
+    return tuple(walks)
+
+
+def describe_model(
+    model: PreTrainedModel,
+    units: ModelUnits,
+    walks: tuple[Walk, ...],
+    *,
+    name: str,
+    slot_bytes: Callable[[UnitRecipe], int],
+) -> ModelProfile:
+    """Return the model as numbers.
+
+    Args:
+        model: the skeleton.
+        units: its tensors in units.
+        walks: of three prompt lengths, or none (then memory beside the weights is taken from the config's widths).
+        name: path or Hub id.
+        slot_bytes: the room that a unit takes in a slot, alignment included.
+    """
+    def profile(unit: UnitRecipe) -> UnitProfile:
+        return _unit_profile(unit, units.blocks_of.get(unit.name), slot_bytes(unit))
+
+    config = model.config.get_text_config(decoder=True)
+    edges = {granularity: slot_bytes(unit) for granularity, unit in units.edges.items()}
+    parameters = {id(p): p.numel() for p in model.parameters()}
+    tied = sum(prod(t.shape) for t in units.head.tensors if t.name.endswith(".weight")) if units.head and units.head_is_tied else 0
+    return ModelProfile(
+        name=name,
+        model_type=model.config.model_type,
+        dtype=units.streamed[Granularity.BLOCK][0].tensors[0].dtype,
+        num_parameters=sum(parameters.values()) - tied,
+        blocks=tuple(profile(unit) for unit in units.streamed[Granularity.BLOCK]),
+        parts=tuple(profile(unit) for unit in units.streamed.get(Granularity.PART, ())),
+        layers=tuple(profile(unit) for unit in units.streamed.get(Granularity.LAYER, ())),
+        head=None if units.head is None else profile(units.head),
+        head_rows=units.head_rows,
+        head_is_tied=units.head_is_tied,
+        embedding_bytes=sum(table.num_bytes for table in units.row_tables),
+        embedding_row_bytes=sum(table.num_bytes // table.shape[0] for table in units.row_tables),
+        edge_bytes=edges[Granularity.BLOCK],
+        parts_rest_bytes=edges.get(Granularity.PART, 0) - edges[Granularity.BLOCK] if Granularity.PART in edges else 0,
+        layers_rest_bytes=edges.get(Granularity.LAYER, 0) - edges[Granularity.BLOCK] if Granularity.LAYER in edges else 0,
+        conversion_bytes=_conversion_bytes(units),
+        hidden_size=config.hidden_size if hasattr(config, "hidden_size") else 0,
+        vocab_size=getattr(config, "vocab_size", 0) or 0,
+        activation=_fit_activation(walks) if walks else _assume_activation(config, units),
+    )
+
+
+def _unit_profile(unit: UnitRecipe, block: int | None, slot_bytes: int) -> UnitProfile:
+    pieces = [piece.source for tensor in unit.tensors for piece in tensor.pieces]
+    sources = {source.name: source for c in unit.conversions for source in c.sources}
+    return UnitProfile(
+        name=unit.name,
+        block=block,
+        weight_bytes=_weight_bytes(unit),
+        slot_bytes=slot_bytes,
+        read_bytes=sum(source.num_bytes for source in (*pieces, *sources.values())),
+        num_parameters=sum(prod(tensor.shape) for tensor in unit.tensors),
+    )
+
+
+def _conversion_bytes(units: ModelUnits) -> int:
+    """What the costliest conversion holds at once: its sources, and its results before they are put in place."""
+    every = [unit for some in units.streamed.values() for unit in some] + list(units.edges.values())
+    sizes = [2 * sum(source.num_bytes for source in c.sources) for unit in every for c in unit.conversions]
+    return max(sizes, default=0)
+
+
+def _fit_activation(walks: tuple[Walk, ...]) -> ActivationProfile:
+    """Lay a parabola through the memory beside weights and cache at three lengths."""
+    x0, x1, x2 = _WALK_TOKENS
+    y0, y1, y2 = (seen.peak_bytes - seen.cache_bytes - seen.window_bytes for seen in walks)
+    slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    square = max(0.0, (slope12 - slope01) / (x2 - x0))
+    slope = max(0.0, slope12 - square * (x1 + x2))
+    grown = walks[2].cache_bytes - walks[1].cache_bytes
+    per_token = grown / (x2 - x1)
+    total = walks[2].cache_bytes + walks[2].window_bytes
+    return ActivationProfile(
+        fixed_bytes=max(0, round(y2 - slope * x2 - square * x2 * x2)),
+        bytes_per_token=slope,
+        bytes_per_token_squared=square,
+        cache_bytes_per_token=per_token,
+        window_bytes_per_token=walks[2].window_bytes / x2,
+        window_tokens=walks[2].window_tokens,
+        state_bytes=max(0, round(walks[2].cache_bytes - per_token * x2)),
+        cache_layer_share=walks[2].largest_layer_bytes / total if total else 1.0,
+    )
+
+
+def _assume_activation(config: object, units: ModelUnits) -> ActivationProfile:
+    """Estimate from widths: the residual stream eight times, the feed-forward's inner width four times, and keys and values."""
+    def number(name: str) -> int:
+        value = getattr(config, name, 0)
+        return value if isinstance(value, int) else max(value, default=0) if isinstance(value, (list, tuple)) else 0
+
+    element = dtype_bytes(units.streamed[Granularity.BLOCK][0].tensors[0].dtype)
+    hidden = number("hidden_size")
+    inner = max(number("intermediate_size"), number("ffn_dim"), number("n_inner"), 4 * hidden)
+    experts = max(1, number("num_experts_per_tok"))
+    layers = len(units.streamed[Granularity.BLOCK])
+    return ActivationProfile(
+        fixed_bytes=2 * MIB + 8 * number("vocab_size"),
+        bytes_per_token=float(element * (8 * hidden + 4 * inner * experts)),
+        cache_bytes_per_token=float(2 * hidden * element * layers),
+        cache_layer_share=1 / layers,
+    )

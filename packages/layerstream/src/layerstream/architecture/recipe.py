@@ -1,0 +1,270 @@
+"""Learn which stored bytes make which tensor of the model, on meta tensors, through transformers' own conversion mapping.
+
+Room: architecture. Knows names, shapes and dtypes; reads no weight. Nothing here is written for one architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError, TensorMissingError, UnsupportedModelError
+from ..facts import Conversion, Piece, StoredTensor, TensorRecipe
+from ..units import dtype_bytes
+from . import compat
+from .experts import direct_pieces
+
+
+class UnusedTensorWarning(UserWarning):
+    """The checkpoint holds tensors that the model has no place for; they are not used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """How every tensor of the model is made.
+
+    Attributes:
+        tensors: by name in the model; tied names have a recipe of their own with the same pieces.
+        conversions: by the name of each tensor that one makes.
+        tied: tied name -> the name whose tensor it shares.
+        self_made: names that no checkpoint provides and transformers initializes itself.
+    """
+
+    tensors: Mapping[str, TensorRecipe]
+    conversions: Mapping[str, Conversion]
+    tied: Mapping[str, str]
+    self_made: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Group:
+    """The stored tensors that make one first target, and the converter that does it (None: a plain rename)."""
+
+    sources: list[tuple[str, StoredTensor]]
+    converter: compat.WeightConverter | None
+
+
+def learn_recipe(model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> ModelRecipe:
+    """Return the recipe of every parameter and persistent buffer of `model`.
+
+    Args:
+        model: a skeleton on the meta device, untied.
+        stored: the checkpoint's tensors by name.
+        dtype: the run dtype.
+
+    Raises:
+        TensorMissingError: the model needs tensors that the checkpoint does not hold.
+        CheckpointError: a stored tensor has another shape than the model's.
+
+    Warns:
+        UnusedTensorWarning: the checkpoint holds tensors that the model does not know.
+    """
+    state = model.state_dict(keep_vars=True)
+    groups, unused = _group_by_target(model, stored, state)
+    policy = compat.dtype_policy(model, dtype)
+    dtypes = {name: policy(name) or tensor.dtype for name, tensor in state.items()}
+    tensors: dict[str, TensorRecipe] = {}
+    conversions: dict[str, Conversion] = {}
+    for first, group in groups.items():
+        if group.converter is None:
+            tensors[first] = _renamed(first, group.sources[0][1], state[first], dtypes[first])
+        else:
+            _learn_converted(model, first, group, state, dtypes[first], tensors, conversions)
+    tied = _resolve_ties(model, tensors, conversions)
+    self_made = _check_complete(model, state, tensors)
+    _warn_unused(model, unused)
+    return ModelRecipe(tensors=tensors, conversions=conversions, tied=tied, self_made=self_made)
+
+
+def _group_by_target(
+    model: PreTrainedModel, stored: Mapping[str, StoredTensor], state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, _Group], list[str]]:
+    renamings, converters = compat.weight_transforms(model)
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = model.base_model_prefix
+    groups: dict[str, _Group] = {}
+    unused = []
+    for key in sorted(stored, key=compat.natural_key):
+        renamed, pattern = compat.rename_source_key(key, renamings, converters, prefix, state)
+        if renamed not in state and key in state:
+            # The key is the model's own already; it may only lack the prefix.
+            renamed, pattern = compat.rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=state)
+        if renamed not in state:
+            unused.append(key)
+        elif pattern is None:
+            groups[renamed] = _Group([(key, stored[key])], None)
+        else:
+            group = groups.setdefault(renamed, _Group([], by_pattern[pattern]))
+            group.sources.append((pattern, stored[key]))
+    return groups, unused
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensor_recipe(name: str, tensor: torch.Tensor, dtype: torch.dtype, pieces: tuple[Piece, ...]) -> TensorRecipe:
+    text = _name(dtype)
+    return TensorRecipe(
+        name=name,
+        dtype=text,
+        shape=tuple(tensor.shape),
+        num_bytes=dtype_bytes(text, tensor.numel()),
+        pieces=pieces,
+        is_buffer=not isinstance(tensor, torch.nn.Parameter),
+    )
+
+
+def _renamed(name: str, source: StoredTensor, tensor: torch.Tensor, dtype: torch.dtype) -> TensorRecipe:
+    if source.shape != tuple(tensor.shape):
+        raise CheckpointError(
+            f"tensor {source.name!r} in {source.path} has shape {list(source.shape)}, but the model needs {list(tensor.shape)} for "
+            f"{name!r}; config.json and the weights do not belong together"
+        )
+    return _tensor_recipe(name, tensor, dtype, (Piece(source=source),))
+
+
+def _learn_converted(
+    model: PreTrainedModel,
+    first: str,
+    group: _Group,
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    tensors: dict[str, TensorRecipe],
+    conversions: dict[str, Conversion],
+) -> None:
+    convert = _converter(model, first, group, dtype)
+    made = convert({source.name: torch.empty(source.shape, dtype=dtype, device="meta") for _, source in group.sources})
+    for name, tensor in made.items():
+        if name not in state:
+            raise UnsupportedModelError(f"converting {group.sources[0][1].name!r} gives {name!r}, which the model does not have")
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(
+                f"the stored tensors {', '.join(sorted(s.name for _, s in group.sources)[:3])}… make {name!r} with shape "
+                f"{list(tensor.shape)}, but the model needs {list(state[name].shape)}; config.json and the weights do not belong together"
+            )
+    pieces = direct_pieces(group.converter, group.sources, [tuple(tensor.shape) for tensor in made.values()])
+    if pieces is not None:
+        (name,) = made
+        tensors[name] = _tensor_recipe(name, state[name], dtype, pieces)
+        return
+    conversion = Conversion(targets=tuple(made), sources=tuple(source for _, source in group.sources), convert=convert)
+    for name in made:
+        tensors[name] = _tensor_recipe(name, state[name], dtype, ())
+        conversions[name] = conversion
+
+
+def _converter(
+    model: PreTrainedModel, first: str, group: _Group, dtype: torch.dtype
+) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]:
+    """Return transformers' conversion of this group as a function from stored tensors to model tensors."""
+    config, template = model.config, group.converter
+    names = [(pattern, source.name) for pattern, source in group.sources]
+    # `Split` looks up parameter shapes in the model; by the time we convert, those on it may be views of a slot.
+    shapes = _ShapesOf(model)
+
+    def convert(given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        converter = deepcopy(template)
+        assert converter is not None
+        for pattern, name in names:
+            converter.add_tensor(first, name, pattern, lambda name=name: given[name].to(dtype))
+        made = converter.convert(first, model=shapes, config=config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    return convert
+
+
+class _ShapesOf:
+    """What a conversion may ask of the model: the shape of a parameter, as it was when the recipe was learnt."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.config = model.config
+        self._state = model.state_dict(keep_vars=True)
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        return self._state[name]
+
+    get_parameter_or_buffer = get_parameter
+
+
+def _resolve_ties(model: PreTrainedModel, tensors: dict[str, TensorRecipe], conversions: dict[str, Conversion]) -> dict[str, str]:
+    """Give every tied name that the checkpoint lacks the recipe of the tensor it shares; return who shares with whom."""
+    groups: dict[str, set[str]] = {}
+    for name, source in compat.tied_names(model).items():
+        groups.setdefault(source, {source}).add(name)
+    tied: dict[str, str] = {}
+    for source, names in groups.items():
+        # A separate tensor despite the flag stays separate: if the two are equal, so is every result.
+        present = [name for name in (source, *sorted(names - {source})) if name in tensors]
+        if not present:
+            continue
+        for name in names - set(present):
+            tensors[name] = replace(tensors[present[0]], name=name)
+            tied[name] = present[0]
+            if present[0] in conversions:
+                conversions[name] = _renamed_conversion(conversions[present[0]], present[0], name)
+    return tied
+
+
+def _renamed_conversion(conversion: Conversion, old: str, new: str) -> Conversion:
+    def convert(given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {new if name == old else name: value for name, value in conversion.convert(given).items()}
+
+    return replace(conversion, targets=tuple(new if t == old else t for t in conversion.targets), convert=convert)
+
+
+def _check_complete(model: PreTrainedModel, state: Mapping[str, torch.Tensor], tensors: Mapping[str, TensorRecipe]) -> frozenset[str]:
+    lacking = {name for name, tensor in state.items() if name not in tensors and isinstance(tensor, torch.Tensor)}
+    may_lack, _ = compat.ignored_patterns(model)
+    missing = sorted(name for name in lacking if not _matches(may_lack, name))
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise TensorMissingError(
+            f"the checkpoint lacks {len(missing)} of the {len(state)} tensors that the model needs: {shown}; it is incomplete, or its "
+            "config.json belongs to another model",
+            names=tuple(missing),
+        )
+    return frozenset(lacking)
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _warn_unused(model: PreTrainedModel, unused: list[str]) -> None:
+    _, may_be_extra = compat.ignored_patterns(model)
+    extra = [name for name in unused if not _matches(may_be_extra, name)]
+    if extra:
+        shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
+        warnings.warn(
+            f"the checkpoint holds {len(extra)} tensors that this model has no place for; they are not used: {shown}",
+            UnusedTensorWarning,
+            stacklevel=4,
+        )
+
+
+def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
+    """Return the recipe of a model without a checkpoint: every tensor stored once, as it is used, one after another in one file.
+
+    For planning from a config alone; nothing can be read by it.
+    """
+    policy = compat.dtype_policy(model, dtype)
+    tensors: dict[str, TensorRecipe] = {}
+    tied = compat.tied_names(model)
+    offset = 0
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in tied or not isinstance(tensor, torch.Tensor):
+            continue
+        text = _name(policy(name) or tensor.dtype)
+        size = dtype_bytes(text, tensor.numel())
+        source = StoredTensor(name=name, dtype=text, shape=tuple(tensor.shape), path="", offset=offset, num_bytes=size)
+        tensors[name] = _tensor_recipe(name, tensor, policy(name) or tensor.dtype, (Piece(source=source),))
+        offset += size
+    shared = _resolve_ties(model, tensors, {})
+    return ModelRecipe(tensors=tensors, conversions={}, tied=shared, self_made=frozenset())

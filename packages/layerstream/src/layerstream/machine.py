@@ -1,0 +1,205 @@
+"""Measure this machine: memory that is free for us, disk, copies, memory and arithmetic.
+
+Room: machine. Knows hardware and nothing of models. Memory is asked for each time; rates are measured by `probe_machine` and kept in
+the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+import torch
+
+from .checkpoint.buffers import AlignedBuffer
+from .checkpoint.reader import DiskReader, ReadRequest
+from .errors import PlanError
+from .facts import Machine
+from .units import MIB
+
+_RATES = ("disk_bytes_per_s", "copy_bytes_per_s", "memory_bytes_per_s", "flops_per_s")
+_ACCELERATOR_RUNTIME_BYTES = 640 * MIB
+"""What a CUDA context, its libraries' workspaces and the allocator's rounding take; an allowance, not a measurement."""
+
+_PROBE_BYTES = 256 * MIB
+
+
+def settle_device(wish: str) -> torch.device:
+    """Return the torch device that `wish` names; `"auto"` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        PlanError: no such device here.
+    """
+    if wish == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found if found is not None else torch.device("cpu")
+    try:
+        device = torch.device(wish)
+    except RuntimeError as error:
+        raise PlanError(f"device {wish!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ...") from error
+    if device.type != "cpu" and not torch.get_device_module(device).is_available():
+        raise PlanError(f"device {wish!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'")
+    return device
+
+
+def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine:
+    """Return this machine with the memory that is free now and the rates of the last probe (or assumed ones)."""
+    host_bytes = free_host_bytes()
+    machine = Machine(device=str(device), device_memory_bytes=host_bytes, host_memory_bytes=host_bytes, measured=False)
+    if device.type != "cpu":
+        machine = replace(
+            machine,
+            device_memory_bytes=_free_device_bytes(device),
+            runtime_bytes=_ACCELERATOR_RUNTIME_BYTES,
+            memory_bytes_per_s=300e9,
+            flops_per_s=3e13,
+        )
+    kept = _read_rates().get(_rate_key(device, dtype))
+    return machine if kept is None else replace(machine, **{name: kept[name] for name in _RATES}, measured=True)
+
+
+def free_host_bytes() -> int:
+    """Return the host memory that can be taken now: what the system has available, or less where a control group bounds it."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        bound, taken = _read_int(limit), _read_int(used)
+        if bound is not None and taken is not None:
+            free = min(free, max(bound - taken, 0))
+    return free
+
+
+def _read_int(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _free_device_bytes(device: torch.device) -> int:
+    module = torch.get_device_module(device)
+    if hasattr(module, "mem_get_info"):
+        return int(module.mem_get_info(device)[0])
+    if hasattr(module, "recommended_max_memory"):  # MPS shares host memory
+        return int(module.recommended_max_memory())
+    return free_host_bytes()
+
+
+def _rates_file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "layerstream" / "machine.json"
+
+
+def _rate_key(device: torch.device, dtype: str) -> str:
+    return f"{device.type}/{dtype}"
+
+
+def _read_rates() -> dict[str, Any]:
+    try:
+        kept = json.loads(_rates_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def probe_machine(path: Path | None = None, device: str = "auto", *, dtype: str = "float16", keep: bool = True) -> Machine:
+    """Measure disk, copies, device memory and matrix products, in a few seconds.
+
+    Args:
+        path: a directory on the disk to measure (256 MiB are written there and removed), or a file of at least 64 MiB to read;
+            by default the user's cache directory.
+        device: torch device string.
+        dtype: the dtype of the matrix products.
+        keep: keep the rates in the user's cache, where later plans find them.
+
+    Raises:
+        PlanError: unknown device, or nothing can be written or read at `path`.
+    """
+    chosen = settle_device(device)
+    machine = replace(
+        describe_machine(chosen, dtype=dtype),
+        disk_bytes_per_s=_measure_disk(path or _rates_file().parent),
+        copy_bytes_per_s=_measure_copy(chosen),
+        memory_bytes_per_s=_measure_products(chosen, dtype, tokens=1)[0],
+        flops_per_s=_measure_products(chosen, dtype, tokens=256)[1],
+        measured=True,
+    )
+    if keep:
+        rates = {name: value for name, value in asdict(machine).items() if name in _RATES}
+        file = _rates_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**_read_rates(), _rate_key(chosen, dtype): rates}, indent=1))
+    return machine
+
+
+def _measure_disk(path: Path) -> float:
+    try:
+        if path.is_file():
+            return _read_rate(path, min(path.stat().st_size, 4 * _PROBE_BYTES))
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix="layerstream-probe-") as file:
+            block = os.urandom(4 * MIB)
+            for _ in range(_PROBE_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            _drop_cache(file.fileno())
+            return _read_rate(Path(file.name), _PROBE_BYTES)
+    except OSError as error:
+        raise PlanError(f"the disk at {path} cannot be measured: {error}; name a directory that can be written to") from error
+
+
+def _drop_cache(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_rate(path: Path, num_bytes: int) -> float:
+    buffer = AlignedBuffer(num_bytes)
+    request = ReadRequest(path=str(path), offset=0, num_bytes=num_bytes, target=buffer.view(0, num_bytes), address=buffer.address)
+    with DiskReader() as reader:
+        start_s = perf_counter()
+        reader.submit([request]).wait()
+        taken_s = perf_counter() - start_s
+    del request
+    buffer.close()
+    return num_bytes / taken_s
+
+
+def _measure_copy(device: torch.device) -> float:
+    pinned = device.type != "cpu"
+    source = torch.ones(_PROBE_BYTES // 4, dtype=torch.uint8, pin_memory=pinned)
+    target = torch.empty_like(source, device=device)
+    seconds = _timed(lambda: target.copy_(source, non_blocking=True), device)
+    return source.numel() / seconds
+
+
+def _measure_products(device: torch.device, dtype: str, tokens: int) -> tuple[float, float]:
+    """Return (weight bytes per second, operations per second) of one linear layer with `tokens` rows."""
+    kind: torch.dtype = getattr(torch, dtype)
+    width = 2048 if device.type == "cpu" else 8192
+    weight = torch.ones(4 * width, width, dtype=kind, device=device)
+    rows = torch.ones(tokens, width, dtype=kind, device=device)
+    seconds = _timed(lambda: torch.nn.functional.linear(rows, weight), device)
+    return weight.numel() * weight.element_size() / seconds, 2 * weight.numel() * tokens / seconds
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    module = torch.get_device_module(device)
+    best = float("inf")
+    for _ in range(4):
+        start_s = perf_counter()
+        work()
+        module.synchronize()
+        best = min(best, perf_counter() - start_s)
+    return best

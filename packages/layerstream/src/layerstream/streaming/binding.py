@@ -1,0 +1,186 @@
+"""Put a unit's tensors into its modules before they run, and take them out again afterwards.
+
+Room: streaming. Knows modules as dictionaries of parameters and buffers; hooks are the only way in, no class is replaced and no
+forward is copied. What is put in is a view of the slot: nothing is copied and, after the first time, nothing is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..facts import TensorRecipe
+from ..timeline import Activity, Span, Timeline
+from .stream import Lease, WeightStream
+
+Place = tuple[dict[str, Any], str]
+"""A module's dictionary of parameters or buffers, and a name in it."""
+
+
+def places_of(model: nn.Module, tensor: TensorRecipe, name: str | None = None) -> Place:
+    """Return where `tensor` (or another `name` for it) sits in the model."""
+    path, _, attribute = (name or tensor.name).rpartition(".")
+    module = model.get_submodule(path)
+    return (module._buffers if attribute in module._buffers else module._parameters), attribute
+
+
+def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
+    """Return `view` as `from_pretrained` would have installed it.
+
+    The flag `requires_grad` of a weight picks ATen's matmul path, even under no_grad: it must be as in the resident model.
+    """
+    if is_buffer:
+        return view
+    return nn.Parameter(view, requires_grad=view.is_floating_point() or view.is_complex())
+
+
+class UnitBinding:
+    """The places of one unit's tensors, and what stands there while the unit is away."""
+
+    def __init__(self, model: nn.Module, tensors: Sequence[TensorRecipe]) -> None:
+        """Remember the places and the meta tensors in them."""
+        self._tensors = tuple(tensors)
+        self._places = [places_of(model, tensor) for tensor in tensors]
+        self._empty = [place[name] for place, name in self._places]
+        self._made: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    def install(self, key: tuple[int, int], views: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Put the tensors in; `views` is asked once for each memory that the unit is ever in."""
+        made = self._made.get(key)
+        if made is None:
+            given = views()
+            made = [as_installed(given[tensor.name], is_buffer=tensor.is_buffer) for tensor in self._tensors]
+            self._made[key] = made
+        for (place, name), value in zip(self._places, made, strict=True):
+            place[name] = value
+
+    def release(self) -> None:
+        """Put the meta tensors back."""
+        for (place, name), value in zip(self._places, self._empty, strict=True):
+            place[name] = value
+
+    def forget(self) -> None:
+        """Drop every view, so that the memory behind them can go."""
+        self.release()
+        self._made.clear()
+
+
+@dataclass(slots=True)
+class StreamedModule:
+    """One streamed unit with the module whose forward needs it.
+
+    Attributes:
+        index: the unit's index in the stream.
+        module: the module.
+        binding: where its tensors go.
+    """
+
+    index: int
+    module: nn.Module
+    binding: UnitBinding
+
+
+class StreamHooks:
+    """The hooks that bring a unit before its module's forward and let it go afterwards, also when it raised."""
+
+    def __init__(self, stream: WeightStream, timeline: Timeline) -> None:
+        """Serve modules from `stream`."""
+        self._stream = stream
+        self._timeline = timeline
+        self._handles: list[Any] = []
+        self._bindings: list[UnitBinding] = []
+        self._open: dict[int, tuple[Lease, UnitBinding, float]] = {}
+
+    def attach(self, streamed: Iterable[StreamedModule]) -> None:
+        """Put the hooks on."""
+        for one in streamed:
+            self._bindings.append(one.binding)
+            before, after = self._before(one), self._after(one)
+            self._handles.append(one.module.register_forward_pre_hook(before, prepend=True))
+            self._handles.append(one.module.register_forward_hook(after, always_call=True))
+
+    def enter(self, index: int, binding: UnitBinding) -> None:
+        """Bring unit `index` into `binding`, waiting for it."""
+        lease = self._stream.acquire(index)
+        binding.install(lease.key, lambda: self._stream.views(lease))
+        self._open[index] = (lease, binding, perf_counter())
+
+    def leave(self, index: int) -> None:
+        """Let unit `index` go, if it is here."""
+        entry = self._open.pop(index, None)
+        if entry is None:
+            return
+        lease, binding, start_s = entry
+        binding.release()
+        unit = self._stream.units[index]
+        span = Span(
+            activity=Activity.COMPUTE,
+            unit=unit.name,
+            unit_index=unit.position,
+            sweep=lease.sweep,
+            start_s=start_s,
+            end_s=perf_counter(),
+        )
+        self._stream.give_back(lease)
+        self._timeline.record(span)
+
+    def leave_all(self) -> None:
+        """Let go what an interrupted forward left behind."""
+        for index in tuple(self._open):
+            self.leave(index)
+        self._stream.give_back_all()
+
+    def detach(self) -> None:
+        """Take every hook off and every view out of the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._open.clear()
+        for binding in self._bindings:
+            binding.forget()
+        self._bindings.clear()
+
+    def slice_linear(self, module: nn.Linear, slices: Sequence[tuple[int, UnitBinding]]) -> None:
+        """Let a linear layer visit its rows slice by slice: its own forward runs on each, and the results are joined.
+
+        Only this instance's `forward` is set; `detach` takes it off again.
+        """
+        plain = module.forward
+
+        def forward(given: torch.Tensor) -> torch.Tensor:
+            results = []
+            for index, binding in slices:
+                self.enter(index, binding)
+                try:
+                    results.append(plain(given))
+                finally:
+                    self.leave(index)
+            return torch.cat(results, dim=-1)
+
+        self._bindings += [binding for _, binding in slices]
+        module.forward = forward  # type: ignore[method-assign]
+        self._handles.append(_Undo(lambda: module.__dict__.pop("forward", None)))
+
+    def _before(self, one: StreamedModule) -> Callable[..., None]:
+        def before(*_: Any) -> None:
+            self.enter(one.index, one.binding)
+
+        return before
+
+    def _after(self, one: StreamedModule) -> Callable[..., None]:
+        def after(*_: Any) -> None:
+            self.leave(one.index)
+
+        return after
+
+
+@dataclass(slots=True)
+class _Undo:
+    """A handle like those of torch's hooks."""
+
+    remove: Callable[[], object]
