@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+HEAD_SLICE_ROWS = 64
+"""Slices of a head are multiples of this many vocabulary rows, so that the kernels' blocking is the same as in the whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """Where one tensor of a checkpoint lies on disk.
@@ -167,6 +171,7 @@ class ModelProfile:
         parts_rest_bytes: what stays on the device beside it when parts are the units (small tensors outside every part).
         layers_rest_bytes: the same when single layers are the units.
         conversion_bytes: host memory in which layouts are converted that are more than placing tensors side by side.
+        read_buffer_bytes: host memory of the reader threads: large where bytes are cast or moved on their way, else a few pages.
         hidden_size: width of the residual stream.
         vocab_size: tokens in the vocabulary.
         activation: memory beside the weights.
@@ -188,6 +193,7 @@ class ModelProfile:
     parts_rest_bytes: int = 0
     layers_rest_bytes: int = 0
     conversion_bytes: int = 0
+    read_buffer_bytes: int = 32 * 1024**2
     hidden_size: int = 0
     vocab_size: int = 0
     activation: ActivationProfile

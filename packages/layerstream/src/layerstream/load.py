@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,7 @@ from .planning.placement import plan_placement
 from .streaming.binding import StreamedModule, StreamHooks, UnitBinding, as_installed, places_of
 from .streaming.buffers import HostBuffer
 from .streaming.lanes import Lane
+from .streaming.layout import PAGE
 from .streaming.rows import RowTable, attach_rows
 from .streaming.runtime import DeviceRuntime, TorchRuntime
 from .streaming.sources import UnitSource
@@ -170,7 +172,7 @@ def load(
     """
     baseline_bytes = psutil.Process().memory_info().rss
     runtime = runtime or TorchRuntime(settle_device(device))
-    machine = describe_machine(runtime.device)
+    machine = replace(describe_machine(runtime.device), device=runtime.name)
     opened = open_model(
         model,
         dtype=dtype,
@@ -198,7 +200,7 @@ class _Builder:
         on_failure.callback(self.reader.close)
         self.recipes = {unit.name: unit for unit in opened.units.streamed[decided.granularity]}
         self.lane = Lane(runtime=runtime)
-        self.held: list[torch.Tensor] = []
+        self.host_tables: dict[str, HostBuffer] = {}
 
     def build(self, baseline_bytes: int) -> StreamedModel:
         """Make everything, the stream last, so that nothing runs before all is in place."""
@@ -301,7 +303,8 @@ class _Builder:
 
     def _host_table(self, tensor: TensorRecipe) -> torch.Tensor:
         source = UnitSource(UnitRecipe(name=tensor.name, tensors=(tensor,)))
-        return source.host_views(self._read(source).bytes)[tensor.name]
+        self.host_tables[tensor.name] = self._read(source, pinned=self.runtime.pins_host_memory)
+        return source.host_views(self.host_tables[tensor.name].bytes)[tensor.name]
 
     # -- what moves --------------------------------------------------------------------------------------------------
 
@@ -332,8 +335,25 @@ class _Builder:
     def _streamed_unit(self, recipe: UnitRecipe, position: int) -> StreamedUnit:
         placement = next(p for p in self.plan.units if recipe.name == p.name or recipe.name.startswith(f"{p.name}["))
         source = UnitSource(recipe)
-        pinned = self._read(source, pinned=not self.runtime.is_host) if placement.residency is Residency.HOST else None
+        pinned = None
+        if placement.residency is Residency.HOST:
+            pinned = self._part_of_host_table(source) or self._read(source, pinned=self.runtime.pins_host_memory)
         return StreamedUnit(name=recipe.name, position=self.plan.units.index(placement), source=source, pinned=pinned)
+
+    def _part_of_host_table(self, source: UnitSource) -> HostBuffer | None:
+        """Return where a tied head, or a slice of one, lies in its embedding's table, when that is in host memory."""
+        wanted = source.unit.tensors[0].pieces[0].source if source.unit.tensors[0].pieces else None
+        for table in self.opened.units.row_tables:
+            whole, buffer = table.pieces[0].source, self.host_tables.get(table.name)
+            same = wanted is not None and wanted.path == whole.path and wanted.dtype == table.dtype == whole.dtype
+            if buffer is None or wanted is None or not same or len(source.unit.tensors) > 1:
+                continue
+            start = wanted.offset - whole.offset
+            if 0 <= start and wanted.offset + wanted.num_bytes <= whole.offset + whole.num_bytes:
+                # Both lie congruent to the file, so the slice's page starts on one of the table's.
+                page = start + whole.offset % PAGE - wanted.offset % PAGE
+                return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])
+        return None
 
     def _attach(self, hooks: StreamHooks, recipes: list[UnitRecipe]) -> None:
         whole = [(i, r) for i, r in enumerate(recipes) if "[" not in r.name]

@@ -149,8 +149,8 @@ class ProgressLine:
         return max(0.0, this_sweep_s - (now_s - self._sweep_starts[-1])) + (tokens_left - 1) * sweep_s
 
 
-def format_progress(state: ProgressState) -> str:
-    """Return `state` as one line: bar, sweep, unit, rate, tokens and the time that is left."""
+def format_progress(state: ProgressState, noun: str = "block") -> str:
+    """Return `state` as one line: bar, sweep, unit (called `noun`), rate, tokens and the time that is left."""
     if state.sweep is None:
         return "waiting for the first weights"
     done = state.unit_index + 1
@@ -158,11 +158,11 @@ def format_progress(state: ProgressState) -> str:
     name = "prompt" if state.sweep == 0 else f"sweep {state.sweep}"
     parts = [
         f"{'━' * filled}{'╌' * (_BAR_CELLS - filled)} {name}",
-        f"block {done}/{state.num_units}",
+        f"{noun} {done}/{state.num_units}",
         f"{state.tokens}/{state.max_new_tokens} tokens",
     ]
     if state.bytes_per_s > 0:
         parts.insert(2, format_rate(state.bytes_per_s))
     if state.eta_s is not None:
-        parts.append(f"at most {format_seconds(state.eta_s)} left" if state.eta_s >= 1 else "nearly there")
+        parts.append(f"about {format_seconds(state.eta_s)} left" if state.eta_s >= 1 else "nearly there")
     return " · ".join(parts)

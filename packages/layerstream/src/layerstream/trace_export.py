@@ -23,6 +23,7 @@ _MEANING = {
     Activity.WAIT: "the computation waits for weights",
     Activity.COMPUTE: "inside a block",
 }
+_LEAST_PX = 0.4
 _LEFT, _RIGHT, _TOP, _ROW, _GAP, _AXIS = 92, 18, 30, 22, 12, 34
 
 _STYLE = """
@@ -36,7 +37,7 @@ _STYLE = """
 .gantt .grid{stroke:var(--grid);stroke-width:1}
 .gantt .sweep{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
 .gantt .read{fill:var(--read)}.gantt .copy{fill:var(--copy)}.gantt .compute{fill:var(--compute)}
-.gantt .wait{fill:url(#hatch);stroke:var(--wait);stroke-width:.6}
+.gantt .wait{fill:url(#hatch);stroke:var(--wait);stroke-width:.6}.gantt .thin{fill:var(--wait);stroke:none}
 .gantt .hatch{stroke:var(--wait);stroke-width:2.2}
 .gantt .odd{opacity:.72}
 .gantt rect.span:hover{opacity:1;stroke:var(--ink);stroke-width:1.4}
@@ -44,7 +45,7 @@ _STYLE = """
 
 _PAGE_STYLE = """
 body{margin:0;padding:24px 28px;font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;background:#fff;color:#1b1f24}
-h1{font-size:20px;margin:0 0 2px}p{margin:0 0 18px;color:#5b6470;max-width:75ch}
+h1{font-size:20px;margin:0 0 2px}p{margin:0 0 18px;color:#5b6470;max-width:110ch}
 .scroll{overflow-x:auto;border:1px solid #d9dee4;border-radius:8px;padding:8px 0}
 table{border-collapse:collapse;margin:20px 0;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:4px 16px 4px 0;border-bottom:1px solid #d9dee4}
@@ -242,8 +243,10 @@ def _draw_lane(lane: _Lane, top: int, scale: _Scale) -> list[str]:
         y = top + index * _ROW
         lines.append(f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>')
         for span in row:
-            width = max(0.7, span.duration_s * scale.px_per_s)
+            width = max(_LEAST_PX, span.duration_s * scale.px_per_s)
             shade = " odd" if span.unit_index % 2 else ""
+            # a border would show a wait of nothing as a bar
+            shade += " thin" if span.activity is Activity.WAIT and width < 2 else ""
             lines.append(
                 f'<rect class="span {name}{shade}" x="{scale.x(span.start_s):.2f}" y="{y + 1}" width="{width:.2f}" '
                 f'height="{_ROW - 2}" rx="1.5"><title>{escape(_hover(span))}</title></rect>'

@@ -12,15 +12,16 @@ from math import prod
 from transformers import PreTrainedModel
 
 from ..decisions import Granularity
-from ..facts import ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
-from ..units import MIB, dtype_bytes
+from ..facts import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
+from ..units import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
 from .recipe import ModelRecipe
 from .walk import Walk, walk
 
 _WALK_TOKENS = (64, 128, 256)
-_HEAD_SLICE_ROWS = 64
-"""Slices of the head are multiples of this many rows, so that the kernels' blocking is the same as in the whole."""
+_READER_THREADS = 4
+_READ_ASIDE_BYTES = 8 * MIB
+"""Of each reader thread, when what it reads is cast or put elsewhere; else it only needs the pages at the edges of a read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class ModelUnits:
         """Return the head's unit cut into `count` vocabulary slices (fewer when the rows run out); one is the whole head."""
         if self.head is None or count == 1:
             return () if self.head is None else (self.head,)
-        rows = -(-self.head_rows // count // _HEAD_SLICE_ROWS) * _HEAD_SLICE_ROWS
+        rows = -(-self.head_rows // count // HEAD_SLICE_ROWS) * HEAD_SLICE_ROWS
         starts = range(0, self.head_rows, rows)
         return tuple(_slice_rows(self.head, start, min(rows, self.head_rows - start)) for start in starts)
 
@@ -251,6 +252,7 @@ def describe_model(
         parts_rest_bytes=edges.get(Granularity.PART, 0) - edges[Granularity.BLOCK] if Granularity.PART in edges else 0,
         layers_rest_bytes=edges.get(Granularity.LAYER, 0) - edges[Granularity.BLOCK] if Granularity.LAYER in edges else 0,
         conversion_bytes=_conversion_bytes(units),
+        read_buffer_bytes=_READER_THREADS * (_READ_ASIDE_BYTES if _reads_aside(units) else 64 * KIB),
         hidden_size=config.hidden_size if hasattr(config, "hidden_size") else 0,
         vocab_size=getattr(config, "vocab_size", 0) or 0,
         activation=_fit_activation(walks) if walks else _assume_activation(config, units),
@@ -268,6 +270,13 @@ def _unit_profile(unit: UnitRecipe, block: int | None, slot_bytes: int) -> UnitP
         read_bytes=sum(source.num_bytes for source in (*pieces, *sources.values())),
         num_parameters=sum(prod(tensor.shape) for tensor in unit.tensors),
     )
+
+
+def _reads_aside(units: ModelUnits) -> bool:
+    """Whether anything is not stored as it is used, so that its bytes pass through the reader threads' own memory."""
+    every = [unit for some in units.streamed.values() for unit in some] + list(units.edges.values())
+    tensors = [tensor for unit in every for tensor in unit.tensors] + list(units.row_tables)
+    return any(len(t.pieces) != 1 or t.pieces[0].source.dtype != t.dtype for t in tensors)
 
 
 def _conversion_bytes(units: ModelUnits) -> int:

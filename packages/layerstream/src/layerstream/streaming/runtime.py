@@ -12,10 +12,19 @@ import torch
 
 
 class DeviceRuntime(Protocol):
-    """Streams, events and copies of one device. Streams and events are opaque."""
+    """Streams, events and copies of one device. Streams and events are opaque.
+
+    Attributes:
+        device: where tensors are.
+        name: what planning calls the device.
+        is_host: device memory is host memory; nothing is copied.
+        pins_host_memory: copies are fast and asynchronous from pinned memory only.
+    """
 
     device: torch.device
+    name: str
     is_host: bool
+    pins_host_memory: bool
 
     def copy_stream(self) -> Any:
         """Return a new stream for copies."""
@@ -45,7 +54,9 @@ class TorchRuntime:
     def __init__(self, device: torch.device) -> None:
         """Take the module that torch registers for the device's type."""
         self.device = device
+        self.name = str(device)
         self.is_host = device.type == "cpu"
+        self.pins_host_memory = device.type not in ("cpu", "mps")
         self._module: Any = torch.get_device_module(device)
 
     def copy_stream(self) -> Any:

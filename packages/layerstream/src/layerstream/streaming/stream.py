@@ -125,7 +125,7 @@ class WeightStream:
         self._lane, self._reader, self._timeline = lane, reader, timeline
         self._is_host = lane.runtime.is_host
         self._buffers = deque(
-            _Buffer(HostBuffer.allocate(buffer_bytes, pinned=not self._is_host), index) for index in range(num_buffers)
+            _Buffer(HostBuffer.allocate(buffer_bytes, pinned=lane.runtime.pins_host_memory), index) for index in range(num_buffers)
         )
         self._free_slots: deque[Slot] = deque(lane.slots)
         self._depth = num_buffers + len(lane.slots)

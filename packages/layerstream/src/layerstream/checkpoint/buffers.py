@@ -1,0 +1,122 @@
+"""Memory to read into: page-aligned, huge-paged, faulted in once and used again.
+
+Room: bytes. It knows anonymous mappings. It deliberately does not know what is read into them. Python's own
+`mmap.mmap(-1, n)` would be shared memory in 4 KiB pages, which costs half of the disk's speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+
+from ..errors import StreamError
+from ..units import KIB, MIB, align_up, format_bytes
+
+HUGE_PAGE_BYTES = 2 * MIB
+
+# Linux 5.14; Python has no name for it.
+_MADV_POPULATE_WRITE = 23
+_PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+
+
+class AlignedBuffer:
+    """Private host memory that starts on a page, is faulted in and never moves.
+
+    Sizes of 2 MiB and more are rounded up to whole huge pages. `close()` gives up this object's hold; the memory goes back to
+    the system when the last view of it (a memoryview, a torch tensor made of `buffer`) is gone, so no view ever dangles.
+
+    Attributes:
+        num_bytes: the size asked for.
+        allocated_bytes: the size taken.
+        address: the first byte's address; a multiple of the page size.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        """Map and fault in `num_bytes`, at least 1.
+
+        Raises:
+            StreamError: when the system refuses that much memory.
+        """
+        assert num_bytes > 0, num_bytes
+        self.num_bytes = num_bytes
+        unit = HUGE_PAGE_BYTES if num_bytes >= HUGE_PAGE_BYTES else mmap.PAGESIZE
+        self.allocated_bytes = align_up(num_bytes, unit)
+        try:
+            memory = mmap.mmap(-1, self.allocated_bytes, flags=_PRIVATE_ANONYMOUS)
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            _fault_in(memory, self.address, self.allocated_bytes)
+        except (OSError, MemoryError) as error:
+            raise StreamError(
+                f"a buffer of {format_bytes(self.allocated_bytes)} was refused ({error}); lower the budget or free some memory"
+            ) from error
+        self._view: memoryview | None = memoryview(memory)[:num_bytes]
+
+    @property
+    def buffer(self) -> memoryview:
+        """The whole buffer, writable: for `torch.frombuffer`, which keeps it alive."""
+        assert self._view is not None, "the buffer is closed"
+        return self._view
+
+    def view(self, start: int, num_bytes: int) -> memoryview:
+        """Return the writable bytes from `start` on; no copy."""
+        assert 0 <= start <= start + num_bytes <= self.num_bytes, (start, num_bytes, self.num_bytes)
+        return self.buffer[start : start + num_bytes]
+
+    def close(self) -> None:
+        """Let go of the memory; what views of it remain keep it alive. May be called more than once."""
+        # Not mmap.close(): torch.frombuffer holds a reference but no export, so unmapping would succeed under live tensors.
+        self._view = None
+
+
+class BounceBuffer:
+    """One reader thread's buffers for bytes that cannot be read in place, each made when first needed and used again.
+
+    Edges take a page or two; the memory for whole chunks is not spent until a chunk has to pass through it.
+    """
+
+    _EDGE_BYTES = 16 * KIB
+
+    def __init__(self, chunk_bytes: int) -> None:
+        """Take nothing yet; serve up to `chunk_bytes` later."""
+        self._chunk_bytes = chunk_bytes
+        self._edge: AlignedBuffer | None = None
+        self._chunk: AlignedBuffer | None = None
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The memory taken so far."""
+        return sum(buffer.allocated_bytes for buffer in (self._edge, self._chunk) if buffer is not None)
+
+    def at_least(self, num_bytes: int) -> AlignedBuffer:
+        """Return a buffer of at least `num_bytes`, which may hold what the last call put there.
+
+        Raises:
+            StreamError: when the system refuses the memory.
+        """
+        assert num_bytes <= self._chunk_bytes, (num_bytes, self._chunk_bytes)
+        if num_bytes <= self._EDGE_BYTES:
+            self._edge = self._edge or AlignedBuffer(self._EDGE_BYTES)
+            return self._edge
+        self._chunk = self._chunk or AlignedBuffer(self._chunk_bytes)
+        return self._chunk
+
+
+def _fault_in(memory: mmap.mmap, address: int, num_bytes: int) -> None:
+    if num_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        _advise(memory, mmap.MADV_HUGEPAGE)
+    if not _advise(memory, _MADV_POPULATE_WRITE):
+        ctypes.memset(address, 0, num_bytes)
+
+
+def _advise(memory: mmap.mmap, advice: int) -> bool:
+    """Return whether the kernel knows the advice."""
+    if not hasattr(memory, "madvise"):
+        return False
+    try:
+        memory.madvise(advice)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""Where each tensor of a safetensors file lies.
+
+Room: bytes. It knows the safetensors header and reads it as hostile input: the safetensors library validates it (length, JSON,
+overlaps, holes), and the offsets, which the library does not give, are read from the JSON and checked once more. It deliberately
+knows nothing of what a tensor means and reads no weight.
+
+Source: the format's description at https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError, CheckpointNotFoundError, ShardCorruptError, UnsupportedFormatError
+from ..facts import StoredTensor
+from ..units import DTYPE_BITS
+
+TORCH_DTYPES: dict[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+"""torch's dtype names by those of the safetensors format."""
+
+_LENGTH_BYTES = 8
+# The library's own limit; checked before the header is read, for a lying length must not make us allocate.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def read_header(path: Path) -> tuple[StoredTensor, ...]:
+    """Return where every tensor of a safetensors file lies, in file order; no weight is read.
+
+    Args:
+        path: the file; it becomes each tensor's `path` as given, links unresolved.
+
+    Raises:
+        CheckpointNotFoundError: when there is no such file.
+        CheckpointError: when the file cannot be opened.
+        ShardCorruptError: when it is truncated, too long, or its header lies; with `path`.
+        UnsupportedFormatError: when a tensor has a dtype that torch has no whole-byte name for.
+    """
+    header, data_start = load_header(path)
+    return header_entries(header, data_start, str(path))
+
+
+def load_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the validated JSON header of a safetensors file and the byte at which its data starts.
+
+    Raises:
+        CheckpointNotFoundError: when there is no such file.
+        CheckpointError: when the file cannot be opened.
+        ShardCorruptError: when it is truncated, too long, or its header lies; with `path`.
+    """
+    try:
+        raw, file_bytes = _read_raw_header(path)
+        # Opening validates and maps the file; no weight is touched.
+        with safe_open(str(path), framework="np"):
+            pass
+    except SafetensorError as error:
+        raise _corrupt(path, _diagnosis(raw, file_bytes, str(error))) from error
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"{path} does not exist; download the checkpoint again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error}") from error
+    return _parse(raw, path), _LENGTH_BYTES + len(raw)
+
+
+def header_entries(header: Mapping[str, Any], data_start: int, path: str) -> tuple[StoredTensor, ...]:
+    """Return the tensors that a parsed header describes, in file order.
+
+    Args:
+        header: the header: for each tensor `dtype`, `shape` and `data_offsets`; `__metadata__` is passed over.
+        data_start: the byte of the file at which the data starts.
+        path: the file, for the entries and the errors.
+
+    Raises:
+        ShardCorruptError: when an entry is malformed, or its shape and its offsets disagree; with `path`.
+        UnsupportedFormatError: when a dtype is unknown.
+    """
+    entries = (_entry(name, entry, data_start, path) for name, entry in header.items() if name != "__metadata__")
+    return tuple(sorted(entries, key=lambda tensor: (tensor.offset, tensor.name)))
+
+
+def _read_raw_header(path: Path) -> tuple[bytes, int]:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        # A pipe would be opened for ever.
+        raise CheckpointError(f"{path} is not a regular file; a checkpoint is made of plain safetensors files")
+    file_bytes = status.st_size
+    with path.open("rb") as file:
+        length = file.read(_LENGTH_BYTES)
+        header_bytes = int.from_bytes(length, "little")
+        if len(length) < _LENGTH_BYTES:
+            raise _corrupt(path, f"it has {file_bytes} bytes where a header alone takes at least {_LENGTH_BYTES}")
+        if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+            raise _corrupt(path, f"its header claims {header_bytes} bytes where the file has {file_bytes} in all")
+        return file.read(header_bytes), file_bytes
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique_names)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"its header cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise _corrupt(path, "its header is no JSON object")
+    return header
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    # JSON keeps the last of two equal names in silence; a file that hides a tensor so is not to be trusted.
+    if len(names) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return names
+
+
+def _entry(name: str, entry: Any, data_start: int, path: str) -> StoredTensor:
+    try:
+        stored_dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        well_formed = all(type(number) is int and number >= 0 for number in numbers) and begin <= end
+    except (TypeError, KeyError, ValueError) as error:
+        raise _corrupt(path, f"the header's entry of tensor {name!r} is malformed ({error!r})") from error
+    if not well_formed:
+        raise _corrupt(path, f"tensor {name!r} has shape {list(shape)} and data offsets {[begin, end]}, which make no sense")
+    dtype = TORCH_DTYPES.get(stored_dtype) if isinstance(stored_dtype, str) else None
+    if dtype is None:
+        raise UnsupportedFormatError(
+            f"tensor {name!r} in {path} has dtype {stored_dtype}, which cannot be streamed; use a checkpoint in one of "
+            f"{', '.join(TORCH_DTYPES)}"
+        )
+    expected_bytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+    if end - begin != expected_bytes:
+        raise _corrupt(
+            path, f"tensor {name!r} of shape {list(shape)} in {dtype} takes {expected_bytes} bytes, its offsets span {end - begin}"
+        )
+    return StoredTensor(name=name, dtype=dtype, shape=shape, path=path, offset=data_start + begin, num_bytes=expected_bytes)
+
+
+def _diagnosis(raw: bytes, file_bytes: int, complaint: str) -> str:
+    """Say in bytes what is wrong, where the header tells how long the file should be; else repeat the library's complaint."""
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(raw).items() if name != "__metadata__"]
+        expected_bytes = _LENGTH_BYTES + len(raw) + max(ends, default=0)
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
+        return f"its header is unusable ({complaint})"
+    if expected_bytes == file_bytes:
+        return f"its header lies about where the tensors are ({complaint})"
+    verdict = "truncated" if file_bytes < expected_bytes else "too long"
+    return f"it is {verdict}: its header describes {expected_bytes} bytes, the file has {file_bytes}"
+
+
+def _corrupt(path: Path | str, finding: str) -> ShardCorruptError:
+    return ShardCorruptError(f"{path} is no sound safetensors file: {finding}; download or copy it again", path=str(path))

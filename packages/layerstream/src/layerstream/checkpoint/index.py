@@ -1,0 +1,198 @@
+"""Which tensors a checkpoint directory holds, and where.
+
+Room: bytes. It knows single-file and sharded layouts, their index, and the Hub cache's links, and reads them as hostile input. It
+deliberately knows no model: whether the tensors suffice is not asked here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, CheckpointNotFoundError, ShardCorruptError, TensorMissingError, UnsupportedFormatError
+from ..facts import StoredTensor
+from .header import header_entries, load_header
+
+CONFIG_NAME = "config.json"
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FOREIGN = (".h5", ".msgpack", ".onnx")
+# Safetensors files that lie beside a model's weights without being its weights.
+_NO_WEIGHTS = ("adapter_model.safetensors", "optimizer.safetensors", "training_args.bin")
+_HOW_TO_CONVERT = (
+    "convert it once where you trust it, AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained('converted'), "
+    "or for a Hub repository with https://huggingface.co/spaces/safetensors/convert"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint as a table of contents.
+
+    Attributes:
+        name: what the user called it: a path or a Hub id.
+        directory: where the config and the shards lie.
+        tensors: where each stored tensor lies, by its name in the files.
+        shards: the files' names, relative to `directory`.
+        metadata: the index's metadata, or the single file's.
+    """
+
+    name: str
+    directory: Path
+    tensors: Mapping[str, StoredTensor]
+    shards: tuple[str, ...]
+    metadata: Mapping[str, Any]
+
+
+def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
+    """Return the table of contents of a checkpoint directory; headers are read, weights are not.
+
+    `model.safetensors` goes before an index, as in transformers; a safetensors file of another name is taken when it is alone.
+
+    Args:
+        directory: a directory with a `config.json` and safetensors files.
+        name: what to call it; the directory's path by default.
+
+    Raises:
+        CheckpointNotFoundError: when the directory, its config or its weights are absent.
+        UnsupportedFormatError: when the weights are pickled, GGUF or otherwise not safetensors.
+        ShardCorruptError: when a shard or the index is damaged; with `path`.
+        TensorMissingError: when the index names an absent file, or a tensor that its file does not hold; with `names`.
+        CheckpointError: when files lie outside the directory, hold a tensor twice, or leave open which of them is meant.
+    """
+    name = str(directory) if name is None else name
+    if not directory.is_dir():
+        raise CheckpointNotFoundError(f"{directory} is not a directory; give a checkpoint's directory or a Hub id")
+    if not (directory / CONFIG_NAME).is_file():
+        raise CheckpointNotFoundError(
+            f"{directory} has no {CONFIG_NAME}, so it is no checkpoint; put the config beside the weights"
+        )
+    if (directory / SINGLE_NAME).is_file() or not (directory / INDEX_NAME).is_file():
+        return _open_single(directory, name)
+    return _open_sharded(directory, name)
+
+
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the weight map (tensor name to file name) and the metadata of an index file.
+
+    Raises:
+        ShardCorruptError: when it is no such index; with `path`.
+    """
+    try:
+        index = json.loads(path.read_bytes())
+        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
+        sound = isinstance(weight_map, dict) and isinstance(metadata, dict) and all(isinstance(v, str) for v in weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShardCorruptError(f"{path} is no safetensors index ({error!r}); download it again", path=str(path)) from error
+    if not sound or not weight_map:
+        raise ShardCorruptError(f"{path} has no weight map of tensor names to file names; download it again", path=str(path))
+    return weight_map, metadata
+
+
+def collect_tensors(shards: Mapping[str, Iterable[StoredTensor]], weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """Return the tensors of all shards by name, checked against the index.
+
+    Args:
+        shards: each file's tensors, by the file's name.
+        weight_map: the index's file name of each tensor; empty where there is no index.
+
+    Raises:
+        CheckpointError: when two files hold a tensor of the same name.
+        TensorMissingError: when a file does not hold a tensor that the index says it holds; with `names`.
+    """
+    home: dict[str, str] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for shard, entries in shards.items():
+        for tensor in entries:
+            if tensor.name in home:
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} is in {home[tensor.name]} and in {shard}; remove the file that is not meant"
+                )
+            home[tensor.name] = shard
+            tensors[tensor.name] = tensor
+    missing = tuple(name for name, shard in weight_map.items() if home.get(name) != shard)
+    if missing:
+        raise TensorMissingError(
+            f"the index says that {weight_map[missing[0]]} holds {_some(missing)}, but it does not; "
+            "download that file and the index again, from one revision",
+            names=missing,
+        )
+    return tensors
+
+
+def _open_single(directory: Path, name: str) -> Checkpoint:
+    shard = SINGLE_NAME if (directory / SINGLE_NAME).is_file() else _only_safetensors_name(directory, name)
+    path = _inside(directory, shard)
+    header, data_start = load_header(path)
+    tensors = collect_tensors({shard: header_entries(header, data_start, str(path))}, {})
+    metadata = header.get("__metadata__") or {}
+    return Checkpoint(name=name, directory=directory, tensors=tensors, shards=(shard,), metadata=metadata)
+
+
+def _open_sharded(directory: Path, name: str) -> Checkpoint:
+    weight_map, metadata = read_index(directory / INDEX_NAME)
+    shards: dict[str, tuple[StoredTensor, ...]] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = _inside(directory, shard)
+        if not path.is_file():
+            names = tuple(tensor for tensor, home in weight_map.items() if home == shard)
+            raise TensorMissingError(
+                f"{directory / INDEX_NAME} names {shard}, which is absent; it should hold {_some(names)}; download it again",
+                names=names,
+            )
+        header, data_start = load_header(path)
+        shards[shard] = header_entries(header, data_start, str(path))
+    tensors = collect_tensors(shards, weight_map)
+    return Checkpoint(name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=metadata)
+
+
+def _inside(directory: Path, shard: str) -> Path:
+    """Return the shard's path, unresolved; refuse one that leads out of the directory (in the Hub's cache: the repository)."""
+    path = directory / shard
+    home = directory.resolve()
+    repository = home.parent.parent
+    # In the Hub's cache every file is a link to ../../blobs; the name itself must still stay within the snapshot.
+    is_snapshot = home.parent.name == "snapshots" and repository.name.startswith("models--")
+    allowed = repository if is_snapshot else home
+    try:
+        real = path.resolve()
+        named_inside = (home / shard).parent.resolve().is_relative_to(home)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path!s} leads nowhere: {error}; copy the file itself there") from error
+    if ".." in Path(shard).parts or Path(shard).is_absolute() or not named_inside or not real.is_relative_to(allowed):
+        raise CheckpointError(
+            f"{shard!r} in {directory} leads out of it, to {real}; a checkpoint must hold its own files: copy the file there"
+        )
+    return path
+
+
+def _only_safetensors_name(directory: Path, name: str) -> str:
+    """Return the name of the only safetensors file; say what is there instead when there is none, or more than one."""
+    files = sorted(path.name for path in directory.iterdir() if path.name not in _NO_WEIGHTS)
+    found = [file for file in files if file.endswith(".safetensors")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{directory} has {len(found)} safetensors files ({_some(found)}) and no {INDEX_NAME} to say how they belong together; "
+            "add the index, or leave one file"
+        )
+    for suffixes, kind in ((_PICKLED, "pickled weights"), ((".gguf",), "GGUF weights"), (_FOREIGN, "weights of another framework")):
+        other = [file for file in files if file.endswith(suffixes)]
+        if other:
+            how = _HOW_TO_CONVERT.format(name=name)
+            if kind == "GGUF weights":
+                how = f"convert it once with from_pretrained({name!r}, gguf_file={other[0]!r}) and save_pretrained('converted')"
+            raise UnsupportedFormatError(f"{directory} has only {kind} ({_some(other)}), and only safetensors is read; {how}")
+    raise CheckpointNotFoundError(f"{directory} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint")
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    listed = list(names)
+    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + rest

@@ -1,0 +1,273 @@
+"""The parallel positional reader: a few threads that keep the disk busy.
+
+Room: bytes. It knows files, offsets and memory addresses. It deliberately knows no tensors, no dtypes and no torch.
+
+Requests come in tickets. A ticket's requests are sorted by place, merged where they touch both on disk and in memory, and cut
+into chunks; the threads take chunks from one queue, first come first served, so that the disk does not idle between tickets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from ..errors import LayerstreamError, ReadFailedError, StreamClosedError
+from ..units import MIB
+from .buffers import BounceBuffer
+from .files import MAX_ALIGNMENT, Opener, OpenFile, open_buffered, open_direct
+from .tickets import ReadRequest, ReadTicket
+
+__all__ = ["DiskReader", "ReadRequest", "ReadTicket"]
+
+# How long close() waits for a read that the kernel does not answer, as on a dead network disk.
+_JOIN_TIMEOUT_S = 10.0
+# Chunks of a delivery begin at multiples of this, so that no element of any dtype is split.
+_DELIVERY_MULTIPLE = 64
+
+
+@dataclass(slots=True)
+class _Run:
+    """Bytes that lie together on disk and, unless delivered, in memory."""
+
+    path: str
+    offset: int
+    num_bytes: int
+    address: int
+    deliver: Callable[[memoryview, int], None] | None
+    # Keeps the targets' memory alive as long as a thread may write to it.
+    requests: list[ReadRequest]
+
+
+@dataclass(slots=True)
+class _Job:
+    ticket: ReadTicket
+    run: _Run
+    start: int
+    num_bytes: int
+
+
+class DiskReader:
+    """A few threads that read files at given places, in order of submission.
+
+    Reads go past the page cache where the file system allows it, and else leave nothing in it. Files are opened once and stay
+    open until `close()`, which must be called (or the reader used as a context manager): the threads keep the reader alive.
+    """
+
+    def __init__(
+        self, *, num_threads: int = 4, chunk_bytes: int = 8 * MIB, direct: bool = True, opener: Opener | None = None
+    ) -> None:
+        """Start the threads; no file is opened yet.
+
+        Args:
+            num_threads: reads under way at a time.
+            chunk_bytes: the largest single read; a multiple of 4096, at least 16 KiB.
+            direct: try O_DIRECT.
+            opener: opens a path and returns its descriptor, in place of the usual way.
+        """
+        assert num_threads > 0 and chunk_bytes >= 4 * MAX_ALIGNMENT and chunk_bytes % MAX_ALIGNMENT == 0
+        self._chunk_bytes = chunk_bytes
+        self._opener = opener or (open_direct if direct else open_buffered)
+        self._files: dict[str, OpenFile] = {}
+        self._row_files: dict[str, OpenFile] = {}
+        self._files_lock = threading.Lock()
+        self._jobs: deque[_Job] = deque()
+        self._under_way: dict[int, _Job] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._bytes_read = 0
+        self._bounces = [BounceBuffer(chunk_bytes) for _ in range(num_threads)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(bounce,), name=f"layerstream-read-{number}", daemon=True)
+            for number, bounce in enumerate(self._bounces)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> DiskReader:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the reader."""
+        self.close()
+
+    @property
+    def bytes_read(self) -> int:
+        """The bytes that reached their targets so far, alignment not counted."""
+        return self._bytes_read
+
+    @property
+    def bounce_bytes(self) -> int:
+        """Memory the reader itself holds by now: at most `chunk_bytes` and 16 KiB a thread, 16 KiB where all is read in place."""
+        return sum(bounce.allocated_bytes for bounce in self._bounces)
+
+    def submit(self, requests: Sequence[ReadRequest]) -> ReadTicket:
+        """Queue reads behind all earlier ones and return their ticket at once.
+
+        Raises:
+            StreamClosedError: when the reader is closed.
+        """
+        pieces = [(run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)]
+        ticket = ReadTicket(sum(request.num_bytes for request in requests), len(pieces))
+        with self._changed:
+            if self._closed:
+                raise StreamClosedError("the disk reader is closed; load the model again")
+            self._jobs.extend(_Job(ticket, run, start, size) for run, start, size in pieces)
+            self._changed.notify(len(pieces))
+        return ticket
+
+    def read_now(self, path: str, offset: int, target: memoryview) -> None:
+        """Fill `target` from `offset` on this thread, ahead of the queue and through the page cache: for a few rows.
+
+        Raises:
+            ReadFailedError: when the file does not give the bytes; with `path` and `offset`.
+            StreamClosedError: when the reader is closed.
+        """
+        try:
+            self._open(path, self._row_files).read_cached(target, offset)
+        except OSError as error:
+            raise _read_failed(path, offset, target.nbytes, error) from error
+        with self._changed:
+            self._bytes_read += target.nbytes
+
+    def uses_direct(self, path: str) -> bool:
+        """Return whether `path` is read past the page cache, as far as is known by now.
+
+        Raises:
+            OSError: when the file cannot be opened.
+            StreamClosedError: when the reader is closed.
+        """
+        return self._open(path, self._files).direct
+
+    def close(self) -> None:
+        """Stop the threads and close the files; tickets not done fail with StreamClosedError. May be called more than once."""
+        with self._changed:
+            self._closed = True
+            dropped = list(self._jobs)
+            self._jobs.clear()
+            under_way = list(self._under_way.values())
+            self._changed.notify_all()
+        for job in (*dropped, *under_way):
+            job.ticket.fail(StreamClosedError("the disk reader was closed before the read was done"))
+        for job in dropped:
+            job.ticket.end()
+        give_up_s = time.monotonic() + _JOIN_TIMEOUT_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, give_up_s - time.monotonic()))
+        self._release()
+
+    def _release(self) -> None:
+        with self._changed:
+            hanging = list(self._under_way.values())
+        for job in hanging:
+            job.ticket.end(job.ticket.jobs_left)
+        if hanging:
+            # Closing a descriptor under a read would let the system hand its number to another file.
+            return
+        with self._files_lock:
+            for file in (*self._files.values(), *self._row_files.values()):
+                file.close()
+            self._files.clear()
+            self._row_files.clear()
+
+    def _open(self, path: str, files: dict[str, OpenFile]) -> OpenFile:
+        with self._files_lock:
+            if self._closed:
+                raise StreamClosedError("the disk reader is closed; load the model again")
+            if path not in files:
+                file = OpenFile(self._opener(path))
+                if files is self._row_files:
+                    file.stop_direct()
+                    file.expect_scattered_reads()
+                files[path] = file
+            return files[path]
+
+    def _work(self, bounce: BounceBuffer) -> None:
+        me = threading.get_ident()
+        while (job := self._take(me)) is not None:
+            if job.ticket.begin():
+                try:
+                    self._read(job, bounce)
+                # Whatever went wrong, on disk or in a deliver, is handed on to those who wait for the ticket.
+                except Exception as error:  # noqa: BLE001
+                    job.ticket.fail(_job_failed(job, error))
+            with self._changed:
+                del self._under_way[me]
+            job.ticket.end()
+
+    def _take(self, me: int) -> _Job | None:
+        with self._changed:
+            # Waits for work: nothing is queued.
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            job = self._under_way[me] = self._jobs.popleft()
+            return job
+
+    def _read(self, job: _Job, bounce: BounceBuffer) -> None:
+        run = job.run
+        file = self._open(run.path, self._files)
+        offset = run.offset + job.start
+        if run.deliver is None:
+            file.read_into(run.address + job.start, offset, job.num_bytes, bounce)
+        else:
+            buffer, at = file.read_aside(offset, job.num_bytes, bounce)
+            run.deliver(buffer.view(at, job.num_bytes), job.start)
+        with self._changed:
+            self._bytes_read += job.num_bytes
+
+
+def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
+    """Return the requests in the order of their places, those joined that touch both on disk and in memory."""
+    runs: list[_Run] = []
+    for request in sorted(requests, key=lambda request: (request.path, request.offset)):
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and last.deliver is None
+            and request.deliver is None
+            and last.path == request.path
+            and last.offset + last.num_bytes == request.offset
+            and last.address + last.num_bytes == request.address
+        ):
+            last.num_bytes += request.num_bytes
+            last.requests.append(request)
+        elif request.num_bytes:
+            runs.append(_Run(request.path, request.offset, request.num_bytes, request.address, request.deliver, [request]))
+    return runs
+
+
+def _cut(run: _Run, chunk_bytes: int) -> list[tuple[int, int]]:
+    """Return the start and size of a run's chunks, such that the aligned superset of each fits into `chunk_bytes`."""
+    if run.deliver is None:
+        # Cut at aligned places of the file, so that only the run's two ends have edges.
+        lead = run.offset % MAX_ALIGNMENT
+        cuts = [0, *range(chunk_bytes - lead, run.num_bytes, chunk_bytes), run.num_bytes]
+    else:
+        step = (chunk_bytes - 2 * MAX_ALIGNMENT) // _DELIVERY_MULTIPLE * _DELIVERY_MULTIPLE
+        cuts = [*range(0, run.num_bytes, step), run.num_bytes]
+    return [(start, end - start) for start, end in itertools.pairwise(cuts)]
+
+
+def _job_failed(job: _Job, error: Exception) -> LayerstreamError:
+    if isinstance(error, LayerstreamError):
+        return error
+    return _read_failed(job.run.path, job.run.offset + job.start, job.num_bytes, error)
+
+
+def _read_failed(path: str, offset: int, num_bytes: int, error: Exception) -> ReadFailedError:
+    failure = ReadFailedError(
+        f"{num_bytes} bytes at offset {offset} of {path} could not be read: {error}; check the disk, and that the file is still "
+        "whole and in place",
+        path=path,
+        offset=offset,
+    )
+    failure.__cause__ = error
+    return failure

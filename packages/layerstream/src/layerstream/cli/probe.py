@@ -1,0 +1,52 @@
+"""`layerstream probe`: what this machine's disk, copies and memory can do.
+
+Room: surfaces.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import Machine, probe_machine
+from ..units import format_bytes, format_rate
+from .options import AsJson, Device
+from .printing import err_console, out_console, print_json
+
+Where = Annotated[
+    Path | None,
+    typer.Option(help="A large file, or a directory on the disk that counts.", show_default="a temporary file", exists=True),
+]
+
+
+def probe_command(path: Where = None, device: Device = "auto", as_json: AsJson = False) -> None:
+    """Measure this machine's disk, copies and memory; with --json the result can be given to 'plan --machine'."""
+    with err_console().status("measuring disk, copies and memory"):
+        machine = probe_machine(path, device=device)
+    if as_json:
+        print_json(machine)
+    else:
+        out_console().print(machine_table(machine))
+
+
+def machine_table(machine: Machine) -> Table:
+    """Return the figures of `machine` as a table."""
+    table = Table(title=machine.name, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    rows = [
+        ("device", machine.device, ""),
+        ("device memory free", format_bytes(machine.device_memory_bytes), ""),
+        ("host memory free", format_bytes(machine.host_memory_bytes), ""),
+        ("disk", format_rate(machine.disk_bytes_per_s), "bounds a sweep of streamed blocks"),
+        ("host to device", "none: they are one" if machine.device_is_host else format_rate(machine.copy_bytes_per_s), ""),
+        ("device memory", format_rate(machine.memory_bytes_per_s), "bounds one token through resident blocks"),
+        ("multiplication", f"{machine.flops_per_s / 1e9:,.0f} GFLOP/s", "bounds long prompts and batches"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,106 @@
+"""A status line under text that is still being written.
+
+Room: surfaces. It knows a terminal and nothing of models.
+
+Streamed text ends in the middle of a line most of the time, so a display that redraws whole lines (rich's Live) would break it.
+Here the status lives on the line below the text: to draw it, the cursor is saved, moved down and restored; before more text is
+written, everything below the cursor is erased. The text itself is never touched, so a terminal's own wrapping, scrolling and
+selecting work. Where stdout is not the terminal, the text goes its way alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+from rich.cells import cell_len, set_cell_size
+
+_DOWN_KEEPING_COLUMN = "\x1bD\x1b[A"  # scrolls when on the last row, so that a row below the text exists
+_SAVE, _RESTORE = "\x1b7", "\x1b8"
+_NEXT_ROW = "\x1b[B\r"
+_ERASE_BELOW = "\x1b[J"
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_INTERVAL_S = 0.15
+
+
+class StatusLine:
+    """Show what `render` returns below the streamed text, several times a second, while the context is entered.
+
+    Nothing is drawn unless stderr is a terminal that moves its cursor. Writing is safe from every thread.
+    """
+
+    def __init__(self, render: Callable[[], str], *, shown: bool = True) -> None:
+        """Keep `render`; it is called on a thread of its own and on the writing one.
+
+        Args:
+            render: returns the line to show; it is cut to the terminal's width.
+            shown: False never draws; `write` works all the same.
+        """
+        self._render = render
+        self._out: TextIO = sys.stdout
+        self._err: TextIO = sys.stderr
+        self._draws = shown and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
+        self._is_shared = self._draws and self._out.isatty()
+        self._style = ("", "") if os.environ.get("NO_COLOR") else (_DIM, _PLAIN)
+        self._column = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> StatusLine:
+        """Start drawing."""
+        if self._draws:
+            self._thread = threading.Thread(target=self._tick, name="layerstream-status", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop drawing and erase the line."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            self._erase()
+
+    def write(self, text: str) -> None:
+        """Write `text` to stdout, at once, above the status line."""
+        with self._lock:
+            if self._is_shared:
+                self._erase()
+            self._out.write(text)
+            self._out.flush()
+            self._follow(text)
+            if self._is_shared:
+                self._draw()
+
+    def _tick(self) -> None:
+        while not self._stop.wait(_INTERVAL_S):
+            with self._lock:
+                self._draw()
+
+    def _follow(self, text: str) -> None:
+        _, newline, rest = text.rpartition("\n")
+        self._column = cell_len(rest) if newline else self._column + cell_len(rest)
+
+    def _erase(self) -> None:
+        if self._draws:
+            self._err.write(_ERASE_BELOW)
+            self._err.flush()
+
+    def _draw(self) -> None:
+        if not self._draws:
+            return
+        columns = shutil.get_terminal_size().columns
+        if self._column and self._column % columns == 0:
+            # the cursor hangs behind the last column: moving it now would make the next character overwrite this one
+            return
+        line = self._render()
+        line = line if cell_len(line) < columns else set_cell_size(line, columns - 1)
+        start, end = self._style
+        self._err.write(f"{_DOWN_KEEPING_COLUMN}{_SAVE}{_NEXT_ROW}{_ERASE_BELOW}{start}{line}{end}{_RESTORE}")
+        self._err.flush()

@@ -1,0 +1,111 @@
+"""Give every unit of a configuration its place: device first, then host memory, then disk.
+
+Room: planning (pure: no torch, no I/O). Knows what fits; does not know what is fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..decisions import LedgerLine, Residency
+from ..facts import Machine, ModelProfile
+from ..wishes import Workload
+from .candidates import Configuration, units_at, visited_units
+from .ledger import all_unit_bytes, device_lines, host_lines, total_bytes
+from .residency import spread, spread_within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """A configuration with a place for every unit.
+
+    Attributes:
+        configuration: how the model is arranged.
+        residencies: where each visited unit lives, the head last.
+        num_staging: pinned buffers on the way from disk to slot.
+        lines: the ledger's lines in bytes.
+    """
+
+    configuration: Configuration
+    residencies: tuple[Residency, ...]
+    num_staging: int
+    lines: tuple[LedgerLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is given: the model, the workload and the machine."""
+
+    profile: ModelProfile
+    workload: Workload
+    machine: Machine
+
+    def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
+        """Return the device lines of `configuration` with no more residents than it must have."""
+        resident = 0 if configuration.num_slots else all_unit_bytes(units_at(self.profile, configuration.granularity))
+        return device_lines(self.profile, self.workload, self.machine, configuration, resident)
+
+    def least_device_bytes(self, configuration: Configuration) -> int:
+        """Return the device memory of `configuration` with no more residents than it must have."""
+        return total_bytes(self.least_device_lines(configuration))
+
+    def least_host_bytes(self, configuration: Configuration, resident_bytes: int) -> int:
+        """Return the host memory of `configuration` when units of `resident_bytes` are on the device.
+
+        Either the rest goes through staging buffers, or, when that is less, all of the rest lives in host memory.
+        """
+        fixed = total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
+        if self.machine.device_is_host or not configuration.num_slots:
+            return fixed
+        rest = all_unit_bytes(units_at(self.profile, configuration.granularity)) - resident_bytes
+        if self.profile.head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
+            rest += self.profile.head.slot_bytes
+        return fixed + min(rest, configuration.num_slots * configuration.slot_bytes)
+
+    def head_is_free_in_host(self, configuration: Configuration) -> bool:
+        """Return whether the head lives in host memory at no cost, because it is the embedding there."""
+        return self.profile.head_is_tied and configuration.embedding is Residency.HOST
+
+    def arrange(self, configuration: Configuration, num_resident: int, host_budget_bytes: int) -> Arrangement | None:
+        """Return `configuration` with `num_resident` evenly spread decoder units on the device, and the rest placed.
+
+        The host's budget is filled with units that are spread evenly too; what is left lives on disk. The device's budget is the
+        caller's care.
+
+        Returns:
+            The arrangement, or None when the host's budget does not hold it.
+        """
+        profile, machine = self.profile, self.machine
+        units = visited_units(profile, configuration.granularity)
+        num_decoder_units = len(units_at(profile, configuration.granularity))
+        on_device = set(spread(num_decoder_units, num_resident))
+        if profile.head is not None and configuration.head_on_device:
+            on_device.add(num_decoder_units)
+        in_host, num_staging = self._place_in_host(configuration, on_device, host_budget_bytes)
+        residencies = tuple(
+            Residency.DEVICE if index in on_device else Residency.HOST if index in in_host else Residency.DISK
+            for index in range(len(units))
+        )
+        resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
+        paid = [index for index in in_host if index < num_decoder_units or not self.head_is_free_in_host(configuration)]
+        host = host_lines(profile, machine, configuration, num_staging, all_unit_bytes([units[index] for index in paid]))
+        if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
+            return None
+        device = device_lines(profile, self.workload, machine, configuration, resident_bytes)
+        return Arrangement(configuration=configuration, residencies=residencies, num_staging=num_staging, lines=device + host)
+
+    def _place_in_host(self, configuration: Configuration, on_device: set[int], host_budget_bytes: int) -> tuple[set[int], int]:
+        """Return the units that live in host memory, and the number of staging buffers that the rest needs."""
+        if self.machine.device_is_host:
+            return set(), 0
+        units = visited_units(self.profile, configuration.granularity)
+        rest = [index for index in range(len(units)) if index not in on_device]
+        free: set[int] = set()
+        if rest and self.head_is_free_in_host(configuration):
+            free = {rest.pop()}
+        sizes = [units[index].slot_bytes for index in rest]
+        room = host_budget_bytes - total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
+        if sum(sizes) <= room:
+            return free | set(rest), 0
+        room -= configuration.num_slots * configuration.slot_bytes
+        return free | {rest[index] for index in spread_within(sizes, room)}, configuration.num_slots

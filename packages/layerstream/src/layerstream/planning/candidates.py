@@ -1,0 +1,127 @@
+"""The configurations worth considering for one model.
+
+Room: planning (pure: no torch, no I/O). Knows which combinations of unit size, slots, embedding and head make sense; does not know
+what they cost or whether they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..decisions import Granularity, Residency
+from ..facts import HEAD_SLICE_ROWS, ModelProfile, UnitProfile
+from ..units import align_up
+
+SLOT_COUNTS = (2, 3)
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One way to arrange a model, before units are given to the memory that is left over.
+
+    Attributes:
+        granularity: the size of a unit.
+        num_slots: device buffers for streamed units; 0 when every unit stays on the device.
+        slot_bytes: the size of one slot; 0 without slots.
+        embedding: where the input embedding's rows are looked up; None when it is not row-addressable.
+        head_on_device: the head stays on the device, whole.
+        head_slices: in how many vocabulary slices a streamed head is visited.
+    """
+
+    granularity: Granularity
+    num_slots: int
+    slot_bytes: int
+    embedding: Residency | None
+    head_on_device: bool
+    head_slices: int = 1
+
+
+def units_at(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
+    """Return the decoder's units of the given size in visiting order, without the head; empty when the model offers none."""
+    return {Granularity.BLOCK: profile.blocks, Granularity.PART: profile.parts, Granularity.LAYER: profile.layers}[granularity]
+
+
+def visited_units(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
+    """Return every unit that a sweep visits, in order: the decoder's units of the given size, then the head."""
+    head = () if profile.head is None else (profile.head,)
+    return units_at(profile, granularity) + head
+
+
+def head_slice_bytes(head: UnitProfile, rows: int, slices: int) -> int:
+    """Return the room in bytes that a slot needs for one of `slices` vocabulary slices of a head of `rows` rows.
+
+    A slice begins and ends anywhere in a page of the file, so both of its ends are rounded out to whole pages.
+    """
+    if slices == 1:
+        return head.slot_bytes
+    slice_rows = min(rows, align_up(-(-rows // slices), HEAD_SLICE_ROWS))
+    return align_up(-(-head.slot_bytes * slice_rows // rows), PAGE_BYTES) + PAGE_BYTES
+
+
+def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
+    """Return the least power of two of slices that makes the head fit a slot of `largest_bytes`; 1 where it cannot be sliced."""
+    if profile.head is None or not profile.head_rows:
+        return 1
+    slices = 1
+    while head_slice_bytes(profile.head, profile.head_rows, slices) > largest_bytes and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows:
+        slices *= 2
+    # below a page a slice can be larger than the whole; then slicing gains nothing
+    return slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
+
+
+def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> Iterator[Configuration]:
+    """Yield every configuration of `profile` that makes sense, those without slots first, then from coarse to fine units.
+
+    Args:
+        profile: the model as numbers.
+        device_is_host: whether the device is the CPU; then nothing is kept in a host memory apart.
+    """
+    for embedding, head_on_device in _edge_choices(profile, device_is_host):
+        if head_on_device or profile.head is None:
+            yield Configuration(
+                granularity=Granularity.BLOCK, num_slots=0, slot_bytes=0, embedding=embedding, head_on_device=head_on_device
+            )
+    for granularity in Granularity:
+        units = units_at(profile, granularity)
+        if units:
+            largest = max(unit.slot_bytes for unit in units)
+            yield from _streamed_configurations(profile, granularity, largest, device_is_host)
+
+
+def _streamed_configurations(
+    profile: ModelProfile, granularity: Granularity, largest_bytes: int, device_is_host: bool
+) -> Iterator[Configuration]:
+    for embedding, head_on_device in _edge_choices(profile, device_is_host):
+        slices, slot_bytes = 1, largest_bytes
+        if profile.head is not None and not head_on_device:
+            slices = choose_head_slices(profile, largest_bytes)
+            slot_bytes = max(largest_bytes, head_slice_bytes(profile.head, profile.head_rows, slices))
+        for num_slots in SLOT_COUNTS:
+            yield Configuration(
+                granularity=granularity,
+                num_slots=num_slots,
+                slot_bytes=slot_bytes,
+                embedding=embedding,
+                head_on_device=head_on_device,
+                head_slices=slices,
+            )
+
+
+def _edge_choices(profile: ModelProfile, device_is_host: bool) -> Iterator[tuple[Residency | None, bool]]:
+    """Yield where the embedding may live, each with whether the head is on the device."""
+    places: tuple[Residency | None, ...] = (Residency.DEVICE, Residency.HOST, Residency.DISK)
+    if device_is_host:
+        places = (Residency.DEVICE, Residency.DISK)
+    if not profile.embedding_bytes:
+        places = (None,)
+    for embedding in places:
+        if profile.head is None:
+            yield embedding, False
+        elif profile.head_is_tied:
+            # one tensor: where the embedding is on the device, so is the head
+            yield embedding, embedding in (None, Residency.DEVICE)
+        else:
+            yield embedding, True
+            yield embedding, False

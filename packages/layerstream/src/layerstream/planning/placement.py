@@ -1,0 +1,139 @@
+"""The planner, which is also the simulator: a pure function from wishes and facts to a decision.
+
+Room: planning (pure: no torch, no I/O). Resolves the budgets, drops the configurations that do not fit, lets `search` find the
+fastest of the rest and writes it down as a plan. Does not know how units are found in a model, nor how they are moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..decisions import MemoryLedger, PlacementPlan, SweepCost, UnitPlacement
+from ..errors import BudgetTooSmallError, PlanError
+from ..facts import Machine, ModelProfile
+from ..units import format_bytes, parse_size
+from ..wishes import MemoryBudget, Workload
+from .arrange import Arrangement, Problem
+from .candidates import Configuration, enumerate_configurations, visited_units
+from .search import Search
+
+AUTO_CPU_SHARE = 0.9
+AUTO_HOST_SHARE = 0.8
+
+
+def plan_placement(*, profile: ModelProfile, budget: MemoryBudget, workload: Workload, machine: Machine) -> PlacementPlan:
+    """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
+
+    Reads no file and touches no device: the machine may be one that nobody here has.
+
+    Args:
+        profile: the model as numbers.
+        budget: device and host memory. `"auto"` takes what `machine` has free (nine tenths on a CPU device, four fifths of host
+            memory); `"min"` the least that works. A size is taken as asked, even above what the machine has.
+        workload: what will be run; its cache and activations are lines of the ledger.
+        machine: memory and rates.
+
+    Returns:
+        The plan with the shortest predicted time for the workload; among equals coarser units, then fewer slots.
+
+    Raises:
+        BudgetTooSmallError: when no configuration fits; `needed_bytes` is the least that would, and `where` says of which memory.
+        PlanError: when the machine's rates are not positive or the model has no blocks.
+    """
+    _check(profile, machine)
+    problem = Problem(profile=profile, workload=workload, machine=machine)
+    everything = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
+    device_budget_bytes, configurations = _within_device_budget(problem, everything, budget)
+    search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
+    host_budget_bytes = _host_budget_bytes(search, configurations, budget)
+    arrangement, cost = search.best(configurations, host_budget_bytes)
+    ledger = MemoryLedger(lines=arrangement.lines, device_budget_bytes=device_budget_bytes, host_budget_bytes=host_budget_bytes)
+    return _as_plan(problem, arrangement, ledger, cost)
+
+
+def _as_plan(problem: Problem, arrangement: Arrangement, ledger: MemoryLedger, cost: SweepCost) -> PlacementPlan:
+    configuration = arrangement.configuration
+    units = visited_units(problem.profile, configuration.granularity)
+    return PlacementPlan(
+        model_name=problem.profile.name,
+        dtype=problem.profile.dtype,
+        device=problem.machine.device,
+        granularity=configuration.granularity,
+        units=tuple(
+            UnitPlacement(
+                name=unit.name,
+                block=unit.block,
+                residency=residency,
+                weight_bytes=unit.weight_bytes,
+                read_bytes=unit.read_bytes,
+            )
+            for unit, residency in zip(units, arrangement.residencies, strict=True)
+        ),
+        num_slots=configuration.num_slots,
+        slot_bytes=configuration.slot_bytes,
+        num_staging=arrangement.num_staging,
+        embedding=configuration.embedding,
+        head_slices=configuration.head_slices,
+        ledger=ledger,
+        cost=cost,
+    )
+
+
+def _check(profile: ModelProfile, machine: Machine) -> None:
+    if not profile.blocks:
+        raise PlanError(f"{profile.name} has no blocks to place")
+    rates = (machine.disk_bytes_per_s, machine.copy_bytes_per_s, machine.memory_bytes_per_s, machine.flops_per_s)
+    if min(rates) <= 0:
+        raise PlanError(f"every rate of {machine.name} must be above 0; got {rates} (disk, copy and memory bytes/s, flops/s)")
+
+
+def _within_device_budget(
+    problem: Problem, configurations: list[Configuration], budget: MemoryBudget
+) -> tuple[int, list[Configuration]]:
+    """Return the device budget in bytes and the configurations that fit it."""
+    machine = problem.machine
+    least = min(configurations, key=problem.least_device_bytes)
+    needed = problem.least_device_bytes(least)
+    if budget.device == "min":
+        budget_bytes = needed
+    elif budget.device == "auto":
+        share = AUTO_CPU_SHARE if machine.device_is_host else 1.0
+        budget_bytes = int(machine.device_memory_bytes * share)
+    else:
+        budget_bytes = parse_size(budget.device)
+    if needed > budget_bytes:
+        raise _too_small(problem, least, needed, budget_bytes)
+    return budget_bytes, [each for each in configurations if problem.least_device_bytes(each) <= budget_bytes]
+
+
+def _too_small(problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int) -> BudgetTooSmallError:
+    lines = sorted(problem.least_device_lines(least), key=lambda line: -line.num_bytes)
+    uses = [f"{line.purpose} {format_bytes(line.num_bytes)}" for line in lines]
+    return BudgetTooSmallError(
+        f"a device budget of {format_bytes(budget_bytes)} cannot hold {problem.profile.name}: the least is {', '.join(uses)}; "
+        f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload (prompt_tokens "
+        f"{problem.workload.prompt_tokens}, new_tokens {problem.workload.new_tokens}, batch_size {problem.workload.batch_size})",
+        needed_bytes=needed_bytes,
+        budget_bytes=budget_bytes,
+    )
+
+
+def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], budget: MemoryBudget) -> int:
+    """Return the host budget in bytes: 0 on a CPU device, whose memory is the device's budget."""
+    machine = search.problem.machine
+    if machine.device_is_host:
+        return 0
+    needed = min(search.least_host_bytes(each) for each in configurations)
+    if budget.host == "min":
+        return needed
+    budget_bytes = int(machine.host_memory_bytes * AUTO_HOST_SHARE) if budget.host == "auto" else parse_size(budget.host)
+    if needed > budget_bytes:
+        raise BudgetTooSmallError(
+            f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} at a device budget of "
+            f"{format_bytes(search.device_budget_bytes)}: read buffers and what waits for the device need {format_bytes(needed)}; "
+            f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory",
+            needed_bytes=needed,
+            budget_bytes=budget_bytes,
+            where="host",
+        )
+    return budget_bytes

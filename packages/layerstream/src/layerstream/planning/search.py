@@ -1,0 +1,162 @@
+"""The search for the fastest arrangement within two budgets.
+
+Room: planning (pure: no torch, no I/O). Candidates are taken by a bound on their time that no pipeline can undercut, and played
+through until the bound exceeds the best time found; so the answer is the best of all candidates, and more device memory, which only
+adds candidates, never makes it worse. Only where hundreds of units would need too long is the search cut short.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..decisions import Granularity, Residency, SweepCost
+from .arrange import Arrangement, Problem
+from .candidates import Configuration, units_at, visited_units
+from .cost import SIMULATED_SWEEPS, WorkloadTimes, bound_s, sweep_cost, workload_s
+from .residency import spread_sizes
+from .simulate import Buffers
+from .work import Forward, visit_times
+
+MAX_SIMULATED_VISITS = 30_000
+"""After so many simulated visits the best so far is taken: it keeps planning of hundreds of units under a fifth of a second."""
+
+_FINENESS = {Granularity.BLOCK: 0, Granularity.PART: 1, Granularity.LAYER: 2}
+
+
+class _Candidate(NamedTuple):
+    """A configuration with its `rank`-th largest set of residents; ordered by the bound, then coarse, few slots, many residents."""
+
+    bound_s: float
+    fineness: int
+    num_slots: int
+    minus_resident_bytes: int
+    position: int
+    rank: int
+
+
+class _Found(NamedTuple):
+    """An arrangement that was played through; `key` orders by time, then as candidates do."""
+
+    key: tuple[float, int, int, int]
+    arrangement: Arrangement
+    cost: SweepCost
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """The candidates of one problem; keeps the tables that configurations share.
+
+    Attributes:
+        problem: the model, the workload and the machine.
+        device_budget_bytes: the bound on device memory.
+    """
+
+    problem: Problem
+    device_budget_bytes: int
+    _tables: dict[Granularity, list[tuple[int, int]]] = field(default_factory=dict)
+    _times: dict[tuple[Granularity, int, Residency | None], WorkloadTimes] = field(default_factory=dict)
+
+    def least_host_bytes(self, configuration: Configuration) -> int:
+        """Return the least host memory with which `configuration` can run."""
+        resident_bytes, _ = self._options(configuration)[0]
+        return self.problem.least_host_bytes(configuration, resident_bytes)
+
+    def best(self, configurations: Sequence[Configuration], host_budget_bytes: int) -> tuple[Arrangement, SweepCost]:
+        """Return the fastest arrangement of `configurations` and its cost.
+
+        Args:
+            configurations: those that the device's budget holds.
+            host_budget_bytes: the bound on host memory, which at least one of them must keep.
+        """
+        options = [self._options(each) for each in configurations]
+
+        def candidate(position: int, rank: int) -> _Candidate:
+            each, resident_bytes = configurations[position], options[position][rank][0]
+            bound = self._bound_s(each, resident_bytes, host_budget_bytes)
+            return _Candidate(bound, _FINENESS[each.granularity], each.num_slots, -resident_bytes, position, rank)
+
+        heap = [candidate(position, 0) for position in range(len(configurations))]
+        heapq.heapify(heap)
+        found: _Found | None = None
+        visits_left = MAX_SIMULATED_VISITS
+        while heap and (found is None or (heap[0].bound_s <= found.key[0] and visits_left > 0)):
+            taken = heapq.heappop(heap)
+            arrangement = self.problem.arrange(
+                configurations[taken.position], options[taken.position][taken.rank][1], host_budget_bytes
+            )
+            if arrangement is None:
+                # fewer residents would need only more host memory
+                continue
+            if taken.rank + 1 < len(options[taken.position]):
+                heapq.heappush(heap, candidate(taken.position, taken.rank + 1))
+            visits_left -= (SIMULATED_SWEEPS + 1) * len(arrangement.residencies)
+            played = self._play(taken, arrangement)
+            found = played if found is None or played.key < found.key else found
+        assert found is not None, "the host's budget was checked against the least that configurations need"
+        return found.arrangement, found.cost
+
+    def _options(self, configuration: Configuration) -> list[tuple[int, int]]:
+        """Return (bytes, number) of resident decoder units that fit the device, the most bytes first."""
+        granularity = configuration.granularity
+        units = units_at(self.problem.profile, granularity)
+        if granularity not in self._tables:
+            self._tables[granularity] = spread_sizes([unit.slot_bytes for unit in units])
+        table = self._tables[granularity]
+        if not configuration.num_slots:
+            return table[:1]
+        room = self.device_budget_bytes - self.problem.least_device_bytes(configuration)
+        fitting = table[bisect_left(table, -room, key=lambda row: -row[0]) :]
+        streams_head = self.problem.profile.head is not None and not configuration.head_on_device
+        # slots that nothing passes through are waste: the configuration without slots stands for these
+        return fitting if streams_head else [row for row in fitting if row[1] < len(units)]
+
+    def _bound_s(self, configuration: Configuration, resident_bytes: int, host_budget_bytes: int) -> float:
+        """Return a time that no arrangement undercuts which keeps `resident_bytes` of decoder units on the device."""
+        units = visited_units(self.problem.profile, configuration.granularity)
+        head = self.problem.profile.head
+        kept = resident_bytes + (head.slot_bytes if head and configuration.head_on_device else 0)
+        in_host = 0
+        if not self.problem.machine.device_is_host:
+            in_host = host_budget_bytes
+            in_host += head.slot_bytes if head and self.problem.head_is_free_in_host(configuration) else 0
+        read_ratio = max(unit.read_bytes / max(1, unit.slot_bytes) for unit in units)
+        copy_ratio = max(unit.weight_bytes / max(1, unit.slot_bytes) for unit in units)
+        read, weight = sum(unit.read_bytes for unit in units), sum(unit.weight_bytes for unit in units)
+        return bound_s(
+            self._workload_times(configuration),
+            read_share=max(0.0, 1 - (kept + in_host) * read_ratio / max(1, read)),
+            copy_share=max(0.0, 1 - kept * copy_ratio / max(1, weight)),
+        )
+
+    def _play(self, taken: _Candidate, arrangement: Arrangement) -> _Found:
+        configuration = arrangement.configuration
+        times = self._workload_times(configuration)
+        cost = sweep_cost(times, arrangement.residencies, Buffers(configuration.num_slots, arrangement.num_staging))
+        # equal up to rounding is equal: what is coarser then wins
+        seconds = float(f"{workload_s(cost, times.new_tokens):.9g}")
+        return _Found((seconds, taken.fineness, taken.num_slots, taken.minus_resident_bytes), arrangement, cost)
+
+    def _workload_times(self, configuration: Configuration) -> WorkloadTimes:
+        key = (configuration.granularity, configuration.head_slices, configuration.embedding)
+        if key not in self._times:
+            workload = self.problem.workload
+            prefill, decode = (
+                visit_times(
+                    self.problem.profile,
+                    self.problem.machine,
+                    Forward(
+                        batch_size=workload.batch_size,
+                        tokens=tokens,
+                        granularity=configuration.granularity,
+                        head_slices=configuration.head_slices,
+                        embedding=configuration.embedding,
+                    ),
+                )
+                for tokens in (workload.prompt_tokens, 1)
+            )
+            self._times[key] = WorkloadTimes(prefill=prefill, decode=decode, new_tokens=workload.new_tokens)
+        return self._times[key]

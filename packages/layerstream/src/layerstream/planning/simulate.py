@@ -1,0 +1,137 @@
+"""The pipeline of reads, copies and computing, played through on paper.
+
+Room: planning (pure: no torch, no I/O). A recurrence over visits, wrapping from each sweep into the next as the stream does. Knows
+who waits for whom; does not know why a unit lives where it lives. It answers for machines that one does not have.
+
+Who waits for whom:
+1. A read waits for the previous read, and for a buffer to read into: a staging buffer (free when its last copy is done) or, where
+   there is none (CPU device), the slot itself.
+2. A copy waits for its read, for the previous copy, and for its slot, which is free when the last computation on it is done.
+3. A computation waits for the previous one, and for its unit's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ..decisions import PlacementPlan, Residency
+from ..facts import Machine, ModelProfile
+from ..timeline import Activity, Span
+from .work import Forward, VisitTimes, visit_times
+
+
+class Buffers(NamedTuple):
+    """The buffers that bound the pipeline: device slots, and staging buffers (0 where the slot is read into directly)."""
+
+    num_slots: int
+    num_staging: int
+
+
+class Visit(NamedTuple):
+    """When the parts of one visit began and ended, in seconds from the start; a part that did not happen has no length."""
+
+    sweep: int
+    visit: int
+    read_start_s: float
+    read_end_s: float
+    copy_start_s: float
+    copy_end_s: float
+    wanted_s: float
+    compute_start_s: float
+    compute_end_s: float
+
+
+def simulate_pipeline(times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int) -> Iterator[Visit]:
+    """Yield every visit of `sweeps` sweeps in order.
+
+    Args:
+        times: what each visit takes.
+        residencies: where each unit lives, by unit index.
+        buffers: how many slots and staging buffers there are; slots are needed when any unit is not on the device.
+        sweeps: how many sweeps to play.
+    """
+    visits = list(zip([residencies[unit] for unit in times.unit_index], times.read_s, times.copy_s, times.compute_s, strict=True))
+    slot_free = [0.0] * buffers.num_slots
+    # without staging a read waits for the slot, so the two share one list
+    staging_free = [0.0] * buffers.num_staging if buffers.num_staging else slot_free
+    reader_free = copier_free = now = 0.0
+    slot = staging = -1
+    for sweep in range(sweeps):
+        for index, (residency, read_s, copy_s, compute_s) in enumerate(visits):
+            wanted, read_start, read_end, copy_start, copy_end = now, now, now, now, now
+            if residency is not Residency.DEVICE:
+                slot = (slot + 1) % buffers.num_slots
+                read_start = read_end = 0.0
+                if residency is Residency.DISK:
+                    staging = (staging + 1) % len(staging_free)
+                    read_start = max(reader_free, staging_free[staging if buffers.num_staging else slot])
+                    reader_free = read_end = read_start + read_s
+                copy_start = max(read_end, copier_free, slot_free[slot])
+                copier_free = copy_end = copy_start + copy_s
+                if residency is Residency.DISK:
+                    staging_free[staging if buffers.num_staging else slot] = copy_end
+            start = max(now, copy_end)
+            now = start + compute_s
+            if residency is not Residency.DEVICE:
+                slot_free[slot] = now
+            yield Visit(sweep, index, read_start, read_end, copy_start, copy_end, wanted, start, now)
+
+
+def sweep_ends(times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int) -> list[float]:
+    """Return when each of `sweeps` sweeps ends, in seconds from a cold start."""
+    last = len(times.unit_index) - 1
+    return [visit.compute_end_s for visit in simulate_pipeline(times, residencies, buffers, sweeps) if visit.visit == last]
+
+
+def simulate_spans(
+    plan: PlacementPlan, profile: ModelProfile, machine: Machine, tokens: int, sweeps: int, *, batch_size: int = 1
+) -> tuple[Span, ...]:
+    """Return the timeline that a plan would give on a machine, for drawing; times in seconds from 0.
+
+    Args:
+        plan: where everything lives.
+        profile: the model that was planned.
+        machine: the machine, one's own or not.
+        tokens: tokens of each sequence in every forward: the prompt's length, or 1.
+        sweeps: how many forwards.
+        batch_size: sequences in one forward.
+
+    Returns:
+        The spans of reads, copies, waits and computing, in visiting order.
+    """
+    forward = Forward(
+        batch_size=batch_size,
+        tokens=tokens,
+        granularity=plan.granularity,
+        head_slices=plan.head_slices,
+        embedding=plan.embedding,
+    )
+    times = visit_times(profile, machine, forward)
+    residencies = [unit.residency for unit in plan.units]
+    buffers = Buffers(plan.num_slots, plan.num_staging)
+    spans: list[Span] = []
+    for visit in simulate_pipeline(times, residencies, buffers, sweeps):
+        unit = times.unit_index[visit.visit]
+        spans += _spans_of(visit, plan.units[unit].name, unit, times)
+    return tuple(spans)
+
+
+def _spans_of(visit: Visit, name: str, unit_index: int, times: VisitTimes) -> Iterator[Span]:
+    parts = (
+        (Activity.READ, visit.read_start_s, visit.read_end_s, times.read_bytes[visit.visit]),
+        (Activity.COPY, visit.copy_start_s, visit.copy_end_s, times.copy_bytes[visit.visit]),
+        (Activity.WAIT, visit.wanted_s, visit.compute_start_s, 0),
+        (Activity.COMPUTE, visit.compute_start_s, visit.compute_end_s, 0),
+    )
+    for activity, start, end, num_bytes in parts:
+        if end > start:
+            yield Span(
+                activity=activity,
+                unit=name,
+                unit_index=unit_index,
+                sweep=visit.sweep,
+                start_s=start,
+                end_s=end,
+                num_bytes=num_bytes,
+            )

@@ -1,0 +1,127 @@
+"""A public kit for tests: an asynchronous device that one does not have.
+
+Layer: surface. `FakeAsyncRuntime` keeps its "device" memory on the CPU and behaves as badly as an accelerator may: a copy lands as late
+as its event allows and reads its source only then; its target is NaN from the moment the copy is issued; and a copy into memory
+that the computation has not been waited for destroys it. Code that keeps every wait gives the same results as on the CPU; code that
+leaves one out gives NaN or another unit's weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+_POISON = 0xFF
+"""As bytes of every floating dtype: NaN."""
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    target: torch.Tensor
+    source: torch.Tensor
+    destroys: bool
+    landed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class FakeStream:
+    """A queue of work. `safe` names the memory whose last use this stream has waited for."""
+
+    name: str
+    pending: list[_Copy] = field(default_factory=list)
+    safe: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class FakeEvent:
+    """A point in a stream: the copies before it, and the memory that the computation before it used."""
+
+    copies: tuple[_Copy, ...]
+    used: frozenset[int]
+
+
+class FakeAsyncRuntime:
+    """A `DeviceRuntime` whose asynchrony is worst-case.
+
+    Attributes:
+        num_copies: copies issued so far.
+    """
+
+    def __init__(self, *, lag_s: float = 0.002) -> None:
+        """Let every wait take `lag_s` seconds before what it waits for happens."""
+        self.device = torch.device("cpu")
+        self.name = "fake:0"
+        self.is_host = False
+        self.pins_host_memory = False
+        self.num_copies = 0
+        self._lag_s = lag_s
+        self._lock = threading.RLock()
+        self._compute = FakeStream("compute")
+        self._in_use: set[int] = set()
+
+    def copy_stream(self) -> FakeStream:
+        """Return a new stream."""
+        return FakeStream("copy")
+
+    def compute_stream(self) -> FakeStream:
+        """Return the one stream of all computation."""
+        return self._compute
+
+    def record(self, stream: FakeStream) -> FakeEvent:
+        """Return an event after all work on `stream` so far."""
+        with self._lock:
+            used = frozenset(self._in_use) if stream is self._compute else frozenset()
+            stream.pending = [copy for copy in stream.pending if not copy.landed]
+            return FakeEvent(copies=tuple(stream.pending), used=used)
+
+    def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
+        """Order `stream` after `event`: its copies land, and for a copy stream the memory it used becomes safe."""
+        if event is None:
+            return
+        if stream is self._compute:
+            time.sleep(self._lag_s)
+            self._land(event)
+            with self._lock:
+                self._in_use |= {_memory(copy.target) for copy in event.copies}
+        else:
+            with self._lock:
+                stream.safe |= event.used
+
+    def host_wait(self, event: FakeEvent | None) -> None:
+        """Block until `event` has happened; late, as on a busy device."""
+        if event is not None:
+            time.sleep(2 * self._lag_s)
+            self._land(event)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: FakeStream) -> None:
+        """Issue a copy. The target is NaN until it lands; the source is read only then."""
+        with self._lock:
+            memory = _memory(target)
+            if memory in stream.safe:
+                stream.safe.discard(memory)
+                self._in_use.discard(memory)
+            destroys = memory in self._in_use
+            target.fill_(_POISON)
+            stream.pending.append(_Copy(target, source, destroys))
+            self.num_copies += 1
+
+    def allocate(self, num_bytes: int) -> torch.Tensor:
+        """Return poisoned memory."""
+        return torch.full((num_bytes,), _POISON, dtype=torch.uint8)
+
+    def _land(self, event: FakeEvent) -> None:
+        with self._lock:
+            for copy in event.copies:
+                if not copy.landed:
+                    copy.landed = True
+                    if copy.destroys:
+                        copy.target.fill_(_POISON)
+                    else:
+                        copy.target.copy_(copy.source)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
