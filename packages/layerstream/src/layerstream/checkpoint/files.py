@@ -143,14 +143,12 @@ class OpenFile:
             try:
                 got = os.preadv(self._fd, [memory[done:num_bytes]], offset + done)
             except OSError as error:
+                # Also when a short read left us at an odd place; a plain read then tells whether the file ends there.
                 if error.errno != errno.EINVAL or not self.direct:
                     raise
                 self.stop_direct()
                 continue
             done += _at_least_one(got, offset + done)
-            if done < needed_bytes and self.direct and done % self.alignment:
-                # Only a plain read can go on from here; it also tells a short read from the end of the file.
-                self.stop_direct()
         if not self.direct and hasattr(os, "posix_fadvise"):
             # Weights are read in a loop larger than the cache: kept pages would only push others out.
             first = offset - offset % MAX_ALIGNMENT

@@ -69,7 +69,9 @@ class DiskReader:
             direct: try O_DIRECT.
             opener: opens a path and returns its descriptor, in place of the usual way.
         """
-        assert num_threads > 0 and chunk_bytes >= 4 * MAX_ALIGNMENT and chunk_bytes % MAX_ALIGNMENT == 0
+        assert num_threads > 0
+        assert chunk_bytes >= 4 * MAX_ALIGNMENT
+        assert chunk_bytes % MAX_ALIGNMENT == 0
         self._chunk_bytes = chunk_bytes
         self._opener = opener or (open_direct if direct else open_buffered)
         self._files: dict[str, OpenFile] = {}

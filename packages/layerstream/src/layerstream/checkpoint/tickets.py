@@ -39,7 +39,7 @@ class ReadRequest:
     def __post_init__(self) -> None:
         """Check that the request is of one of the two kinds, and the address true: a wrong one would overwrite other memory."""
         assert (self.target is None) != (self.deliver is None), "give either a target or a deliver"
-        assert self.offset >= 0 and self.num_bytes >= 0, (self.offset, self.num_bytes)
+        assert min(self.offset, self.num_bytes) >= 0, (self.offset, self.num_bytes)
         if self.target is not None and self.num_bytes:
             assert self.target.nbytes == self.num_bytes, (self.target.nbytes, self.num_bytes)
             assert ctypes.addressof(ctypes.c_char.from_buffer(self.target)) == self.address, "the address is not the target's"
@@ -48,7 +48,8 @@ class ReadRequest:
 class ReadTicket:
     """The promise of a set of reads.
 
-    Once `done`, no reader thread touches the targets any more, whether the reads succeeded, failed or were cancelled.
+    Once `done`, no reader thread touches the targets any more, whether the reads succeeded, failed or were cancelled. The one
+    exception: a read that the system did not answer when the reader was closed; its targets' memory is kept until it is.
 
     Attributes:
         num_bytes: the bytes asked for.

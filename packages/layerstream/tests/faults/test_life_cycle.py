@@ -1,0 +1,166 @@
+"""Whatever happens, threads end, buffers are freed, the module is whole again and the cause is told."""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import pickle
+import shutil
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import layerstream as ls
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("layerstream")]
+
+
+@pytest.fixture
+def checkpoint(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama_dir: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()(IDS).logits
+
+
+def last_shard(directory: Path) -> Path:
+    return sorted(directory.glob("*.safetensors"))[-1]
+
+
+@pytest.mark.parametrize("budget", ["min", "auto"])
+def test_leaving_the_with_block_ends_every_thread_and_frees_every_buffer(tiny_llama_dir: Path, budget: str) -> None:
+    with ls.load(tiny_llama_dir, budget=budget) as streamed:
+        streamed.model(IDS)
+        assert our_threads()
+        weights = [weakref.ref(parameter) for parameter in streamed.model.parameters() if not parameter.is_meta]
+    assert not our_threads()
+    gc.collect()
+    assert all(parameter() is None for parameter in weights)
+    assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+def test_closing_twice_is_fine_and_use_after_it_is_refused(tiny_llama_dir: Path) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min")
+    streamed.close()
+    streamed.close()
+    with pytest.raises(ls.StreamClosedError, match="load it again"):
+        streamed.generate(IDS)
+    with pytest.raises(ls.StreamClosedError, match="load it again"):
+        streamed.model(IDS)
+
+
+def test_close_in_any_state_leaves_no_thread(tiny_llama_dir: Path) -> None:
+    for num_forwards in range(3):
+        streamed = ls.load(tiny_llama_dir, budget="min")
+        for _ in range(num_forwards):
+            streamed.model(IDS)
+        streamed.close()
+        assert not our_threads()
+
+
+def test_close_in_the_middle_of_a_forward_ends_it_with_a_clear_error(tiny_llama_dir: Path) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min")
+    streamed.model.model.layers[2].register_forward_pre_hook(lambda *_: streamed.close())
+    with pytest.raises((ls.StreamClosedError, NotImplementedError, RuntimeError)):
+        streamed.model(IDS)
+    assert not our_threads()
+
+
+def test_an_exception_inside_a_block_reaches_the_caller_and_the_next_forward_is_exact(
+    tiny_llama_dir: Path, reference: torch.Tensor
+) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        mlp = streamed.model.model.layers[2].mlp
+
+        def fail(*_: object) -> None:
+            raise ValueError("deep inside")
+
+        handle = mlp.register_forward_pre_hook(fail)
+        with pytest.raises(ValueError, match="deep inside"):
+            streamed.model(IDS)
+        handle.remove()
+        assert torch.is_grad_enabled()
+        assert torch.equal(streamed.model(IDS).logits, reference)
+
+
+def test_ctrl_c_in_the_middle_of_a_forward_leaves_a_usable_model(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        handle = streamed.model.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
+        with pytest.raises(KeyboardInterrupt):
+            streamed.model(IDS)
+            for _ in range(1000):  # the interrupt is delivered at the next bytecode boundary
+                pass
+        handle.remove()
+        assert torch.equal(streamed.model(IDS).logits, reference)
+        streamed.model(IDS)
+    assert not our_threads()
+    assert torch.is_grad_enabled()
+
+
+def test_a_shard_that_shrinks_while_running_is_reported_and_recovered_from(checkpoint: Path, reference: torch.Tensor) -> None:
+    shard = last_shard(checkpoint)
+    whole = shard.read_bytes()
+    with ls.load(checkpoint, budget="min") as streamed:
+        assert torch.equal(streamed.model(IDS).logits, reference)
+        with shard.open("r+b") as file:
+            file.truncate(len(whole) // 2)
+        with pytest.raises(ls.ReadFailedError) as caught:
+            for _ in range(2):  # what was prefetched before is still good
+                streamed.model(IDS)
+        assert caught.value.path == str(shard)
+        assert caught.value.offset > 0
+        assert pickle.loads(pickle.dumps(caught.value)).path == str(shard)
+        shard.write_bytes(whole)
+        assert torch.equal(streamed.model(IDS).logits, reference)
+    assert not our_threads()
+
+
+def test_a_checkpoint_removed_while_running_does_not_hang(checkpoint: Path, reference: torch.Tensor) -> None:
+    with ls.load(checkpoint, budget="min") as streamed:
+        streamed.model(IDS)
+        shutil.rmtree(checkpoint)
+        # The files are open: what was opened can still be read.
+        assert torch.equal(streamed.model(IDS).logits, reference)
+
+
+def test_a_budget_too_small_says_what_is_needed_and_that_is_enough(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+    with pytest.raises(ls.BudgetTooSmallError) as caught:
+        ls.load(tiny_llama_dir, budget="10 KiB")
+    assert caught.value.needed_bytes > caught.value.budget_bytes == 10240
+    with ls.load(tiny_llama_dir, budget=caught.value.needed_bytes) as streamed:
+        assert torch.equal(streamed.model(IDS).logits, reference)
+
+
+def test_what_would_break_a_streamed_model_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        with pytest.raises(ls.UnsupportedModelError, match=r"half\(\)"):
+            streamed.model.half()
+        with pytest.raises(ls.UnsupportedModelError, match=r"save_pretrained\(\)"):
+            streamed.model.save_pretrained(tmp_path)
+        with pytest.raises(ls.UnsupportedModelError, match="choose device and dtype"):
+            streamed.model.to(torch.float16)
+        assert streamed.model.to("cpu") is streamed.model
+
+
+def test_an_unknown_device_or_dtype_is_refused(tiny_llama_dir: Path) -> None:
+    with pytest.raises(ls.PlanError, match="no torch device"):
+        ls.load(tiny_llama_dir, device="gpu7x")
+    with pytest.raises(ls.PlanError, match="not one to run in"):
+        ls.load(tiny_llama_dir, dtype="int3")
+
+
+def test_token_ids_outside_the_vocabulary_are_refused_as_torch_refuses_them(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed, pytest.raises(IndexError, match="outside the vocabulary"):
+        streamed.model(torch.tensor([[1, 100_000]]))

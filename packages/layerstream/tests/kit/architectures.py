@@ -1,0 +1,119 @@
+"""Every causal language model type of transformers, tried in a tiny size: does the streamed model equal the plain one?
+
+Test kit, and a script: `python -m kit.architectures [type ...]` in the tests' folder prints a table of type, status and reason.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .budgets import load
+from .compare import ESSENTIAL, ReferenceResults, assert_equals_reference, compute_reference, reference
+from .families import save_tiny_config
+from .shrink import shrunken_config
+
+MODEL_TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+MOST_PARAMETERS = 20_000_000
+
+
+class Status(Enum):
+    """What came of a type."""
+
+    EQUAL = "equal"
+    NOT_EQUAL = "not equal"
+    NOT_BUILT = "not built"
+    PLAIN_FAILS = "plain model fails"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One row of the table."""
+
+    model_type: str
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A tiny checkpoint of a type and what the plain model computes with it."""
+
+    path: Path
+    results: ReferenceResults
+
+
+def prepare(model_type: str, directory: Path) -> Trial | Outcome:
+    """Write a tiny checkpoint of `model_type` and run the plain model; an `Outcome` says why that cannot be done."""
+    try:
+        config = shrunken_config(model_type)
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        if size > MOST_PARAMETERS:
+            return Outcome(model_type=model_type, status=Status.NOT_BUILT, reason=f"does not shrink: {size:,} parameters")
+        save_tiny_config(config, directory)
+    except Exception as error:  # noqa: BLE001 - whatever a config class or constructor raises, it is a row of the table
+        return Outcome(model_type=model_type, status=Status.NOT_BUILT, reason=_first_line(error))
+    try:
+        results = compute_reference(reference(directory, torch.float32), ESSENTIAL)
+        assert_equals_reference(reference(directory, torch.float32), results, ESSENTIAL, "the plain model, loaded again")
+    except Exception as error:  # noqa: BLE001 - the plain model's own limit
+        return Outcome(model_type=model_type, status=Status.PLAIN_FAILS, reason=_first_line(error))
+    return Trial(path=directory, results=results)
+
+
+def compare(trial: Trial, budget: str = "min") -> None:
+    """Assert that the model streamed under `budget` computes what the plain one did.
+
+    Raises:
+        Exception: whatever the streamed model raises.
+        AssertionError: naming the first different tensor.
+    """
+    with load(trial.path, "float32", budget) as streamed:
+        assert_equals_reference(streamed.model, trial.results, ESSENTIAL, trial.path.name)
+
+
+def outcome_of(model_type: str, directory: Path) -> Outcome:
+    """Return the row of `model_type`."""
+    trial = prepare(model_type, directory)
+    if isinstance(trial, Outcome):
+        return trial
+    try:
+        compare(trial)
+    except Exception as error:  # noqa: BLE001 - the table shows what went wrong; the test raises it
+        return Outcome(model_type=model_type, status=Status.NOT_EQUAL, reason=_first_line(error))
+    return Outcome(model_type=model_type, status=Status.EQUAL)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+
+
+def table(model_types: tuple[str, ...]) -> Iterator[str]:
+    """Return the table, a line a type as it comes, the counts last."""
+    counts: Counter[str] = Counter()
+    for model_type in model_types:
+        with tempfile.TemporaryDirectory() as directory:
+            outcome = outcome_of(model_type, Path(directory) / model_type)
+        counts[outcome.status.value] += 1
+        yield f"{outcome.model_type:<28}{outcome.status.value:<20}{outcome.reason}"
+    yield ", ".join(f"{count} {status}" for status, count in counts.most_common())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    for line in table(tuple(sys.argv[1:]) or MODEL_TYPES):
+        print(line, flush=True)  # noqa: T201 - a script's output

@@ -1,0 +1,24 @@
+"""A check that nothing is left running.
+
+Test kit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE_S = 5.0
+
+
+@contextmanager
+def no_thread_left() -> Iterator[None]:
+    """Assert that every thread that was started inside has ended, a few seconds after the end at the latest."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while (left := [thread for thread in threading.enumerate() if thread not in before]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f"threads left running: {[thread.name for thread in left]}"

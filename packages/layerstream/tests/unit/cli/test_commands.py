@@ -1,0 +1,241 @@
+"""Every command on a real tiny checkpoint, in this process; what is shown is compared with the library's own answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import layerstream
+from layerstream.cli.app import main
+
+pytestmark = pytest.mark.usefixtures("_quiet_terminal")
+
+
+@pytest.fixture
+def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="module")
+def expected_text(tiny_llama_dir: Path) -> str:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    inputs = tokenizer("hello", return_tensors="pt")
+    rows = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return str(tokenizer.decode(rows[0][5:], skip_special_tokens=True))
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
+    assert main([str(argument) for argument in arguments]) == status, capsys.readouterr().err
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_run_streams_the_resident_models_text_to_stdout_alone(
+    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--budget", "min")
+    assert out == expected_text + "\n"
+    assert "predicted peak" in err
+    assert "tokens after 5 of the prompt" in err
+    assert "waiting" in err
+
+
+def test_run_quiet_says_nothing_but_the_answer(tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--quiet")
+    assert (out, err) == (expected_text + "\n", "")
+
+
+def test_run_as_json_has_answer_plan_and_report(tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--budget", "min", "--json")
+    told = json.loads(out)
+    assert told["prompt"] == "hello"
+    assert told["answer"]["text"] == expected_text
+    assert told["answer"]["prompt_tokens"] == 5
+    assert told["report"]["sweeps"] == told["answer"]["new_tokens"]
+    assert told["plan"]["ledger"]["device_bytes"] <= told["plan"]["ledger"]["device_budget_bytes"]
+
+
+def test_run_takes_the_prompt_from_a_pipe(
+    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
+    out, _ = run(capsys, "run", tiny_llama_dir, "-n", 6, "-q")
+    assert out == expected_text + "\n"
+
+
+def test_run_with_a_seed_samples_the_same_twice_and_differs_from_greedy(
+    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = ["run", tiny_llama_dir, "-p", "hello", "-n", 6, "-q", "--temperature", 5.0, "--seed"]
+    first, _ = run(capsys, *sampled, 1)
+    torch.manual_seed(99)
+    again, _ = run(capsys, *sampled, 1)
+    assert first == again
+    assert first != expected_text + "\n"
+
+
+def test_run_in_the_chat_template_has_the_templates_tokens_more(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 1, "--chat", "--json")
+    assert json.loads(out)["answer"]["prompt_tokens"] == len("[user] hello\n> ")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".html", ".svg"])
+def test_run_writes_the_trace_that_the_suffix_names(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    trace = tmp_path / f"trace{suffix}"
+    run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 2, "-q", "--budget", "min", "--trace", trace)
+    begins = {".json": '{"traceEvents"', ".html": "<!doctype html>", ".svg": "<svg"}
+    assert trace.read_text().startswith(begins[suffix])
+    assert "model.layers.3" in trace.read_text()
+
+
+def test_plan_prints_what_the_library_explains(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min", "--json")
+    told = json.loads(out)
+    plan = layerstream.plan(tiny_llama_dir, budget="min")
+    assert [unit["name"] for unit in told["units"]] == [unit.name for unit in plan.units]
+    assert told["ledger"]["device_bytes"] == plan.ledger.device_bytes
+    shown, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min")
+    assert shown.splitlines()[0] == plan.explain().splitlines()[0]
+
+
+def test_plan_answers_for_a_machine_and_a_model_that_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "plan", "llama-2-70b", "--machine", "gpu=16GB,ram=32GB,disk=2.5GB/s", "--json")
+    told = json.loads(out)
+    assert told["device"] == "cuda:0"
+    assert told["ledger"]["device_bytes"] <= 16_000_000_000
+    assert told["cost"]["limited_by"] == "disk"
+
+
+def test_a_machine_written_by_probe_can_be_planned_for(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = run(capsys, "probe", "--path", tmp_path, "--device", "cpu", "--json")
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps({**json.loads(out), "host_memory_bytes": "8 GiB"}))
+    told, _ = run(capsys, "plan", tiny_llama_dir, "--machine", machine, "--json")
+    assert json.loads(told)["device"] == "cpu"
+
+
+def test_probe_shows_every_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "probe", "--path", tmp_path, "--device", "cpu")
+    assert all(word in out for word in ("disk", "GB/s", "GFLOP/s", "host memory free"))
+
+
+def test_estimate_computes_the_known_models_from_their_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "estimate", "--json")
+    gigabytes = {each["name"]: each["weight_bytes"]["float16"] / 1e9 for each in json.loads(out)}
+    published = {"GPT-3 175B": 350, "BLOOM 176B": 352, "Llama-2-70B": 140, "Falcon-40B": 80, "MPT-30B": 60, "StarCoder 15.5B": 31}
+    assert set(gigabytes) == set(published)
+    for name, about in published.items():
+        assert gigabytes[name] == pytest.approx(about, rel=0.04)
+
+
+def test_estimate_ticks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "estimate", "starcoder-15.5b", "--memory", "16GB")
+    row = next(line for line in out.splitlines() if line.startswith("StarCoder"))
+    assert row.split()[4:] == ["62.1", "31", "15.5", "✓", "7.76", "✓", "5.82", "✓", "3.88", "✓"]
+
+
+def test_estimate_takes_a_directory_and_a_config_file(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "estimate", tiny_llama_dir, tiny_llama_dir / "config.json", "--json")
+    directory, file = json.loads(out)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
+    assert directory["num_parameters"] == file["num_parameters"] == model.num_parameters()
+
+
+def test_trace_measures_a_run_and_writes_both_files(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "trace", tiny_llama_dir, "--out", tmp_path / "t", "--sweeps", 2, "--budget", "min")
+    events = [event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {event["cat"] for event in events} >= {"read", "compute"}
+    assert "Measured on cpu" in (tmp_path / "t.html").read_text()
+
+
+def test_trace_simulates_without_running(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "trace", tiny_llama_dir, "--out", tmp_path / "t", "--machine", "ram=8GB,disk=1GB", "--budget", "min", "--sweeps", 3)
+    events = [event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {event["args"]["sweep"] for event in events} == {0, 1, 2}
+    assert "nothing was run" in (tmp_path / "t.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "/no/such/place"], "/no/such/place"),
+        (["plan", "TINY", "--budget", "many"], "'many' is no size"),
+        (["plan", "TINY", "--budget", "1KiB"], "give at least"),
+        (["plan", "TINY", "--machine", "gpu=16GB"], "lacks ram"),
+        (["plan", "TINY", "--machine", "cpu=16GB"], "'cpu' in the machine"),
+        (["plan", "TINY", "--machine", "absent.json"], "cannot read the machine"),
+        (["run", "TINY", "-p", "  "], "the prompt is empty"),
+        (["run", "TINY", "-p", "hello", "--trace", "t.txt"], "not 't.txt'"),
+        (["run", "TINY", "-p", "hello", "--trace", "absent/t.json"], "there is no directory"),
+        (["estimate", "TINY/absent.json"], "cannot read the config"),
+        (["estimate", "--memory", "lots"], "'lots' is no size"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_status_2(
+    arguments: list[str], message: str, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = run(capsys, *(each.replace("TINY", str(tiny_llama_dir)) for each in arguments), status=2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_config_of_an_unknown_kind_is_an_error_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ('{"model_type": "no-such-thing"}', "[]", "{", '{"hidden_size": 3}'):
+        (tmp_path / "config.json").write_text(text)
+        _, err = run(capsys, "estimate", tmp_path / "config.json", status=2)
+        assert "is no config that transformers understands" in err
+
+
+def test_a_checkpoint_without_chat_template_or_tokenizer_says_so(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny_llama_dir / name)
+    _, err = run(capsys, "run", tmp_path, "-p", "hello", status=2)
+    assert "no tokenizer can be read" in err
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    _, err = run(capsys, "run", tmp_path, "-p", "hello", "--chat", status=2)
+    assert "no chat template" in err
+
+
+def test_ctrl_c_in_the_middle_of_an_answer_is_status_130_and_frees_everything(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    close = layerstream.StreamedModel.close
+    monkeypatch.setattr(layerstream.StreamedModel, "close", lambda self: (closed.append(self), close(self))[1])
+
+    class Impatient(io.StringIO):
+        def write(self, text: str) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdout", Impatient())
+    assert main(["run", str(tiny_llama_dir), "-p", "hello", "-n", "40", "--budget", "min"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert closed
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = run(capsys, "--version")
+    assert out == f"layerstream {layerstream.__version__}\n"
+
+
+def test_a_misspelt_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = run(capsys, "plan", "--bugdet", "3", status=2)
+    assert "--bugdet" in err
