@@ -1,8 +1,8 @@
 """Run a language model that does not fit in memory, exactly.
 
-`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, disk to host to device, just
-in time and within a memory budget; `generate()`, pipelines and every architecture work unchanged, and every result is the resident
-model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
+`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, disk to host to device,
+just in time and within a memory budget; `generate()`, pipelines and every architecture work unchanged, and every result is
+the resident model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
 """
 
 from .decisions import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
@@ -33,8 +33,8 @@ from .wishes import MemoryBudget, Workload
 __version__ = "0.1.0"
 
 __all__ = [
-    "Activity",
     "ActivationProfile",
+    "Activity",
     "BlocksNotFoundError",
     "BudgetTooSmallError",
     "CheckpointError",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-
 HEAD_SLICE_ROWS = 64
 """Slices of a head are multiples of this many vocabulary rows, so that the kernels' blocking is the same as in the whole."""
 

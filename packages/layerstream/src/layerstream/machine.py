@@ -1,7 +1,7 @@
 """Measure this machine: memory that is free for us, disk, copies, memory and arithmetic.
 
-Room: machine. Knows hardware and nothing of models. Memory is asked for each time; rates are measured by `probe_machine` and kept in
-the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured` says so.
+Room: machine. Knows hardware and nothing of models. Memory is asked for each time; rates are measured by `probe_machine` and kept
+in the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured` says so.
 """
 
 from __future__ import annotations

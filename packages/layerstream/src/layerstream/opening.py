@@ -1,7 +1,7 @@
 """From a model's name to its numbers: the steps that `plan`, `simulate` and `load` share.
 
-Layer: composition. Here the rooms meet: names become files (checkpoint), files become modules and recipes (architecture), recipes get
-their layout (streaming). No weight is read.
+Layer: composition. Here the rooms meet: names become files (checkpoint), files become modules and recipes (architecture), recipes
+get their layout (streaming). No weight is read.
 """
 
 from __future__ import annotations

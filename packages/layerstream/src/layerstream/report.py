@@ -69,7 +69,8 @@ class StreamReport:
         return "\n".join(
             [
                 f"{self.model_name} in {self.dtype} on {self.device}",
-                f"  sweeps      {self.sweeps}, {format_seconds(per_sweep)} each; {self.streamed_units} of {self.units} units streamed",
+                f"  sweeps      {self.sweeps}, {format_seconds(per_sweep)} each",
+                f"  units       {self.streamed_units} of {self.units} streamed",
                 f"  read        {format_bytes(self.bytes_read)} at {format_rate(self.read_bytes_per_s)} over the whole run",
                 f"  copied      {format_bytes(self.bytes_copied)} in {format_seconds(self.copy_s)}",
                 f"  computing   {format_seconds(self.compute_s)}",

@@ -16,7 +16,8 @@ class MemoryBudget:
     """How much memory a streamed model may take.
 
     Attributes:
-        device: bytes (or a size such as `"6 GiB"`) on the compute device; `"auto"` what is free there, `"min"` the least that works.
+        device: bytes (or a size such as `"6 GiB"`) on the compute device; `"auto"` what is free there, `"min"` the least
+            that works.
         host: the same for host memory. Where the device is the CPU the two are one memory, and `device` is what counts.
     """
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from layerstream.decisions import Granularity
-from layerstream.opening import OpenedModel, open_config
-from layerstream.planning.placement import plan_placement
-from layerstream.streaming.binding import UnitBinding
-from layerstream.streaming.sources import UnitSource
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig
 
 import layerstream as ls
+from layerstream.decisions import Granularity
+from layerstream.opening import OpenedModel, open_config
+from layerstream.planning.placement import plan_placement
+from layerstream.streaming.binding import UnitBinding
+from layerstream.streaming.sources import UnitSource
 
 GB = 10**9
 PROMPT_TOKENS = 4096
@@ -103,7 +103,10 @@ def streamed_on_shapes(opened: OpenedModel, plan: ls.PlacementPlan) -> Iterator[
         def enter(*_: Any, binding: UnitBinding = binding, source: UnitSource = source, slot: torch.Tensor = slot) -> None:
             binding.install((0, 0), lambda: source.device_views(slot))
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(lambda *_, binding=binding: binding.release())]
+        def leave(*_: Any, binding: UnitBinding = binding) -> None:
+            binding.release()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Every wait of the pipeline is there: on a worst-case asynchronous device the result is exact, and without any one wait it is not."""
+"""Every wait is there: on a worst-case asynchronous device the result is exact, and without any one wait it is not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from layerstream.testing import FakeAsyncRuntime, FakeEvent, FakeStream
 from transformers import AutoModelForCausalLM
 
 import layerstream as ls
+from layerstream.testing import FakeAsyncRuntime, FakeEvent, FakeStream
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 
@@ -64,9 +64,7 @@ def test_the_worst_asynchronous_device_gives_the_exact_result(tiny_llama_dir: Pa
 
 
 @pytest.mark.parametrize("broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies])
-def test_removing_any_wait_breaks_the_result(
-    tiny_llama_dir: Path, reference: torch.Tensor, broken: type[FakeAsyncRuntime]
-) -> None:
+def test_removing_any_wait_breaks_the_result(tiny_llama_dir: Path, reference: torch.Tensor, broken: type[FakeAsyncRuntime]) -> None:
     results = streamed_logits(tiny_llama_dir, broken(lag_s=0.01), "min")
     assert not all(torch.equal(logits, reference) for logits in results)
 

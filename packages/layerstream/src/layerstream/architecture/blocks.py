@@ -31,7 +31,9 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
         )
     marked = [(path, modules) for path, modules in lists if any(_is_marked(model, module) for module in modules)]
     chosen = marked or [max(lists, key=lambda entry: _num_bytes(entry[1]))]
-    return tuple((f"{path}.{index}", module) for path, modules in chosen for index, module in modules.named_children() if _num_bytes(module))
+    return tuple(
+        (f"{path}.{index}", module) for path, modules in chosen for index, module in modules.named_children() if _num_bytes(module)
+    )
 
 
 def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -98,7 +100,8 @@ def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
         module._buffers.update({name: torch.ones_like(value, device="cpu") for name, value in kept.items() if value is not None})
-        return module(ids)
+        result: torch.Tensor = module(ids)
+        return result
     except (RuntimeError, TypeError, IndexError, AttributeError, NotImplementedError):
         return None
     finally:

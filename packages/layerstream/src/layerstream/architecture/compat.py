@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-
-# 5.x: the order in which shards' tensors reach a converter; stacked experts depend on it.
-from transformers.core_model_loading import WeightConverter, WeightRenaming, build_glob_alternation, dot_natural_key
-from transformers.core_model_loading import rename_source_key as rename_source_key
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 # 5.x: the classes behind fused experts; recognised so that each expert is read straight into its place.
 from transformers.core_model_loading import Concatenate as Concatenate
 from transformers.core_model_loading import MergeModulelist as MergeModulelist
-from transformers.conversion_mapping import get_model_conversion_mapping
+
+# 5.x: the order in which shards' tensors reach a converter; stacked experts depend on it.
+from transformers.core_model_loading import WeightConverter as WeightConverter
+from transformers.core_model_loading import WeightRenaming, build_glob_alternation, dot_natural_key
+from transformers.core_model_loading import rename_source_key as rename_source_key
 from transformers.modeling_layers import GradientCheckpointingLayer as GradientCheckpointingLayer
 
 natural_key = dot_natural_key
@@ -108,5 +109,5 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
     `loaded` are the tensors that a checkpoint provides; they are marked so that nothing is computed for them.
     """
     for tensor in loaded:
-        tensor._is_hf_initialized = True
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     model.initialize_weights()

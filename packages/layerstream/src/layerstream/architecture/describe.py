@@ -108,9 +108,7 @@ def _block_of(name: str, block_paths: tuple[str, ...]) -> int:
 
 def _row_tables(model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...]) -> tuple[TensorRecipe, ...]:
     names = [f"{path}.weight" for path in find_row_tables(model, block_paths)]
-    return tuple(
-        recipe.tensors[name] for name in names if name in recipe.tensors and len(recipe.tensors[name].pieces) == 1
-    )
+    return tuple(recipe.tensors[name] for name in names if name in recipe.tensors and len(recipe.tensors[name].pieces) == 1)
 
 
 def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str]) -> UnitRecipe | None:
@@ -228,6 +226,7 @@ def describe_model(
         name: path or Hub id.
         slot_bytes: the room that a unit takes in a slot, alignment included.
     """
+
     def profile(unit: UnitRecipe) -> UnitProfile:
         return _unit_profile(unit, units.blocks_of.get(unit.name), slot_bytes(unit))
 
@@ -310,6 +309,7 @@ def _fit_activation(walks: tuple[Walk, ...]) -> ActivationProfile:
 
 def _assume_activation(config: object, units: ModelUnits) -> ActivationProfile:
     """Estimate from widths: the residual stream eight times, the feed-forward's inner width four times, and keys and values."""
+
     def number(name: str) -> int:
         value = getattr(config, name, 0)
         return value if isinstance(value, int) else max(value, default=0) if isinstance(value, (list, tuple)) else 0

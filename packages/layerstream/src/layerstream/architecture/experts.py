@@ -18,8 +18,8 @@ def direct_pieces(
 ) -> tuple[Piece, ...] | None:
     """Return where each source lands in the single target, or None when the conversion is more than placing.
 
-    Recognised: `MergeModulelist(0)` (expert e lands at `[e]`), that followed by `Concatenate(1)` (source pattern p of expert e lands
-    at `[e, rows before p:]`), and `Concatenate(0)` (sources one after another). All of these are contiguous runs of the target.
+    Recognised: `MergeModulelist(0)` (expert e lands at `[e]`), that followed by `Concatenate(1)` (source pattern p of expert e
+    lands at `[e, rows before p:]`), and `Concatenate(0)` (sources one after another). All are contiguous runs of the target.
 
     Args:
         converter: transformers' converter.

@@ -147,7 +147,8 @@ def _learn_converted(
         if tensor.shape != state[name].shape:
             raise CheckpointError(
                 f"the stored tensors {', '.join(sorted(s.name for _, s in group.sources)[:3])}… make {name!r} with shape "
-                f"{list(tensor.shape)}, but the model needs {list(state[name].shape)}; config.json and the weights do not belong together"
+                f"{list(tensor.shape)}, but the model needs {list(state[name].shape)}; config.json and the weights do "
+                "not belong together"
             )
     pieces = direct_pieces(group.converter, group.sources, [tuple(tensor.shape) for tensor in made.values()])
     if pieces is not None:
@@ -188,7 +189,8 @@ class _ShapesOf:
         self._state = model.state_dict(keep_vars=True)
 
     def get_parameter(self, name: str) -> torch.Tensor:
-        return self._state[name]
+        tensor: torch.Tensor = self._state[name]
+        return tensor
 
     get_parameter_or_buffer = get_parameter
 
@@ -219,15 +221,17 @@ def _renamed_conversion(conversion: Conversion, old: str, new: str) -> Conversio
     return replace(conversion, targets=tuple(new if t == old else t for t in conversion.targets), convert=convert)
 
 
-def _check_complete(model: PreTrainedModel, state: Mapping[str, torch.Tensor], tensors: Mapping[str, TensorRecipe]) -> frozenset[str]:
+def _check_complete(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor], tensors: Mapping[str, TensorRecipe]
+) -> frozenset[str]:
     lacking = {name for name, tensor in state.items() if name not in tensors and isinstance(tensor, torch.Tensor)}
     may_lack, _ = compat.ignored_patterns(model)
     missing = sorted(name for name in lacking if not _matches(may_lack, name))
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise TensorMissingError(
-            f"the checkpoint lacks {len(missing)} of the {len(state)} tensors that the model needs: {shown}; it is incomplete, or its "
-            "config.json belongs to another model",
+            f"the checkpoint lacks {len(missing)} of the {len(state)} tensors that the model needs: {shown}; it is incomplete, or "
+            "its config.json belongs to another model",
             names=tuple(missing),
         )
     return frozenset(lacking)

@@ -55,7 +55,9 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
     has_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not has_code and not compat.has_causal_class(config):
         code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        advice = "its code lies in the repository: pass trust_remote_code=True if you trust it" if code else "only these can be streamed"
+        advice = (
+            "its code lies in the repository: pass trust_remote_code=True if you trust it" if code else "only these can be streamed"
+        )
         raise UnsupportedModelError(f"transformers has no causal language model for model type {config.model_type!r}; {advice}")
     return compat.causal_config(config)
 

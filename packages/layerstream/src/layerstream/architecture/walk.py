@@ -85,7 +85,7 @@ class _LiveBytes(TorchDispatchMode):
     """Count the bytes of storages that operations made and that are still alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
         self._seen: dict[int, weakref.ref[Any]] = {}

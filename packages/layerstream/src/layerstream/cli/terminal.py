@@ -47,6 +47,7 @@ class StatusLine:
         self._draws = shown and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
         self._is_shared = self._draws and self._out.isatty()
         self._style = ("", "") if os.environ.get("NO_COLOR") else (_DIM, _PLAIN)
+        self._is_drawn = False
         self._column = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -88,19 +89,21 @@ class StatusLine:
         self._column = cell_len(rest) if newline else self._column + cell_len(rest)
 
     def _erase(self) -> None:
-        if self._draws:
+        if self._is_drawn:
             self._err.write(_ERASE_BELOW)
             self._err.flush()
+            self._is_drawn = False
 
     def _draw(self) -> None:
         if not self._draws:
             return
         columns = shutil.get_terminal_size().columns
         if self._column and self._column % columns == 0:
-            # the cursor hangs behind the last column: moving it now would make the next character overwrite this one
+            # the cursor hangs behind the last column: moving it, or erasing from it, would cost the character there
             return
         line = self._render()
         line = line if cell_len(line) < columns else set_cell_size(line, columns - 1)
         start, end = self._style
         self._err.write(f"{_DOWN_KEEPING_COLUMN}{_SAVE}{_NEXT_ROW}{_ERASE_BELOW}{start}{line}{end}{_RESTORE}")
         self._err.flush()
+        self._is_drawn = True

@@ -65,7 +65,10 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
     if profile.head is None or not profile.head_rows:
         return 1
     slices = 1
-    while head_slice_bytes(profile.head, profile.head_rows, slices) > largest_bytes and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows:
+    while (
+        head_slice_bytes(profile.head, profile.head_rows, slices) > largest_bytes
+        and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows
+    ):
         slices *= 2
     # below a page a slice can be larger than the whole; then slicing gains nothing
     return slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1

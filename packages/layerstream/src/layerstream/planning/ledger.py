@@ -13,6 +13,7 @@ from ..facts import ActivationProfile, Machine, ModelProfile, UnitProfile
 from ..wishes import Workload
 from .candidates import Configuration
 
+
 def cache_bytes(activation: ActivationProfile, workload: Workload) -> int:
     """Return the bytes of the KV cache and recurrent state of all sequences at the longest context."""
     context = workload.context_tokens
@@ -52,7 +53,9 @@ def device_lines(
     # a tied head on the device is the embedding there, or lies in the edges
     head = profile.head.slot_bytes if profile.head and configuration.head_on_device and not profile.head_is_tied else 0
     activation = profile.activation
-    rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(configuration.granularity, 0)
+    rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(
+        configuration.granularity, 0
+    )
     return _lines(
         "device",
         {

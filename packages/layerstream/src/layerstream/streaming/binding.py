@@ -163,7 +163,7 @@ class StreamHooks:
             return torch.cat(results, dim=-1)
 
         self._bindings += [binding for _, binding in slices]
-        module.forward = forward  # type: ignore[method-assign]
+        module.__dict__["forward"] = forward
         self._handles.append(_Undo(lambda: module.__dict__.pop("forward", None)))
 
     def _before(self, one: StreamedModule) -> Callable[..., None]:

@@ -31,7 +31,7 @@ class RowTable:
         self.bytes_read = 0
 
     def fetch(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows named by the CPU tensor `rows` (int64, any order), shape (len(rows), width), in the run dtype, on the CPU."""
+        """Return the rows named by the CPU tensor `rows` (int64, any order) as (len(rows), width) in the run dtype, on the CPU."""
         if self._host is not None:
             return self._host[rows]
         buffer = torch.empty(rows.numel() * self._row_bytes, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device:
 
     An id outside the vocabulary is refused as torch refuses it.
     """
-    path, _, attribute = tensor.name.rpartition(".")
+    path, _, _ = tensor.name.rpartition(".")
     module = model.get_submodule(path)
     assert isinstance(module, nn.Embedding)
     place, name = places_of(model, tensor)
@@ -61,7 +61,9 @@ def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device:
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
         if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
-            raise IndexError(f"token id {int(unique[-1] if unique[0] >= 0 else unique[0])} is outside the vocabulary of {tensor.shape[0]}")
+            raise IndexError(
+                f"token id {int(unique[-1] if unique[0] >= 0 else unique[0])} is outside the vocabulary of {tensor.shape[0]}"
+            )
         place[name] = as_installed(table.fetch(unique).to(device), is_buffer=False)
         renumbered = renumbered.to(ids.device)
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})

@@ -38,7 +38,9 @@ class UnitSource:
     def requests(self, buffer: HostBuffer) -> list[ReadRequest]:
         """Return the reads that fill `buffer`, all but what conversions make."""
         return [
-            self._request(buffer, tensor, piece.source, piece.start_element) for tensor in self.unit.tensors for piece in tensor.pieces
+            self._request(buffer, tensor, piece.source, piece.start_element)
+            for tensor in self.unit.tensors
+            for piece in tensor.pieces
         ]
 
     def _request(self, buffer: HostBuffer, tensor: TensorRecipe, source: StoredTensor, start_element: int) -> ReadRequest:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -324,7 +324,9 @@ class WeightStream:
         if lease.ticket is None:
             return
         lease.ticket.wait()  # raises too when the lease was cancelled, but only once nothing is read into its buffer any more
-        self._timeline.record(self._span(Activity.READ, lease, lease.ticket.started_s, lease.ticket.ended_s, unit.source.read_bytes))
+        self._timeline.record(
+            self._span(Activity.READ, lease, lease.ticket.started_s, lease.ticket.ended_s, unit.source.read_bytes)
+        )
         if unit.source.needs_conversion and lease.buffer is not None and not lease.is_cancelled:
             unit.source.convert(lease.buffer.host, self._reader)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
 from layerstream.facts import Piece, StoredTensor, TensorRecipe, UnitRecipe
@@ -35,7 +36,8 @@ def unit(path: Path, index: int) -> StreamedUnit:
     source = StoredTensor(
         name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), path=str(path), offset=index * UNIT_BYTES, num_bytes=UNIT_BYTES
     )
-    tensor = TensorRecipe(name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=(Piece(source=source),))
+    pieces = (Piece(source=source),)
+    tensor = TensorRecipe(name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=pieces)
     return StreamedUnit(name=f"unit{index}", position=index, source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))))
 
 

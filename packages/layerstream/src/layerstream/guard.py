@@ -1,0 +1,181 @@
+"""What stands around a streamed model: the gate of its forward, what it must not do, and the memory it takes.
+
+Layer: composition. Knows modules and hooks; knows nothing of units or disks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .errors import StreamClosedError, UnsupportedModelError
+from .streaming.runtime import DeviceRuntime
+
+_OWNER_CHECK_S = 1.0
+_ANCHOR = "layerstream_anchor"
+_FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretrained", "resize_token_embeddings", "tie_weights")
+
+
+class Gate:
+    """What surrounds every forward of the model: one at a time, without gradients, counted.
+
+    Attributes:
+        sweeps: forwards that ended.
+        elapsed_s: seconds inside them.
+        is_closed: no forward may start any more.
+    """
+
+    def __init__(self, model: nn.Module, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self.sweeps = 0
+        self.elapsed_s = 0.0
+        self.is_closed = False
+        self._on_start, self._on_end = on_start, on_end
+        self._free = threading.Condition()
+        self._owner: int | None = None
+        self._start_s = 0.0
+        self._had_grad = False
+        model.register_forward_pre_hook(self._enter, prepend=True)
+        self._handle = model.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, *_: Any) -> None:
+        if self.is_closed:
+            raise StreamClosedError("this streamed model is closed: its weights are gone; load it again")
+        me = threading.get_ident()
+        self.abandon()
+        with self._free:
+            while self._owner is not None and _is_alive(self._owner):
+                self._free.wait(_OWNER_CHECK_S)
+            self._owner = me
+        self._on_start()
+        self._start_s = perf_counter()
+        self._had_grad = torch.is_grad_enabled()
+        # Slots are overwritten while a graph would still point at them; streaming is for inference.
+        torch.set_grad_enabled(False)
+
+    def _leave(self, *_: Any) -> None:
+        if self._owner != threading.get_ident():
+            return
+        torch.set_grad_enabled(self._had_grad)
+        self.elapsed_s += perf_counter() - self._start_s
+        self.sweeps += 1
+        self._on_end()
+        with self._free:
+            self._owner = None
+            self._free.notify()
+
+    def abandon(self) -> None:
+        """End a forward of this thread that an interrupt has cut off: Ctrl-C does not run torch's hooks."""
+        if self._owner != threading.get_ident():
+            return
+        torch.set_grad_enabled(self._had_grad)
+        self._on_end()
+        with self._free:
+            self._owner = None
+            self._free.notify()
+
+    def close(self) -> None:
+        """Let no further forward in."""
+        self.is_closed = True
+        if self._owner == threading.get_ident():
+            torch.set_grad_enabled(self._had_grad)
+        self._handle.remove()
+        with self._free:
+            self._owner = None
+            self._free.notify_all()
+
+
+def _is_alive(thread: int | None) -> bool:
+    return any(one.ident == thread for one in threading.enumerate())
+
+
+class PeakMemory:
+    """The peak since loading: the kernel's high-water mark where it has moved, samples between forwards where it has not."""
+
+    def __init__(self, runtime: DeviceRuntime, baseline_bytes: int) -> None:
+        self._runtime, self._baseline_bytes = runtime, baseline_bytes
+        self._mark_bytes = _high_water_bytes()
+        self._sampled_bytes = 0
+        self._process = psutil.Process()
+
+    def sample(self) -> None:
+        """Look at the memory now."""
+        self._sampled_bytes = max(self._sampled_bytes, self._process.memory_info().rss)
+
+    def bytes(self) -> tuple[int, int]:
+        """Return (device, host) peak bytes over the baseline."""
+        self.sample()
+        mark = _high_water_bytes()
+        peak = mark if mark > self._mark_bytes else self._sampled_bytes
+        host = max(0, peak - self._baseline_bytes)
+        module = torch.get_device_module(self._runtime.device)
+        if self._runtime.is_host or not hasattr(module, "max_memory_allocated"):
+            return host, host
+        return int(module.max_memory_allocated(self._runtime.device)), host
+
+
+def _high_water_bytes() -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def anchor(model: PreTrainedModel, device: torch.device) -> None:
+    """Give every (sub)model whose first parameter is streamed an empty first one on the device.
+
+    `model.device` and `model.dtype` are the first parameter's, and transformers asks for them: on the meta device, generate() would
+    choose another experts kernel and make its inputs there.
+    """
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        first = next(module.parameters(), None)
+        if first is not None and first.is_meta:
+            empty = torch.empty(0, dtype=first.dtype, device=device)
+            module._parameters = {_ANCHOR: nn.Parameter(empty, requires_grad=False), **module._parameters}
+
+
+def forbid(model: PreTrainedModel, device: torch.device) -> None:
+    """Refuse, with a reason, what would break a model whose weights come and go."""
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            raise UnsupportedModelError(
+                f"model.{name}() cannot be used on a streamed model, whose weights come and go: choose device and dtype in load(), "
+                "and use transformers' from_pretrained to train, resize or save"
+            )
+
+        return refused
+
+    def to(*args: Any, **kwargs: Any) -> PreTrainedModel:
+        wanted, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if (wanted is None or wanted == device) and dtype in (None, model.dtype):
+            return model
+        raise UnsupportedModelError(f"model.to({wanted or dtype}) cannot move a streamed model: choose device and dtype in load()")
+
+    for name in _FORBIDDEN:
+        model.__dict__[name] = refuse(name)
+    model.__dict__["to"] = to
+
+
+def make_empty(model: nn.Module) -> None:
+    """Put meta tensors in place of all weights, so that the memory behind them is freed."""
+    for module in model.modules():
+        module._parameters.pop(_ANCHOR, None)
+        for name, tensor in module._parameters.items():
+            if tensor is not None and not tensor.is_meta:
+                module._parameters[name] = nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
+
+
+def allow(model: PreTrainedModel) -> None:
+    """Take back what `forbid` refused."""
+    for name in (*_FORBIDDEN, "to"):
+        model.__dict__.pop(name, None)
