@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ class BuiltModel:
         stream: supplies what moves; None when everything stays.
         hooks: brings and releases what moves; None when everything stays.
         tables: embeddings that are looked up row by row.
-        detach: what takes those embeddings off again.
+        detach: what takes those embeddings, and all else that was put on single modules, off again.
     """
 
     model: PreTrainedModel
@@ -96,6 +97,8 @@ class _Builder:
             runtime=self.runtime,
             reader=self.reader,
         )
+        for module in self.opened.chunked:
+            built.detach.append(partial(module.__dict__.pop, "forward", None))
         self._attach_rows(built)
         self._start_stream(built)
         self.model.hf_device_map = self._device_map()

@@ -62,6 +62,7 @@ def plan(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        prefill_chunk_tokens=_chunk(workload),
         on_host=machine.device_is_host,
         weights=False,
     )
@@ -90,7 +91,7 @@ def simulate(
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
     """
-    opened = _open_any(model, dtype, on_host=machine.device_is_host)
+    opened = _open_any(model, dtype, on_host=machine.device_is_host, chunk=_chunk(workload))
     return _plan_opened(opened, budget, workload, machine, None)
 
 
@@ -105,10 +106,16 @@ def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dt
     return _open_any(model, dtype, on_host=device.split(":")[0] == "cpu").profile
 
 
-def _open_any(model: str | Path | PreTrainedConfig, dtype: str | torch.dtype, *, on_host: bool) -> OpenedModel:
+def _open_any(
+    model: str | Path | PreTrainedConfig, dtype: str | torch.dtype, *, on_host: bool, chunk: int | None = None
+) -> OpenedModel:
     if isinstance(model, PreTrainedConfig):
-        return open_config(model, dtype=dtype, on_host=on_host)
-    return open_model(model, dtype=dtype, on_host=on_host, weights=False)
+        return open_config(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host)
+    return open_model(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host, weights=False)
+
+
+def _chunk(workload: Workload | None) -> int | None:
+    return None if workload is None else workload.prefill_chunk_tokens
 
 
 def _plan_opened(
@@ -169,6 +176,7 @@ def load(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        prefill_chunk_tokens=_chunk(workload),
         on_host=runtime.is_host,
     )
     decided = _plan_opened(opened, budget, workload, machine, attn_implementation)

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .architecture.blocks import find_blocks
+from .architecture.chunking import chunk_feed_forward
 from .architecture.describe import ModelUnits, describe_model, sort_into_units, walk_lengths
 from .architecture.recipe import ModelRecipe, learn_recipe, recipe_of_shapes
 from .architecture.skeleton import build_skeleton, check_config, read_config, settle_dtype
@@ -32,6 +35,7 @@ class OpenedModel:
         recipe: how its tensors are made.
         units: its tensors in units.
         profile: its numbers.
+        chunked: modules that work through long prompts in chunks.
     """
 
     name: str
@@ -40,6 +44,7 @@ class OpenedModel:
     recipe: ModelRecipe
     units: ModelUnits
     profile: ModelProfile
+    chunked: tuple[nn.Module, ...]
 
 
 def open_model(
@@ -49,6 +54,7 @@ def open_model(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    prefill_chunk_tokens: int | None = None,
     on_host: bool = True,
     weights: bool = True,
 ) -> OpenedModel:
@@ -60,6 +66,7 @@ def open_model(
         attn_implementation: transformers' name of the attention; None takes its default.
         revision: of a Hub id.
         trust_remote_code: run code from the repository; off unless asked.
+        prefill_chunk_tokens: see `Workload`.
         on_host: the weights will run in host memory (slots are laid out like it).
         weights: fetch the weight files of a Hub id too; otherwise only config and headers.
 
@@ -71,11 +78,16 @@ def open_model(
     settled = settle_dtype(config, dtype, checkpoint.tensors.values())
     model = build_skeleton(config, settled, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
     recipe = learn_recipe(model, checkpoint.tensors, settled)
-    return _describe(str(name), directory, model, recipe, on_host)
+    return _describe(str(name), directory, model, recipe, on_host, prefill_chunk_tokens)
 
 
 def open_config(
-    config: PreTrainedConfig, *, dtype: str | torch.dtype = "auto", name: str | None = None, on_host: bool = True
+    config: PreTrainedConfig,
+    *,
+    dtype: str | torch.dtype = "auto",
+    name: str | None = None,
+    prefill_chunk_tokens: int | None = None,
+    on_host: bool = True,
 ) -> OpenedModel:
     """Describe a model of which only the config exists, as if its checkpoint held each tensor as the model uses it.
 
@@ -85,7 +97,8 @@ def open_config(
     config = check_config(config)
     settled = settle_dtype(config, dtype)
     model = build_skeleton(config, settled)
-    return _describe(name or config.name_or_path or config.model_type, Path(), model, recipe_of_shapes(model, settled), on_host)
+    name = name or config.name_or_path or config.model_type
+    return _describe(name, Path(), model, recipe_of_shapes(model, settled), on_host, prefill_chunk_tokens)
 
 
 def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple[Checkpoint, Path]:
@@ -95,8 +108,11 @@ def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple
     return remote_checkpoint(name, revision), directory
 
 
-def _describe(name: str, directory: Path, model: PreTrainedModel, recipe: ModelRecipe, on_host: bool) -> OpenedModel:
-    walks = walk_lengths(model)
+def _describe(
+    name: str, directory: Path, model: PreTrainedModel, recipe: ModelRecipe, on_host: bool, chunk: int | None
+) -> OpenedModel:
+    chunked = () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
+    walks = walk_lengths(model, chunk if chunked else None)
     units = sort_into_units(model, recipe, walks[0].calls if walks else None)
     profile = describe_model(model, units, walks, name=name, slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host))
-    return OpenedModel(name=name, directory=directory, model=model, recipe=recipe, units=units, profile=profile)
+    return OpenedModel(name=name, directory=directory, model=model, recipe=recipe, units=units, profile=profile, chunked=chunked)

@@ -39,12 +39,15 @@ class Workload:
         batch_size: sequences in one forward (beams included).
         prompt_tokens: the longest prompt, in tokens.
         new_tokens: tokens generated after it.
+        prefill_chunk_tokens: let the feed-forward parts work through a longer prompt this many tokens at a time, within each
+            block's one visit. Needs less memory; results in bf16 and fp16 may then round differently. None does not chunk.
         attention: the attention implementation; `eager` needs memory quadratic in the context.
     """
 
     batch_size: int = 1
     prompt_tokens: int = 512
     new_tokens: int = 128
+    prefill_chunk_tokens: int | None = None
     attention: str = "sdpa"
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Workload:
                 f"a workload needs batch_size >= 1, prompt_tokens >= 1 and new_tokens >= 0; got {self.batch_size}, "
                 f"{self.prompt_tokens} and {self.new_tokens}"
             )
+        if self.prefill_chunk_tokens is not None and self.prefill_chunk_tokens < 1:
+            raise PlanError(f"prefill_chunk_tokens must be at least 1, or None; got {self.prefill_chunk_tokens}")
 
     @property
     def context_tokens(self) -> int:

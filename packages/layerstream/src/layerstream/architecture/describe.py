@@ -198,10 +198,15 @@ def _weight_bytes(unit: UnitRecipe) -> int:
     return sum(tensor.num_bytes for tensor in unit.tensors)
 
 
-def walk_lengths(model: PreTrainedModel) -> tuple[Walk, ...]:
-    """Walk the model at three prompt lengths; empty when its forward cannot run without values."""
+def walk_lengths(model: PreTrainedModel, chunk_tokens: int | None = None) -> tuple[Walk, ...]:
+    """Walk the model at three prompt lengths; empty when its forward cannot run without values.
+
+    Args:
+        model: the skeleton.
+        chunk_tokens: of chunked prefill; the lengths are then such that it matters.
+    """
     walks = []
-    for num_tokens in _WALK_TOKENS:
+    for num_tokens in _WALK_TOKENS if chunk_tokens is None else (2 * chunk_tokens, 3 * chunk_tokens, 4 * chunk_tokens):
         seen = walk(model, num_tokens)
         if seen is None:
             return ()
@@ -287,7 +292,7 @@ def _conversion_bytes(units: ModelUnits) -> int:
 
 def _fit_activation(walks: tuple[Walk, ...]) -> ActivationProfile:
     """Lay a parabola through the memory beside weights and cache at three lengths."""
-    x0, x1, x2 = _WALK_TOKENS
+    x0, x1, x2 = (seen.num_tokens for seen in walks)
     y0, y1, y2 = (seen.peak_bytes - seen.cache_bytes - seen.window_bytes for seen in walks)
     slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     square = max(0.0, (slope12 - slope01) / (x2 - x0))

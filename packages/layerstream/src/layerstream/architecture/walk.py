@@ -25,6 +25,7 @@ class Walk:
 
     Attributes:
         calls: paths of the modules that were called, in the order of their calls.
+        num_tokens: the length of the prompt.
         peak_bytes: most memory alive at once beside parameters and buffers; the cache included.
         cache_bytes: what the cache holds afterwards, sliding-window layers apart.
         window_bytes: what sliding-window layers hold.
@@ -33,6 +34,7 @@ class Walk:
     """
 
     calls: tuple[str, ...]
+    num_tokens: int
     peak_bytes: int
     cache_bytes: int
     window_bytes: int
@@ -49,17 +51,26 @@ def walk(model: PreTrainedModel, num_tokens: int) -> Walk | None:
     calls: list[str] = []
     handles = [module.register_forward_pre_hook(_noting(calls, path)) for path, module in model.named_modules() if path]
     counter = _LiveBytes()
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     try:
-        with torch.no_grad(), _FlashLikeAttention(), counter, torch.device("meta"):
-            output = model(input_ids=ids, use_cache=True, **options)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError):
-        return None
+        with counter:
+            output = forward_on_meta(model, num_tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return _with_cache(tuple(calls), counter.peak_bytes, getattr(output, "past_key_values", None))
+    if output is None:
+        return None
+    return _with_cache(tuple(calls), num_tokens, counter.peak_bytes, getattr(output, "past_key_values", None))
+
+
+def forward_on_meta(model: PreTrainedModel, num_tokens: int) -> Any:
+    """Return the output of one prefill on shapes, as `generate()` would call it; None when it cannot run without values."""
+    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
+    try:
+        with torch.no_grad(), _FlashLikeAttention(), torch.device("meta"):
+            return model(input_ids=ids, use_cache=True, **options)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError):
+        return None
 
 
 def _noting(calls: list[str], path: str) -> Callable[..., None]:
@@ -117,7 +128,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _with_cache(calls: tuple[str, ...], peak_bytes: int, cache: Any) -> Walk:
+def _with_cache(calls: tuple[str, ...], num_tokens: int, peak_bytes: int, cache: Any) -> Walk:
     plain, windowed, window, largest = 0, 0, 0, 0
     for layer in getattr(cache, "layers", None) or ([cache] if cache is not None else []):
         size = sum(tensor.untyped_storage().nbytes() for tensor in _state_of(layer))
@@ -128,6 +139,7 @@ def _with_cache(calls: tuple[str, ...], peak_bytes: int, cache: Any) -> Walk:
             plain += size
     return Walk(
         calls=calls,
+        num_tokens=num_tokens,
         peak_bytes=peak_bytes,
         cache_bytes=plain,
         window_bytes=windowed,

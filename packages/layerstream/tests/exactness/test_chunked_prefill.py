@@ -1,0 +1,50 @@
+"""Chunked prefill: one visit of every block all the same, the same result, less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import layerstream as ls
+from layerstream.opening import open_config
+
+NUM_TOKENS = 60
+
+
+@pytest.mark.parametrize("budget", ["min", "auto"])
+def test_a_long_prompt_in_chunks_gives_the_result_of_the_whole_in_one_sweep(tiny_llama_dir: Path, budget: str) -> None:
+    ids = torch.arange(NUM_TOKENS).reshape(1, -1) % 120 + 3
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32).eval()
+    workload = ls.Workload(prompt_tokens=NUM_TOKENS, new_tokens=8, prefill_chunk_tokens=7)
+    widths: list[int] = []
+    with torch.no_grad(), ls.load(tiny_llama_dir, dtype="float32", budget=budget, workload=workload) as streamed:
+        streamed.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+        logits = streamed.model(ids).logits
+        assert widths == [7] * 8 + [4]
+        assert streamed.report().sweeps == 1
+        torch.testing.assert_close(logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
+        made = streamed.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(made, reference.generate(ids, max_new_tokens=8, do_sample=False))
+
+
+def test_the_weights_are_read_once_for_all_chunks(tiny_llama_dir: Path) -> None:
+    ids = torch.arange(NUM_TOKENS).reshape(1, -1) % 120 + 3
+    bytes_read = []
+    for chunk in (None, 7):
+        workload = ls.Workload(prompt_tokens=NUM_TOKENS, prefill_chunk_tokens=chunk)
+        with ls.load(tiny_llama_dir, budget="min", workload=workload) as streamed:
+            visits = []
+            streamed.timeline.subscribe(lambda span, visits=visits: visits.append(span.unit) if span.activity is ls.Activity.WAIT else None)
+            streamed.model(ids)
+            bytes_read.append(sorted(set(visits)) == sorted(visits))
+    assert bytes_read == [True, True]
+
+
+def test_the_ledger_counts_on_the_smaller_activations() -> None:
+    config = LlamaConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512)
+    plain = open_config(config, dtype="float16").profile.activation
+    chunked = open_config(config, dtype="float16", prefill_chunk_tokens=32).profile.activation
+    assert chunked.bytes_per_token < 0.5 * plain.bytes_per_token
