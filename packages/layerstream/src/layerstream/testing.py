@@ -2,8 +2,8 @@
 
 Layer: surface. `FakeAsyncRuntime` keeps its "device" memory on the CPU and behaves as badly as an accelerator may: a copy lands as
 late as its event allows and reads its source only then; its target is NaN from the moment the copy is issued; and a copy into
-memory that the computation has not been waited for destroys it. Code that keeps every wait gives the CPU's results; code that leaves
-one out gives NaN or another unit's weights.
+memory that the computation has not been waited for destroys it. Code that keeps every wait gives the CPU's results; code that
+leaves one out gives NaN or another unit's weights.
 """
 
 from __future__ import annotations

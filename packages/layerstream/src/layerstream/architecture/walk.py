@@ -67,7 +67,7 @@ def forward_on_meta(model: PreTrainedModel, num_tokens: int) -> Any:
     options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     try:
-        with torch.no_grad(), _FlashLikeAttention(), torch.device("meta"):
+        with torch.no_grad(), _ResultsOnly(), torch.device("meta"):
             return model(input_ids=ids, use_cache=True, **options)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError):
         return None
@@ -80,8 +80,12 @@ def _noting(calls: list[str], path: str) -> Callable[..., None]:
     return note
 
 
-class _FlashLikeAttention(TorchFunctionMode):
-    """Give attention its result alone: the kernels in use hold no score matrix, the decomposition on meta tensors would."""
+class _ResultsOnly(TorchFunctionMode):
+    """Give attention and grouped products their result alone.
+
+    The attention kernels in use hold no score matrix, the decomposition on meta tensors would; and grouped products on meta tensors
+    refuse all dtypes but one.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -89,6 +93,8 @@ class _FlashLikeAttention(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             value = args[2] if len(args) > 2 else kwargs["value"]
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        if getattr(func, "__name__", "").endswith("grouped_mm"):
+            return args[0].new_empty((args[0].shape[0], args[1].shape[-1]))
         return func(*args, **kwargs)
 
 
