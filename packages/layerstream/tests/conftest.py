@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kit.tiny_llama import save_tiny_llama  # noqa: E402  (the kit is found only now)
+from kit.tiny_llama import save_tiny_llama
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kit.attachments import Broken, ForbidEven, Recorder, outputs_of_blocks, weights_in_use
 from kit.budgets import load
 from kit.compare import Tensors, assert_same, generate, greedy, hidden_states, left_padded_batch, logits, reference, sampled
 from kit.families import save_tiny
@@ -19,19 +20,15 @@ from kit.threads import no_thread_left
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from torch import nn
 from transformers import (
     DynamicCache,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
     pipeline,
 )
-from transformers.generation.streamers import BaseStreamer
 
 import layerstream as ls
 
@@ -91,7 +88,7 @@ class TestPlainUses:
         """The prompt first, then one token a step, then the end."""
         seen = []
         for model in (plain, streamed.model):
-            streamer = _Recorder()
+            streamer = Recorder()
             model.generate(**_one_row(model), **_greedily(6), streamer=streamer)
             seen.append(streamer.heard)
         assert seen[0] == seen[1]
@@ -183,7 +180,7 @@ class TestOtherWaysToGenerate:
         """It sees the same scores and steers the same way."""
         outputs, seen = [], []
         for model in (plain, streamed.model):
-            processor = _ForbidEven()
+            processor = ForbidEven()
             outputs.append(generate(model, do_sample=False, logits_processor=LogitsProcessorList([processor])))
             seen.append({f"step {index}": scores for index, scores in enumerate(processor.seen)})
         assert_same(*outputs, "processor")
@@ -279,7 +276,7 @@ class TestInterruptions:
     ) -> None:
         """A streamer or criterion may raise: a closed browser tab does that."""
         with pytest.raises(BrokenPipeError):
-            generate(streamed.model, do_sample=False, stopping_criteria=StoppingCriteriaList([_Broken()]))
+            generate(streamed.model, do_sample=False, stopping_criteria=StoppingCriteriaList([Broken()]))
         assert_same(greedy(plain), greedy(streamed.model), "generate afterwards")
 
     def test_bad_input_leaves_a_model_that_works(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
@@ -322,14 +319,14 @@ class TestLookingInside:
 
     def test_hooks_on_blocks_see_the_same_hidden_states(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
         """Interpretability tools register them on every block."""
-        seen = [_outputs_of_blocks(model) for model in (plain, streamed.model)]
+        seen = [outputs_of_blocks(model) for model in (plain, streamed.model)]
         assert len(seen[0]) == plain.config.num_hidden_layers
         assert_same(*seen, "hooked outputs")
         assert_same(hidden_states(plain), hidden_states(streamed.model), "after the hooks are gone")
 
     def test_weights_are_all_there_while_their_layer_runs(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
         """Every linear layer's weight, read by a hook at its turn, is the checkpoint's."""
-        seen = [_weights_in_use(model) for model in (plain, streamed.model)]
+        seen = [weights_in_use(model) for model in (plain, streamed.model)]
         assert len(seen[0]) == 7 * plain.config.num_hidden_layers
         assert_same(*seen, "weights in use")
 
@@ -364,56 +361,3 @@ def _greedily(num_tokens: int) -> dict[str, Any]:
 
 def _keep(found: dict[str, Tensors], name: str, model: PreTrainedModel) -> None:
     found[name] = greedy(model)
-
-
-def _outputs_of_blocks(model: PreTrainedModel) -> Tensors:
-    seen: Tensors = {}
-    handles = [
-        block.register_forward_hook(lambda _m, _i, output, name=f"block {index}": seen.update({name: output}))
-        for index, block in enumerate(model.get_decoder().layers)
-    ]
-    logits(model)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def _weights_in_use(model: PreTrainedModel) -> Tensors:
-    seen: Tensors = {}
-    layers = {name: module for name, module in model.get_decoder().layers.named_modules() if isinstance(module, nn.Linear)}
-    handles = [
-        module.register_forward_pre_hook(lambda module, _i, name=name: seen.update({name: module.weight.detach().clone()}))
-        for name, module in layers.items()
-    ]
-    logits(model)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-class _Recorder(BaseStreamer):
-    def __init__(self) -> None:
-        self.heard: list[list[int] | str] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.heard.append(value.flatten().tolist())
-
-    def end(self) -> None:
-        self.heard.append("end")
-
-
-class _ForbidEven(LogitsProcessor):
-    def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.seen.append(scores.clone())
-        even = torch.arange(scores.shape[-1]) % 2 == 0
-        return scores.masked_fill(even, -torch.inf)
-
-
-class _Broken(StoppingCriteria):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if input_ids.shape[1] > 11:
-            raise BrokenPipeError
-        return torch.zeros(len(input_ids), dtype=torch.bool)

@@ -14,13 +14,13 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .budgets import load
 from .compare import ESSENTIAL, ReferenceResults, assert_equals_reference, compute_reference, reference
 from .families import save_tiny_config
+from .quiet import quiet_and_single_threaded
 from .shrink import shrunken_config
 
 MODEL_TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -112,8 +112,6 @@ def table(model_types: tuple[str, ...]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    for line in table(tuple(sys.argv[1:]) or MODEL_TYPES):
-        print(line, flush=True)  # noqa: T201 - a script's output
+    with quiet_and_single_threaded():
+        for line in table(tuple(sys.argv[1:]) or MODEL_TYPES):
+            print(line, flush=True)  # noqa: T201 - the output of a script

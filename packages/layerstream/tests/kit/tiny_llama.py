@@ -13,7 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 128
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-CHAT_TEMPLATE = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+)
 
 
 def save_tiny_llama(directory: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,13 @@ from layerstream.trace_export import gantt_html, gantt_svg, perfetto_json
 
 def span(activity: Activity, start_s: float, end_s: float, *, unit: int = 0, sweep: int = 0, num_bytes: int = 0) -> Span:
     return Span(
-        activity=activity, unit=f"model.layers.{unit}", unit_index=unit, sweep=sweep, start_s=start_s, end_s=end_s, num_bytes=num_bytes
+        activity=activity,
+        unit=f"model.layers.{unit}",
+        unit_index=unit,
+        sweep=sweep,
+        start_s=start_s,
+        end_s=end_s,
+        num_bytes=num_bytes,
     )
 
 
@@ -63,7 +70,7 @@ def test_events_of_one_track_never_overlap(spans: list[Span]) -> None:
     assert len(events) == len(spans)
     for track in {event["tid"] for event in events}:
         own = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["tid"] == track)
-        assert all(following[0] >= previous[1] - 0.01 for previous, following in zip(own, own[1:], strict=False))
+        assert all(following[0] >= previous[1] - 0.01 for previous, following in pairwise(own))
 
 
 def test_overlapping_reads_come_on_two_named_tracks() -> None:

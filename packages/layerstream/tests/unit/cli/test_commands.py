@@ -48,12 +48,16 @@ def test_run_streams_the_resident_models_text_to_stdout_alone(
     assert "waiting" in err
 
 
-def test_run_quiet_says_nothing_but_the_answer(tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_quiet_says_nothing_but_the_answer(
+    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--quiet")
     assert (out, err) == (expected_text + "\n", "")
 
 
-def test_run_as_json_has_answer_plan_and_report(tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_as_json_has_answer_plan_and_report(
+    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--budget", "min", "--json")
     told = json.loads(out)
     assert told["prompt"] == "hello"
@@ -153,7 +157,9 @@ def test_estimate_takes_a_directory_and_a_config_file(tiny_llama_dir: Path, caps
     assert directory["num_parameters"] == file["num_parameters"] == model.num_parameters()
 
 
-def test_trace_measures_a_run_and_writes_both_files(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trace_measures_a_run_and_writes_both_files(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(capsys, "trace", tiny_llama_dir, "--out", tmp_path / "t", "--sweeps", 2, "--budget", "min")
     events = [event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
     assert {event["cat"] for event in events} >= {"read", "compute"}

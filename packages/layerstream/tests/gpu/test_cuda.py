@@ -1,0 +1,70 @@
+"""On a real accelerator a streamed model equals the resident one there, inside its ledger. Skips itself where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import layerstream as ls
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")]
+
+WORKLOAD = ls.Workload(batch_size=2, prompt_tokens=12, new_tokens=8)
+IDS = torch.arange(4, 28).reshape(2, 12)
+PLENTY = "2 GiB"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    yield str(found)
+    torch.get_device_module(found).empty_cache()
+
+
+def budget_called(name: str, path: Path, device: str, dtype: str) -> ls.MemoryBudget:
+    """Return the device budget `min` or halfway to resident; with `from host` the rest has room in host memory."""
+    least, most = (
+        ls.plan(path, budget=size, device=device, dtype=dtype, workload=WORKLOAD).ledger.device_bytes for size in ("min", PLENTY)
+    )
+    return ls.MemoryBudget(
+        device=(least + most) // 2 if name == "mixed" else least, host=PLENTY if name == "min from host" else "min"
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["min", "min from host", "mixed"])
+def test_streamed_equals_resident_on_the_device(tiny_llama_dir: Path, device: str, name: str, dtype: str) -> None:
+    ids = IDS.to(device)
+    resident = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype)).to(device).eval()
+    with torch.no_grad():
+        logits = resident(ids).logits
+        rows = resident.generate(ids, max_new_tokens=8, do_sample=False)
+    budget = budget_called(name, tiny_llama_dir, device, dtype)
+    with ls.load(tiny_llama_dir, budget=budget, device=device, dtype=dtype, workload=WORKLOAD) as streamed:
+        assert not streamed.plan.is_resident
+        for _ in range(3):
+            assert torch.equal(streamed(ids).logits, logits)
+        assert torch.equal(streamed.generate(ids, max_new_tokens=8, do_sample=False), rows)
+
+
+@pytest.mark.parametrize("name", ["min", "mixed"])
+def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: str, name: str) -> None:
+    module = torch.get_device_module(device)
+    if not hasattr(module, "max_memory_allocated"):
+        pytest.skip(f"torch counts no memory on {device}")
+    before_bytes = module.memory_allocated(device)
+    module.reset_peak_memory_stats(device)
+    budget = budget_called(name, tiny_llama_dir, device, "float16")
+    with ls.load(tiny_llama_dir, budget=budget, device=device, dtype="float16", workload=WORKLOAD) as streamed:
+        ledger = streamed.plan.ledger
+        runtime_bytes = sum(line.num_bytes for line in ledger.lines if line.purpose == "runtime and allocator")
+        # no library has taken its workspace yet: what is allocated now is weights and slots alone
+        assert module.memory_allocated(device) - before_bytes <= ledger.device_bytes - runtime_bytes
+        streamed.generate(IDS.to(device), max_new_tokens=8, do_sample=False)
+        assert module.max_memory_allocated(device) - before_bytes <= ledger.device_bytes

@@ -1,0 +1,18 @@
+"""The tests across packages borrow layerstream's test kit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "packages" / "layerstream" / "tests"))
+
+from kit.tiny_llama import save_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 blocks with tokenizer and chat template; read it, never write to it."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
