@@ -16,8 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .architecture.blocks import find_blocks
 from .architecture.chunking import chunk_feed_forward
 from .architecture.describe import ModelUnits, describe_model, sort_into_units, walk_lengths
-from .architecture.recipe import ModelRecipe, learn_recipe, recipe_of_shapes
+from .architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from .architecture.skeleton import build_skeleton, check_config, read_config, settle_dtype
+from .architecture.walk import observe
 from .checkpoint.hub import remote_checkpoint, resolve_model
 from .checkpoint.index import Checkpoint, open_checkpoint
 from .facts import ModelProfile
@@ -111,8 +112,15 @@ def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple
 def _describe(
     name: str, directory: Path, model: PreTrainedModel, recipe: ModelRecipe, on_host: bool, chunk: int | None
 ) -> OpenedModel:
+    give_dtypes(model, recipe)
     chunked = () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
-    walks = walk_lengths(model, chunk if chunked else None)
-    units = sort_into_units(model, recipe, walks[0].calls if walks else None)
-    profile = describe_model(model, units, walks, name=name, slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host))
+    units = sort_into_units(model, recipe, observe(model))
+    profile = describe_model(
+        model,
+        units,
+        walk_lengths(model, chunk if chunked else None),
+        name=name,
+        dtype=str(model.config.dtype).removeprefix("torch."),
+        slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
+    )
     return OpenedModel(name=name, directory=directory, model=model, recipe=recipe, units=units, profile=profile, chunked=chunked)

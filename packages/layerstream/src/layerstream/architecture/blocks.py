@@ -100,9 +100,9 @@ def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
         module._buffers.update({name: torch.ones_like(value, device="cpu") for name, value in kept.items() if value is not None})
-        result: torch.Tensor = module(ids)
-        return result
-    except (RuntimeError, TypeError, IndexError, AttributeError, NotImplementedError):
+        result = module(ids)
+        return result if isinstance(result, torch.Tensor) else None
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
         return None
     finally:
         module._buffers.update(kept)

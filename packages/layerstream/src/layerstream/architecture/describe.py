@@ -5,6 +5,7 @@ Room: architecture. The last step of this room: it turns modules into names and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -15,6 +16,7 @@ from ..decisions import Granularity
 from ..facts import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
 from ..units import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
+from .observe import WeightReads
 from .recipe import ModelRecipe
 from .walk import Walk, walk
 
@@ -55,27 +57,28 @@ class ModelUnits:
         return tuple(_slice_rows(self.head, start, min(rows, self.head_rows - start)) for start in starts)
 
 
-def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, calls: tuple[str, ...] | None) -> ModelUnits:
+def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, reads: WeightReads | None) -> ModelUnits:
     """Sort every tensor of the model into blocks, smaller units, head, row tables and edges.
 
     Args:
         model: the skeleton.
         recipe: how its tensors are made.
-        calls: the modules that a forward calls, in order; None when it could not be walked (then blocks are the only units).
+        reads: what a forward calls and where it reads each weight; None when it could not be run on shapes (then blocks are the
+            only units, and no table is looked up row by row).
 
     Raises:
         BlocksNotFoundError: there is nothing to stream.
     """
     block_paths = tuple(path for path, _ in find_blocks(model))
-    blocks = tuple(_unit(path, _under(path, recipe.tensors), recipe) for path in block_paths)
+    blocks = tuple(_unit(path, _moving_with(path, recipe, reads), recipe) for path in block_paths)
     in_blocks = {tensor.name for unit in blocks for tensor in unit.tensors}
-    tables = _row_tables(model, recipe, block_paths)
-    head = _head_unit(model, recipe, in_blocks)
+    tables = () if reads is None else _row_tables(model, recipe, block_paths, reads)
+    head = _head_unit(model, recipe, in_blocks, reads)
     head_weight = None if head is None else f"{head.name}.weight"
     in_units = in_blocks | {t.name for t in tables} | ({t.name for t in head.tensors} if head else set())
     outside = [tensor for name, tensor in recipe.tensors.items() if name not in in_units]
     streamed, edges = {Granularity.BLOCK: blocks}, {Granularity.BLOCK: _unit("", outside, recipe)}
-    for granularity, units in _finer_units(model, recipe, blocks, calls).items():
+    for granularity, units in _finer_units(recipe, blocks, reads).items():
         covered = {tensor.name for unit in units for tensor in unit.tensors}
         rest = [tensor for unit in blocks for tensor in unit.tensors if tensor.name not in covered]
         streamed[granularity], edges[granularity] = units, _unit("", outside + rest, recipe)
@@ -91,8 +94,10 @@ def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, calls: tuple[st
     )
 
 
-def _under(path: str, tensors: Mapping[str, TensorRecipe]) -> list[TensorRecipe]:
-    return [tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")]
+def _moving_with(path: str, recipe: ModelRecipe, reads: WeightReads | None) -> list[TensorRecipe]:
+    """Return the tensors under `path` that are needed only while that module runs."""
+    under = [tensor for name, tensor in recipe.tensors.items() if name.startswith(f"{path}.")]
+    return [tensor for tensor in under if reads is None or reads.moves_with(tensor.name, path)]
 
 
 def _unit(name: str, tensors: Iterable[TensorRecipe], recipe: ModelRecipe) -> UnitRecipe:
@@ -106,14 +111,17 @@ def _block_of(name: str, block_paths: tuple[str, ...]) -> int:
     return next(index for index, path in enumerate(block_paths) if name == path or name.startswith(f"{path}."))
 
 
-def _row_tables(model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...]) -> tuple[TensorRecipe, ...]:
-    names = [f"{path}.weight" for path in find_row_tables(model, block_paths)]
-    return tuple(recipe.tensors[name] for name in names if name in recipe.tensors and len(recipe.tensors[name].pieces) == 1)
+def _row_tables(
+    model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...], reads: WeightReads
+) -> tuple[TensorRecipe, ...]:
+    paths = [path for path in find_row_tables(model, block_paths) if reads.values_move_with(f"{path}.weight", path)]
+    found = [recipe.tensors[f"{path}.weight"] for path in paths if f"{path}.weight" in recipe.tensors]
+    return tuple(tensor for tensor in found if len(tensor.pieces) == 1)
 
 
-def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str]) -> UnitRecipe | None:
+def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str], reads: WeightReads | None) -> UnitRecipe | None:
     path = find_head(model)
-    tensors = _under(path, recipe.tensors) if path else []
+    tensors = _moving_with(path, recipe, reads) if path else []
     if not path or not tensors or any(tensor.name in in_blocks for tensor in tensors):
         return None
     return _unit(path, tensors, recipe)
@@ -155,14 +163,14 @@ def _rows_of(source: StoredTensor, start: int, rows: int) -> StoredTensor:
 
 
 def _finer_units(
-    model: PreTrainedModel, recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], calls: tuple[str, ...] | None
+    recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], reads: WeightReads | None
 ) -> dict[Granularity, tuple[UnitRecipe, ...]]:
     """Split blocks into parts and single layers, where the walk shows that these are called in the middle of their block."""
-    if calls is None:
+    if reads is None:
         return {}
     finer = {}
     for granularity, depth in ((Granularity.PART, 1), (Granularity.LAYER, None)):
-        units = [unit for block in blocks for unit in _split(model, recipe, block, calls, depth)]
+        units = [unit for block in blocks for unit in _split(recipe, block, reads, depth)]
         covered = sum(tensor.num_bytes for unit in units for tensor in unit.tensors)
         total = sum(tensor.num_bytes for block in blocks for tensor in block.tensors)
         largest = max((_weight_bytes(unit) for unit in units), default=0)
@@ -172,16 +180,14 @@ def _finer_units(
     return finer
 
 
-def _split(
-    model: PreTrainedModel, recipe: ModelRecipe, block: UnitRecipe, calls: tuple[str, ...], depth: int | None
-) -> list[UnitRecipe]:
+def _split(recipe: ModelRecipe, block: UnitRecipe, reads: WeightReads, depth: int | None) -> list[UnitRecipe]:
     """Return the units within one block in calling order; what is small is left out and stays resident."""
     chosen, seen = [], set()
     floor = _weight_bytes(block) // 256
-    counts = {path: calls.count(path) for path in dict.fromkeys(calls) if path.startswith(f"{block.name}.")}
+    counts = Counter(path for path in reads.calls if path.startswith(f"{block.name}."))
     for path in counts:
         inner = path[len(block.name) + 1 :]
-        tensors = [t for t in _under(path, recipe.tensors) if depth is not None or "." not in t.name[len(path) + 1 :]]
+        tensors = [t for t in _moving_with(path, recipe, reads) if depth is not None or "." not in t.name[len(path) + 1 :]]
         tensors = [tensor for tensor in tensors if tensor.name not in seen]
         if counts[path] != 1 or (depth is not None and inner.count(".") >= depth) or not tensors:
             continue
@@ -220,6 +226,7 @@ def describe_model(
     walks: tuple[Walk, ...],
     *,
     name: str,
+    dtype: str,
     slot_bytes: Callable[[UnitRecipe], int],
 ) -> ModelProfile:
     """Return the model as numbers.
@@ -229,6 +236,7 @@ def describe_model(
         units: its tensors in units.
         walks: of three prompt lengths, or none (then memory beside the weights is taken from the config's widths).
         name: path or Hub id.
+        dtype: the run dtype.
         slot_bytes: the room that a unit takes in a slot, alignment included.
     """
 
@@ -242,7 +250,7 @@ def describe_model(
     return ModelProfile(
         name=name,
         model_type=model.config.model_type,
-        dtype=units.streamed[Granularity.BLOCK][0].tensors[0].dtype,
+        dtype=dtype,
         num_parameters=sum(parameters.values()) - tied,
         blocks=tuple(profile(unit) for unit in units.streamed[Granularity.BLOCK]),
         parts=tuple(profile(unit) for unit in units.streamed.get(Granularity.PART, ())),

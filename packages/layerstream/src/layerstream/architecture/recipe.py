@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -122,12 +123,22 @@ def _tensor_recipe(name: str, tensor: torch.Tensor, dtype: torch.dtype, pieces: 
 
 
 def _renamed(name: str, source: StoredTensor, tensor: torch.Tensor, dtype: torch.dtype) -> TensorRecipe:
+    _check_dtype(name, source, dtype)
     if source.shape != tuple(tensor.shape):
         raise CheckpointError(
             f"tensor {source.name!r} in {source.path} has shape {list(source.shape)}, but the model needs {list(tensor.shape)} for "
             f"{name!r}; config.json and the weights do not belong together"
         )
     return _tensor_recipe(name, tensor, dtype, (Piece(source=source),))
+
+
+def _check_dtype(name: str, source: StoredTensor, dtype: torch.dtype) -> None:
+    """Refuse a cast that would not keep the numbers' meaning: integers, or 8-bit floats without their scales, as weights."""
+    if dtype.is_floating_point and source.dtype not in ("float64", "float32", "float16", "bfloat16"):
+        raise CheckpointError(
+            f"tensor {source.name!r} in {source.path} is stored as {source.dtype}, but {name!r} needs {_name(dtype)}: "
+            "the checkpoint is quantized or damaged"
+        )
 
 
 def _learn_converted(
@@ -139,8 +150,10 @@ def _learn_converted(
     tensors: dict[str, TensorRecipe],
     conversions: dict[str, Conversion],
 ) -> None:
+    for _, source in group.sources:
+        _check_dtype(first, source, dtype)
     convert = _converter(model, first, group, dtype)
-    made = convert({source.name: torch.empty(source.shape, dtype=dtype, device="meta") for _, source in group.sources})
+    made = _convert_on_meta(convert, first, group, dtype)
     for name, tensor in made.items():
         if name not in state:
             raise UnsupportedModelError(f"converting {group.sources[0][1].name!r} gives {name!r}, which the model does not have")
@@ -159,6 +172,23 @@ def _learn_converted(
     for name in made:
         tensors[name] = _tensor_recipe(name, state[name], dtype, ())
         conversions[name] = conversion
+
+
+def _convert_on_meta(
+    convert: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]], first: str, group: _Group, dtype: torch.dtype
+) -> Mapping[str, torch.Tensor]:
+    """Run the conversion on shapes; what it cannot convert is told in the checkpoint's terms."""
+    counts = Counter(pattern for pattern, _ in group.sources)
+    shapes = {pattern: {source.shape for one, source in group.sources if one == pattern} for pattern in counts}
+    try:
+        return convert({source.name: torch.empty(source.shape, dtype=dtype, device="meta") for _, source in group.sources})
+    except (RuntimeError, ValueError, IndexError, KeyError) as error:
+        told = "; ".join(
+            f"{count} x {pattern} of shape {' and '.join(map(str, shapes[pattern]))}" for pattern, count in counts.items()
+        )
+        if len(set(counts.values())) > 1:
+            raise TensorMissingError(f"{first!r} cannot be made: tensors are missing among {told}", names=(first,)) from error
+        raise CheckpointError(f"{first!r} cannot be made of {told}; config.json and the weights do not belong together") from error
 
 
 def _converter(
@@ -272,3 +302,20 @@ def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
         offset += size
     shared = _resolve_ties(model, tensors, {})
     return ModelRecipe(tensors=tensors, conversions={}, tied=shared, self_made=frozenset())
+
+
+def give_dtypes(model: PreTrainedModel, recipe: ModelRecipe) -> None:
+    """Give the meta parameters of `model` the dtypes that their weights will have.
+
+    Some models keep a few weights in fp32 and look at a weight's dtype before the layer that owns it runs.
+    """
+    for name, tensor in recipe.tensors.items():
+        path, _, attribute = name.rpartition(".")
+        module, dtype = model.get_submodule(path), getattr(torch, tensor.dtype)
+        place = module._buffers if attribute in module._buffers else module._parameters
+        current = place[attribute]
+        if current is not None and current.is_meta and current.dtype != dtype:
+            meta = torch.empty(current.shape, dtype=dtype, device="meta")
+            place[attribute] = (
+                torch.nn.Parameter(meta, requires_grad=dtype.is_floating_point) if place is module._parameters else meta
+            )

@@ -1,4 +1,4 @@
-"""Walk a model on the meta device: which modules its forward calls, in which order, and what memory it takes.
+"""Run a model on the meta device: which modules its forward calls, where it reads its weights, and what memory it takes.
 
 Room: architecture. Runs the model's real forward on shapes alone. Some architectures decide by values and cannot be walked; then
 nothing is learnt and the caller uses coarser answers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
 
+from .observe import WeightReads, observe_reads
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
     """What one forward did.
 
     Attributes:
-        calls: paths of the modules that were called, in the order of their calls.
         num_tokens: the length of the prompt.
         peak_bytes: most memory alive at once beside parameters and buffers; the cache included.
         cache_bytes: what the cache holds afterwards, sliding-window layers apart.
@@ -33,7 +34,6 @@ class Walk:
         largest_layer_bytes: the largest cache layer.
     """
 
-    calls: tuple[str, ...]
     num_tokens: int
     peak_bytes: int
     cache_bytes: int
@@ -48,36 +48,29 @@ def walk(model: PreTrainedModel, num_tokens: int) -> Walk | None:
     Returns:
         What was seen, or None when this architecture's forward cannot run without values.
     """
-    calls: list[str] = []
-    handles = [module.register_forward_pre_hook(_noting(calls, path)) for path, module in model.named_modules() if path]
-    counter = _LiveBytes()
-    try:
-        with counter:
-            output = forward_on_meta(model, num_tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _LiveBytes() as counter:
+        output = forward_on_meta(model, num_tokens)
     if output is None:
         return None
-    return _with_cache(tuple(calls), num_tokens, counter.peak_bytes, getattr(output, "past_key_values", None))
+    return _with_cache(num_tokens, counter.peak_bytes, getattr(output, "past_key_values", None))
 
 
-def forward_on_meta(model: PreTrainedModel, num_tokens: int) -> Any:
-    """Return the output of one prefill on shapes, as `generate()` would call it; None when it cannot run without values."""
+def observe(model: PreTrainedModel) -> WeightReads | None:
+    """Return which modules one prefill and one decoded token call, and where each weight is read; None when they cannot be run."""
+    return observe_reads(model, lambda num_tokens, cache: forward_on_meta(model, num_tokens, cache))
+
+
+def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) -> Any:
+    """Return the output of one forward on shapes, as `generate()` would call it; None when it cannot run without values."""
     options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    if cache is not None:
+        options["past_key_values"] = cache
     ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     try:
         with torch.no_grad(), _ResultsOnly(), torch.device("meta"):
             return model(input_ids=ids, use_cache=True, **options)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError):
         return None
-
-
-def _noting(calls: list[str], path: str) -> Callable[..., None]:
-    def note(*_: Any) -> None:
-        calls.append(path)
-
-    return note
 
 
 class _ResultsOnly(TorchFunctionMode):
@@ -134,7 +127,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _with_cache(calls: tuple[str, ...], num_tokens: int, peak_bytes: int, cache: Any) -> Walk:
+def _with_cache(num_tokens: int, peak_bytes: int, cache: Any) -> Walk:
     plain, windowed, window, largest = 0, 0, 0, 0
     for layer in getattr(cache, "layers", None) or ([cache] if cache is not None else []):
         size = sum(tensor.untyped_storage().nbytes() for tensor in _state_of(layer))
@@ -144,7 +137,6 @@ def _with_cache(calls: tuple[str, ...], num_tokens: int, peak_bytes: int, cache:
         else:
             plain += size
     return Walk(
-        calls=calls,
         num_tokens=num_tokens,
         peak_bytes=peak_bytes,
         cache_bytes=plain,

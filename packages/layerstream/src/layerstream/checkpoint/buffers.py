@@ -23,12 +23,13 @@ _PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYM
 class AlignedBuffer:
     """Private host memory that starts on a page, is faulted in and never moves.
 
-    Sizes of 2 MiB and more are rounded up to whole huge pages. `close()` gives up this object's hold; the memory goes back to
-    the system when the last view of it (a memoryview, a torch tensor made of `buffer`) is gone, so no view ever dangles.
+    From 2 MiB on it starts on a huge page and consists of them, all but what is left over at its end: no memory is spent on
+    rounding. `close()` gives up this object's hold; the memory goes back to the system when the last view of it (a memoryview, a
+    torch tensor made of `buffer`) is gone, so no view ever dangles.
 
     Attributes:
         num_bytes: the size asked for.
-        allocated_bytes: the size taken.
+        allocated_bytes: the size taken: whole pages.
         address: the first byte's address; a multiple of the page size.
     """
 
@@ -40,17 +41,20 @@ class AlignedBuffer:
         """
         assert num_bytes > 0, num_bytes
         self.num_bytes = num_bytes
-        unit = HUGE_PAGE_BYTES if num_bytes >= HUGE_PAGE_BYTES else mmap.PAGESIZE
-        self.allocated_bytes = align_up(num_bytes, unit)
+        self.allocated_bytes = align_up(num_bytes, mmap.PAGESIZE)
+        # Address space to find a huge page's start in; what lies before and after is never touched.
+        slack_bytes = HUGE_PAGE_BYTES if num_bytes >= HUGE_PAGE_BYTES else 0
         try:
-            memory = mmap.mmap(-1, self.allocated_bytes, flags=_PRIVATE_ANONYMOUS)
-            self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            _fault_in(memory, self.address, self.allocated_bytes)
+            memory = mmap.mmap(-1, self.allocated_bytes + slack_bytes, flags=_PRIVATE_ANONYMOUS)
+            base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            start = -base % HUGE_PAGE_BYTES if slack_bytes else 0
+            self.address = base + start
+            _fault_in(memory, start, self.address, self.allocated_bytes)
         except (OSError, MemoryError) as error:
             raise StreamError(
                 f"a buffer of {format_bytes(self.allocated_bytes)} was refused ({error}); lower the budget or free some memory"
             ) from error
-        self._view: memoryview | None = memoryview(memory)[:num_bytes]
+        self._view: memoryview | None = memoryview(memory)[start : start + num_bytes]
 
     @property
     def buffer(self) -> memoryview:
@@ -102,19 +106,22 @@ class BounceBuffer:
         return self._chunk
 
 
-def _fault_in(memory: mmap.mmap, address: int, num_bytes: int) -> None:
-    if num_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        _advise(memory, mmap.MADV_HUGEPAGE)
-    if not _advise(memory, _MADV_POPULATE_WRITE):
+def _fault_in(memory: mmap.mmap, start: int, address: int, num_bytes: int) -> None:
+    huge_bytes = num_bytes - num_bytes % HUGE_PAGE_BYTES
+    if huge_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
+        _advise(memory, mmap.MADV_HUGEPAGE, start, huge_bytes)
+        # Where huge pages are given unasked, the end would take a whole one.
+        _advise(memory, mmap.MADV_NOHUGEPAGE, start + huge_bytes, num_bytes - huge_bytes)
+    if not _advise(memory, _MADV_POPULATE_WRITE, start, num_bytes):
         ctypes.memset(address, 0, num_bytes)
 
 
-def _advise(memory: mmap.mmap, advice: int) -> bool:
+def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:
     """Return whether the kernel knows the advice."""
-    if not hasattr(memory, "madvise"):
+    if not hasattr(memory, "madvise") or not num_bytes:
         return False
     try:
-        memory.madvise(advice)
+        memory.madvise(advice, start, num_bytes)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise

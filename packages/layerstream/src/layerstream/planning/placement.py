@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..decisions import MemoryLedger, PlacementPlan, SweepCost, UnitPlacement
+from ..decisions import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..errors import BudgetTooSmallError, PlanError
 from ..facts import Machine, ModelProfile
 from ..units import format_bytes, parse_size
@@ -44,6 +44,7 @@ def plan_placement(*, profile: ModelProfile, budget: MemoryBudget, workload: Wor
     problem = Problem(profile=profile, workload=workload, machine=machine)
     everything = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
     device_budget_bytes, configurations = _within_device_budget(problem, everything, budget)
+    configurations = _resident_if_it_fits(configurations)
     search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
     host_budget_bytes = _host_budget_bytes(search, configurations, budget)
     arrangement, cost = search.best(configurations, host_budget_bytes)
@@ -104,6 +105,12 @@ def _within_device_budget(
     if needed > budget_bytes:
         raise _too_small(problem, least, needed, budget_bytes)
     return budget_bytes, [each for each in configurations if problem.least_device_bytes(each) <= budget_bytes]
+
+
+def _resident_if_it_fits(configurations: list[Configuration]) -> list[Configuration]:
+    """Keep only the wholly resident way if it is among those that fit: nothing that moves is faster than nothing moving."""
+    resident = [each for each in configurations if not each.num_slots and each.embedding in (None, Residency.DEVICE)]
+    return resident[:1] or configurations
 
 
 def _too_small(problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int) -> BudgetTooSmallError:

@@ -53,7 +53,10 @@ def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device:
     module = model.get_submodule(path)
     assert isinstance(module, nn.Embedding)
     place, name = places_of(model, tensor)
-    empty, padding = place[name], module.padding_idx
+    original, padding = place[name], module.padding_idx
+    # Some models send their inputs to the device of this weight; it has the right one, the right shape, and no memory.
+    nothing = torch.full((1,), float("nan"), dtype=original.dtype, device=device).expand(original.shape)
+    empty = place[name] = nn.Parameter(nothing, requires_grad=False)
     # The padding row matters to gradients only, and its number means nothing among renumbered rows.
     module.padding_idx = None
 
@@ -79,6 +82,6 @@ def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device:
     def detach() -> None:
         for handle in handles:
             handle.remove()
-        place[name], module.padding_idx = empty, padding
+        place[name], module.padding_idx = original, padding
 
     return detach

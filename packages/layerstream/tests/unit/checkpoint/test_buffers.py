@@ -21,9 +21,14 @@ def test_a_buffer_starts_on_a_page_and_holds_what_is_written(num_bytes: int) -> 
     buffer.close()
 
 
-def test_large_buffers_are_whole_huge_pages_and_small_ones_whole_pages() -> None:
-    assert AlignedBuffer(HUGE_PAGE_BYTES + 1).allocated_bytes == 2 * HUGE_PAGE_BYTES
+def test_buffers_take_whole_pages_and_no_more() -> None:
     assert AlignedBuffer(1).allocated_bytes == mmap.PAGESIZE
+    assert AlignedBuffer(HUGE_PAGE_BYTES + 1).allocated_bytes == HUGE_PAGE_BYTES + mmap.PAGESIZE
+
+
+def test_large_buffers_start_on_a_huge_page() -> None:
+    for _ in range(3):
+        assert AlignedBuffer(HUGE_PAGE_BYTES + 1).address % HUGE_PAGE_BYTES == 0
 
 
 def test_a_view_outlives_close_and_close_may_be_called_twice() -> None:
