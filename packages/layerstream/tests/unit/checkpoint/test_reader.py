@@ -394,11 +394,3 @@ def test_a_file_is_opened_once_for_the_queue_and_once_for_rows(path: str) -> Non
             assert reader.submit([into(buffer, 0, path, 0, FILE_BYTES)]).wait(30)
             reader.read_now(path, 0, buffer.view(0, 10))
     assert opened == [path, path]
-
-
-def test_a_wrong_address_is_refused_before_anything_is_read(path: str) -> None:
-    buffer = AlignedBuffer(100)
-    with pytest.raises(AssertionError, match="address"):
-        ReadRequest(path=path, offset=0, num_bytes=10, target=buffer.view(0, 10), address=buffer.address + 1)
-    with pytest.raises(AssertionError):
-        ReadRequest(path=path, offset=0, num_bytes=11, target=buffer.view(0, 10), address=buffer.address)
