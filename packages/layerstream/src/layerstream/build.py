@@ -20,7 +20,7 @@ from .decisions import PlacementPlan, Residency, UnitPlacement
 from .facts import ModelProfile, TensorRecipe, UnitRecipe
 from .opening import OpenedModel
 from .streaming.binding import StreamedModule, StreamHooks, UnitBinding, as_installed, places_of
-from .streaming.buffers import HostBuffer
+from .streaming.buffers import HostBuffer, allocate_many
 from .streaming.lanes import Lane
 from .streaming.layout import PAGE
 from .streaming.rows import RowTable, attach_rows
@@ -119,9 +119,7 @@ class _Builder:
             installed = {tensor.name for tensor in edges} if units.head_is_tied else set()
             own = [t for t in units.head.tensors if not (units.head_is_tied and t.name.endswith(".weight") and installed)]
             staying.append(UnitRecipe(name=units.head.name, tensors=tuple(own), conversions=units.head.conversions))
-        for unit in staying:
-            if unit.tensors:
-                self._install_for_good(unit)
+        self._install_for_good([UnitSource(unit) for unit in staying if unit.tensors])
         self._share_ties()
 
     def _blocks(self) -> Iterable[UnitPlacement]:
@@ -131,22 +129,28 @@ class _Builder:
         head = self.opened.units.head
         return next((p for p in self.plan.units if head is not None and p.name == head.name), None)
 
-    def _install_for_good(self, unit: UnitRecipe) -> None:
-        source = UnitSource(unit)
-        buffer = self._read(source)
+    def _install_for_good(self, sources: list[UnitSource]) -> None:
         if self.runtime.is_host:
-            views = source.host_views(buffer.bytes)
-        else:
-            memory = self.runtime.allocate(source.layout.device_bytes)
-            self.lane.copy_runs(buffer.bytes, source.layout, memory)
+            memory = allocate_many([source.layout.host_bytes for source in sources])
+            for source, buffer in zip(sources, memory, strict=True):
+                self._put_in_place(source, source.host_views(self._read_into(buffer, source).bytes))
+            return
+        for source in sources:
+            buffer = self._read(source)
+            device_memory = self.runtime.allocate(source.layout.device_bytes)
+            self.lane.copy_runs(buffer.bytes, source.layout, device_memory)
             self.lane.finish()
-            views = source.device_views(memory)
-        for tensor in unit.tensors:
+            self._put_in_place(source, source.device_views(device_memory))
+
+    def _put_in_place(self, source: UnitSource, views: dict[str, torch.Tensor]) -> None:
+        for tensor in source.unit.tensors:
             place, name = places_of(self.model, tensor)
             place[name] = as_installed(views[tensor.name], is_buffer=tensor.is_buffer)
 
     def _read(self, source: UnitSource, *, pinned: bool = False) -> HostBuffer:
-        buffer = HostBuffer.allocate(source.layout.host_bytes, pinned=pinned)
+        return self._read_into(HostBuffer.allocate(source.layout.host_bytes, pinned=pinned), source)
+
+    def _read_into(self, buffer: HostBuffer, source: UnitSource) -> HostBuffer:
         self.reader.submit(source.requests(buffer)).wait()
         source.convert(buffer, self.reader)
         return buffer

@@ -55,7 +55,7 @@ def plan(
         BudgetTooSmallError: with `needed_bytes`.
         CheckpointError, ModelError, PlanError: what is wrong with the files, the model or the wish.
     """
-    machine = machine or describe_machine(settle_device(device))
+    on_host = settle_device(device).type == "cpu" if machine is None else machine.device_is_host
     opened = open_model(
         model,
         dtype=dtype,
@@ -63,9 +63,11 @@ def plan(
         revision=revision,
         trust_remote_code=trust_remote_code,
         prefill_chunk_tokens=_chunk(workload),
-        on_host=machine.device_is_host,
+        on_host=on_host,
         weights=False,
     )
+    if machine is None:
+        machine = describe_machine(settle_device(device), dtype=opened.profile.dtype)
     return _plan_opened(opened, budget, workload, machine, attn_implementation)
 
 
@@ -169,7 +171,6 @@ def load(
     """
     baseline_bytes = psutil.Process().memory_info().rss
     runtime = runtime or TorchRuntime(settle_device(device))
-    machine = replace(describe_machine(runtime.device), device=runtime.name)
     opened = open_model(
         model,
         dtype=dtype,
@@ -179,5 +180,6 @@ def load(
         prefill_chunk_tokens=_chunk(workload),
         on_host=runtime.is_host,
     )
+    machine = replace(describe_machine(runtime.device, dtype=opened.profile.dtype), device=runtime.name)
     decided = _plan_opened(opened, budget, workload, machine, attn_implementation)
     return StreamedModel(build(opened, decided, runtime), baseline_bytes=baseline_bytes)

@@ -24,9 +24,14 @@ from .errors import PlanError
 from .facts import Machine
 from .units import MIB
 
-_RATES = ("disk_bytes_per_s", "copy_bytes_per_s", "memory_bytes_per_s", "flops_per_s")
+_MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s")
+_COMPUTING_RATES = ("memory_bytes_per_s", "flops_per_s")
 _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
 """What a CUDA context, its libraries' workspaces and the allocator's rounding take; an allowance, not a measurement."""
+
+_HOST_RUNTIME_BYTES = 24 * MIB
+"""What a process on the CPU grows by beside weights and activations: pages of library code that a first forward touches (16 MiB),
+and what transformers imports and keeps (6 MiB). Measured on Linux with torch 2.13; see docs/lab-notes.md."""
 
 _PROBE_BYTES = 256 * MIB
 
@@ -52,7 +57,13 @@ def settle_device(wish: str) -> torch.device:
 def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine:
     """Return this machine with the memory that is free now and the rates of the last probe (or assumed ones)."""
     host_bytes = free_host_bytes()
-    machine = Machine(device=str(device), device_memory_bytes=host_bytes, host_memory_bytes=host_bytes, measured=False)
+    machine = Machine(
+        device=str(device),
+        device_memory_bytes=host_bytes,
+        host_memory_bytes=host_bytes,
+        runtime_bytes=_HOST_RUNTIME_BYTES,
+        measured=False,
+    )
     if device.type != "cpu":
         machine = replace(
             machine,
@@ -61,8 +72,19 @@ def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine
             memory_bytes_per_s=300e9,
             flops_per_s=3e13,
         )
-    kept = _read_rates().get(_rate_key(device, dtype))
-    return machine if kept is None else replace(machine, **{name: kept[name] for name in _RATES}, measured=True)
+    return _with_kept_rates(machine, device, dtype)
+
+
+def _with_kept_rates(machine: Machine, device: torch.device, dtype: str) -> Machine:
+    """Fill in what a probe has measured: the disk and the copies for every dtype, arithmetic for its own."""
+    kept = _read_rates()
+    moving, computing = kept.get(device.type), kept.get(_rate_key(device, dtype))
+    if moving is None:
+        return machine
+    machine = replace(machine, **{name: moving[name] for name in _MOVING_RATES})
+    if computing is None:
+        return machine
+    return replace(machine, **{name: computing[name] for name in _COMPUTING_RATES}, measured=True)
 
 
 def free_host_bytes() -> int:
@@ -135,10 +157,12 @@ def probe_machine(path: Path | None = None, device: str = "auto", *, dtype: str 
         measured=True,
     )
     if keep:
-        rates = {name: value for name, value in asdict(machine).items() if name in _RATES}
+        known = asdict(machine)
+        moving = {name: known[name] for name in _MOVING_RATES}
+        computing = {name: known[name] for name in _COMPUTING_RATES}
         file = _rates_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**_read_rates(), _rate_key(chosen, dtype): rates}, indent=1))
+        file.write_text(json.dumps({**_read_rates(), chosen.type: moving, _rate_key(chosen, dtype): computing}, indent=1))
     return machine
 
 

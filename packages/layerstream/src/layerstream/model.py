@@ -78,6 +78,7 @@ class StreamedModel:
         now, since = self._marks(), self._since
         num_bytes = {kind: now.num_bytes[kind] - since.num_bytes[kind] for kind in Activity}
         seconds = {kind: now.seconds[kind] - since.seconds[kind] for kind in Activity}
+        elapsed_s = now.elapsed_s - since.elapsed_s
         peak_device_bytes, peak_host_bytes = self._peak.bytes()
         return StreamReport(
             model_name=self.plan.model_name,
@@ -91,8 +92,8 @@ class StreamedModel:
             read_s=seconds[Activity.READ],
             copy_s=seconds[Activity.COPY],
             wait_s=seconds[Activity.WAIT],
-            compute_s=seconds[Activity.COMPUTE],
-            elapsed_s=now.elapsed_s - since.elapsed_s,
+            compute_s=max(0.0, elapsed_s - seconds[Activity.WAIT]),
+            elapsed_s=elapsed_s,
             peak_device_bytes=peak_device_bytes,
             peak_host_bytes=peak_host_bytes,
             ledger_device_bytes=self.plan.ledger.device_bytes,

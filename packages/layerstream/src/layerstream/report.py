@@ -27,7 +27,7 @@ class StreamReport:
         read_s: seconds in which at least one read of a unit was under way, summed over units (they overlap).
         copy_s: seconds of copies as seen by the host.
         wait_s: seconds that the computation waited for weights.
-        compute_s: seconds inside units, waits excluded.
+        compute_s: seconds inside forwards of the model, waits excluded.
         elapsed_s: seconds inside forwards of the model.
         peak_device_bytes: device memory at its peak, as the runtime counts it; on a CPU device the growth of this process' resident
             memory over its size before the model was loaded.

@@ -11,8 +11,8 @@ from ..decisions import Granularity, Residency
 from ..facts import Machine, ModelProfile, UnitProfile
 from .candidates import visited_units
 
-UNIT_OVERHEAD_S = 60e-6
-"""The interpreter's share of one visit: hooks, binding, handing over."""
+UNIT_OVERHEAD_S = 300e-6
+"""The interpreter's share of one visit: hooks, binding, handing over between threads. Measured with units of a few kilobytes."""
 
 ROW_READ_S = 25e-6
 """One embedding row from the disk: a random read with several in flight."""

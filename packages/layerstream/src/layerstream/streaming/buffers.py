@@ -5,12 +5,15 @@ Room: streaming. Allocated once, reused for ever. On a CPU device it is a slot; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from ..checkpoint.buffers import AlignedBuffer
 from ..facts import TensorRecipe
+from ..units import align_up
 from .layout import PAGE
 
 
@@ -41,10 +44,24 @@ class HostBuffer:
         tensor = torch.frombuffer(own.buffer, dtype=torch.uint8, count=num_bytes)
         return cls(bytes=tensor, view=own.view(0, num_bytes), address=own.address)
 
+    def part(self, start: int, num_bytes: int) -> HostBuffer:
+        """Return a part of this buffer as a buffer of its own; nothing is copied."""
+        end = start + num_bytes
+        return HostBuffer(bytes=self.bytes[start:end], view=self.view[start:end], address=self.address + start)
+
     @classmethod
     def over(cls, tensor: torch.Tensor) -> HostBuffer:
         """Return a buffer over an existing uint8 CPU tensor."""
         return cls(bytes=tensor, view=memoryview(tensor.numpy()), address=tensor.data_ptr())
+
+
+def allocate_many(sizes: Sequence[int], *, pinned: bool = False) -> list[HostBuffer]:
+    """Return a buffer of each size, each starting on a page, all in one allocation: huge pages are rounded up once."""
+    starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
+    if not starts[-1]:
+        return []
+    whole = HostBuffer.allocate(starts[-1], pinned=pinned)
+    return [whole.part(start, size) for start, size in zip(starts, sizes, strict=False)]
 
 
 def typed_view(buffer: torch.Tensor, offset: int, tensor: TensorRecipe) -> torch.Tensor:

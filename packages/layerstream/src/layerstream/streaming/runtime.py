@@ -1,6 +1,6 @@
 """The few operations of an asynchronous device that streaming needs, by torch's device-generic modules.
 
-Room: streaming. One seam, chosen by constructor argument: the test kit's fake device implements the same five operations.
+Room: streaming. One seam, chosen by constructor argument: the test kit's fake device implements the same operations.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ import torch
 from ..checkpoint.reader import DiskReader, ReadTicket
 from ..errors import LayerstreamError, StreamClosedError, StreamError
 from ..timeline import Activity, Span, Timeline
-from .buffers import HostBuffer
+from .buffers import HostBuffer, allocate_many
 from .lanes import Lane, Slot
 from .sources import UnitSource
 
@@ -124,14 +124,17 @@ class WeightStream:
         self.bytes_copied = 0
         self._lane, self._reader, self._timeline = lane, reader, timeline
         self._is_host = lane.runtime.is_host
-        self._buffers = deque(
-            _Buffer(HostBuffer.allocate(buffer_bytes, pinned=lane.runtime.pins_host_memory), index) for index in range(num_buffers)
-        )
+        memory = allocate_many([buffer_bytes] * num_buffers, pinned=lane.runtime.pins_host_memory)
+        self._buffers = deque(_Buffer(host, index) for index, host in enumerate(memory))
         self._free_slots: deque[Slot] = deque(lane.slots)
         self._depth = num_buffers + len(lane.slots)
         self._num_memories = len(lane.slots) or num_buffers
         self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
-        self._changed = threading.Condition()
+        # One lock, three reasons to wait: each thread is woken only for its own.
+        self._lock = threading.Lock()
+        self._may_supply = threading.Condition(self._lock)
+        self._may_deliver = threading.Condition(self._lock)
+        self._arrived = threading.Condition(self._lock)
         self._queue: deque[Lease] = deque()
         self._deliveries: deque[Lease] = deque()
         self._leased: list[Lease] = []
@@ -157,13 +160,14 @@ class WeightStream:
             StreamError: every slot is leased already, so that it could never come.
         """
         start_s = perf_counter()
-        with self._changed:
+        with self._lock:
             sweep = self._visited.visit(unit)
             lease = self._expect(unit)
             while not lease.is_ready and not self._closed:
-                self._changed.wait()
+                self._arrived.wait()
             self._check_open()
             self._queue.popleft()
+            self._may_supply.notify()
             if lease.error is not None:
                 self._drop_queue()
                 raise lease.error
@@ -175,7 +179,7 @@ class WeightStream:
     def give_back(self, lease: Lease) -> None:
         """Free the memory of a lease; a copy into it will wait for the computation that was started so far."""
         event = self._lane.after_compute()
-        with self._changed:
+        with self._lock:
             if lease in self._leased:
                 self._leased.remove(lease)
                 if lease.slot is not None:
@@ -197,15 +201,16 @@ class WeightStream:
 
     def close(self) -> None:
         """Stop the threads and free every buffer. Safe to call twice and from any state."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             for lease in self._queue:
                 self._cancel(lease)
-            self._changed.notify_all()
+            for reason in (self._may_supply, self._may_deliver, self._arrived):
+                reason.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
-        with self._changed:
+        with self._lock:
             self._queue.clear()
             self._deliveries.clear()
             self._leased.clear()
@@ -227,9 +232,9 @@ class WeightStream:
         if len(self._leased) >= self._num_memories:
             raise StreamError(f"unit {self.units[unit].name!r} was asked for while all {self._num_memories} slots are in use")
         self._upcoming = unit
-        self._changed.notify_all()
+        self._may_supply.notify()
         while not self._queue and not self._closed:
-            self._changed.wait()
+            self._arrived.wait()
         self._check_open()
         return self._queue[0]
 
@@ -246,6 +251,7 @@ class WeightStream:
 
     def _cancel(self, lease: Lease) -> None:
         lease.is_cancelled = True
+        self._may_deliver.notify()
         if lease.ticket is not None:
             lease.ticket.cancel()
         if lease.is_ready:
@@ -258,7 +264,8 @@ class WeightStream:
         if lease.buffer is not None:
             self._buffers.append(lease.buffer)
         lease.slot = lease.buffer = None
-        self._changed.notify_all()
+        self._may_supply.notify()
+        self._may_deliver.notify()
 
     # -- supply ------------------------------------------------------------------------------------------------------
 
@@ -268,9 +275,9 @@ class WeightStream:
 
     def _supply_next(self) -> bool:
         """Hand the reads of the next unit to the reader; False when closed."""
-        with self._changed:
+        with self._lock:
             while not self._closed and not self._may_fetch():
-                self._changed.wait()
+                self._may_supply.wait()
             if self._closed:
                 return False
             assert self._upcoming is not None
@@ -280,12 +287,12 @@ class WeightStream:
                 lease.buffer = self._buffers.popleft()
             self._queue.append(lease)
             self._upcoming = self._successor[lease.unit]
-            self._changed.notify_all()
+            self._arrived.notify()
         if lease.buffer is not None:
             self._start_reading(lease, unit, lease.buffer)
-        with self._changed:
+        with self._lock:
             self._deliveries.append(lease)
-            self._changed.notify_all()
+            self._may_deliver.notify()
         return True
 
     def _may_fetch(self) -> bool:
@@ -303,9 +310,9 @@ class WeightStream:
 
     def _deliver_next(self) -> bool:
         """Bring what was read onto the device and say that it is there; False when closed."""
-        with self._changed:
+        with self._lock:
             while not self._closed and not self._deliveries:
-                self._changed.wait()
+                self._may_deliver.wait()
             if not self._deliveries:
                 return False
             lease = self._deliveries.popleft()
@@ -331,16 +338,16 @@ class WeightStream:
             unit.source.convert(lease.buffer.host, self._reader)
 
     def _announce(self, lease: Lease) -> None:
-        with self._changed:
+        with self._lock:
             lease.is_ready = True
             if lease.is_cancelled:
                 self._recycle(lease)
-            self._changed.notify_all()
+            self._arrived.notify_all()
 
     def _copy(self, lease: Lease, unit: StreamedUnit) -> None:
-        with self._changed:
+        with self._lock:
             while not self._free_slots and not self._closed and not lease.is_cancelled:
-                self._changed.wait()
+                self._may_deliver.wait()
             slot = self._free_slots.popleft() if self._free_slots and not self._closed else None
         if slot is None:
             self._announce(lease)
@@ -358,9 +365,9 @@ class WeightStream:
         self.bytes_copied += num_bytes
         self._timeline.record(self._span(Activity.COPY, lease, start_s, perf_counter(), num_bytes))
         if buffer is not None:
-            with self._changed:
+            with self._lock:
                 self._buffers.append(buffer)
-                self._changed.notify_all()
+                self._may_supply.notify()
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
