@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..facts import TensorRecipe
-from ..timeline import Activity, Span, Timeline
+from ..timeline import Activity, Timeline
 from .stream import Lease, WeightStream
 
 Place = tuple[dict[str, Any], str]
@@ -117,15 +117,7 @@ class StreamHooks:
             return
         lease, binding, start_s = entry
         binding.release()
-        unit = self._stream.units[index]
-        span = Span(
-            activity=Activity.COMPUTE,
-            unit=unit.name,
-            unit_index=unit.position,
-            sweep=lease.sweep,
-            start_s=start_s,
-            end_s=perf_counter(),
-        )
+        span = self._stream.units[index].span(Activity.COMPUTE, lease.sweep, start_s, perf_counter())
         self._stream.give_back(lease)
         self._timeline.record(span)
 

@@ -48,6 +48,18 @@ class StreamedUnit:
     source: UnitSource
     pinned: HostBuffer | None = None
 
+    def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
+        """Return what happened to this unit, for the timeline."""
+        return Span(
+            activity=activity,
+            unit=self.name,
+            unit_index=self.position,
+            sweep=sweep,
+            start_s=start_s,
+            end_s=end_s,
+            num_bytes=num_bytes,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class _Buffer:
@@ -173,7 +185,7 @@ class WeightStream:
                 raise lease.error
             self._leased.append(lease)
         self._lane.ready_for_compute(lease.event)
-        self._note(Activity.WAIT, unit, sweep, start_s)
+        self._timeline.record(self.units[unit].span(Activity.WAIT, sweep, start_s, perf_counter()))
         return lease
 
     def give_back(self, lease: Lease) -> None:
@@ -332,7 +344,7 @@ class WeightStream:
             return
         lease.ticket.wait()  # raises too when the lease was cancelled, but only once nothing is read into its buffer any more
         self._timeline.record(
-            self._span(Activity.READ, lease, lease.ticket.started_s, lease.ticket.ended_s, unit.source.read_bytes)
+            unit.span(Activity.READ, lease.sweep, lease.ticket.started_s, lease.ticket.ended_s, unit.source.read_bytes)
         )
         if unit.source.needs_conversion and lease.buffer is not None and not lease.is_cancelled:
             unit.source.convert(lease.buffer.host, self._reader)
@@ -363,37 +375,11 @@ class WeightStream:
         self._lane.runtime.host_wait(event)
         num_bytes = sum(run.num_bytes for run in unit.source.layout.copies)
         self.bytes_copied += num_bytes
-        self._timeline.record(self._span(Activity.COPY, lease, start_s, perf_counter(), num_bytes))
+        self._timeline.record(unit.span(Activity.COPY, lease.sweep, start_s, perf_counter(), num_bytes))
         if buffer is not None:
             with self._lock:
                 self._buffers.append(buffer)
                 self._may_supply.notify()
-
-    # -- telling -----------------------------------------------------------------------------------------------------
-
-    def _span(self, activity: Activity, lease: Lease, start_s: float, end_s: float, num_bytes: int) -> Span:
-        unit = self.units[lease.unit]
-        return Span(
-            activity=activity,
-            unit=unit.name,
-            unit_index=unit.position,
-            sweep=lease.sweep,
-            start_s=start_s,
-            end_s=end_s,
-            num_bytes=num_bytes,
-        )
-
-    def _note(self, activity: Activity, unit: int, sweep: int, start_s: float) -> None:
-        self._timeline.record(
-            Span(
-                activity=activity,
-                unit=self.units[unit].name,
-                unit_index=self.units[unit].position,
-                sweep=sweep,
-                start_s=start_s,
-                end_s=perf_counter(),
-            )
-        )
 
 
 def _wrapped(unit: str, error: Exception) -> StreamError:
