@@ -95,11 +95,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The figures under benchmarks/; arguments name the scripts to run, all by default."""
-    install(session, *LAYERSTREAM)
-    scripts = session.posargs or sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py"))
-    for script in scripts:
-        session.run("python", script)
+    """Every benchmark in its small version, to show that it works; `python benchmarks/bench_NAME.py` is the real one."""
+    install(session, *LAYERSTREAM, "accelerate", "matplotlib")
+    for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
+        session.run("python", script, "--quick", *session.posargs)
 
 
 def name_sessions(arguments: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from .build import build
 from .decisions import PlacementPlan
 from .facts import Machine, ModelProfile
-from .machine import describe_machine, settle_device
+from .machine import describe_machine, give_back_freed_memory, settle_device
 from .model import StreamedModel
 from .opening import OpenedModel, open_config, open_model
 from .planning.placement import plan_placement
@@ -147,7 +147,7 @@ def load(
     """Load a causal language model within a memory budget, exactly.
 
     What fits stays in memory; the rest is read from the original safetensors in every sweep. Use it as a context manager, or call
-    `close()`.
+    `close()`. Streaming on a CPU also makes glibc return freed memory at once, for the whole process: a tight budget needs it.
 
     Args:
         model: a directory or a Hub id.
@@ -182,4 +182,6 @@ def load(
     )
     machine = replace(describe_machine(runtime.device, dtype=opened.profile.dtype), device=runtime.name)
     decided = _plan_opened(opened, budget, workload, machine, attn_implementation)
+    if runtime.is_host and not decided.is_resident:
+        give_back_freed_memory()
     return StreamedModel(build(opened, decided, runtime), baseline_bytes=baseline_bytes)

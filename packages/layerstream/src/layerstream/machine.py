@@ -6,6 +6,7 @@ in the user's cache, so that planning takes no time; until then they are assumed
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import tempfile
@@ -29,9 +30,12 @@ _COMPUTING_RATES = ("memory_bytes_per_s", "flops_per_s")
 _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
 """What a CUDA context, its libraries' workspaces and the allocator's rounding take; an allowance, not a measurement."""
 
-_HOST_RUNTIME_BYTES = 24 * MIB
-"""What a process on the CPU grows by beside weights and activations: pages of library code that a first forward touches (16 MiB),
-and what transformers imports and keeps (6 MiB). Measured on Linux with torch 2.13; see docs/lab-notes.md."""
+_HOST_RUNTIME_BYTES = 32 * MIB
+"""What a process on the CPU grows by beside weights and activations: pages of library code that a first forward touches (17 to 21
+MiB), the model's Python objects and what a first forward keeps (8 MiB). The same for small and large models; docs/lab-notes.md."""
+
+_MALLOC_THRESHOLD_BYTES = 128 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _PROBE_BYTES = 256 * MIB
 
@@ -98,6 +102,21 @@ def free_host_bytes() -> int:
         if bound is not None and taken is not None:
             free = min(free, max(bound - taken, 0))
     return free
+
+
+def give_back_freed_memory() -> bool:
+    """Make this process return freed memory to the system at once; True where that is known to work (glibc).
+
+    glibc raises the size from which it does so whenever a large allocation is freed: after a long prompt, freed activations and
+    grown caches stay in a fragmented heap and a tight budget is exceeded by tens of MiB. The setting holds for the whole process.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018  (absent from other C libraries)
+        done = libc.mallopt(_M_MMAP_THRESHOLD, _MALLOC_THRESHOLD_BYTES) and libc.mallopt(_M_TRIM_THRESHOLD, _MALLOC_THRESHOLD_BYTES)
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(done)
 
 
 def _read_int(path: str) -> int | None:

@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -302,6 +303,10 @@ class WeightStream:
             self._arrived.notify()
         if lease.buffer is not None:
             self._start_reading(lease, unit, lease.buffer)
+        if lease.ticket is not None and self._is_host and not unit.source.needs_conversion:
+            # Nothing is left to do after the read: the reader thread itself says that the unit is there, one hand-over less.
+            lease.ticket.on_done(partial(self._read_done, lease, unit, lease.ticket))
+            return True
         with self._lock:
             self._deliveries.append(lease)
             self._may_deliver.notify()
@@ -317,6 +322,12 @@ class WeightStream:
             lease.ticket = self._reader.submit(unit.source.requests(buffer.host))
         except LayerstreamError as error:
             lease.error = error
+
+    def _read_done(self, lease: Lease, unit: StreamedUnit, ticket: ReadTicket) -> None:
+        lease.error = ticket.error
+        if lease.error is None:
+            self._note_read(lease, unit, ticket)
+        self._announce(lease)
 
     # -- delivery ----------------------------------------------------------------------------------------------------
 
@@ -343,11 +354,12 @@ class WeightStream:
         if lease.ticket is None:
             return
         lease.ticket.wait()  # raises too when the lease was cancelled, but only once nothing is read into its buffer any more
-        self._timeline.record(
-            unit.span(Activity.READ, lease.sweep, lease.ticket.started_s, lease.ticket.ended_s, unit.source.read_bytes)
-        )
+        self._note_read(lease, unit, lease.ticket)
         if unit.source.needs_conversion and lease.buffer is not None and not lease.is_cancelled:
             unit.source.convert(lease.buffer.host, self._reader)
+
+    def _note_read(self, lease: Lease, unit: StreamedUnit, ticket: ReadTicket) -> None:
+        self._timeline.record(unit.span(Activity.READ, lease.sweep, ticket.started_s, ticket.ended_s, unit.source.read_bytes))
 
     def _announce(self, lease: Lease) -> None:
         with self._lock:

@@ -1,0 +1,30 @@
+"""Decode steps of a loaded model: one new token a sequence and step, after a short prompt. Knows transformers' forward only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from common import timed
+
+PROMPT_TOKENS = 16
+
+
+@torch.no_grad()
+def decode_seconds(model: Any, *, batch_size: int, steps: int) -> float:
+    """Return the seconds of one decode step, the mean over `steps` in a row after the prefill and one more step.
+
+    Args:
+        model: transformers' model or a streamed one.
+        batch_size: sequences, each with one new token a step.
+        steps: timed forwards.
+    """
+    prompt = torch.arange(3, 3 + batch_size * PROMPT_TOKENS).reshape(batch_size, PROMPT_TOKENS) % 500
+    cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+    token = torch.full((batch_size, 1), 5)
+
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+
+    step()
+    return timed(lambda: [step() for _ in range(steps)]) / steps

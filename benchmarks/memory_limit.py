@@ -1,0 +1,85 @@
+"""A bound on a child process' memory that the system enforces: a control group where we may make one, else RLIMIT_DATA.
+
+Knows the kernel's files; knows nothing of models. A control group counts page cache too; RLIMIT_DATA private writable memory.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A bound that a process enters by itself.
+
+    Attributes:
+        kind: `"cgroup v1"`, `"cgroup v2"`, `"RLIMIT_DATA"` or `"none"`.
+        num_bytes: the bound.
+        group: the control group's folder; empty without one.
+    """
+
+    kind: str
+    num_bytes: int
+    group: str = ""
+
+    def enter(self) -> None:
+        """Put the calling process under the bound, for good."""
+        if self.group:
+            Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
+        elif self.kind == "RLIMIT_DATA":
+            resource.setrlimit(resource.RLIMIT_DATA, (self.num_bytes, self.num_bytes))
+
+    def peak_bytes(self) -> int | None:
+        """Return the most that the group has held, page cache included; None without a group or on kernels that do not tell."""
+        for name in ("memory.max_usage_in_bytes", "memory.peak"):
+            path = Path(self.group, name) if self.group else None
+            if path is not None and path.exists():
+                return int(path.read_text())
+        return None
+
+
+@contextmanager
+def limited(num_bytes: int | None) -> Iterator[Limit]:
+    """Yield a bound of `num_bytes`, or none; the control group is removed afterwards (its processes must have ended)."""
+    if num_bytes is None:
+        yield Limit(kind="none", num_bytes=0)
+        return
+    made = _make_group(num_bytes)
+    if made is None:
+        yield Limit(kind="RLIMIT_DATA", num_bytes=num_bytes)
+        return
+    kind, group = made
+    try:
+        yield Limit(kind=kind, num_bytes=num_bytes, group=str(group))
+    finally:
+        group.rmdir()
+
+
+def _make_group(num_bytes: int) -> tuple[str, Path] | None:
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines() if line]
+    kinds = {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
+    name = f"layerstream-bench-{os.getpid()}"
+    choices = []
+    if "memory" in kinds:
+        choices.append(("cgroup v1", ROOT / "memory" / kinds["memory"].lstrip("/") / name, "memory.limit_in_bytes"))
+    if "" in kinds:
+        choices.append(("cgroup v2", ROOT / kinds[""].lstrip("/") / name, "memory.max"))
+    for kind, group, file in choices:
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / file).write_text(str(num_bytes))
+        except OSError:
+            group.rmdir()
+            continue
+        return kind, group
+    return None
