@@ -79,7 +79,7 @@ def tests(session: nox.Session) -> None:
     install(session, *LAYERSTREAM, *TEST_TOOLS, "import-linter")
     # one thread a worker: the workers share the cores
     calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    session.run("pytest", "-n", "auto", *session.posargs, env=calm)
+    session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=calm)
 
 
 @nox.session
