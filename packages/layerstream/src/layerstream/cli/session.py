@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, TextStreamer
 
 from .. import StreamedModel
+from ..checkpoint.hub import resolve_model
 from ..decisions import Granularity
 from ..errors import CheckpointError, PlanError
 from ..progress import ProgressLine, format_progress
@@ -77,8 +78,9 @@ def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool)
     Raises:
         CheckpointError: when it has none that transformers can read, or the checkpoint cannot be found.
     """
+    directory = resolve_model(model, revision=revision, weights=False)
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"no tokenizer can be read from {model!r}: {first_line}") from error
