@@ -83,6 +83,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def compare(session: nox.Session) -> None:
+    """The tests and types of packages/compare, which is in the making; arguments go to pytest."""
+    install(session, *LAYERSTREAM, "-e", "packages/compare", *TEST_TOOLS, "mypy")
+    session.run("mypy", "-p", "layerstream_compare")
+    session.run("pytest", "-n", "auto", "packages/compare", *session.posargs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """The main job: a real chat model, at a budget far below its weights. `-- --no-app` is accepted; there is no app yet."""
     install(session, *LAYERSTREAM)

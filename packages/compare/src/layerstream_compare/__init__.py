@@ -1,0 +1,42 @@
+"""One prompt through streamed, resident and quantized variants and every attention kernel, each measured alone.
+
+`compare(Experiment(...))` runs every case in a process of its own and returns the measurements; `run` is the same as an iterator of
+live events. Nothing here loads torch: the workers do.
+"""
+
+from .case import Case
+from .errors import CompareError, ExperimentError, ResultsError
+from .events import Event
+from .experiment import Experiment, compare, run
+from .in_process import run_in_process
+from .isolate import run_isolated
+from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
+from .report import html_report, write_reports
+from .results import read_results
+from .variants.registry import Variant, list_variants
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agreement",
+    "Case",
+    "CompareError",
+    "Divergence",
+    "Event",
+    "Experiment",
+    "ExperimentError",
+    "Measurement",
+    "Memory",
+    "PhaseMemory",
+    "ResultsError",
+    "Timing",
+    "Variant",
+    "compare",
+    "html_report",
+    "list_variants",
+    "read_results",
+    "run",
+    "run_in_process",
+    "run_isolated",
+    "write_reports",
+]

@@ -1,0 +1,184 @@
+"""Memory of this process and of a model, in bytes: what the kernel counts, and what the model's own storages hold.
+
+Worker's side. It knows Linux's /proc, torch's allocators and how the quantization libraries keep their state; it does not know
+variants. Where /proc is missing the readings raise `OSError`: there are no honest figures then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measurement import PhaseMemory
+
+_STATUS = Path("/proc/self/status")
+_ROLLUP = Path("/proc/self/smaps_rollup")
+_CLEAR = Path("/proc/self/clear_refs")
+_IO = Path("/proc/self/io")
+_RESET_PEAK = "5"
+"""As proc(5) has it: reset the peak resident set size to the current value."""
+
+_QUANTIZATION_STATE = ("quant_state", "state", "state2", "absmax", "code", "offset", "CB", "SCB", "CxB")
+"""Where bitsandbytes keeps what is not a parameter or a buffer: on weights, on modules, on the states themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The resident memory of this process at one moment.
+
+    Attributes:
+        anonymous_bytes: private memory, copied-on-write file pages included.
+        file_bytes: mapped files and shared memory.
+        peak_bytes: high-water mark of the resident set since the last reset.
+    """
+
+    anonymous_bytes: int
+    file_bytes: int
+    peak_bytes: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """All of it."""
+        return self.anonymous_bytes + self.file_bytes
+
+
+def read_memory() -> Reading:
+    """Return this process' resident memory now.
+
+    The split is from smaps_rollup, which walks the page tables and is exact; RssAnon and RssFile of /proc/self/status, which lag
+    behind by some pages a thread, stand in where it cannot be read.
+    """
+    status = _fields(_STATUS)
+    try:
+        rollup = _fields(_ROLLUP)
+        anonymous, file = rollup["Anonymous"], rollup["Rss"] - rollup["Anonymous"]
+    except OSError:
+        anonymous, file = status["RssAnon"], status["RssFile"] + status["RssShmem"]
+    return Reading(anonymous_bytes=anonymous, file_bytes=file, peak_bytes=max(status["VmHWM"], anonymous + file))
+
+
+def reset_peak() -> bool:
+    """Let the high-water mark start again from the resident set of now; return False where the kernel does not allow it."""
+    try:
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def read_disk_bytes() -> int:
+    """Return the bytes that this process has truly had read from disks; 0 where the kernel does not tell."""
+    try:
+        lines = _IO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return int(next(line.split()[1] for line in lines if line.startswith("read_bytes:")))
+
+
+def _fields(path: Path) -> dict[str, int]:
+    fields = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            fields[name] = int(words[0]) * 1024
+    return fields
+
+
+class PhaseMeter:
+    """Measure memory phase by phase; the peak counters start anew with each.
+
+    Attributes:
+        phases: those that have ended.
+        peak_is_reset: whether the kernel let the peak be reset; without it a phase's peak is the highest so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Measure this process, and the allocator of `device` where that is an accelerator."""
+        self.phases: list[PhaseMemory] = []
+        self.peak_is_reset = True
+        self._device = device
+        self._name = ""
+
+    def start(self, name: str) -> None:
+        """Begin the phase `name`."""
+        self._name = name
+        self.peak_is_reset &= reset_peak()
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
+
+    def stop(self) -> PhaseMemory:
+        """End the phase and return its memory; it is also added to `phases`."""
+        allocated = reserved = 0
+        if self._device.type != "cpu":
+            module = torch.get_device_module(self._device)
+            allocated = int(module.max_memory_allocated(self._device))
+            reserved = int(module.max_memory_reserved(self._device))
+        reading = read_memory()
+        ended = PhaseMemory(
+            phase=self._name,
+            anonymous_bytes=reading.anonymous_bytes,
+            file_bytes=reading.file_bytes,
+            peak_bytes=reading.peak_bytes,
+            device_allocated_bytes=allocated,
+            device_reserved_bytes=reserved,
+        )
+        self.phases.append(ended)
+        return ended
+
+
+def held_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes that the model's own storages hold.
+
+    Counted: parameters, buffers, the tensors inside tensor subclasses, bitsandbytes' quantization state; each byte once, however
+    many tensors share it; the whole storage even where a tensor shows only a part of it, since that is what stays allocated; files
+    mapped into memory as well as memory of one's own. Not counted: tensors on meta, and a streamed model's slots, which no module
+    refers to (a `Loaded` tells them apart).
+    """
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for tensor in _model_tensors(model):
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+        spans.setdefault(str(tensor.device), []).append((start, start + storage.nbytes()))
+    return sum(_covered(found) for found in spans.values())
+
+
+def _covered(spans: Iterable[tuple[int, int]]) -> int:
+    total = end_of_last = 0
+    for start, end in sorted(spans):
+        total += max(0, end - max(start, end_of_last))
+        end_of_last = max(end, end_of_last)
+    return total
+
+
+def _model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    seen: set[int] = set()
+    for module in model.modules():
+        for owner in (*module.parameters(recurse=False), *module.buffers(recurse=False), *_states(module)):
+            yield from _plain_tensors(owner, seen)
+
+
+def _states(owner: Any) -> Iterator[Any]:
+    # instance attributes only: bitsandbytes' properties of the same names would copy
+    held = getattr(owner, "__dict__", {})
+    return (held[name] for name in _QUANTIZATION_STATE if held.get(name) is not None)
+
+
+def _plain_tensors(owner: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Yield the tensors with storages of their own inside `owner`, a tensor, a tensor subclass or a quantization state."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    if isinstance(owner, torch.Tensor):
+        if hasattr(owner, "__tensor_flatten__"):
+            names, _ = owner.__tensor_flatten__()
+            for name in names:
+                yield from _plain_tensors(getattr(owner, name), seen)
+        elif not owner.is_meta:
+            yield owner
+    for state in _states(owner):
+        yield from _plain_tensors(state, seen)

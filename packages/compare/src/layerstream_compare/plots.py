@@ -1,0 +1,253 @@
+"""The report's drawings: memory split, latency, divergence, and what attention costs as prompts grow. Each one is inline SVG.
+
+It knows rows and figures; how shapes are written is `svg`'s business. A drawing for which nothing was measured is an empty string.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from . import svg
+from .divergence import EXACT_VARIANTS, REFERENCE_FACT
+from .metrics import BY_KEY, TEXTS, Row, agreement_on
+from .units import format_bytes, format_nats, format_seconds
+
+_LABEL_WIDTH = 250
+_LABEL_LENGTH = 38
+_MIB = 1024.0**2
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def memory_plot(rows: Sequence[Row]) -> str:
+    """Return stacked bars of held and working memory, the load spike as a thin bar that begins where held ends."""
+    shown = [row for row in rows if "held_bytes" in row.values]
+    if not shown:
+        return ""
+    ends = [
+        max(_value(row, "peak_over_baseline_bytes"), _value(row, "held_bytes") + _value(row, "load_spike_bytes")) for row in shown
+    ]
+    scale = svg.linear(ends, _LABEL_WIDTH, svg.WIDTH - 120, unit=_MIB if max(ends) < 1000 * _MIB else 1024 * _MIB)
+    top, step = 56, 34
+    bottom = top + step * len(shown)
+    names = [(BY_KEY[key].title, number) for number, key in enumerate(("held_bytes", "working_bytes", "load_spike_bytes"))]
+    parts = _swatches(names) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
+    for index, row in enumerate(shown):
+        parts += _memory_bar(row, scale, top + step * index)
+    return svg.picture("Memory of each variant", bottom + 24, parts)
+
+
+def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
+    held, working, spike = (_value(row, key) for key in ("held_bytes", "working_bytes", "load_spike_bytes"))
+    begin, middle = scale(0), scale(held)
+    tips = [f"{row.label}: {BY_KEY[key].title} {row.text_of(BY_KEY[key])}. {BY_KEY[key].includes}" for key in _MEMORY_KEYS]
+    return [
+        _row_label(row, y + 13),
+        svg.rectangle(begin, y + 2, middle - begin, 14, kind="s0", tip=tips[0]),
+        svg.rectangle(middle, y + 2, scale(held + working) - middle, 14, kind="s1", tip=tips[1]),
+        svg.rectangle(middle, y + 18, scale(held + spike) - middle, 5, kind="s3", tip=tips[2]),
+        svg.text(svg.WIDTH - 112, y + 13, f"{format_bytes(held)} held", kind="value", tip=tips[0]),
+    ]
+
+
+_MEMORY_KEYS = ("held_bytes", "working_bytes", "load_spike_bytes")
+
+
+def latency_plot(rows: Sequence[Row]) -> str:
+    """Return bars of the time to the first token and, beside them, between tokens, with the 95th percentile as a whisker."""
+    shown = [row for row in rows if "first_token_s" in row.values]
+    if not shown:
+        return ""
+    top, step = 34, 26
+    bottom = top + step * len(shown)
+    middle = (_LABEL_WIDTH + svg.WIDTH) / 2
+    parts = [_row_label(row, top + step * index + 14) for index, row in enumerate(shown)]
+    parts += _time_bars(shown, ("first_token_s", "", 0), (_LABEL_WIDTH, middle - 74), (top, step, bottom))
+    parts += _time_bars(shown, ("inter_token_median_s", "inter_token_p95_s", 1), (middle + 16, svg.WIDTH - 66), (top, step, bottom))
+    return svg.picture("Latency of each variant", bottom + 24, parts)
+
+
+def _time_bars(
+    rows: Sequence[Row], what: tuple[str, str, int], across: tuple[float, float], down: tuple[float, float, float]
+) -> list[str]:
+    key, whisker, color = what
+    top, step, bottom = down
+    metric = BY_KEY[key]
+    ends = [_value(row, each) for row in rows for each in (key, whisker) if each]
+    scale = svg.linear(ends, *across, unit=1 if max(ends) >= 1 else 0.001, num_ticks=3)
+    parts = [svg.text(across[0], 14, metric.title + (", median and p95" if whisker else ""), tip=metric.includes)]
+    parts += _vertical_grid(scale, top - 8, bottom, _seconds_tick)
+    for index, row in enumerate(rows):
+        y, value, end = top + step * index, _value(row, key), _value(row, whisker or key)
+        tip = f"{row.label}: {metric.title} {row.text_of(metric)}. {metric.includes}"
+        if whisker:
+            tip += f". {BY_KEY[whisker].title} {row.text_of(BY_KEY[whisker])}"
+        parts.append(svg.rectangle(scale(0), y + 4, scale(value) - scale(0), 14, kind=f"s{color}", tip=tip))
+        if end > value:
+            parts.append(svg.line(scale(value), y + 11, scale(end), y + 11, kind="whisker"))
+            parts.append(svg.line(scale(end), y + 7, scale(end), y + 15, kind="whisker"))
+        parts.append(svg.text(scale(max(value, end)) + 5, y + 15, format_seconds(value), kind="value", tip=tip))
+    return parts
+
+
+def divergence_plot(rows: Sequence[Row]) -> str:
+    """Return KL(reference ‖ variant) of each variant on a logarithmic axis: mean as a mark, a line to the maximum; zeros apart."""
+    shown = [row for row in rows if row.shown.agreements]
+    if not shown:
+        return ""
+    agreements = [each for row in shown for each in row.shown.agreements]
+    scale = svg.logarithmic(
+        [value for each in agreements for value in (each.kl_mean, each.kl_max)], _LABEL_WIDTH + 110, svg.WIDTH - 70
+    )
+    top, step = 56, 30
+    bottom = top + step * len(shown)
+    zero = _LABEL_WIDTH + 20
+    names = [(f"{TEXTS[text]} ({text}): mean, line to the maximum", number) for number, text in enumerate(TEXTS)]
+    parts = _marks(names) + _vertical_grid(scale, top - 8, bottom, _power_tick)
+    parts += [svg.line(zero, top - 8, zero, bottom, kind="grid"), svg.text(zero, bottom + 16, "0", kind="muted", anchor="middle")]
+    parts += _noise_floor(shown, scale, top - 8, bottom)
+    for index, row in enumerate(shown):
+        y = top + step * index
+        parts.append(_row_label(row, y + 15))
+        for number, text in enumerate(TEXTS):
+            parts += _kl_mark(row, text, number, scale, (zero, y + 7 + 9 * number))
+    parts.append(svg.text(svg.WIDTH, bottom + 16, "nats", kind="muted", anchor="end"))
+    return svg.picture("Divergence of each variant from the reference", bottom + 24, parts)
+
+
+def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: float) -> list[str]:
+    """Mark how far the original weights are from themselves when only the attention kernel differs."""
+    exact = [row for row in rows if row.shown.case.variant in EXACT_VARIANTS and not row.is_bit_exact]
+    means = [each.kl_mean for row in exact for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
+    if not means:
+        return []
+    x = scale(max(means))
+    tip = f"{format_nats(max(means))} nats: the original weights with another attention kernel. Less than this is rounding"
+    return [svg.line(x, top, x, bottom, kind="floor"), svg.text(x + 5, top + 4, "noise floor", kind="muted", tip=tip)]
+
+
+def _kl_mark(row: Row, text: str, number: int, scale: svg.Scale, at: tuple[float, float]) -> list[str]:
+    found = agreement_on(row.shown, text)
+    if found is None or math.isnan(found.kl_mean):
+        return []
+    zero, y = at
+    tip = f"{row.label}, {TEXTS[text]}: KL mean {format_nats(found.kl_mean)}, p99 {format_nats(found.kl_p99)}, "
+    tip += f"max {format_nats(found.kl_max)} nats over {found.positions} positions"
+    x = scale(found.kl_mean) if found.kl_mean > 0 else zero
+    parts = []
+    if found.kl_max > 0:
+        parts.append(svg.line(x, y, scale(found.kl_max), y, kind=f"line s{number}"))
+    parts.append(svg.marker(x, y, number, kind=f"s{number}", tip=tip))
+    if number == 0:
+        exact = " bit-exact" if row.is_bit_exact else ""
+        right = max([x, *(scale(each.kl_max) for each in row.shown.agreements if each.kl_max > 0)])
+        parts.append(svg.text(right + 9, y + 8, format_nats(found.kl_mean) + exact, kind="value", tip=tip))
+    return parts
+
+
+def sweep_plots(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return, for each weights variant with several prompt lengths, its name and a drawing: one line for each attention variant."""
+    good = [row for row in rows if row.shown.status == "ok" and row.shown.case.prompt_tokens]
+    drawings = []
+    for variant in dict.fromkeys(row.shown.case.variant for row in good):
+        lines = _lines_by_attention([row for row in good if row.shown.case.variant == variant])
+        if any(len(line) > 1 for line in lines.values()):
+            drawings.append((variant, _sweep(variant, lines)))
+    return drawings
+
+
+def _lines_by_attention(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.shown.prompt_tokens):
+        lines.setdefault(row.shown.case.attention, []).append(row)
+    return lines
+
+
+def _sweep(variant: str, lines: dict[str, list[Row]]) -> str:
+    names = [(name, number % svg.SERIES) for number, name in enumerate(lines)]
+    half = svg.WIDTH / 2
+    parts = _marks(names)
+    parts += _sweep_panel(lines, "prefill_extra_bytes", (66, half - 26))
+    parts += _sweep_panel(lines, "first_token_s", (half + 62, svg.WIDTH - 26))
+    return svg.picture(f"Memory and time against prompt length, {variant}", 352, parts)
+
+
+def _sweep_panel(lines: dict[str, list[Row]], key: str, across: tuple[float, float]) -> list[str]:
+    metric = BY_KEY[key]
+    top, bottom = 78, 312
+    rows = [row for line in lines.values() for row in line if _value(row, key) > 0]
+    if not rows:
+        return [svg.text(across[0], 60, f"{metric.title}: not measured", kind="muted")]
+    is_bytes = key.endswith("_bytes")
+    show = _bytes_tick if is_bytes else _seconds_tick
+    up = svg.logarithmic([_value(row, key) for row in rows], bottom, top, base=4 if is_bytes else 10, unit=_MIB if is_bytes else 1)
+    lengths = sorted({row.shown.prompt_tokens for row in rows})
+    along = svg.Scale(
+        least=lengths[0] / 1.1, most=lengths[-1] * 1.1, start=across[0], end=across[1], is_log=True, ticks=tuple(lengths)
+    )
+    parts = [svg.text(across[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
+    for tick in up.ticks:
+        parts.append(svg.line(across[0], up(tick), across[1], up(tick), kind="grid"))
+        parts.append(svg.text(across[0] - 6, up(tick) + 4, show(tick), kind="muted", anchor="end"))
+    for tick in _apart(along, 44):
+        parts.append(svg.text(along(tick), bottom + 17, f"{tick:.0f}", kind="muted", anchor="middle"))
+    for number, line in enumerate(lines.values()):
+        points = [(row, along(row.shown.prompt_tokens), up(_value(row, key))) for row in line if _value(row, key) > 0]
+        parts.append(svg.path([(x, y) for _, x, y in points], kind=f"line s{number % svg.SERIES}"))
+        for row, x, y in points:
+            tip = f"{row.label}: {metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens. {metric.includes}"
+            parts.append(svg.marker(x, y, number, kind=f"s{number % svg.SERIES}", tip=tip))
+    return parts
+
+
+def _bytes_tick(value: float) -> str:
+    return f"{value / _MIB / 1024:.3g} GiB" if value >= 1000 * _MIB else f"{value / _MIB:.3g} MiB"
+
+
+def _seconds_tick(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+
+
+def _power_tick(value: float) -> str:
+    return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT)
+
+
+def _apart(scale: svg.Scale, pixels: float) -> list[float]:
+    chosen: list[float] = []
+    for tick in scale.ticks:
+        if not chosen or scale(tick) - scale(chosen[-1]) >= pixels:
+            chosen.append(tick)
+    return chosen
+
+
+def _value(row: Row, key: str) -> float:
+    found = row.median_of(key)
+    return found if found is not None and math.isfinite(found) else 0.0
+
+
+def _row_label(row: Row, y: float) -> str:
+    reference = row.shown.facts.get(REFERENCE_FACT)
+    tip = row.label if reference is None else f"{row.label}, compared with {reference}"
+    return svg.text(0, y, svg.shortened(row.label, _LABEL_LENGTH), tip=tip)
+
+
+def _vertical_grid(scale: svg.Scale, top: float, bottom: float, show: Callable[[float], str]) -> list[str]:
+    parts = []
+    for tick in scale.ticks:
+        parts.append(svg.line(scale(tick), top, scale(tick), bottom, kind="grid"))
+    for tick in _apart(scale, 52):
+        parts.append(svg.text(scale(tick), bottom + 16, "0" if tick == 0 else show(tick), kind="muted", anchor="middle"))
+    return parts
+
+
+def _swatches(names: Sequence[tuple[str, int]]) -> list[str]:
+    kinds = ("s0", "s1", "s3")
+    marks = [
+        (name, lambda x, y, kind=kinds[number]: svg.rectangle(x - 5, y - 5, 10, 10, kind=kind, tip="")) for name, number in names
+    ]
+    return svg.legend(0, 16, marks)
+
+
+def _marks(names: Sequence[tuple[str, int]]) -> list[str]:
+    marks = [(name, lambda x, y, number=number: svg.marker(x, y, number, kind=f"s{number}")) for name, number in names]
+    return svg.legend(0, 16, marks)

@@ -1,0 +1,80 @@
+"""The `streamed` variant: layerstream within the case's budget.
+
+Worker's side. It sees layerstream's public names only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer
+
+import layerstream as ls
+
+from ..case import Case
+from ..prompts import build_prompt
+from .attention import implementation_of
+from .loaded import Loaded
+
+WEIGHT_LINES = ("slots", "staging", "blocks in host memory", "input embedding")
+"""Lines of the ledger that are memory for weights and that the model's own modules may not refer to."""
+
+
+def load(case: Case) -> Loaded:
+    """Load the case's model by layerstream, at its budget, with room for its prompt and answer."""
+    tokenizer = AutoTokenizer.from_pretrained(case.model)
+    prompt_tokens = build_prompt(tokenizer, case).num_tokens
+    streamed = open_streamed(case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens)
+    return Loaded(
+        case=case,
+        model=streamed.model,
+        tokenizer=tokenizer,
+        describe=lambda: _facts(streamed),
+        release=streamed.close,
+        held_beside_bytes=_held_beside_bytes(streamed.plan),
+    )
+
+
+def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_tokens: int) -> ls.StreamedModel:
+    """Load the case's model by layerstream.
+
+    Args:
+        case: model, dtype, device and attention.
+        budget: as `layerstream.load` takes it: bytes, a size, `auto` or `min`.
+        prompt_tokens: the longest forward to keep room for.
+        new_tokens: tokens after it.
+    """
+    implementation = implementation_of(case)
+    workload = ls.Workload(
+        prompt_tokens=max(prompt_tokens, 1), new_tokens=new_tokens, attention="eager" if _is_quadratic(case) else "sdpa"
+    )
+    return ls.load(
+        case.model,
+        budget=budget,
+        device=case.device,
+        dtype=case.dtype,
+        workload=workload,
+        attn_implementation=implementation,
+    )
+
+
+def _is_quadratic(case: Case) -> bool:
+    return case.attention in ("eager", "sdpa-math")
+
+
+def _held_beside_bytes(plan: ls.PlacementPlan) -> int:
+    # what lives on the device outside the slots are the model's own tensors, and the walker sees those
+    beside = [line for line in plan.ledger.lines if line.purpose in WEIGHT_LINES]
+    return sum(line.num_bytes for line in beside if line.purpose == "slots" or line.where == "host")
+
+
+def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
+    plan = streamed.plan
+    return {
+        "plan": plan.explain(),
+        "placement": plan.placement_map(),
+        "budget_bytes": plan.ledger.device_budget_bytes,
+        "ledger_bytes": plan.ledger.device_bytes,
+        "report": streamed.report().as_dict(),
+        "held_includes": "the model's own tensors, the slots that streamed weights pass through, and weights in host memory",
+    }

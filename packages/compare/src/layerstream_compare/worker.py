@@ -1,0 +1,236 @@
+"""The worker: one case, measured alone, told in events. `python -m layerstream_compare.worker --events-fd N` reads it from stdin.
+
+Order: imports, baseline, load, warm-up, the measured generation, and only then what would disturb the figures: kernels, quality.
+It knows how to measure; what each variant is, the variants know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+
+import layerstream as ls
+
+from .case import Case
+from .events import worker_line
+from .generation import Generated, generate_greedily
+from .lifeline import end_with_reader
+from .measurement import Memory, Timing
+from .memory import PhaseMeter, Reading, held_bytes, read_disk_bytes, read_memory
+from .operators import kernel_facts
+from .prompts import Prompt, build_prompt
+from .teacher import measure_quality
+from .texts_of_tokens import TokenTexts
+from .variants.loaded import Loaded, settle_device
+from .variants.registry import VariantUnavailableError, find_variant
+
+WARMUP_PROMPT_TOKENS = 512
+"""The warm-up reads at most so much of the prompt: more would cost as much as the measurement."""
+
+_KERNEL_PROMPT_TOKENS = 8
+_NOISY_SPREAD = 2.0
+
+
+class Emit(Protocol):
+    """What is told of each thing that happens: `phase`, `token`, and last `result`, `unavailable` or `failed`."""
+
+    def __call__(self, kind: str, **data: Any) -> None:
+        """Take one event."""
+
+
+def main() -> None:
+    """Run the case on standard input and write its events, a line each, to the file descriptor `--events-fd`."""
+    parser = argparse.ArgumentParser(description="run one case of layerstream-compare")
+    parser.add_argument("--events-fd", type=int, required=True, help="an open file descriptor for JSON lines")
+    events_fd = parser.parse_args().events_fd
+    end_with_reader(events_fd)
+    # never closed before the process ends: the lifeline watches it
+    with os.fdopen(events_fd, "w", encoding="utf-8", buffering=1, closefd=False) as pipe:
+        run_case(Case.from_json(sys.stdin.read()), lambda kind, **data: _write(pipe.write, kind, data))
+
+
+def _write(write: Callable[[str], int], kind: str, data: dict[str, Any]) -> None:
+    write(worker_line(kind, **data))
+
+
+def run_case(case: Case, emit: Emit) -> None:
+    """Run `case` in this process and tell everything to `emit`.
+
+    What goes wrong is told as well: the last event is `unavailable` where a library or a fitting shape is missing, `failed` where
+    anything else went wrong (its traceback goes to standard error), else `result` with the measurement's fields. Only what is no
+    `Exception` (an interruption, an exit) passes through.
+    """
+    try:
+        emit("result", **_measure_case(case, emit))
+    except VariantUnavailableError as error:
+        emit("unavailable", reason=_reason(error))
+    except ModuleNotFoundError as error:
+        traceback.print_exc()
+        emit("unavailable", reason=f"{case.label} needs the package {error.name}, which is not installed")
+    except Exception as error:  # noqa: BLE001  a failed case is a result: it is handed on
+        traceback.print_exc()
+        emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
+
+
+def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
+    load = _import_variant(case)
+    load_average = os.getloadavg()[0]
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    meter = PhaseMeter(settle_device(case))
+    emit("phase", phase="import")
+    meter.start("import")
+    meter.stop()
+    baseline = read_memory()
+    emit("phase", phase="load")
+    meter.start("load")
+    start = time.perf_counter()
+    loaded = load(case)
+    load_s = time.perf_counter() - start
+    meter.stop()
+    try:
+        return _Run(case, loaded, meter, emit).measure(baseline, load_s, load_average)
+    finally:
+        loaded.close()
+
+
+def _import_variant(case: Case) -> Callable[[Case], Loaded]:
+    """Import the variant's module, and with it its libraries; a user's machine may lack them."""
+    for kind, name in (("weights", case.variant), ("attention", case.attention)):
+        why_not = find_variant(name, kind).availability()
+        if why_not is not None:
+            raise VariantUnavailableError(why_not)
+    module = importlib.import_module(f".variants.{find_variant(case.variant, 'weights').module}", __package__)
+    load: Callable[[Case], Loaded] = module.load
+    return load
+
+
+class _Run:
+    """A loaded variant on its way through warm-up, measurement and quality."""
+
+    def __init__(self, case: Case, loaded: Loaded, meter: PhaseMeter, emit: Emit) -> None:
+        self._case, self._loaded, self._meter, self._emit = case, loaded, meter, emit
+        self._prompt = build_prompt(loaded.tokenizer, case)
+        self._texts = TokenTexts(loaded.tokenizer)
+        # the first forward may repack the weights: what they take afterwards is the case's figure, this one goes with the facts
+        self._held_after_load_bytes = held_bytes(loaded.model) + loaded.held_beside_bytes
+
+    def measure(self, baseline: Reading, load_s: float, load_average: float) -> dict[str, Any]:
+        """Measure, and return the result's fields."""
+        first_forward_s = self._warm_up()
+        cpu, disk = time.process_time(), read_disk_bytes()
+        generated = self._generate()
+        cpu_s, bytes_read = time.process_time() - cpu, read_disk_bytes() - disk
+        timing = Timing(
+            load_s=load_s,
+            first_forward_s=first_forward_s or generated.first_token_s,
+            first_token_s=generated.first_token_s,
+            inter_token_median_s=generated.median_s,
+            inter_token_p95_s=generated.p95_s,
+            tokens_per_s=generated.tokens_per_s,
+            cpu_s=cpu_s,
+            bytes_read=bytes_read,
+            load_average=load_average,
+            is_noisy=_is_noisy(generated, load_average),
+        )
+        memory = self._memory(baseline)
+        facts = self._facts(memory, generated)
+        agreements: tuple[Any, ...] = ()
+        if self._case.quality:
+            self._emit("phase", phase="quality")
+            agreements, reference_facts = measure_quality(self._case, self._loaded, self._prompt)
+            facts |= reference_facts
+        return {
+            "prompt_tokens": self._prompt.num_tokens,
+            "token_ids": generated.token_ids,
+            "token_texts": self._texts.pieces(generated.token_ids),
+            "text": self._texts.whole(generated.token_ids),
+            "memory": asdict(memory),
+            "timing": asdict(timing),
+            "agreements": [asdict(agreement) for agreement in agreements],
+            "facts": facts,
+        }
+
+    def _warm_up(self) -> float:
+        """Generate a little, unmeasured; return the seconds of the first forward, 0 without a warm-up."""
+        if not self._case.warmup_tokens:
+            return 0.0
+        self._start("warm-up")
+        prompt = self._prompt
+        if prompt.num_tokens > WARMUP_PROMPT_TOKENS:
+            prompt = Prompt(token_ids=prompt.token_ids[:, :WARMUP_PROMPT_TOKENS], messages=None)
+        warm = generate_greedily(self._loaded, prompt, self._case.warmup_tokens, lambda index, token: None)
+        self._meter.stop()
+        return warm.first_token_s
+
+    def _generate(self) -> Generated:
+        self._start("first-token")
+        generated = generate_greedily(self._loaded, self._prompt, self._case.max_new_tokens, self._on_token)
+        self._meter.stop()
+        return generated
+
+    def _on_token(self, index: int, token: int) -> None:
+        if index == 0:
+            self._meter.stop()
+            self._start("decode")
+            self._texts = TokenTexts(self._loaded.tokenizer)
+        self._emit("token", index=index, id=token, text=self._texts.push(token))
+
+    def _start(self, phase: str) -> None:
+        self._emit("phase", phase=phase)
+        self._meter.start(phase)
+
+    def _memory(self, baseline: Reading) -> Memory:
+        phases = {phase.phase: phase for phase in self._meter.phases}
+        load = phases["load"]
+        peak = max(phase.peak_bytes for name, phase in phases.items() if name != "import")
+        return Memory(
+            baseline_bytes=baseline.resident_bytes,
+            held_bytes=held_bytes(self._loaded.model) + self._loaded.held_beside_bytes,
+            peak_over_baseline_bytes=peak - baseline.resident_bytes,
+            load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
+            phases=tuple(self._meter.phases),
+        )
+
+    def _facts(self, memory: Memory, generated: Generated) -> dict[str, Any]:
+        # the streamed variant's report is of what was measured, so it is asked for first
+        facts = self._loaded.facts()
+        parameters = ls.profile_model(self._case.model, dtype=self._case.dtype).num_parameters
+        missing = find_variant(self._case.variant, "weights").missing_cpu_flags()
+        return {
+            **facts,
+            **kernel_facts(self._loaded, self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)),
+            **({"cpu_lacks": list(missing)} if missing and facts["device"] == "cpu" else {}),
+            "margins": list(generated.margins),
+            "parameters": parameters,
+            "held_after_load_bytes": self._held_after_load_bytes,
+            "effective_bits_per_weight": memory.held_bytes * 8 / parameters,
+            "threads": torch.get_num_threads(),
+            "peak_is_reset": self._meter.peak_is_reset,
+        }
+
+
+def _is_noisy(generated: Generated, load_average: float) -> bool:
+    cores = os.cpu_count() or 1
+    return load_average > cores / 2 or generated.p95_s > _NOISY_SPREAD * generated.median_s
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no reason was given"
+
+
+def _tail(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-4000:]
+
+
+if __name__ == "__main__":
+    main()

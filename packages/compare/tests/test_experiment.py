@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_workers import WELL_BEHAVED, is_running, worker
+
+from layerstream_compare.case import Case
+from layerstream_compare.divergence import END, find_divergence
+from layerstream_compare.errors import ExperimentError
+from layerstream_compare.experiment import Experiment, compare, run
+from layerstream_compare.measurement import Measurement
+from layerstream_compare.results import FILE_NAME, ResultsFile, read_results
+
+
+def experiment(**changes) -> Experiment:
+    return Experiment(
+        **({"model": "m", "prompt": "Hi", "variants": ("bnb-int8", "resident", "streamed"), "time_limit_s": 30} | changes)
+    )
+
+
+def answer(tokens: tuple[int, ...], **changes) -> Measurement:
+    texts = tuple(f"<{token}>" for token in tokens)
+    case = Case(model="m", variant="bnb-int8")
+    return Measurement(**({"case": case, "status": "ok", "token_ids": tokens, "token_texts": texts} | changes))
+
+
+def logging_worker(log: Path, body: str = WELL_BEHAVED) -> tuple[str, ...]:
+    note = f"open({str(log)!r}, 'a').write(case['variant'] + ' ' + str(case['round']) + chr(10))\n"
+    return worker(note + body)
+
+
+def test_the_first_exact_variant_asked_for_is_the_reference_and_runs_first():
+    assert [case.variant for case in experiment().cases()] == ["resident", "bnb-int8", "streamed"]
+    assert [case.variant for case in experiment(variants=("streamed", "resident")).cases()] == ["streamed", "resident"]
+    assert experiment(variants=("bnb-nf4",)).reference_of(Case(model="m", variant="bnb-nf4")) is None
+
+
+def test_rounds_are_interleaved_and_quality_is_measured_once():
+    cases = experiment(rounds=2, lengths=(512, 1024), variants=("resident", "bnb-int8")).cases()
+    assert [(case.round, case.prompt_tokens, case.variant) for case in cases[:5]] == [
+        (0, 512, "resident"),
+        (0, 512, "bnb-int8"),
+        (0, 1024, "resident"),
+        (0, 1024, "bnb-int8"),
+        (1, 512, "resident"),
+    ]
+    assert [case.quality for case in cases] == [True, True, False, False, False, False, False, False]
+    assert len({case.key for case in cases}) == 8
+
+
+def test_the_reference_is_of_the_same_length_and_round_with_default_attention_where_asked():
+    asked = experiment(attention=("eager", "default"), rounds=2, lengths=(0, 64))
+    case = asked.cases()[-1]
+    reference = asked.reference_of(case)
+    assert (reference.variant, reference.attention, reference.prompt_tokens, reference.round) == ("resident", "default", 64, 1)
+    assert reference in asked.cases()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"variants": ("bnb-nf5",)}, "bnb-nf5"),
+        ({"attention": ("fast",)}, "fast"),
+        ({"variants": ()}, "none"),
+        ({"variants": ("resident", "resident")}, "resident, resident"),
+        ({"lengths": (-1,)}, "-1"),
+        ({"lengths": (5, 5)}, "5, 5"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompt": "  "}, "empty"),
+        ({"time_limit_s": 0}, "time_limit_s is 0"),
+    ],
+)
+def test_an_experiment_that_makes_no_sense_is_refused_with_what_was_given(wrong, told):
+    with pytest.raises(ExperimentError, match=told):
+        experiment(**wrong)
+
+
+def test_one_case_that_crashes_leaves_the_others_alone(runner):
+    body = "if case['variant'] == 'bnb-int8': os.kill(os.getpid(), signal.SIGSEGV)\n" + WELL_BEHAVED
+    measurements = compare(experiment(), runner=runner(worker(body)))
+    assert [(m.case.variant, m.status) for m in measurements] == [("resident", "ok"), ("bnb-int8", "failed"), ("streamed", "ok")]
+    assert all(m.environment["versions"]["torch"] for m in measurements)
+
+
+def test_answers_are_compared_with_the_reference_and_say_with_which(runner):
+    body = "if case['variant'] == 'bnb-int8': RESULT |= {'token_ids': [1, 7, 3], 'token_texts': ['a', '!', ' c']}\n" + WELL_BEHAVED
+    reference, quantized, streamed = compare(experiment(), runner=runner(worker(body)))
+    assert (quantized.divergence.position, quantized.divergence.margin) == (1, 0.004)
+    assert (quantized.divergence.reference_token, quantized.divergence.variant_token) == (" b", "!")
+    assert streamed.divergence is None
+    assert streamed.facts["answer_compared_with"] == quantized.facts["answer_compared_with"] == "resident"
+    assert reference.facts["answer_compared_with"] == "resident"
+    assert reference.divergence is None
+
+
+def test_divergence_is_none_for_equal_answers_and_at_the_end_of_the_shorter_one():
+    assert find_divergence(answer((1, 2)), answer((1, 2))) is None
+    shorter = find_divergence(answer((1,)), answer((1, 2), facts={"margins": [0.1, 0.2]}))
+    assert (shorter.position, shorter.variant_token, shorter.reference_token, shorter.margin) == (1, END, "<2>", 0.2)
+    longer = find_divergence(answer((1, 2)), answer((1,)))
+    assert (longer.position, longer.variant_token, longer.reference_token) == (1, "<2>", END)
+    assert math.isnan(longer.margin)
+
+
+def test_a_second_run_skips_what_is_done_and_runs_failed_cases_again(tmp_path, runner):
+    log = tmp_path / "log"
+    asked = experiment(out=tmp_path)
+    failing = "if case['variant'] == 'bnb-int8': sys.exit(1)\n"
+    failing += "if case['variant'] == 'streamed': emit('unavailable', reason='no'); sys.exit()\n"
+    compare(asked, runner=runner(logging_worker(log, failing + WELL_BEHAVED)))
+    log.unlink()
+    events = list(run(asked, runner=runner(logging_worker(log))))
+    assert log.read_text().split() == ["bnb-int8", "0"]
+    assert [event.case.variant for event in events if event.kind == "skipped"] == ["resident", "streamed"]
+    measured = {m.case.variant: m for m in read_results(tmp_path)}
+    assert {name: m.status for name, m in measured.items()} == {"resident": "ok", "bnb-int8": "ok", "streamed": "unavailable"}
+    # the reference was found in the file
+    assert measured["bnb-int8"].facts["answer_compared_with"] == "resident"
+
+
+def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_missing(tmp_path, runner):
+    asked = experiment(out=tmp_path, variants=("resident", "streamed"))
+    compare(asked, runner=runner(worker(WELL_BEHAVED)))
+    path, log = tmp_path / FILE_NAME, tmp_path / "log"
+    content = path.read_bytes()
+    first_bytes = content.index(b"\n")
+    for length in (0, 1, first_bytes - 1, first_bytes, first_bytes + 1, first_bytes + 50, len(content) - 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        log.write_text("")
+        measurements = compare(asked, runner=runner(logging_worker(log)))
+        assert [m.case.variant for m in measurements] == ["resident", "streamed"]
+        missing = ["resident 0"] * (length < first_bytes) + ["streamed 0"] * (length < len(content) - 1)
+        assert log.read_text().splitlines() == missing, length
+        assert len(path.read_bytes().splitlines()) == 2
+
+
+def test_a_run_killed_in_the_middle_of_a_case_goes_on_where_it_was(tmp_path, runner):
+    log, asked = tmp_path / "log", experiment(out=tmp_path)
+    stuck = "from layerstream_compare.lifeline import end_with_reader\nend_with_reader(fd)\n"
+    stuck += "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
+    program = f"""
+from functools import partial
+from layerstream_compare.experiment import Experiment, run
+from layerstream_compare.isolate import run_isolated
+asked = Experiment(model="m", prompt="Hi", variants={asked.variants!r}, time_limit_s=30, out={str(tmp_path)!r})
+for event in run(asked, runner=partial(run_isolated, worker_command={logging_worker(log, stuck)!r})):
+    if "pid" in event.data:
+        print(event.data["pid"], flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    while is_running(pid):
+        time.sleep(0.01)
+    assert log.read_text().splitlines() == ["resident 0", "bnb-int8 0"]
+    assert [m.case.variant for m in read_results(tmp_path)] == ["resident"]
+    log.write_text("")
+    measurements = compare(asked, runner=runner(logging_worker(log)))
+    assert log.read_text().splitlines() == ["bnb-int8 0", "streamed 0"]
+    assert [m.case.variant for m in measurements] == ["resident", "bnb-int8", "streamed"]
+    records = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
+    assert sorted(record["case"]["variant"] for record in records) == ["bnb-int8", "resident", "streamed"]
+
+
+def test_closing_the_run_ends_the_case_and_gives_the_folder_back(tmp_path, runner):
+    body = "emit('token', pid=os.getpid()); time.sleep(60)"
+    events = run(experiment(out=tmp_path), runner=runner(worker(body)))
+    pid = next(event.data["pid"] for event in events if "pid" in event.data)
+    events.close()
+    assert not Path(f"/proc/{pid}").exists()
+    with ResultsFile(tmp_path) as results:
+        assert results.measurements == {}

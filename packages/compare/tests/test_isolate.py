@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_workers import WELL_BEHAVED, is_running, worker
+
+from layerstream_compare.case import Case
+from layerstream_compare.isolate import run_isolated
+from layerstream_compare.measurement import Measurement
+
+
+def outcome(case: Case, command: tuple[str, ...]) -> Measurement:
+    *_, last = run_isolated(case, worker_command=command)
+    assert last.kind == "finished"
+    assert last.measurement is not None
+    return last.measurement
+
+
+def wait_until_gone(pid: int) -> bool:
+    # killed is not yet gone: init must reap an orphan
+    end = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not is_running(pid)
+
+
+def test_a_case_starts_tells_its_phases_and_tokens_and_finishes_with_a_measurement(case):
+    events = list(run_isolated(case, worker_command=worker(WELL_BEHAVED)))
+    assert [event.kind for event in events] == ["started", "phase", "token", "finished"]
+    assert events[1].data == {"phase": "load"}
+    assert events[2].data == {"index": 0, "id": 1, "text": "a"}
+    measurement = events[-1].measurement
+    assert measurement.status == "ok"
+    assert measurement.case == case
+    assert measurement.isolation == "process"
+    assert measurement.token_ids == (1, 2, 3)
+    assert measurement.memory.phases[0].phase == "load"
+
+
+def test_the_worker_gets_the_whole_case_also_when_the_prompt_is_larger_than_a_pipe(case):
+    body = 'emit("result", **{**RESULT, "text": str(len(case["prompt"]))})'
+    assert outcome(case.with_changes(prompt="x" * 1_000_000), worker(body)).text == "1000000"
+
+
+def test_a_worker_that_reads_nothing_of_a_long_prompt_does_not_stop_the_parent(case):
+    silent = (sys.executable, "-c", "pass")
+    assert outcome(case.with_changes(prompt="x" * 1_000_000), silent).reason == "the worker ended without a result"
+
+
+def test_the_worker_leads_its_own_session_with_steady_malloc_and_the_threads_of_the_case(case):
+    body = """
+names = ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS"]
+emit("result", **{**RESULT, "facts": {"env": [os.environ.get(n) for n in names], "leads": os.getsid(0) == os.getpid()}})
+"""
+    facts = outcome(case.with_changes(threads=3), worker(body)).facts
+    assert facts == {"env": ["1", "1048576", "false", "3"], "leads": True}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("sys.exit(3)", "exit status 3"),
+        ("raise RuntimeError('no such kernel')", "exit status 1: RuntimeError: no such kernel"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed with signal 11 (SIGSEGV)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed (probably out of memory)"),
+        ("pass", "the worker ended without a result"),
+        ("pipe.close(); sys.exit(4)", "exit status 4"),
+        ("print('hello', file=sys.stdout)", "the worker ended without a result"),
+        ("pipe.write(b'hello\\n')", "the worker wrote garbage: 'hello'"),
+        ("pipe.write(b'\\xff\\xfe\\n')", "the worker wrote garbage: '��'"),
+        ("pipe.write(b'[' * 100000 + b'\\n')", f"the worker wrote garbage: '{'[' * 120}' and 99880 bytes more"),
+        ("pipe.write(b'[1]\\n')", "the worker wrote a line of no known kind: '[1]'"),
+        ("emit('surprise')", 'the worker wrote a line of no known kind: \'{"kind": "surprise"}\''),
+        ('pipe.write(b\'{"kind": "tok\')', "the worker ended, in the middle of a line"),
+        ("pipe.write(b'{\"kind'); os.kill(os.getpid(), 11)", "crashed with signal 11 (SIGSEGV), in the middle of a line"),
+        ("emit('result', nonsense=1)", "the worker's result is not understood: TypeError"),
+        ("emit('result', memory={'phases': []})", "the worker's result is not understood: TypeError"),
+        ("emit('failed', reason='the model\\nis odd')", "the model is odd"),
+    ],
+)
+def test_every_misbehaviour_becomes_a_failed_measurement(case, body, reason):
+    measurement = outcome(case, worker(body))
+    assert measurement.status == "failed"
+    assert measurement.reason.startswith(reason)
+    assert "\n" not in measurement.reason
+
+
+def test_a_program_that_cannot_be_started_is_a_failed_measurement(case):
+    assert outcome(case, ("/no/such/program",)).reason.startswith("the worker cannot be started")
+
+
+def test_an_unavailable_variant_keeps_its_reason(case):
+    measurement = outcome(case, worker("emit('unavailable', reason='needs a GPU')"))
+    assert (measurement.status, measurement.reason) == ("unavailable", "needs a GPU")
+
+
+@pytest.mark.parametrize("body", ["time.sleep(60)", "pipe.close(); time.sleep(60)", "while True: emit('phase', phase='load')"])
+def test_a_worker_over_its_time_limit_is_ended_and_says_so(case, body):
+    measurement = outcome(case.with_changes(time_limit_s=0.5), worker(body))
+    assert (measurement.status, measurement.reason) == ("failed", "time limit of 0.5 s")
+
+
+def test_the_last_twenty_lines_of_standard_error_and_output_are_kept(case):
+    body = "print('first', flush=True)\nfor i in range(50): print('line', i, file=sys.stderr)\nsys.exit(1)"
+    lines = outcome(case, worker(body)).stderr_tail.splitlines()
+    assert lines == [f"line {i}" for i in range(30, 50)]
+
+
+def test_a_complete_result_counts_though_the_worker_crashes_on_its_way_out(case):
+    measurement = outcome(case, worker(WELL_BEHAVED + "os.kill(os.getpid(), signal.SIGSEGV)"))
+    assert measurement.status == "ok"
+    assert measurement.facts["worker_exit"] == "crashed with signal 11 (SIGSEGV)"
+
+
+def test_nothing_is_read_after_the_result(case):
+    assert outcome(case, worker(WELL_BEHAVED + "pipe.write(b'garbage')")).status == "ok"
+
+
+@pytest.mark.parametrize("ending", ['emit("result", **RESULT)', "sys.exit(1)", "time.sleep(60)"])
+def test_children_of_the_worker_end_with_it(case, ending, tmp_path):
+    note = tmp_path / "pid"
+    # the child holds the pipe open: only the leader's exit can tell the parent
+    body = f"""
+child = subprocess.Popen(["sleep", "100"], pass_fds=(fd,))
+open({str(note)!r}, "w").write(str(child.pid))
+{ending}
+"""
+    outcome(case.with_changes(time_limit_s=3), worker(body))
+    assert wait_until_gone(int(note.read_text()))
+
+
+def test_what_the_worker_said_before_it_ended_is_read_though_a_child_holds_the_pipe(case):
+    body = 'subprocess.Popen(["sleep", "100"], pass_fds=(fd,))\n' + 'emit("token", index=0, id=1, text="a")\n' * 100 + "os._exit(1)"
+    events = list(run_isolated(case, worker_command=worker(body)))
+    assert [event.kind for event in events].count("token") == 100
+    assert events[-1].measurement.reason == "exit status 1"
+
+
+def test_closing_the_iterator_ends_the_worker_and_leaves_no_zombie(case):
+    events = run_isolated(case, worker_command=worker('emit("token", pid=os.getpid())\ntime.sleep(60)'))
+    pid = next(event.data["pid"] for event in events if event.kind == "token")
+    assert is_running(pid)
+    events.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_interrupt_in_the_parent_ends_the_worker(case):
+    program = f"""
+import sys, os
+from layerstream_compare.case import Case
+from layerstream_compare.isolate import run_isolated
+case = Case.from_json({case.to_json()!r})
+for event in run_isolated(case, worker_command={worker('emit("token", pid=os.getpid())' + chr(10) + "time.sleep(60)")!r}):
+    if event.kind == "token":
+        print(event.data["pid"], flush=True)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with parent:
+        pid = int(parent.stdout.readline())
+        parent.send_signal(2)
+        parent.wait(timeout=20)
+    assert wait_until_gone(pid)
+
+
+def test_a_worker_ends_when_its_parent_was_killed(case):
+    body = "from layerstream_compare.lifeline import end_with_reader\nend_with_reader(fd)\n"
+    body += 'emit("token", pid=os.getpid())\ntime.sleep(60)'
+    program = f"""
+from layerstream_compare.case import Case
+from layerstream_compare.isolate import run_isolated
+for event in run_isolated(Case.from_json({case.to_json()!r}), worker_command={worker(body)!r}):
+    if event.kind == "token":
+        print(event.data["pid"], flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert is_running(pid)
+        parent.kill()
+    assert wait_until_gone(pid)
+
+
+def test_no_descriptor_is_left_open(case):
+    list(run_isolated(case, worker_command=worker(WELL_BEHAVED)))
+    before = len(os.listdir("/proc/self/fd"))
+    for command in (worker(WELL_BEHAVED), worker("sys.exit(1)"), ("/no/such/program",)):
+        list(run_isolated(case, worker_command=command))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("has_pidfd", [True, False])
+def test_the_parent_uses_under_a_hundredth_of_a_core_while_a_worker_sleeps(case, has_pidfd, monkeypatch):
+    if not has_pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    slept_s = 3
+    events = run_isolated(
+        case, worker_command=worker(f'emit("phase", phase="load")\ntime.sleep({slept_s})\nemit("result", **RESULT)')
+    )
+    assert [next(events).kind for _ in range(2)] == ["started", "phase"]
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    finished = next(events)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert finished.measurement.status == "ok"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.01 * slept_s

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+import layerstream_compare.variants.registry as registry_module
+from layerstream_compare.case import Case
+from layerstream_compare.generation import generate_greedily
+from layerstream_compare.operators import kernel_facts
+from layerstream_compare.prompts import Prompt, build_prompt, resize
+from layerstream_compare.variants import bnb, resident, streamed
+from layerstream_compare.variants.registry import Variant, VariantUnavailableError, find_variant, has_package, list_variants
+
+ATTENTION_HERE = [
+    variant.name for variant in list_variants("attention") if variant.availability() is None and variant.name != "flex"
+]
+
+
+def _ids(loaded, case: Case, tokens: int = 6) -> tuple[int, ...]:
+    return generate_greedily(loaded, build_prompt(loaded.tokenizer, case), tokens, lambda index, token: None).token_ids
+
+
+def test_the_registry_is_read_without_torch():
+    code = "import sys; import layerstream_compare.variants.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_are_unique_within_a_kind_and_every_module_is_there():
+    folder = Path(registry_module.__file__).parent
+    for kind in ("weights", "attention"):
+        names = [variant.name for variant in list_variants(kind)]
+        assert len(names) == len(set(names))
+    for variant in list_variants("weights"):
+        tree = ast.parse((folder / f"{variant.module}.py").read_text(encoding="utf-8"))
+        assert "load" in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"no weights variant is called 'bnb-nf5'; there are streamed, resident, .*bnb-nf4"):
+        find_variant("bnb-nf5", "weights")
+
+
+def test_a_missing_package_is_a_reason_that_says_what_to_install():
+    variant = Variant(name="x", kind="weights", title="", packages=("no_such_package",), extra="torchao")
+    why = variant.availability({})
+    assert why == "x needs the package no_such_package, which is not installed; pip install 'layerstream-compare[torchao]'"
+
+
+def test_what_needs_an_accelerator_is_unavailable_without_one_and_available_with_one():
+    cudnn = find_variant("sdpa-cudnn", "attention")
+    assert cudnn.availability({"accelerators": []}) == "sdpa-cudnn has no kernel for a CPU, and no accelerator was found"
+    assert cudnn.availability({"accelerators": ["one"]}) is None
+
+
+def test_a_dotted_package_is_found_without_importing_its_parent():
+    assert has_package("email.mime")
+    assert not has_package("email.no_such_part")
+    assert not has_package("no_such_package.part")
+
+
+def test_cpu_flags_are_told_and_never_a_reason():
+    nf4 = find_variant("bnb-nf4", "weights")
+    assert nf4.missing_cpu_flags(frozenset({"avx512f"})) == ("avx512_bf16",)
+    assert nf4.availability({"accelerators": []}) is None
+
+
+def test_streamed_and_resident_give_the_same_tokens_and_the_same_margins(tiny_model):
+    case = Case(model=tiny_model, variant="resident", prompt="Hello", budget="min")
+    plain = resident.load(case)
+    with_pipeline = generate_greedily(plain, build_prompt(plain.tokenizer, case), 12, lambda index, token: None)
+    assert plain.facts()["generated_by"] == 'pipeline("text-generation")'
+    loaded = streamed.load(case.with_changes(variant="streamed"))
+    try:
+        with_streaming = generate_greedily(loaded, build_prompt(loaded.tokenizer, case), 12, lambda index, token: None)
+        assert loaded.facts()["report"]["bytes_read"] > 0
+    finally:
+        loaded.close()
+    assert with_streaming.token_ids == with_pipeline.token_ids
+    assert with_streaming.margins == with_pipeline.margins
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_pipeline_reads_the_prompt_that_the_others_read(tiny_model, chat):
+    case = Case(model=tiny_model, variant="resident", prompt="Hello", chat=chat)
+    loaded = resident.load(case)
+    prompt = build_prompt(loaded.tokenizer, case)
+    whole = loaded.generate(prompt_ids=prompt.token_ids, messages=prompt.messages, max_new_tokens=2, do_sample=False)
+    assert torch.equal(whole[:, : prompt.num_tokens], prompt.token_ids)
+
+
+@pytest.mark.parametrize("variant", ["bnb-int8", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq"])
+def test_bitsandbytes_runs_with_its_own_kernels_and_leaves_the_edges(tiny_model, variant):
+    case = Case(model=tiny_model, variant=variant, prompt="Hello", device="cpu")
+    loaded = bnb.load(case)
+    assert len(_ids(loaded, case)) > 0
+    facts = loaded.facts()
+    assert facts["unquantized"] == ["model.embed_tokens", "lm_head"]
+    assert facts["dtype"] == "float16"
+    operators = kernel_facts(loaded, torch.tensor([[5, 6, 7]]))["prefill_operators"]
+    assert any("bitsandbytes" in name for name in operators)
+
+
+def test_a_shape_that_the_4_bit_kernel_does_not_take_is_unavailable_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(bnb, "has_avx512bf16", lambda: True)
+    model = str(save_tiny_model(tmp_path, keys=1))
+    with pytest.raises(VariantUnavailableError, match=r"k_proj is 16 x 64, and the 4-bit kernel takes multiples of 32 x 64"):
+        bnb.load(Case(model=model, variant="bnb-nf4", device="cpu"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_torchao_gives_finite_logits_in_every_dtype(tiny_model, dtype):
+    pytest.importorskip("torchao")
+    from layerstream_compare.variants import torchao_int8  # noqa: PLC0415  an optional extra
+
+    case = Case(model=tiny_model, variant="torchao-int8", prompt="Hello", dtype=dtype, device="cpu")
+    loaded = torchao_int8.load(case)
+    assert len(_ids(loaded, case)) > 0
+    assert loaded.facts()["unquantized"] == ["model.embed_tokens", "lm_head"]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_low_bits_run_packed_and_clean_up(tiny_model, bits):
+    pytest.importorskip("auto_round")
+    from layerstream_compare.variants import low_bits  # noqa: PLC0415  an optional extra
+
+    case = Case(model=tiny_model, variant=f"autoround-int{bits}", prompt="Hello", device="cpu")
+    loaded = low_bits.load(case)
+    assert len(_ids(loaded, case)) > 0
+    folder = Path(loaded.model.config._name_or_path)
+    assert folder.exists()
+    loaded.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("attention", ATTENTION_HERE)
+def test_every_attention_that_is_here_runs_and_the_kernel_is_the_one_asked_for(tiny_model, attention):
+    case = Case(model=tiny_model, variant="resident", attention=attention, prompt="Hello", dtype="bfloat16")
+    loaded = resident.load(case)
+    assert len(_ids(loaded, case)) > 0
+    kernel = kernel_facts(loaded, torch.tensor([[5, 6, 7]]))["attention_kernel"]
+    if attention in ("eager", "sdpa-math"):
+        assert "attention" not in kernel
+    if attention == "sdpa-flash":
+        assert "flash_attention" in kernel
+
+
+def test_a_prompt_is_filled_and_cut_inside_its_template(tiny_model):
+    case = Case(model=tiny_model, variant="resident", prompt="abc")
+    tokenizer = resident.load(case).tokenizer
+    whole = build_prompt(tokenizer, case)
+    longer = build_prompt(tokenizer, case.with_changes(prompt_tokens=whole.num_tokens + 4))
+    assert longer.messages is None
+    assert tokenizer.decode(longer.token_ids[0]) == "[user] abcabca\n> "
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "content", "num_tokens", "expected"),
+    [
+        ([9, 1, 2, 8], [1, 2], 7, [9, 1, 2, 1, 2, 1, 8]),
+        ([9, 1, 2, 8], [1, 2], 3, [9, 1, 8]),
+        ([9, 1, 2, 8], [1, 2], 2, [9, 1]),
+        ([9, 1, 2, 8], [3], 6, [9, 1, 2, 8, 9, 1]),
+        ([1], [], 3, [1, 1, 1]),
+    ],
+)
+def test_a_prompt_has_the_length_asked_for(token_ids, content, num_tokens, expected):
+    assert resize(token_ids, content, num_tokens) == expected
+
+
+def test_a_prompt_keeps_its_tokens_when_no_length_is_asked(tiny_model):
+    case = Case(model=tiny_model, variant="resident", prompt="abc", chat=False)
+    prompt = build_prompt(resident.load(case).tokenizer, case)
+    assert isinstance(prompt, Prompt)
+    assert (prompt.num_tokens, prompt.messages) == (3, "abc")
