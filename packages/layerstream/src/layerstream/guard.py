@@ -6,7 +6,9 @@ Layer: composition. Knows modules and hooks; knows nothing of units or disks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +20,6 @@ from transformers import PreTrainedModel
 from .errors import StreamClosedError, UnsupportedModelError
 from .streaming.runtime import DeviceRuntime
 
-_OWNER_CHECK_S = 1.0
 _ANCHOR = "layerstream_anchor"
 _FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretrained", "resize_token_embeddings", "tie_weights")
 
@@ -26,8 +27,10 @@ _FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretra
 class Gate:
     """What surrounds every forward of the model: one at a time, without gradients, counted.
 
+    The instance's `forward` is wrapped, not hooked: a hook after the forward does not run when Ctrl-C ends it.
+
     Attributes:
-        sweeps: forwards that ended.
+        sweeps: forwards that were begun.
         elapsed_s: seconds inside them.
         is_closed: no forward may start any more.
     """
@@ -36,63 +39,41 @@ class Gate:
         self.sweeps = 0
         self.elapsed_s = 0.0
         self.is_closed = False
+        self._model = model
         self._on_start, self._on_end = on_start, on_end
-        self._free = threading.Condition()
-        self._owner: int | None = None
-        self._start_s = 0.0
-        self._had_grad = False
-        model.register_forward_pre_hook(self._enter, prepend=True)
-        self._handle = model.register_forward_hook(self._leave, always_call=True)
+        self._one_at_a_time = threading.Lock()
+        plain = model.forward
 
-    def _enter(self, *_: Any) -> None:
+        @wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with self._one_at_a_time, self._passage():
+                return plain(*args, **kwargs)
+
+        model.__dict__["forward"] = forward
+
+    @contextmanager
+    def _passage(self) -> Iterator[None]:
+        self._check_open()
+        self._on_start()
+        self.sweeps += 1
+        start_s = perf_counter()
+        try:
+            # Slots are overwritten while a graph would still point at them; streaming is for inference.
+            with torch.no_grad():
+                yield
+        finally:
+            self.elapsed_s += perf_counter() - start_s
+            self._on_end()
+
+    def _check_open(self, *_: Any) -> None:
         if self.is_closed:
             raise StreamClosedError("this streamed model is closed: its weights are gone; load it again")
-        me = threading.get_ident()
-        self.abandon()
-        with self._free:
-            while self._owner is not None and _is_alive(self._owner):
-                self._free.wait(_OWNER_CHECK_S)
-            self._owner = me
-        self._on_start()
-        self._start_s = perf_counter()
-        self._had_grad = torch.is_grad_enabled()
-        # Slots are overwritten while a graph would still point at them; streaming is for inference.
-        torch.set_grad_enabled(False)
-
-    def _leave(self, *_: Any) -> None:
-        if self._owner != threading.get_ident():
-            return
-        torch.set_grad_enabled(self._had_grad)
-        self.elapsed_s += perf_counter() - self._start_s
-        self.sweeps += 1
-        self._on_end()
-        with self._free:
-            self._owner = None
-            self._free.notify()
-
-    def abandon(self) -> None:
-        """End a forward of this thread that an interrupt has cut off: Ctrl-C does not run torch's hooks."""
-        if self._owner != threading.get_ident():
-            return
-        torch.set_grad_enabled(self._had_grad)
-        self._on_end()
-        with self._free:
-            self._owner = None
-            self._free.notify()
 
     def close(self) -> None:
         """Let no further forward in."""
         self.is_closed = True
-        if self._owner == threading.get_ident():
-            torch.set_grad_enabled(self._had_grad)
-        self._handle.remove()
-        with self._free:
-            self._owner = None
-            self._free.notify_all()
-
-
-def _is_alive(thread: int | None) -> bool:
-    return any(one.ident == thread for one in threading.enumerate())
+        self._model.__dict__.pop("forward", None)
+        self._model.register_forward_pre_hook(self._check_open, prepend=True)
 
 
 class PeakMemory:

@@ -55,18 +55,12 @@ class StreamedModel:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with transformers' own `generate()`; every argument is its."""
         self._check_open()
-        try:
-            return self.model.generate(*args, **kwargs)
-        finally:
-            self._gate.abandon()
+        return self.model.generate(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one forward of the model: one sweep."""
         self._check_open()
-        try:
-            return self.model(*args, **kwargs)
-        finally:
-            self._gate.abandon()
+        return self.model(*args, **kwargs)
 
     @property
     def is_closed(self) -> bool:

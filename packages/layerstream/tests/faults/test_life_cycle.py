@@ -109,6 +109,33 @@ def test_ctrl_c_in_the_middle_of_a_forward_leaves_a_usable_model(tiny_llama_dir:
     assert torch.is_grad_enabled()
 
 
+def test_ctrl_c_inside_generate_leaves_the_grad_mode_as_it_was(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        handle = streamed.model.model.layers[3].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            streamed.generate(IDS, max_new_tokens=2)
+        handle.remove()
+        assert torch.is_grad_enabled()
+        streamed.model(IDS)
+        assert torch.is_grad_enabled()
+
+
+def test_a_second_threads_forward_waits_and_is_exact(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        results: list[torch.Tensor] = []
+        threads = [threading.Thread(target=lambda: results.append(streamed.model(IDS).logits)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(results) == 3
+    assert all(torch.equal(logits, reference) for logits in results)
+
+
 def test_a_shard_that_shrinks_while_running_is_reported_and_recovered_from(checkpoint: Path, reference: torch.Tensor) -> None:
     shard = last_shard(checkpoint)
     whole = shard.read_bytes()
