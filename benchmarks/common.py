@@ -353,7 +353,9 @@ def publish(outcome: Outcome, options: argparse.Namespace, facts: dict[str, str]
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{outcome.theme}_{options.hardware or hardware_slug()}_{options.date}"
     (out / f"{stem}.md").write_text(_as_markdown(outcome, facts, stem))
-    content = {"environment": facts, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **asdict(outcome)}
+    # where the checkpoints lay is nobody's business
+    told = [option for option in sys.argv[1:] if not Path(option).is_absolute() and option not in ("--work", "--out")]
+    content = {"environment": facts, "command": " ".join([Path(sys.argv[0]).name, *told]), **asdict(outcome)}
     (out / f"{stem}.json").write_text(json.dumps({key: value for key, value in content.items() if key != "svg"}, indent=1) + "\n")
     if outcome.svg is not None:
         (out / f"{stem}.svg").write_text(outcome.svg)
