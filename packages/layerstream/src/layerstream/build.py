@@ -157,20 +157,20 @@ class _Builder:
 
     def _share_ties(self) -> None:
         """Let tied names hold the very tensor they share, wherever that one stays for good."""
+        elsewhere = self._not_staying()
         for name, source_name in self.opened.recipe.tied.items():
             here, attribute = places_of(self.model, self.opened.recipe.tensors[name])
             there, source_attribute = places_of(self.model, self.opened.recipe.tensors[source_name])
             one, other = here[attribute], there[source_attribute]
-            if one.is_meta and not other.is_meta and self._stays(name):
+            if one.is_meta and not other.is_meta and name not in elsewhere:
                 here[attribute] = other
-            elif other.is_meta and not one.is_meta and self._stays(source_name):
+            elif other.is_meta and not one.is_meta and source_name not in elsewhere:
                 there[source_attribute] = one
 
-    def _stays(self, name: str) -> bool:
-        """Whether a tensor is not one of the stream's."""
-        moving = {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors}
-        rows = set() if self.plan.embedding in (None, Residency.DEVICE) else {t.name for t in self.opened.units.row_tables}
-        return name not in moving | rows
+    def _not_staying(self) -> set[str]:
+        """Return the tensors that come and go: the stream's, and rows that are looked up."""
+        rows = () if self.plan.embedding in (None, Residency.DEVICE) else self.opened.units.row_tables
+        return {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors} | {tensor.name for tensor in rows}
 
     # -- what is looked up -------------------------------------------------------------------------------------------
 

@@ -58,7 +58,6 @@ class TensorRecipe:
         shape: its shape.
         pieces: the stored tensors it is made of; none when a `Conversion` makes it.
         is_buffer: a persistent buffer, not a parameter.
-        aliases: other names in the same unit under which the model holds this very tensor (ties).
     """
 
     name: str
@@ -67,7 +66,6 @@ class TensorRecipe:
     num_bytes: int
     pieces: tuple[Piece, ...] = ()
     is_buffer: bool = False
-    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

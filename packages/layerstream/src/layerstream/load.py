@@ -68,7 +68,7 @@ def plan(
     )
     if machine is None:
         machine = describe_machine(settle_device(device), dtype=opened.profile.dtype)
-    return _plan_opened(opened, budget, workload, machine, attn_implementation)
+    return _plan_opened(opened, budget, workload, machine)
 
 
 def simulate(
@@ -94,7 +94,7 @@ def simulate(
         BudgetTooSmallError: with `needed_bytes`.
     """
     opened = _open_any(model, dtype, on_host=machine.device_is_host, chunk=_chunk(workload))
-    return _plan_opened(opened, budget, workload, machine, None)
+    return _plan_opened(opened, budget, workload, machine)
 
 
 def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> ModelProfile:
@@ -120,16 +120,9 @@ def _chunk(workload: Workload | None) -> int | None:
     return None if workload is None else workload.prefill_chunk_tokens
 
 
-def _plan_opened(
-    opened: OpenedModel, budget: Budget, workload: Workload | None, machine: Machine, attn_implementation: str | None
-) -> PlacementPlan:
+def _plan_opened(opened: OpenedModel, budget: Budget, workload: Workload | None, machine: Machine) -> PlacementPlan:
     wish = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
-    return plan_placement(
-        profile=opened.profile,
-        budget=wish,
-        workload=workload or Workload(attention=attn_implementation or "sdpa"),
-        machine=machine,
-    )
+    return plan_placement(profile=opened.profile, budget=wish, workload=workload or Workload(), machine=machine)
 
 
 def load(
@@ -181,7 +174,7 @@ def load(
         on_host=runtime.is_host,
     )
     machine = replace(describe_machine(runtime.device, dtype=opened.profile.dtype), device=runtime.name)
-    decided = _plan_opened(opened, budget, workload, machine, attn_implementation)
+    decided = _plan_opened(opened, budget, workload, machine)
     if runtime.is_host and not decided.is_resident:
         give_back_freed_memory()
     return StreamedModel(build(opened, decided, runtime), baseline_bytes=baseline_bytes)

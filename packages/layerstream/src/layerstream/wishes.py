@@ -41,14 +41,12 @@ class Workload:
         new_tokens: tokens generated after it.
         prefill_chunk_tokens: let the feed-forward parts work through a longer prompt this many tokens at a time, within each
             block's one visit. Needs less memory; results in bf16 and fp16 may then round differently. None does not chunk.
-        attention: the attention implementation; `eager` needs memory quadratic in the context.
     """
 
     batch_size: int = 1
     prompt_tokens: int = 512
     new_tokens: int = 128
     prefill_chunk_tokens: int | None = None
-    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         """Refuse counts that make no sense."""

@@ -46,9 +46,7 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show where every block would live, what memory it takes and what a token would cost. Reads headers only."""
-    workload = Workload(
-        batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=max_new_tokens, attention=attn_implementation or "sdpa"
-    )
+    workload = Workload(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=max_new_tokens)
     wished = machine_from_text(machine) if machine is not None else None
     if wished is not None or model in KNOWN_MODELS:
         there = wished or probe_machine(device=device)

@@ -54,9 +54,7 @@ def run_command(
     model = model_or_default(model)
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     inputs = encode_prompt(tokenizer, text, chat=chat)
-    workload = Workload(
-        prompt_tokens=int(inputs["input_ids"].shape[1]), new_tokens=max_new_tokens, attention=attn_implementation or "sdpa"
-    )
+    workload = Workload(prompt_tokens=int(inputs["input_ids"].shape[1]), new_tokens=max_new_tokens)
     with err_console().status("planning and loading"):
         streamed = load(
             model,

@@ -134,7 +134,6 @@ class WeightStream:
             timeline: is told of every read, copy and wait.
         """
         self.units = tuple(units)
-        self.bytes_copied = 0
         self._lane, self._reader, self._timeline = lane, reader, timeline
         self._is_host = lane.runtime.is_host
         memory = allocate_many([buffer_bytes] * num_buffers, pinned=lane.runtime.pins_host_memory)
@@ -386,7 +385,6 @@ class WeightStream:
         # The host buffer may be read into again only when the copy out of it is done.
         self._lane.runtime.host_wait(event)
         num_bytes = sum(run.num_bytes for run in unit.source.layout.copies)
-        self.bytes_copied += num_bytes
         self._timeline.record(unit.span(Activity.COPY, lease.sweep, start_s, perf_counter(), num_bytes))
         if buffer is not None:
             with self._lock:
