@@ -216,6 +216,15 @@ def test_exactness_and_difference_are_told_in_words():
     assert row.outcome() == "token 4: '!', not ' def', margin 0.004"
 
 
+def test_the_original_weights_with_another_kernel_are_told_as_the_noise_floor():
+    floor = measured("streamed", attention="eager", agreements=[AGREEMENT])
+    exact, quantized, row = rows_of([*every_shape()[:2], floor])
+    assert [each.standing for each in (exact, quantized, row)] == ["bit-exact", "", "noise floor"]
+    assert "noise floor" in html_report([floor])
+    assert "noise floor" in divergence_plot([row])
+    assert "noise floor" in markdown([row])
+
+
 def test_a_measurement_survives_its_line_of_json():
     for each in every_shape():
         line = each.to_json()

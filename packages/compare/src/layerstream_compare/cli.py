@@ -62,6 +62,9 @@ def run_command(  # noqa: PLR0913  each option is an argument
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Do not apply the chat template.")] = False,
     no_quality: Annotated[bool, typer.Option("--no-quality", help="Do not measure agreement with the reference.")] = False,
+    no_noise_floor: Annotated[
+        bool, typer.Option("--no-noise-floor", help="Do not measure the original weights with another attention kernel.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")] = False,
 ) -> None:
     """Run one prompt through every combination and show what each one costs and changes."""
@@ -80,6 +83,7 @@ def run_command(  # noqa: PLR0913  each option is an argument
         time_limit_s=time_limit,
         chat=not no_chat,
         quality=not no_quality,
+        noise_floor=not no_noise_floor,
         out=out,
     )
     with closing(run(experiment, runner=run_in_process if in_process else run_isolated)) as events:

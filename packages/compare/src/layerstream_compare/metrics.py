@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .case import Case
-from .divergence import REFERENCE_FACT
+from .divergence import EXACT_VARIANTS, REFERENCE_FACT
 from .measurement import Agreement, Measurement, Memory
 from .units import format_bytes, format_nats, format_number, format_seconds, format_share
 
@@ -19,6 +19,10 @@ Value = Callable[[Measurement], "float | None"]
 
 TEXTS = {"answer": "the reference's own answer", "prose": "the text that ships with the package"}
 """What agreement is measured on."""
+
+
+NOISE_FLOOR = "The original weights with another attention kernel: what differs no more than this differs by rounding"
+"""What a noise-floor row is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,16 @@ class Row:
         """Whether every compared logit is the reference's, bit for bit."""
         agreements = self.shown.agreements
         return bool(agreements) and all(each.is_bit_exact for each in agreements)
+
+    @property
+    def is_noise_floor(self) -> bool:
+        """Whether these are the original weights with another attention kernel: what differs here is rounding."""
+        return self.shown.case.variant in EXACT_VARIANTS and bool(self.shown.agreements) and not self.is_bit_exact
+
+    @property
+    def standing(self) -> str:
+        """Return `bit-exact`, `noise floor`, or nothing."""
+        return "bit-exact" if self.is_bit_exact else "noise floor" if self.is_noise_floor else ""
 
     def median_of(self, key: str) -> float | None:
         """Return the median of a metric, or None where it was not measured."""

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from .divergence import REFERENCE_FACT
-from .metrics import TEXTS, Metric, Row, measured
+from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, memory_plot, sweep_plots
 from .tables import GROUPS
@@ -122,6 +122,8 @@ def _name(row: Row) -> str:
     badges = (
         '<span class="badge exact" title="Every compared logit is equal, bit for bit">bit-exact</span>' if row.is_bit_exact else ""
     )
+    if row.is_noise_floor:
+        badges += f'<span class="badge noisy" title="{NOISE_FLOOR}">noise floor</span>'
     badges += (
         '<span class="badge noisy" title="The machine was busy, or token times spread widely">noisy</span>' if row.is_noisy else ""
     )

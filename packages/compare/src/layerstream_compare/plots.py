@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from . import svg
-from .divergence import EXACT_VARIANTS, REFERENCE_FACT
+from .divergence import REFERENCE_FACT
 from .metrics import BY_KEY, TEXTS, Row, agreement_on
 from .units import format_bytes, format_nats, format_seconds
 
@@ -117,8 +117,7 @@ def divergence_plot(rows: Sequence[Row]) -> str:
 
 def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: float) -> list[str]:
     """Mark how far the original weights are from themselves when only the attention kernel differs."""
-    exact = [row for row in rows if row.shown.case.variant in EXACT_VARIANTS and not row.is_bit_exact]
-    means = [each.kl_mean for row in exact for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
+    means = [each.kl_mean for row in rows if row.is_noise_floor for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
     if not means:
         return []
     x = scale(max(means))
