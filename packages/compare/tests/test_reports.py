@@ -170,6 +170,14 @@ def test_the_sweep_draws_a_line_for_each_attention_variant_and_needs_two_lengths
     assert sweep_plots(rows_of(found[:1])) == []
 
 
+def test_on_an_accelerator_working_memory_is_the_allocators():
+    phases = [{"phase": "decode", "anonymous_bytes": 0, "file_bytes": 0, "peak_bytes": 0, "device_allocated_bytes": 90 * MIB}]
+    on_device = {"held_bytes": 100 * MIB, "device_held_bytes": 60 * MIB, "peak_over_baseline_bytes": 500 * MIB, "phases": phases}
+    (row,) = rows_of([measured(memory=MEMORY | on_device)])
+    assert row.median_of("working_bytes") == 30 * MIB
+    assert row.median_of("device_peak_bytes") == 90 * MIB
+
+
 def test_rounds_of_one_case_are_one_row_with_median_and_range():
     rounds = [measured(round=number, timing=TIMING | {"first_token_s": seconds}) for number, seconds in enumerate((0.3, 0.1, 0.2))]
     (row,) = rows_of(rounds)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .measurement import PhaseMemory
+from .nvml import process_bytes
 
 _STATUS = Path("/proc/self/status")
 _ROLLUP = Path("/proc/self/smaps_rollup")
@@ -126,13 +127,14 @@ class PhaseMeter:
             peak_bytes=reading.peak_bytes,
             device_allocated_bytes=allocated,
             device_reserved_bytes=reserved,
+            device_process_bytes=process_bytes(self._device),
         )
         self.phases.append(ended)
         return ended
 
 
-def held_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes that the model's own storages hold.
+def held_bytes(model: torch.nn.Module, *, on_accelerator_only: bool = False) -> int:
+    """Return the bytes that the model's own storages hold, wherever they are or on accelerators alone.
 
     Counted: parameters, buffers, the tensors inside tensor subclasses, bitsandbytes' quantization state; each byte once, however
     many tensors share it; the whole storage even where a tensor shows only a part of it, since that is what stays allocated; files
@@ -141,6 +143,8 @@ def held_bytes(model: torch.nn.Module) -> int:
     """
     spans: dict[str, list[tuple[int, int]]] = {}
     for tensor in _model_tensors(model):
+        if on_accelerator_only and tensor.device.type == "cpu":
+            continue
         storage = tensor.untyped_storage()
         start = storage.data_ptr()
         spans.setdefault(str(tensor.device), []).append((start, start + storage.nbytes()))

@@ -157,6 +157,9 @@ def _memory(key: str, title: str, includes: str, read: Callable[[Memory], int | 
 
 
 def _working(memory: Memory) -> int:
+    device_peak = _highest("device_allocated_bytes")(memory)
+    if device_peak:
+        return max(0, device_peak - memory.device_held_bytes)
     return max(0, memory.peak_over_baseline_bytes - memory.held_bytes)
 
 
@@ -169,8 +172,11 @@ def _prefill_extra(memory: Memory) -> int | None:
     return max(0, phases["first-token"].peak_bytes - before.anonymous_bytes - before.file_bytes)
 
 
-def _device(memory: Memory) -> int | None:
-    return max((phase.device_allocated_bytes for phase in memory.phases), default=0) or None
+def _highest(key: str) -> Callable[[Memory], int | None]:
+    def read(memory: Memory) -> int | None:
+        return max((getattr(phase, key) for phase in memory.phases), default=0) or None
+
+    return read
 
 
 def _time(key: str, title: str, includes: str, show: Callable[[float], str] = format_seconds) -> Metric:
@@ -226,7 +232,8 @@ METRICS: tuple[Metric, ...] = (
     _memory(
         "working_bytes",
         "working",
-        "Peak over the baseline minus held: activations, key-value cache, temporary copies while loading, mapped files",
+        "Peak over the baseline minus held: activations, key-value cache, temporary copies while loading, mapped files. On an "
+        "accelerator: its allocator's peak minus what is held there",
         _working,
     ),
     _memory(
@@ -247,7 +254,24 @@ METRICS: tuple[Metric, ...] = (
         "Peak until the first token over what was resident after the warm-up: the prompt's activations, attention and cache",
         _prefill_extra,
     ),
-    _memory("device_peak_bytes", "device peak", "Highest of the accelerator's allocator in any phase", _device),
+    _memory(
+        "device_peak_bytes",
+        "device peak",
+        "Highest of the accelerator's allocator in any phase",
+        _highest("device_allocated_bytes"),
+    ),
+    _memory(
+        "device_reserved_bytes",
+        "device reserved",
+        "Highest that the accelerator's allocator held in any phase, its cache of free pieces included",
+        _highest("device_reserved_bytes"),
+    ),
+    _memory(
+        "device_process_bytes",
+        "device process",
+        "Most that NVML counted for the process at the end of a phase: the allocator's memory, CUDA's context and its kernels",
+        _highest("device_process_bytes"),
+    ),
     _memory(
         "baseline_bytes",
         "baseline",

@@ -190,12 +190,13 @@ class _Run:
         self._meter.start(phase)
 
     def _memory(self, baseline: Reading) -> Memory:
-        phases = {phase.phase: phase for phase in self._meter.phases}
+        loaded, phases = self._loaded, {phase.phase: phase for phase in self._meter.phases}
         load = phases["load"]
         peak = max(phase.peak_bytes for name, phase in phases.items() if name != "import")
         return Memory(
             baseline_bytes=baseline.resident_bytes,
-            held_bytes=held_bytes(self._loaded.model) + self._loaded.held_beside_bytes,
+            held_bytes=held_bytes(loaded.model) + loaded.held_beside_bytes,
+            device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True) + loaded.device_held_beside_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
             load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
             phases=tuple(self._meter.phases),
