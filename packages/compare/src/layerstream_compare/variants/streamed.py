@@ -44,22 +44,15 @@ def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_toke
         prompt_tokens: the longest forward to keep room for.
         new_tokens: tokens after it.
     """
-    implementation = implementation_of(case)
-    workload = ls.Workload(
-        prompt_tokens=max(prompt_tokens, 1), new_tokens=new_tokens, attention="eager" if _is_quadratic(case) else "sdpa"
-    )
+    workload = ls.Workload(prompt_tokens=max(prompt_tokens, 1), new_tokens=new_tokens)
     return ls.load(
         case.model,
         budget=budget,
         device=case.device,
         dtype=case.dtype,
         workload=workload,
-        attn_implementation=implementation,
+        attn_implementation=implementation_of(case),
     )
-
-
-def _is_quadratic(case: Case) -> bool:
-    return case.attention in ("eager", "sdpa-math")
 
 
 def _held_beside_bytes(plan: ls.PlacementPlan) -> int:
