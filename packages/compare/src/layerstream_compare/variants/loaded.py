@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..case import Case
 from .attention import forced_backend, implementation_of
+from .live_timeline import LiveTimeline
 
 Generate = Callable[..., torch.Tensor]
 """Called with `prompt_ids` (int64, shape [1, tokens]), `messages` (what they were made of, or None) and generate's own
@@ -34,6 +35,7 @@ class Loaded:
         describe: the variant's own facts, asked for after it ran.
         release: gives everything back.
         held_beside_bytes: memory for weights that no module of the model refers to (a streamed model's slots).
+        timeline: tells what moves and what waits, of a variant that streams.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class Loaded:
     describe: Callable[[], dict[str, Any]] = field(default=dict)
     release: Callable[[], None] = field(default=lambda: None)
     held_beside_bytes: int = 0
+    timeline: LiveTimeline | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what really runs: device, dtype, attention implementation and the variant's own facts."""

@@ -14,6 +14,7 @@ import layerstream as ls
 from ..case import Case
 from ..prompts import build_prompt
 from .attention import implementation_of
+from .live_timeline import LiveTimeline
 from .loaded import Loaded
 
 WEIGHT_LINES = ("slots", "staging", "blocks in host memory", "input embedding")
@@ -32,6 +33,7 @@ def load(case: Case) -> Loaded:
         describe=lambda: _facts(streamed),
         release=streamed.close,
         held_beside_bytes=_held_beside_bytes(streamed.plan),
+        timeline=LiveTimeline(streamed),
     )
 
 
