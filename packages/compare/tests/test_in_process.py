@@ -63,6 +63,19 @@ def test_tokens_arrive_while_the_case_still_runs(case):
     assert next(events).measurement.status == "ok"
 
 
+def test_a_heartbeat_comes_while_a_case_is_silent(case):
+    goes_on = threading.Event()
+
+    def waits(case, emit):
+        assert goes_on.wait(10)
+        emit("result", **result())
+
+    events = run_in_process(case, run_case=waits, heartbeat_s=0.01)
+    assert [next(events).kind for _ in range(2)] == ["started", "waiting"]
+    goes_on.set()
+    assert list(events)[-1].measurement.status == "ok"
+
+
 def test_closing_the_iterator_ends_the_case_at_its_next_event(case):
     ended = []
 

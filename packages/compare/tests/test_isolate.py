@@ -43,6 +43,38 @@ def test_a_case_starts_tells_its_phases_and_tokens_and_finishes_with_a_measureme
     assert measurement.memory.phases[0].phase == "load"
 
 
+def test_a_heartbeat_lets_the_consumer_stop_a_silent_worker(case):
+    body = 'emit("phase", phase=str(os.getpid())); time.sleep(60)'
+    events = run_isolated(case, worker_command=worker(body), heartbeat_s=0.01)
+    kinds, pid = [], 0
+    for event in events:
+        kinds.append(event.kind)
+        pid = int(event.data.get("phase", pid))
+        if pid and event.kind == "waiting":
+            break
+    events.close()
+    assert [kind for kind in kinds if kind != "waiting"] == ["started", "phase"]
+    assert wait_until_gone(pid)
+
+
+def test_heartbeats_change_nothing_of_what_a_worker_tells(case):
+    body = """
+emit("phase", phase="load"); time.sleep(0.2)
+pipe.write(b'{"kind": "tok'); time.sleep(0.2); pipe.write(b'en", "id": 1}\\n')
+emit("result", **RESULT)
+"""
+    events = list(run_isolated(case, worker_command=worker(body), heartbeat_s=0.02))
+    told = [event for event in events if event.kind != "waiting"]
+    assert [event.kind for event in told] == ["started", "phase", "token", "finished"]
+    assert len(told) < len(events)
+    assert told[-1].measurement.status == "ok"
+
+
+def test_without_a_heartbeat_nothing_but_the_workers_words_is_yielded(case):
+    body = 'time.sleep(0.7); emit("result", **RESULT)'
+    assert [event.kind for event in run_isolated(case, worker_command=worker(body))] == ["started", "finished"]
+
+
 def test_the_worker_gets_the_whole_case_also_when_the_prompt_is_larger_than_a_pipe(case):
     body = 'emit("result", **{**RESULT, "text": str(len(case["prompt"]))})'
     assert outcome(case.with_changes(prompt="x" * 1_000_000), worker(body)).text == "1000000"

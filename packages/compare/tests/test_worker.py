@@ -54,6 +54,26 @@ def test_the_resident_variant_is_bit_exact_with_the_streamed_reference(tiny_mode
     assert result["facts"]["margins"] == streamed_told[-1]["facts"]["margins"]
 
 
+def test_a_timeline_tells_the_plan_first_and_then_what_moved_in_every_sweep(tiny_model, streamed_told):
+    told = _told(Case(model=tiny_model, variant="streamed", budget="min", quality=False, timeline=True, **QUICK))
+    kinds = [each["kind"] for each in told]
+    assert kinds.count("plan") == 1
+    assert kinds.index("plan") < kinds.index("spans") < kinds.index("result")
+    units = next(each["plan"] for each in told if each["kind"] == "plan")["units"]
+    spans = [span for each in told if each["kind"] == "spans" for span in each["spans"]]
+    computed = {(sweep, unit) for activity, unit, sweep, *_ in spans if activity == "compute"}
+    sweeps = {sweep for sweep, _ in computed}
+    assert len(sweeps) == len(told[-1]["token_ids"])
+    assert computed == {(sweep, index) for sweep in sweeps for index in range(len(units))}
+    assert any(activity == "read" and num_bytes > 0 for activity, *_, num_bytes in spans)
+    assert all(end >= 0 for *_, end, _ in spans)
+    assert told[-1]["token_ids"] == streamed_told[-1]["token_ids"]
+
+
+def test_a_case_that_asked_for_no_timeline_tells_none(streamed_told):
+    assert {"plan", "spans"}.isdisjoint(each["kind"] for each in streamed_told)
+
+
 def test_a_streamed_model_holds_less_than_a_resident_one(tiny_model, streamed_told):
     result = _told(Case(model=tiny_model, variant="resident", quality=False, **QUICK))[-1]
     assert streamed_told[-1]["memory"]["held_bytes"] < result["memory"]["held_bytes"]

@@ -11,13 +11,16 @@ from .experiment import Experiment, compare, run
 from .in_process import run_in_process
 from .isolate import run_isolated
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
-from .report import html_report, write_reports
+from .metrics import METRICS, Metric
+from .report import csv_report, html_report, write_reports
 from .results import read_results
+from .units import format_bytes, format_seconds
 from .variants.registry import Variant, list_variants
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METRICS",
     "Agreement",
     "Case",
     "CompareError",
@@ -27,11 +30,15 @@ __all__ = [
     "ExperimentError",
     "Measurement",
     "Memory",
+    "Metric",
     "PhaseMemory",
     "ResultsError",
     "Timing",
     "Variant",
     "compare",
+    "csv_report",
+    "format_bytes",
+    "format_seconds",
     "html_report",
     "list_variants",
     "read_results",

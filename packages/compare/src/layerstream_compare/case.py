@@ -31,6 +31,8 @@ class Case:
         warmup_tokens: tokens generated once before measuring.
         time_limit_s: the worker is ended after this many seconds.
         round: of repeated, interleaved measurements.
+        timeline: of the `streamed` variant: tell, while it generates, where every unit lives (a `plan` event) and what was read,
+            copied, computed and waited for (`spans` events). Telling costs a little of the time that is measured.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Case:
     warmup_tokens: int = 2
     time_limit_s: float = 1800.0
     round: int = 0
+    timeline: bool = False
 
     @property
     def key(self) -> str:

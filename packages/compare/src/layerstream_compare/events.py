@@ -19,7 +19,8 @@ class Event:
 
     Attributes:
         case: whose.
-        kind: `started`, `phase` (data: phase), `token` (data: index, id, text), `result` (data: a partial measurement's record; the
+        kind: `started`, `phase` (data: phase), `token` (data: index, id, text), `plan` and `spans` (of a streamed case with a
+            timeline), `waiting` (a heartbeat that the consumer asked for), `result` (data: a partial measurement's record; the
             worker's last line), `finished` (measurement is set) or `skipped` (it was in the results already).
         data: what belongs to the kind.
         measurement: of a finished or skipped case.

@@ -22,6 +22,8 @@ ISOLATION = "in-process"
 RunCase = Callable[..., None]
 """Called with a case and `emit(kind, **data)`; tells of everything as a worker does."""
 
+_WAITING = "waiting"
+
 _Told = tuple[str, dict[str, Any]] | None
 
 
@@ -29,7 +31,9 @@ class _ClosedError(BaseException):
     """Nobody listens any more. Not an `Exception`: no case may take it for a failure of its own."""
 
 
-def run_in_process(case: Case, *, run_case: RunCase | None = None) -> Generator[Event, None, None]:
+def run_in_process(
+    case: Case, *, run_case: RunCase | None = None, heartbeat_s: float | None = None
+) -> Generator[Event, None, None]:
     """Run `case` in this process and yield what happens, ending with one `finished` event.
 
     The case runs in a thread of its own, so that its tokens can be shown as they come. Closing the iterator ends it at its next
@@ -38,6 +42,7 @@ def run_in_process(case: Case, *, run_case: RunCase | None = None) -> Generator[
     Args:
         case: what to run.
         run_case: what runs it; the worker's own function by default.
+        heartbeat_s: yield a `waiting` event whenever nothing was told for so long; None waits.
     """
     yield Event(case=case, kind="started", data={})
     told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
@@ -49,9 +54,9 @@ def run_in_process(case: Case, *, run_case: RunCase | None = None) -> Generator[
     thread.start()
     last: dict[str, Any] | None = None
     try:
-        while (message := told.get()) is not None:
+        while (message := _next(told, heartbeat_s)) is not None:
             kind, data = message
-            if kind in LIVE_KINDS:
+            if kind in LIVE_KINDS or kind == _WAITING:
                 yield Event(case=case, kind=kind, data=data)
             else:
                 last = {"kind": kind, **data}
@@ -64,6 +69,13 @@ def run_in_process(case: Case, *, run_case: RunCase | None = None) -> Generator[
         else measurement_of(case, last, isolation=ISOLATION)
     )
     yield Event(case=case, kind="finished", data={}, measurement=measurement)
+
+
+def _next(told: queue.SimpleQueue[_Told], heartbeat_s: float | None) -> _Told:
+    try:
+        return told.get(timeout=heartbeat_s)
+    except queue.Empty:
+        return _WAITING, {}
 
 
 def _work(case: Case, run_case: RunCase | None, told: queue.SimpleQueue[_Told], closed: threading.Event) -> None:

@@ -55,13 +55,16 @@ class _Worker:
     selector: selectors.BaseSelector
     wakes_at_exit: bool
     deadline: float
+    heartbeat_s: float | None = None
 
     def ending(self) -> Any:
         """Return how the process ended, without reaping it, or None while it runs."""
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
-def run_isolated(case: Case, *, worker_command: Sequence[str] = WORKER_COMMAND) -> Generator[Event, None, None]:
+def run_isolated(
+    case: Case, *, worker_command: Sequence[str] = WORKER_COMMAND, heartbeat_s: float | None = None
+) -> Generator[Event, None, None]:
     """Run `case` in a process of its own and yield what happens, ending with one `finished` event.
 
     Closing the iterator, or an exception in the consumer, ends the worker and everything it started.
@@ -69,11 +72,14 @@ def run_isolated(case: Case, *, worker_command: Sequence[str] = WORKER_COMMAND) 
     Args:
         case: what to run.
         worker_command: program and arguments of the worker; `--events-fd N` is added.
+        heartbeat_s: yield a `waiting` event whenever the worker has told nothing for so long, so that a consumer which must be
+            able to stop is never kept waiting longer; None lets it sleep.
     """
     yield Event(case=case, kind="started", data={})
     with tempfile.TemporaryFile() as stderr:
         try:
             with _started(case, worker_command, stderr) as worker:
+                worker.heartbeat_s = heartbeat_s
                 last, ending = yield from _listen(case, worker)
         except OSError as error:
             last, ending = None, f"the worker cannot be started: {error}"
@@ -141,6 +147,9 @@ def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[st
     last: dict[str, Any] | None = None
     try:
         for line in _lines(worker):
+            if line is None:
+                yield Event(case=case, kind="waiting", data={})
+                continue
             message = parse_line(line)
             if message["kind"] not in LIVE_KINDS:
                 last = message
@@ -157,9 +166,13 @@ def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[st
         return last, f"time limit of {case.time_limit_s:g} s" if last is None else "it did not end by itself"
 
 
-def _lines(worker: _Worker) -> Iterator[bytes]:
+def _lines(worker: _Worker) -> Iterator[bytes | None]:
+    """Yield the worker's lines, and None at each heartbeat without one."""
     rest = b""
-    while chunk := _next_chunk(worker):
+    while (chunk := _next_chunk(worker)) != b"":
+        if chunk is None:
+            yield None
+            continue
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
         if len(rest) > _LONGEST_LINE_BYTES:
@@ -169,21 +182,26 @@ def _lines(worker: _Worker) -> Iterator[bytes]:
         raise ProtocolError(f"{reason or 'the worker ended'}, in the middle of a line")
 
 
-def _next_chunk(worker: _Worker) -> bytes:
-    """Return the next bytes of the pipe; none when it was closed, or is empty and the worker gone."""
+def _next_chunk(worker: _Worker) -> bytes | None:
+    """Return the next bytes of the pipe; none when it was closed, or is empty and the worker gone; None at a heartbeat."""
+    silent_until = None if worker.heartbeat_s is None else time.monotonic() + worker.heartbeat_s
     while True:
         if worker.ending() is not None:
             # its children may hold the pipe open for ever: only what is in it now counts
             ready = [key.fd for key, _ in worker.selector.select(timeout=0)]
             return os.read(worker.pipe, _READ_BYTES) if worker.pipe in ready else b""
-        if worker.pipe in _wait(worker):
+        if worker.pipe in _wait(worker, silent_until):
             return os.read(worker.pipe, _READ_BYTES)
+        if silent_until is not None and time.monotonic() >= silent_until:
+            return None
 
 
-def _wait(worker: _Worker) -> list[int]:
+def _wait(worker: _Worker, until: float | None = None) -> list[int]:
     left = worker.deadline - time.monotonic()
     if left <= 0:
         raise _LateError
+    if until is not None:
+        left = min(left, max(0.0, until - time.monotonic()))
     ready = worker.selector.select(timeout=left if worker.wakes_at_exit else min(left, _LOOK_EVERY_S))
     return [key.fd for key, _ in ready]
 

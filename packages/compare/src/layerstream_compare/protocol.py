@@ -12,7 +12,7 @@ from typing import Any
 from .case import Case
 from .measurement import Measurement
 
-LIVE_KINDS = ("phase", "token")
+LIVE_KINDS = ("phase", "token", "plan", "spans")
 """Kinds that are handed on while the worker works."""
 
 LAST_KINDS = ("result", "unavailable", "failed")

@@ -19,6 +19,11 @@ def html_report(measurements: Sequence[Measurement]) -> str:
     return html_page(rows_of(measurements))
 
 
+def csv_report(measurements: Sequence[Measurement]) -> str:
+    """Return one line a measurement: bytes, seconds, nats and shares as plain numbers, empty where not measured."""
+    return csv_text(measurements)
+
+
 def write_reports(measurements: Sequence[Measurement], folder: str | Path) -> tuple[Path, ...]:
     """Write HTML, Markdown and CSV into `folder`, replacing what is there, and return the paths.
 

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -174,7 +175,9 @@ class _Run:
 
     def _generate(self) -> Generated:
         self._start("first-token")
-        generated = generate_greedily(self._loaded, self._prompt, self._case.max_new_tokens, self._on_token)
+        timeline = self._loaded.timeline if self._case.timeline else None
+        with nullcontext() if timeline is None else timeline.told_to(self._emit):
+            generated = generate_greedily(self._loaded, self._prompt, self._case.max_new_tokens, self._on_token)
         self._meter.stop()
         return generated
 

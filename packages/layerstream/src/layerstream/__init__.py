@@ -5,7 +5,9 @@ just in time and within a memory budget; `generate()`, pipelines and every archi
 the resident model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
 """
 
+from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
 from .decisions import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from .default_model import default_model_path
 from .errors import (
     BlocksNotFoundError,
     BudgetTooSmallError,
@@ -26,6 +28,7 @@ from .facts import ActivationProfile, Machine, ModelProfile, UnitProfile
 from .load import load, plan, profile_model, simulate
 from .machine import probe_machine
 from .model import StreamedModel
+from .planning.estimate import bytes_by_precision
 from .report import StreamReport
 from .timeline import Activity, Span, Timeline
 from .wishes import MemoryBudget, Workload
@@ -33,6 +36,7 @@ from .wishes import MemoryBudget, Workload
 __version__ = "0.1.0"
 
 __all__ = [
+    "KNOWN_MODELS",
     "ActivationProfile",
     "Activity",
     "BlocksNotFoundError",
@@ -40,6 +44,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointNotFoundError",
     "Granularity",
+    "KnownModel",
     "LayerstreamError",
     "LedgerLine",
     "Machine",
@@ -65,6 +70,9 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedModelError",
     "Workload",
+    "bytes_by_precision",
+    "default_model_path",
+    "known_config",
     "load",
     "plan",
     "probe_machine",

