@@ -167,12 +167,12 @@ def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_mi
 
 def test_a_run_killed_in_the_middle_of_a_case_goes_on_where_it_was(tmp_path, runner):
     log, asked = tmp_path / "log", experiment(out=tmp_path)
-    stuck = "from layerstream_compare.lifeline import end_with_reader\nend_with_reader(fd)\n"
+    stuck = "from layerstream_compare.worker.lifeline import end_with_reader\nend_with_reader(fd)\n"
     stuck += "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
     program = f"""
 from functools import partial
 from layerstream_compare.experiment import Experiment, run
-from layerstream_compare.isolate import run_isolated
+from layerstream_compare.runners.isolate import run_isolated
 asked = Experiment(model="m", prompt="Hi", variants={asked.variants!r}, time_limit_s=30, out={str(tmp_path)!r})
 for event in run(asked, runner=partial(run_isolated, worker_command={logging_worker(log, stuck)!r})):
     if "pid" in event.data:

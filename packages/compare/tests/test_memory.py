@@ -11,11 +11,11 @@ import torch
 from tiny_model import NORM_ELEMENTS, QUANTIZED_ELEMENTS, SHAPES, VOCABULARY_ELEMENTS, save_tiny_model
 from transformers import AutoModelForCausalLM
 
-import layerstream_compare.nvml as nvml_module
+import layerstream_compare.worker.nvml as nvml_module
 from layerstream_compare.case import Case
-from layerstream_compare.memory import PhaseMeter, held_bytes, read_memory
-from layerstream_compare.nvml import process_bytes
 from layerstream_compare.variants import bnb, streamed
+from layerstream_compare.worker.memory import PhaseMeter, held_bytes, read_memory
+from layerstream_compare.worker.nvml import process_bytes
 
 MIB = 1024**2
 UNQUANTIZED_BYTES = 2 * (NORM_ELEMENTS + 2 * VOCABULARY_ELEMENTS)
@@ -25,7 +25,7 @@ ROTARY_BYTES = 4 * 8 * 2
 CHILD = """
 import json, mmap, sys, tempfile
 import torch
-from layerstream_compare.memory import PhaseMeter, read_memory
+from layerstream_compare.worker.memory import PhaseMeter, read_memory
 meter = PhaseMeter(torch.device("cpu"))
 before = read_memory()
 meter.start("spike")

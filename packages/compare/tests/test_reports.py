@@ -14,12 +14,12 @@ from rich.console import Console
 
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Divergence, Measurement
-from layerstream_compare.metrics import METRICS, rows_of
-from layerstream_compare.page import html_page
-from layerstream_compare.plots import divergence_plot, latency_plot, memory_plot, sweep_plots
 from layerstream_compare.protocol import measurement_of
-from layerstream_compare.report import FILES, html_report, write_reports
-from layerstream_compare.tables import csv_text, markdown, terminal_table
+from layerstream_compare.reports.files import FILES, html_report, write_reports
+from layerstream_compare.reports.metrics import METRICS, rows_of
+from layerstream_compare.reports.page import html_page
+from layerstream_compare.reports.plots import divergence_plot, latency_plot, memory_plot, sweep_plots
+from layerstream_compare.reports.tables import csv_text, markdown, terminal_table
 
 MIB = 1024**2
 HOSTILE = "<script>alert(1)</script> | `x` & \"quoted\" 'text' ```` </pre> =1+1"

@@ -18,14 +18,14 @@ from rich.table import Table
 
 from .errors import CompareError, ExperimentError
 from .experiment import Experiment, run
-from .in_process import run_in_process
-from .isolate import run_isolated
 from .live import follow
 from .measurement import Measurement
-from .metrics import rows_of
-from .report import write_reports
+from .reports.files import write_reports
+from .reports.metrics import rows_of
+from .reports.tables import terminal_notes, terminal_table
 from .results import read_results
-from .tables import terminal_notes, terminal_table
+from .runners.in_process import run_in_process
+from .runners.isolate import run_isolated
 from .units import parse_length
 from .variants.registry import list_variants
 

@@ -18,9 +18,9 @@ from .divergence import EXACT_VARIANTS, compared_with
 from .environment import describe_environment
 from .errors import ExperimentError
 from .events import Event
-from .isolate import run_isolated
 from .measurement import Measurement
 from .results import ResultsFile
+from .runners.isolate import run_isolated
 from .variants.registry import find_variant
 
 Runner = Callable[[Case], Generator[Event, None, None]]

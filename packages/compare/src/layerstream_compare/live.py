@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .events import Event
 from .measurement import Measurement
-from .metrics import BY_KEY
+from .reports.metrics import BY_KEY
 
 _DRAWS_PER_S = 1
 _SHOWN_CHARACTERS = 300

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 import layerstream as ls
 
 from ..case import Case
-from ..prompts import build_prompt
 from .attention import implementation_of
 from .live_timeline import LiveTimeline
 from .loaded import Loaded
+from .prompts import build_prompt
 
 HOST_WEIGHT_LINES = ("staging", "blocks in host memory", "input embedding")
 """Host lines of the ledger that are memory for weights, to which no module of the model refers."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from .divergence import REFERENCE_FACT
+from ..divergence import REFERENCE_FACT
+from ..units import format_bytes
 from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, memory_plot, sweep_plots
 from .tables import GROUPS
-from .units import format_bytes
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MEMORY_NOTE = (

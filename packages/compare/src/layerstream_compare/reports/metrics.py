@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from .case import Case
-from .divergence import EXACT_VARIANTS, REFERENCE_FACT
-from .measurement import Agreement, Measurement, Memory
-from .units import format_bytes, format_nats, format_number, format_seconds, format_share
+from ..case import Case
+from ..divergence import EXACT_VARIANTS, REFERENCE_FACT
+from ..measurement import Agreement, Measurement, Memory
+from ..units import format_bytes, format_nats, format_number, format_seconds, format_share
 
 Value = Callable[[Measurement], "float | None"]
 

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from .variants.registry import has_package
+from ..variants.registry import has_package
 
 _PACKAGE = "pynvml"
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..divergence import REFERENCE_FACT
+from ..units import format_bytes, format_nats, format_seconds
 from . import svg
-from .divergence import REFERENCE_FACT
 from .metrics import BY_KEY, TEXTS, Row, agreement_on
-from .units import format_bytes, format_nats, format_seconds
 
 _LABEL_WIDTH = 250
 _LABEL_LENGTH = 38

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .measurement import Measurement
+from ..measurement import Measurement
 from .metrics import rows_of
 from .page import html_page
 from .tables import csv_text, markdown

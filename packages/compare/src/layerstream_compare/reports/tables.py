@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .measurement import Measurement
+from ..measurement import Measurement
 from .metrics import BY_KEY, METRICS, Metric, Row, measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}

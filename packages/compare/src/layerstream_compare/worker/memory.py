@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .measurement import PhaseMemory
+from ..measurement import PhaseMemory
 from .nvml import process_bytes
 
 _STATUS = Path("/proc/self/status")
