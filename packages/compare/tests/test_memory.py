@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import NORM_ELEMENTS, QUANTIZED_ELEMENTS, SHAPES, VOCABULARY_ELEMENTS, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 import layerstream_compare.worker.nvml as nvml_module
 from layerstream_compare.case import Case
 from layerstream_compare.variants import bnb, streamed
-from layerstream_compare.worker.memory import PhaseMeter, held_bytes, read_memory
+from layerstream_compare.worker.memory import PhaseMeter, held_bytes, mapped_held_bytes, read_memory
 from layerstream_compare.worker.nvml import process_bytes
 
 MIB = 1024**2
@@ -122,6 +123,17 @@ def test_a_driver_that_does_not_answer_is_no_failure(one_gpu, monkeypatch, fails
 def test_a_plain_model_holds_its_parameters_and_buffers(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert held_bytes(model) == 2 * QUANTIZED_ELEMENTS + UNQUANTIZED_BYTES + ROTARY_BYTES
+
+
+def test_weights_used_where_the_checkpoint_is_mapped_are_told_apart_from_private_ones(tmp_path):
+    tensors = {"a": torch.ones(50_000), "b": torch.ones(70_000)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    mapped = load_file(tmp_path / "some.safetensors")
+    module = torch.nn.Module()
+    module.a, module.private = torch.nn.Parameter(mapped["a"]), torch.nn.Parameter(torch.ones(1000))
+    assert mapped_held_bytes(module) == 200_000
+    assert held_bytes(module) == 204_000
+    assert mapped_held_bytes(torch.nn.Linear(8, 8)) == 0
 
 
 def test_tied_weights_count_once(tmp_path):

@@ -15,7 +15,7 @@ from rich.console import Console
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Divergence, Measurement
 from layerstream_compare.protocol import measurement_of
-from layerstream_compare.reports.files import FILES, html_report, write_reports
+from layerstream_compare.reports.files import FILES, drawings, html_report, write_reports
 from layerstream_compare.reports.metrics import METRICS, rows_of
 from layerstream_compare.reports.page import html_page
 from layerstream_compare.reports.plots import divergence_plot, latency_plot, memory_plot, sweep_plots
@@ -170,12 +170,32 @@ def test_the_sweep_draws_a_line_for_each_attention_variant_and_needs_two_lengths
     assert sweep_plots(rows_of(found[:1])) == []
 
 
+def test_pages_of_a_checkpoint_that_is_only_mapped_are_no_working_memory():
+    phase = {"anonymous_bytes": 0, "peak_bytes": 0}
+    phases = [{"phase": name, "file_bytes": size * MIB, **phase} for name, size in (("import", 80), ("load", 300), ("decode", 360))]
+    sizes = {"held_bytes": 100 * MIB, "mapped_held_bytes": 50 * MIB, "peak_over_baseline_bytes": 370 * MIB}
+    (row,) = rows_of([measured(memory=MEMORY | sizes | {"phases": phases})])
+    assert row.median_of("mapped_bytes") == 230 * MIB
+    assert row.median_of("working_bytes") == 40 * MIB
+    assert row.median_of("peak_over_baseline_bytes") == 370 * MIB
+
+
 def test_on_an_accelerator_working_memory_is_the_allocators():
     phases = [{"phase": "decode", "anonymous_bytes": 0, "file_bytes": 0, "peak_bytes": 0, "device_allocated_bytes": 90 * MIB}]
     on_device = {"held_bytes": 100 * MIB, "device_held_bytes": 60 * MIB, "peak_over_baseline_bytes": 500 * MIB, "phases": phases}
     (row,) = rows_of([measured(memory=MEMORY | on_device)])
     assert row.median_of("working_bytes") == 30 * MIB
     assert row.median_of("device_peak_bytes") == 90 * MIB
+
+
+def test_each_drawing_stands_alone_as_a_file_with_its_own_style():
+    found = drawings(every_shape())
+    assert list(found) == ["memory", "latency", "divergence"]
+    for text in found.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg")
+        assert "prefers-color-scheme: dark" in "".join(root.itertext())
+    assert drawings([]) == {}
 
 
 def test_rounds_of_one_case_are_one_row_with_median_and_range():

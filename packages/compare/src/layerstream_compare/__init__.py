@@ -9,7 +9,7 @@ from .errors import CompareError, ExperimentError, ResultsError
 from .events import Event
 from .experiment import Experiment, compare, run
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
-from .reports.files import csv_report, html_report, write_reports
+from .reports.files import csv_report, drawings, html_report, write_reports
 from .reports.metrics import METRICS, Metric
 from .results import read_results
 from .runners.in_process import run_in_process
@@ -37,6 +37,7 @@ __all__ = [
     "Variant",
     "compare",
     "csv_report",
+    "drawings",
     "format_bytes",
     "format_seconds",
     "html_report",

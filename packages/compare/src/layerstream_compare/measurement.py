@@ -45,6 +45,7 @@ class Memory:
         baseline_bytes: resident set after importing everything and before loading anything.
         held_bytes: weights and quantization state that the loaded model keeps: its own storages, each counted once.
         peak_over_baseline_bytes: highest resident set of load, warm-up, first token and decode, over the baseline.
+        mapped_held_bytes: what of that lies in mapped files (weights used where the checkpoint is mapped).
         device_held_bytes: what of that is on an accelerator; 0 on a CPU.
         load_spike_bytes: peak while loading over what is resident after it.
         phases: each phase apart.
@@ -55,6 +56,7 @@ class Memory:
     peak_over_baseline_bytes: int
     load_spike_bytes: int
     phases: tuple[PhaseMemory, ...]
+    mapped_held_bytes: int = 0
     device_held_bytes: int = 0
 
 

@@ -160,7 +160,14 @@ def _working(memory: Memory) -> int:
     device_peak = _highest("device_allocated_bytes")(memory)
     if device_peak:
         return max(0, device_peak - memory.device_held_bytes)
-    return max(0, memory.peak_over_baseline_bytes - memory.held_bytes)
+    return max(0, memory.peak_over_baseline_bytes - memory.held_bytes - (_mapped(memory) or 0))
+
+
+def _mapped(memory: Memory) -> int | None:
+    phases = {phase.phase: phase for phase in memory.phases}
+    if not {"import", "decode"} <= phases.keys():
+        return None
+    return max(0, phases["decode"].file_bytes - phases["import"].file_bytes - memory.mapped_held_bytes)
 
 
 def _prefill_extra(memory: Memory) -> int | None:
@@ -232,9 +239,16 @@ METRICS: tuple[Metric, ...] = (
     _memory(
         "working_bytes",
         "working",
-        "Peak over the baseline minus held: activations, key-value cache, temporary copies while loading, mapped files. On an "
+        "Peak over the baseline minus held and mapped: activations, key-value cache, temporary copies while loading. On an "
         "accelerator: its allocator's peak minus what is held there",
         _working,
+    ),
+    _memory(
+        "mapped_bytes",
+        "mapped",
+        "Pages of files that stay mapped though no weight is kept in them: the checkpoint that was quantized from, the libraries' "
+        "code. They count as resident, and the system takes them back when memory is short",
+        _mapped,
     ),
     _memory(
         "peak_over_baseline_bytes",

@@ -19,7 +19,8 @@ from .tables import GROUPS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MEMORY_NOTE = (
-    "Held is what the weights keep. Working lies on top of it at the highest moment; the load spike, thin, begins where held ends."
+    "Held is what the weights keep. Working lies on top of it at the highest moment; mapped is resident too, but the system takes "
+    "it back when memory is short. The load spike, thin, begins where held ends."
 )
 _OWN_FACTS = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
 
@@ -110,10 +111,9 @@ def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> 
     heads = "".join(
         f'<th scope="col" title="{escape(metric.includes)}">{escape(metric.title.partition(",")[0])}</th>' for metric in metrics
     )
-    last = "<th scope=col>answer</th>" if group == "quality" else ""
-    lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics, group)}</tr>' for row in shown)
+    lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics)}</tr>' for row in shown)
     return (
-        f"<section><h2>{escape(heading)}</h2><div class=wide><table><thead><tr><th scope=col>variant</th>{heads}{last}</tr></thead>"
+        f"<section><h2>{escape(heading)}</h2><div class=wide><table><thead><tr><th scope=col>variant</th>{heads}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div></section>"
     )
 
@@ -130,9 +130,8 @@ def _name(row: Row) -> str:
     return f"{escape(row.label)}{badges}"
 
 
-def _cells(row: Row, metrics: Sequence[Metric], group: str) -> str:
-    cells = "".join(f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics)
-    return cells + (f'<td class="words">{escape(row.outcome())}</td>' if group == "quality" else "")
+def _cells(row: Row, metrics: Sequence[Metric]) -> str:
+    return "".join(f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics)
 
 
 def _tip(row: Row, metric: Metric) -> str:

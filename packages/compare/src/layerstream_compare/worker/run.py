@@ -25,7 +25,7 @@ from ..variants.loaded import Loaded, settle_device
 from ..variants.prompts import Prompt, build_prompt
 from ..variants.registry import VariantUnavailableError, find_variant
 from .generation import Generated, generate_greedily
-from .memory import PhaseMeter, Reading, held_bytes, read_disk_bytes, read_memory
+from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
 from .operators import kernel_facts
 from .teacher import measure_quality
 from .texts_of_tokens import TokenTexts
@@ -180,6 +180,7 @@ class _Run:
         return Memory(
             baseline_bytes=baseline.resident_bytes,
             held_bytes=held_bytes(loaded.model) + loaded.held_beside_bytes,
+            mapped_held_bytes=mapped_held_bytes(loaded.model),
             device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True) + loaded.device_held_beside_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
             load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
