@@ -74,6 +74,11 @@ def test_a_case_that_asked_for_no_timeline_tells_none(streamed_told):
     assert {"plan", "spans"}.isdisjoint(each["kind"] for each in streamed_told)
 
 
+def test_without_prose_agreement_is_on_the_answer_alone(tiny_model):
+    result = _told(Case(model=tiny_model, variant="bnb-nf4", prose=False, **QUICK))[-1]
+    assert [agreement["text"] for agreement in result["agreements"]] == ["answer"]
+
+
 def test_a_streamed_model_holds_less_than_a_resident_one(tiny_model, streamed_told):
     result = _told(Case(model=tiny_model, variant="resident", quality=False, **QUICK))[-1]
     assert streamed_told[-1]["memory"]["held_bytes"] < result["memory"]["held_bytes"]

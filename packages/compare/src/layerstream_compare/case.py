@@ -26,7 +26,8 @@ class Case:
         dtype: torch's name of the unquantized dtype; `auto` keeps the checkpoint's.
         device: torch device string; `auto` is the accelerator if there is one.
         budget: memory for the `streamed` variant, as `layerstream.load` takes it.
-        quality: measure agreement with the exact reference.
+        quality: measure agreement with the exact reference, on the reference's own answer.
+        prose: and on the prose that ships with this package, which takes longer than all the rest on a slow CPU.
         threads: torch threads; 0 leaves torch's choice.
         warmup_tokens: tokens generated once before measuring.
         time_limit_s: the worker is ended after this many seconds.
@@ -46,6 +47,7 @@ class Case:
     device: str = "auto"
     budget: str = "min"
     quality: bool = True
+    prose: bool = True
     threads: int = 0
     warmup_tokens: int = 2
     time_limit_s: float = 1800.0

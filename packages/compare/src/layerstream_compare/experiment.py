@@ -52,6 +52,7 @@ class Experiment:
         time_limit_s: for each case.
         chat: apply the tokenizer's chat template.
         quality: measure agreement with the exact reference: once a variant and attention, at the first length, in the first round.
+        prose: measure it on the prose of this package too, not on the reference's answer alone.
         noise_floor: with quality, measure the reference's weights once more with another attention kernel, where no case does that
             anyway: a variant that differs by no more than this one differs by rounding.
         out: folder for the results, which makes them resumable; None keeps them in memory.
@@ -72,6 +73,7 @@ class Experiment:
     time_limit_s: float = 1800.0
     chat: bool = True
     quality: bool = True
+    prose: bool = True
     noise_floor: bool = True
     out: str | Path | None = None
 
@@ -143,6 +145,7 @@ class Experiment:
             budget=self.budget,
             # agreement does not change from round to round, and a long prompt would cost it as much again at every length
             quality=self.quality and number == 0 and length == self.lengths[0],
+            prose=self.prose,
             threads=self.threads,
             warmup_tokens=self.warmup_tokens,
             time_limit_s=self.time_limit_s,

@@ -108,7 +108,7 @@ def compare_on(
 
 
 def measure_quality(case: Case, loaded: Loaded, prompt: Prompt) -> tuple[tuple[Agreement, ...], dict[str, Any]]:
-    """Compare a variant with the exact reference on the reference's own greedy answer and on the prose of this package.
+    """Compare a variant with the exact reference on the reference's own greedy answer and, if asked, on this package's prose.
 
     The reference is the same checkpoint in the same dtype with transformers' own attention: loaded by layerstream, within half of
     the free memory, for every variant but `streamed` itself, which is compared with the resident model where that fits.
@@ -143,8 +143,10 @@ def _measure(
     answer = [int(token) for token in whole[0, prompt.num_tokens :]]
     prefix = [int(token) for token in prompt.token_ids[0]]
     on_answer, margins = compare_on("answer", prefix, answer, reference, loaded)
-    on_prose, _ = compare_on("prose", prose[:1], prose[1:], reference, loaded)
     facts = {"reference": what, "reference_token_ids": answer, "reference_margins": margins}
+    if not case.prose:
+        return (on_answer,), facts
+    on_prose, _ = compare_on("prose", prose[:1], prose[1:], reference, loaded)
     return (on_answer, on_prose), facts
 
 
