@@ -6,6 +6,8 @@ Room: surfaces. Results go to the file, progress and notes to stderr, nothing to
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -68,8 +70,17 @@ def batch_command(
             )
             kinds = _kinds(name, defaults, revision, trust_remote_code)
             if sort_rows(left, kinds, file.write):
-                wishes = {"budget": budget, "device": device, "dtype": dtype, "attn_implementation": attn_implementation}
-                with _load(name, kinds, **wishes, revision=revision, trust_remote_code=trust_remote_code) as streamed:
+                opener = partial(
+                    load,
+                    name,
+                    budget=budget,
+                    device=device,
+                    dtype=dtype,
+                    attn_implementation=attn_implementation,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                )
+                with _load(opener, kinds) as streamed:
                     _answer(streamed, kinds, file, _Told(len(asked), len(asked) - len(left), shown=not quiet), seed)
         if not quiet:
             note(f"{len(file.done)} of {len(asked)} rows have their result, {file.num_errors} of them an error: {results}")
@@ -84,13 +95,13 @@ def _kinds(name: str, defaults: PromptDefaults, revision: str | None, trust_remo
     return [PromptRows(tokenizer, defaults, int(config.vocab_size))]
 
 
-def _load(name: str, kinds: list[RowKind], *, budget: str, **wishes: str | bool | None) -> StreamedModel:
+def _load(opener: Callable[..., StreamedModel], kinds: list[RowKind]) -> StreamedModel:
     """Load with room for as many rows at once as the budget holds, 64 at most."""
     most_rows = _MOST_ROWS
     with err_console().status("planning and loading"):
         while True:
             try:
-                return load(name, budget=budget, workload=_joined(kinds, most_rows), **wishes)  # type: ignore[arg-type]
+                return opener(workload=_joined(kinds, most_rows))
             except BudgetTooSmallError:
                 if most_rows == 1:
                     raise
