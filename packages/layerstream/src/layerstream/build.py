@@ -18,6 +18,7 @@ from .architecture.skeleton import load_generation_config, materialize_buffers
 from .checkpoint.reader import DiskReader
 from .decisions import PlacementPlan, Residency, UnitPlacement
 from .facts import ModelProfile, TensorRecipe, UnitRecipe
+from .kept_apart import OwnState
 from .opening import OpenedModel
 from .streaming.binding import StreamedModule, StreamHooks, UnitBinding, as_installed, places_of
 from .streaming.buffers import HostBuffer, allocate_many
@@ -27,6 +28,7 @@ from .streaming.rows import RowTable, attach_rows
 from .streaming.runtime import DeviceRuntime
 from .streaming.sources import UnitSource
 from .streaming.stream import StreamedUnit, WeightStream
+from .streaming.sweep import SweepGroup
 from .timeline import Timeline
 
 
@@ -41,6 +43,7 @@ class BuiltModel:
         timeline: what happened when.
         runtime: the device's operations.
         reader: reads the disk.
+        group: lets computations share sweeps.
         stream: supplies what moves; None when everything stays.
         hooks: brings and releases what moves; None when everything stays.
         tables: embeddings that are looked up row by row.
@@ -53,6 +56,7 @@ class BuiltModel:
     timeline: Timeline
     runtime: DeviceRuntime
     reader: DiskReader
+    group: SweepGroup
     stream: WeightStream | None = None
     hooks: StreamHooks | None = None
     tables: list[RowTable] = field(default_factory=list)
@@ -96,6 +100,7 @@ class _Builder:
             timeline=self.timeline,
             runtime=self.runtime,
             reader=self.reader,
+            group=SweepGroup(OwnState(self.model, self.runtime.device, self.opened.state)),
         )
         for module in self.opened.chunked:
             built.detach.append(partial(module.__dict__.pop, "forward", None))
@@ -210,7 +215,7 @@ class _Builder:
             units, self.lane, self.reader, num_buffers=num_buffers, buffer_bytes=buffer_bytes, timeline=self.timeline
         )
         self.on_failure.callback(stream.close)
-        built.stream, built.hooks = stream, StreamHooks(stream, self.timeline)
+        built.stream, built.hooks = stream, StreamHooks(stream, self.timeline, built.group)
         self._attach(built.hooks, recipes)
 
     def _streamed_unit(self, recipe: UnitRecipe, position: int) -> StreamedUnit:

@@ -120,3 +120,7 @@ class ReadFailedError(StreamError, OSError):
 
 class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
+
+
+class JobError(LayerstreamError, OSError):
+    """The rows of a job cannot be read, or its results cannot be written."""

@@ -35,6 +35,7 @@ class StreamedModel:
         plan: where everything lives.
         profile: the model as numbers.
         timeline: what happened when.
+        group: lets several computations share every sweep; see `SweepGroup.run`.
     """
 
     def __init__(self, built: BuiltModel, *, baseline_bytes: int) -> None:
@@ -45,9 +46,10 @@ class StreamedModel:
             baseline_bytes: this process' resident memory before any of it was made.
         """
         self.model, self.plan, self.profile, self.timeline = built.model, built.plan, built.profile, built.timeline
-        self._built = built
+        self._built, self.group = built, built.group
         self._peak = PeakMemory(built.runtime, baseline_bytes)
-        self._gate = Gate(built.model, on_start=self._let_go, on_end=self._after_forward)
+        self._gate = Gate(built.model, built.group, on_start=self._let_go, on_end=self._after_forward)
+        built.group.around = self._gate.hold
         anchor(built.model, built.runtime.device)
         forbid(built.model, built.runtime.device)
         self.reset_report()
@@ -117,6 +119,7 @@ class StreamedModel:
         if self._gate.is_closed:
             return
         self._gate.close()
+        self.group.stop(StreamClosedError("this streamed model was closed while computations shared its sweeps; load it again"))
         built = self._built
         if built.stream is not None:
             built.stream.close()

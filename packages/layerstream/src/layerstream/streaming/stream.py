@@ -181,6 +181,7 @@ class WeightStream:
             self._queue.popleft()
             self._may_supply.notify()
             if lease.error is not None:
+                self._recycle(lease)
                 self._drop_queue()
                 raise lease.error
             self._leased.append(lease)
