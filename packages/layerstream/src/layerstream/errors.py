@@ -120,3 +120,7 @@ class ReadFailedError(StreamError, OSError):
 
 class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
+
+
+class LaneStoppedError(StreamError):
+    """The work on this device was stopped because that on another one, beside which it ran, failed."""
