@@ -199,9 +199,7 @@ def load(
         ReadFailedError: the disk did not give what it holds.
     """
     baseline_bytes = psutil.Process().memory_info().rss
-    runtimes = (
-        _settle_runtimes(runtime) if runtime is not None else [TorchRuntime(each) for each in _settle_devices(device, devices)]
-    )
+    runtimes = _settle_runtimes(device, devices, runtime)
     opened = open_model(
         model,
         dtype=dtype,

@@ -99,9 +99,7 @@ class StreamedModel:
             self._built.supply.gather()
         works = [partial(self._work_on, work, number) for number in range(len(self._replicas))]
         try:
-            return run_side_by_side(
-                works, on_end=lambda number: self._replicas[number].expect_no_more(), on_failure=self._stop_others
-            )
+            return run_side_by_side(works, on_failure=self._stop_others)
         finally:
             for replica in self._replicas:
                 replica.resume()
