@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_TICK_S = 0.5
+"""How often the calling thread looks for Ctrl-C while it waits, where a wait cannot be interrupted."""
+
 
 @dataclass(slots=True)
 class _Outcome(Generic[T]):
@@ -70,7 +73,7 @@ def _join_all(threads: list[threading.Thread], outcome: _Outcome[T], on_failure:
     for thread in threads:
         while thread.is_alive():
             try:
-                thread.join()
+                thread.join(_TICK_S)
             except KeyboardInterrupt as interrupt:  # Ctrl-C while only other devices work: they are stopped, and waited for
                 if outcome.fail(interrupt):
                     on_failure(0, interrupt)

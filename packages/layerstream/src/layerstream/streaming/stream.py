@@ -113,8 +113,10 @@ class WeightStream(Follower):
             self._queue.popleft()
             self._supply.wake()
             if lease.error is not None:
+                error = lease.error
+                self._recycle(lease)
                 self.detach()
-                raise lease.error
+                raise error
             self._leased.append(lease)
         self._lane.ready_for_compute(lease.event)
         self._timeline.record(self.units[unit].span(Activity.WAIT, sweep, start_s, perf_counter()))
