@@ -114,7 +114,9 @@ def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
 def test_lanes_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:
     sizes = []
     for device in ("min", "4 GiB"):
-        with load(tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.0, name="fake:1"), device=device) as streamed:
+        with load(
+            tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.0, name="fake:1"), device=device
+        ) as streamed:
             sizes.append(streamed.plan.ledger.device_bytes)
     runtimes = FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1")
     with load(tiny_llama_dir, *runtimes, device=sum(sizes) // 2) as streamed:
