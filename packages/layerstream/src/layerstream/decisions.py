@@ -195,10 +195,7 @@ class PlacementPlan:
             rows = [line for line in self.ledger.lines if line.where == where and line.num_bytes]
             if not rows:
                 continue
-            each = (
-                f" of {' and of '.join(dict.fromkeys(self.devices))}, each" if where == "device" and len(self.devices) > 1 else ""
-            )
-            lines.append(f"  {where} memory{each}")
+            lines.append(f"  {where} memory{self._whose() if where == 'device' else ''}")
             lines += [f"    {row.purpose:<34}{format_bytes(row.num_bytes):>10}{row.num_bytes:>18,} B" for row in rows]
             total = self.ledger.total_bytes(where)
             lines.append(f"    {'predicted peak':<34}{format_bytes(total):>10}{total:>18,} B")

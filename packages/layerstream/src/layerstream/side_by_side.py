@@ -60,9 +60,13 @@ def run_side_by_side(works: Sequence[Callable[[], T]], *, on_failure: Callable[[
                 on_failure(number, error)
 
     threads = [threading.Thread(target=run, args=(number,), name=f"layerstream-device-{number}") for number in range(1, len(works))]
-    for thread in threads:
-        thread.start()
-    run(0)
+    try:
+        for thread in threads:
+            thread.start()
+        run(0)
+    except KeyboardInterrupt as interrupt:  # between two lines of ours
+        if outcome.fail(interrupt):
+            on_failure(0, interrupt)
     _join_all(threads, outcome, on_failure)
     if outcome.first_error is not None:
         raise outcome.first_error

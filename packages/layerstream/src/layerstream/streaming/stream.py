@@ -154,7 +154,7 @@ class WeightStream(Follower):
     def end_forward(self) -> None:
         """Say that a forward is over: other lanes need not wait for this one any more, unless it is expected back."""
         with self._lock:
-            self.forwards -= 1
+            self.forwards = max(0, self.forwards - 1)
             self.idle_since_s = perf_counter()
             self._supply.wake()
 
@@ -171,9 +171,10 @@ class WeightStream(Follower):
             self._arrived.notify_all()
 
     def resume(self) -> None:
-        """Take `stop` back."""
+        """Take `stop` back, and forget forwards that Ctrl-C may have ended before they could say so."""
         with self._lock:
             self._stopped_by = None
+            self.forwards = 0
 
     def close(self) -> None:
         """Stop the delivery and let go of everything; then the supply is closed. Safe to call twice and from any state."""
