@@ -108,9 +108,7 @@ def test_the_simulated_timeline_of_shared_lanes_computes_at_their_rates() -> Non
     spans = []
     for lanes in (1, 2):
         shared = plan([machine] * lanes, MemoryBudget(device="min"))
-        spans.append(
-            sum(s.duration_s for s in simulate_spans(shared, profile, machine, 1, 1) if s.activity is Activity.COMPUTE)
-        )
+        spans.append(sum(s.duration_s for s in simulate_spans(shared, profile, machine, 1, 1) if s.activity is Activity.COMPUTE))
     assert spans[1] == pytest.approx(2 * spans[0], rel=0.05)
 
 
