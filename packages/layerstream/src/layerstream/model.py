@@ -6,6 +6,7 @@ fed by one reading of the weights.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from .build import BuiltModel
 from .decisions import Residency
-from .errors import StreamClosedError
+from .errors import StreamClosedError, StreamError
 from .replica import Replica
 from .report import StreamReport
 from .side_by_side import run_side_by_side
@@ -60,6 +61,7 @@ class StreamedModel:
         self.replicas: tuple[PreTrainedModel, ...] = tuple(replica.model for replica in self._replicas)
         self.model = self.replicas[0]
         self._is_closed = False
+        self._side_by_side = threading.Lock()
         self.reset_report()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,18 +93,22 @@ class StreamedModel:
             BaseException: the first error of any work. The others' next forward, or their next unit in one under way, raises
                 `LaneStoppedError`; all have ended when this returns, and the model can be used again.
             StreamClosedError: the model is closed.
+            StreamError: another `run_on_devices` of this model is under way.
         """
         self._check_open()
         if len(self._replicas) == 1:
             return [work(self.model, 0)]
-        if self._built.supply is not None:
-            self._built.supply.gather()
-        works = [partial(self._work_on, work, number) for number in range(len(self._replicas))]
+        if not self._side_by_side.acquire(blocking=False):
+            raise StreamError("run_on_devices is under way already: give all the work to one call, or wait until it is over")
         try:
+            if self._built.supply is not None:
+                self._built.supply.gather()
+            works = [partial(self._work_on, work, number) for number in range(len(self._replicas))]
             return run_side_by_side(works, on_failure=self._stop_others)
         finally:
             for replica in self._replicas:
                 replica.resume()
+            self._side_by_side.release()
 
     def _work_on(self, work: Callable[[PreTrainedModel, int], T], number: int) -> T:
         try:

@@ -226,6 +226,24 @@ def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_l
         streamed.run_on_devices(work)
 
 
+def test_running_on_devices_from_inside_such_a_run_is_refused(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+    for lane in (0, 1):
+        with pytest.raises(ls.StreamError, match="under way already"):
+            streamed.run_on_devices(lambda replica, number, lane=lane: number == lane and streamed.run_on_devices(print))
+    assert_usable(streamed, reference)
+
+
+def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        streamed.run_on_devices(lambda replica, lane: [replica(IDS) for _ in range(3 + lane)])
+        report = streamed.report()
+        assert (report.sweeps, report.device) == (4, "cpu, cpu")
+        assert 0 < report.wait_s + report.compute_s <= report.elapsed_s * 1.001
+        assert {span.lane for span in streamed.timeline.spans()} == {0, 1}
+        streamed.reset_report()
+        assert (streamed.report().sweeps, streamed.report().elapsed_s) == (0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("wish", "complaint"),
     [

@@ -318,3 +318,36 @@ def test_many_side_by_side_runs_leave_no_buffer_behind(file: Path) -> None:
         assert len({lease.key[1] for lease in leases}) == NUM_BUFFERS
         for lease in leases:
             shared.streams[0].give_back(lease)
+
+
+class BrokenOffError(Exception):
+    """A forward that fails in its middle."""
+
+
+def random_work(stream: WeightStream, seed: int) -> None:
+    """Sweep, wander, pause, break off and sometimes end with an error, by chance."""
+    chance = random.Random(seed)
+    for _ in range(chance.randrange(6)):
+        what = chance.random()
+        if what < 0.5:
+            sweep(stream)
+        elif what < 0.65:
+            sweep(stream, range(chance.randrange(NUM_UNITS)))
+        elif what < 0.8:
+            sweep(stream, [chance.randrange(NUM_UNITS) for _ in range(3)])
+        elif what < 0.9:
+            time.sleep(chance.random() * 0.01)
+        else:
+            raise BrokenOffError
+
+
+@both_kinds
+def test_random_works_and_faults_never_hang_and_never_mix_weights_up(file: Path, kind: str) -> None:
+    with lanes(file, KINDS[kind](3), patience_s=0.005) as shared:
+        for number in range(60):
+            seeded = zip(shared.streams, range(3 * number, 3 * number + 3), strict=True)
+            works = [lambda stream=stream, seed=seed: random_work(stream, seed) for stream, seed in seeded]
+            raised = together(shared, *works) if number % 2 else side_by_side(*works)
+            assert {type(error) for error in raised} <= {type(None), BrokenOffError}
+        for stream in shared.streams:
+            sweep(stream)
