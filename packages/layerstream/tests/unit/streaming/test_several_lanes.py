@@ -230,6 +230,36 @@ def test_lanes_in_any_order_are_served(file: Path, kind: str) -> None:
 
 
 @both_kinds
+def test_a_unit_that_the_other_lane_never_comes_to_is_served_all_the_same(file: Path, kind: str) -> None:
+    with lanes(file, KINDS[kind](2)) as shared:
+        first, second = shared.streams
+        done = threading.Event()
+
+        def go_round_in_the_last_two() -> None:
+            first.begin_forward()
+            while not done.is_set():
+                visit(first, 3)
+                visit(first, 4)
+            first.end_forward()
+
+        def want_the_first() -> None:
+            time.sleep(0.02)
+            try:
+                sweep(second, [0, 1])
+            finally:
+                done.set()
+
+        works = threading.Thread(target=go_round_in_the_last_two, daemon=True), threading.Thread(target=want_the_first, daemon=True)
+        for thread in works:
+            thread.start()
+        served = done.wait(20)
+        done.set()
+        assert served, "it waits for a unit that nobody comes to"
+        for thread in works:
+            thread.join(20)
+
+
+@both_kinds
 def test_a_lane_whose_forward_breaks_off_joins_again(file: Path, kind: str) -> None:
     def break_off(stream: WeightStream) -> None:
         for number in range(6):
