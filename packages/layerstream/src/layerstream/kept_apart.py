@@ -31,17 +31,27 @@ _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 class OwnState:
     """Captures and restores it; satisfies `streaming.sweep.KeptApart`."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, state: StateOfModules = ()) -> None:
-        """Find what there is in `model`, which computes on `device` and some of whose modules keep `state` to themselves."""
-        self._model, self._device = model, device
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, state: StateOfModules = (), *, has_host_random: bool = True
+    ) -> None:
+        """Find what there is in `model`.
+
+        Args:
+            model: whose computations interleave.
+            device: where it computes.
+            state: what its modules keep to themselves.
+            has_host_random: the CPU's random state is kept too. It is one for all threads: of models that run at the same time
+                only one may have it.
+        """
+        self._model, self._device, self._has_host_random = model, device, has_host_random
         module = None if device.type == "cpu" else torch.get_device_module(device)
         self._module: Any = module if hasattr(module, "get_rng_state") else None
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
         self._configs = list(configs.values())
         self._rotary = [module for module in model.modules() if _remembers_lengths(module)]
-        self._state = state
+        self._state = [(model.get_submodule(path), names) for path, names in state]
 
-    def capture(self) -> tuple[torch.Tensor, Any, _Values]:
+    def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
         """Return the state of now."""
         values = [_some(self._model.__dict__, _OF_THE_MODEL)]
         values += [_some(config.__dict__, _OF_A_CONFIG) for config in self._configs]
@@ -49,12 +59,13 @@ class OwnState:
         for module in self._rotary:
             values += [_some(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
         on_device = None if self._module is None else self._module.get_rng_state(self._device)
-        return torch.get_rng_state(), on_device, values
+        return torch.get_rng_state() if self._has_host_random else None, on_device, values
 
-    def restore(self, state: tuple[torch.Tensor, Any, _Values]) -> None:
+    def restore(self, state: tuple[torch.Tensor | None, Any, _Values]) -> None:
         """Make `state` the present one."""
         on_host, on_device, values = state
-        torch.set_rng_state(on_host)
+        if on_host is not None:
+            torch.set_rng_state(on_host)
         if self._module is not None:
             self._module.set_rng_state(on_device, self._device)
         for place, kept in values:

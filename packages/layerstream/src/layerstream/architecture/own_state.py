@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-StateOfModules = tuple[tuple[nn.Module, tuple[str, ...]], ...]
-"""Modules, each with the names of the attributes that hold its state."""
+StateOfModules = tuple[tuple[str, tuple[str, ...]], ...]
+"""Paths of modules, each with the names of the attributes that hold its state."""
 
 _TORCHS_OWN = frozenset({"_parameters", "_buffers", "_modules"})
 
@@ -22,12 +22,12 @@ class PlainAttributes:
 
     def __init__(self, model: nn.Module) -> None:
         """Remember them."""
-        self._before = [(module, _plain(module)) for module in model.modules()]
+        self._before = [(path, module, _plain(module)) for path, module in model.named_modules()]
 
     def put_back(self) -> StateOfModules:
         """Give every attribute its value from before; return those that were left holding a tensor."""
         found = []
-        for module, before in self._before:
+        for path, module, before in self._before:
             left = [name for name, value in _plain(module).items() if isinstance(value, torch.Tensor)]
             changed = tuple(name for name in left if module.__dict__[name] is not before.get(name))
             for name in changed:
@@ -36,7 +36,7 @@ class PlainAttributes:
                 else:
                     del module.__dict__[name]
             if changed:
-                found.append((module, changed))
+                found.append((path, changed))
         return tuple(found)
 
 
