@@ -56,3 +56,48 @@ def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_ll
             streamed.run_on_devices(work)
         assert len(ended) == 1
         assert [len(rows) for rows in streamed.run_on_devices(lambda replica, _: answer(replica, PROMPTS[0]))] == [1, 1]
+
+
+def requests() -> list[ls.GenerationRequest]:
+    greedy = [ls.GenerationRequest(prompt=ids[0].tolist(), max_new_tokens=5) for ids in PROMPTS]
+    sampled = ls.GenerationRequest(prompt=PROMPTS[1][0].tolist(), max_new_tokens=5, do_sample=True, seed=7)
+    return [*greedy[:3], sampled, *greedy[3:]]
+
+
+def test_every_request_gets_on_several_devices_what_it_gets_on_one(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as alone:
+        wanted = ls.generate_many(alone, requests(), isolate=True)
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        heard: list[int] = []
+        progress: list[ls.BatchProgress] = []
+        found = ls.generate_many(
+            streamed,
+            requests(),
+            isolate=True,
+            batches=1,
+            on_result=lambda result: heard.append(result.index),
+            on_progress=progress.append,
+        )
+        assert all(group.sweeps > 0 for group in streamed.groups)
+        assert streamed.report().sweeps == 5
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    assert [each.error for each in found] == [None] * 7
+    assert sorted(heard) == list(range(7))
+    assert (progress[-1].done, progress[-1].eta_s) == (7, 0.0)
+
+
+def test_a_single_request_leaves_the_other_device_idle_and_is_answered(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        (result,) = ls.generate_many(streamed, requests()[:1])
+        assert result.error is None
+        assert ls.generate_many(streamed, []) == []
+
+
+def test_a_listener_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Path) -> None:
+    def fail(result: ls.GenerationResult) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        with pytest.raises(BrokenPipeError):
+            ls.generate_many(streamed, requests() * 20, isolate=True, on_result=fail)
+        assert all(each.error is None for each in ls.generate_many(streamed, requests()))

@@ -112,11 +112,11 @@ def plan_batch(
 
 
 def _room_bytes(plan: PlacementPlan) -> int:
-    """Return what the device's budget leaves beside weights, slots and buffers."""
+    """Return what the budget leaves on each device beside weights, slots and buffers; devices that are one share it."""
     ledger = plan.ledger
     tokens = ("KV cache", "KV cache growth", "activations")
     fixed = sum(line.num_bytes for line in ledger.lines if line.where == "device" and line.purpose not in tokens)
-    return ledger.device_budget_bytes - fixed
+    return (ledger.device_budget_bytes - fixed) // plan.devices.count(plan.devices[0])
 
 
 def _grouped(
