@@ -5,7 +5,8 @@ just in time and within a memory budget; `generate()`, pipelines and every archi
 the resident model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
 """
 
-from .decisions import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from .batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
+from .decisions import BatchPlan, Granularity, LedgerLine, MemoryLedger, Pack, PlacementPlan, Residency, SweepCost, UnitPlacement
 from .errors import (
     BlocksNotFoundError,
     BudgetTooSmallError,
@@ -35,10 +36,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationProfile",
     "Activity",
+    "BatchPlan",
+    "BatchProgress",
     "BlocksNotFoundError",
     "BudgetTooSmallError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "GenerationRequest",
+    "GenerationResult",
     "Granularity",
     "LayerstreamError",
     "LedgerLine",
@@ -47,6 +52,7 @@ __all__ = [
     "MemoryLedger",
     "ModelError",
     "ModelProfile",
+    "Pack",
     "PlacementPlan",
     "PlanError",
     "ReadFailedError",
@@ -65,8 +71,10 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedModelError",
     "Workload",
+    "generate_many",
     "load",
     "plan",
+    "plan_requests",
     "probe_machine",
     "profile_model",
     "simulate",

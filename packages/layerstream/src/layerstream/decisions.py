@@ -200,3 +200,47 @@ class PlacementPlan:
             f"  one sweep   {format_seconds(cost.sweep_s)} a token (predicted): {read}; limited by {cost.limited_by}",
             f"  prefill     {format_seconds(cost.prefill_s)} (predicted)",
         ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Requests that share one micro-batch.
+
+    Attributes:
+        requests: their places among the requests given.
+        rows: sequences in the tensor (beams included).
+        prompt_tokens: the longest prompt; shorter ones are padded on the left.
+        new_tokens: the longest answer at most.
+        weight: what it takes of `BatchPlan.capacity` while it rides.
+    """
+
+    requests: tuple[int, ...]
+    rows: int
+    prompt_tokens: int
+    new_tokens: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """How many requests go through the sweeps, and which together.
+
+    Attributes:
+        packs: in boarding order.
+        capacity: how much may ride at once: bytes, or rows where the number of batches was given.
+        lines: the ledger of what rides; empty where the number of batches was given.
+        room_bytes: what the budget leaves for it.
+    """
+
+    packs: tuple[Pack, ...]
+    capacity: int
+    lines: tuple[LedgerLine, ...]
+    room_bytes: int
+
+    def explain(self) -> str:
+        """Return the plan of the batch as text for people."""
+        rows = sum(pack.rows for pack in self.packs)
+        sizes = f"{min(pack.rows for pack in self.packs)} to {max(pack.rows for pack in self.packs)}" if self.packs else "0"
+        lines = [f"  batch       {rows} rows in {len(self.packs)} micro-batches of {sizes} rows"]
+        lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
+        return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])
