@@ -16,6 +16,7 @@ from .errors import (
     ModelError,
     PlanError,
     ReadFailedError,
+    ScoreError,
     ShardCorruptError,
     StreamClosedError,
     StreamError,
@@ -27,7 +28,9 @@ from .facts import ActivationProfile, Machine, ModelProfile, UnitProfile
 from .load import load, plan, profile_model, simulate
 from .machine import probe_machine
 from .model import StreamedModel
+from .planning.waves import WavePlan
 from .report import StreamReport
+from .scoring import QuestionResult, ScoreProgress, SuffixScore, load_head, plan_scores, score
 from .timeline import Activity, Span, Timeline
 from .wishes import MemoryBudget, Workload
 
@@ -55,14 +58,18 @@ __all__ = [
     "Pack",
     "PlacementPlan",
     "PlanError",
+    "QuestionResult",
     "ReadFailedError",
     "Residency",
+    "ScoreError",
+    "ScoreProgress",
     "ShardCorruptError",
     "Span",
     "StreamClosedError",
     "StreamError",
     "StreamReport",
     "StreamedModel",
+    "SuffixScore",
     "SweepCost",
     "TensorMissingError",
     "Timeline",
@@ -70,12 +77,16 @@ __all__ = [
     "UnitProfile",
     "UnsupportedFormatError",
     "UnsupportedModelError",
+    "WavePlan",
     "Workload",
     "generate_many",
     "load",
+    "load_head",
     "plan",
     "plan_requests",
+    "plan_scores",
     "probe_machine",
     "profile_model",
+    "score",
     "simulate",
 ]

@@ -120,3 +120,7 @@ class ReadFailedError(StreamError, OSError):
 
 class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
+
+
+class ScoreError(LayerstreamError, ArithmeticError):
+    """A score is not a number."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, DummyLayer
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import StreamError
 from . import compat
@@ -65,12 +65,13 @@ class _Lent(CacheLayerMixin):
 
     def __init__(self, layer: Any, readers: int) -> None:
         super().__init__()
-        self.layer, self._left = layer, readers
+        self.layer, self._left, self._length = layer, readers, 0
         self.is_sliding = getattr(layer, "is_sliding", False)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = self.layer.update(key_states, value_states, *args, **kwargs)
         self.is_initialized = True
+        self._length = self.layer.get_seq_length()
         self.keys, self.values = self.layer.keys, self.layer.values
         self._drop_unread()
         return result
@@ -97,8 +98,7 @@ class _Lent(CacheLayerMixin):
         return sizes
 
     def get_seq_length(self) -> int:
-        length: int = self.layer.get_seq_length()
-        return length
+        return self._length
 
     def get_max_length(self) -> int:
         length: int = self.layer.get_max_length()
@@ -115,9 +115,7 @@ class _Reader(CacheLayerMixin):
         self.is_sliding = getattr(own, "is_sliding", False)
         self.is_initialized = True
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._prefix.lend()
         self._length += key_states.shape[-2]
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

@@ -23,15 +23,28 @@ def find_final_norm(model: PreTrainedModel) -> nn.Module | None:
 
     It is the only module with nothing but vectors for weights that stands beside the list of blocks, behind it if there are two.
     """
-    path = find_blocks(model)[-1][0].rpartition(".")[0]
-    parent, _, name = path.rpartition(".")
-    siblings = list(model.get_submodule(parent).named_children())
-    behind = [place for place, (sibling, _) in enumerate(siblings) if sibling == name][0]
+    parent, name = _list_of_blocks(model)
+    siblings: list[tuple[str, nn.Module]] = list(model.get_submodule(parent).named_children())
+    behind = next(place for place, (sibling, _) in enumerate(siblings) if sibling == name)
     norms = [(place, module) for place, (_, module) in enumerate(siblings) if _has_vectors_only(module)]
     for candidates in ([module for place, module in norms if place > behind], [module for _, module in norms]):
         if len(candidates) == 1:
             return candidates[0]
     return None
+
+
+def _list_of_blocks(model: PreTrainedModel) -> tuple[str, str]:
+    parent, _, name = find_blocks(model)[-1][0].rpartition(".")[0].rpartition(".")
+    return parent, name
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model without its language-model head; the model itself where it has none."""
+    base: nn.Module = model.base_model
+    if base is not model:
+        return base
+    # some classes name another child as their base: it is the one that holds the blocks
+    return model.get_submodule(_list_of_blocks(model)[0])
 
 
 def _has_vectors_only(module: nn.Module) -> bool:

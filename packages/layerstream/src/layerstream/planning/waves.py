@@ -30,7 +30,7 @@ _RIDER_BYTES = 160 * 1024
 _SOFTMAX_BYTES = 8
 """Each logit once more in fp32, and its log-probability."""
 
-_SOFTMAX_ROWS = 64
+SOFTMAX_ROWS = 64
 """Rows of logits that become log-probabilities at a time."""
 
 
@@ -175,7 +175,7 @@ def _inside_bytes(profile: ModelProfile, tokens: int, context: int, logit_rows: 
         working += 2 * context * profile.hidden_size * dtype_bytes(profile.dtype) if tokens < context else 0
         working += math.ceil(activation.bytes_per_token_squared * tokens * (context - tokens))
     logits = logit_rows * profile.vocab_size * dtype_bytes(profile.dtype)
-    logits += min(logit_rows, _SOFTMAX_ROWS) * profile.vocab_size * _SOFTMAX_BYTES
+    logits += min(logit_rows, SOFTMAX_ROWS) * profile.vocab_size * _SOFTMAX_BYTES
     return working + logits
 
 
@@ -185,12 +185,14 @@ def _together(needs: Sequence[_Needs], wave: Sequence[int]) -> _Needs:
 
 def _filled(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
     waves: list[list[int]] = []
-    for place in range(len(needs)):
-        grown = _together(needs, [*waves[-1], place]) if waves else None
-        if grown is not None and grown.carried + grown.inside <= room:
+    carried = inside = 0
+    for place, need in enumerate(needs):
+        carried, inside = carried + need.carried, max(inside, need.inside)
+        if waves and carried + inside <= room:
             waves[-1].append(place)
         else:
             waves.append([place])
+            carried, inside = need.carried, need.inside
     return tuple(tuple(wave) for wave in waves)
 
 
