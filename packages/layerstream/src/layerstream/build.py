@@ -100,7 +100,7 @@ class _Builder:
             timeline=self.timeline,
             runtime=self.runtime,
             reader=self.reader,
-            group=SweepGroup(OwnState(self.model, self.runtime.device)),
+            group=SweepGroup(OwnState(self.model, self.runtime.device, self.opened.state)),
         )
         for module in self.opened.chunked:
             built.detach.append(partial(module.__dict__.pop, "forward", None))

@@ -124,3 +124,7 @@ class StreamClosedError(StreamError):
 
 class ScoreError(LayerstreamError, ArithmeticError):
     """A score is not a number."""
+
+
+class JobError(LayerstreamError, OSError):
+    """The rows of a job cannot be read, or its results cannot be written."""

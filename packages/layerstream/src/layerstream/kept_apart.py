@@ -12,14 +12,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .architecture.own_state import StateOfModules
+
 _OF_THE_MODEL = ("_previous_max_cache_length",)
 """generate() makes a static cache no shorter than the last one."""
 
 _OF_A_CONFIG = ("_experts_implementation_internal",)
 """generate() takes another experts kernel for decoding on accelerators, and puts the first one back at its end."""
 
-_OF_A_MODULE = ("max_seq_len_cached",)
+_OF_A_ROTARY = ("max_seq_len_cached",)
 """A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
+
+_ABSENT: Any = object()
 
 _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 
@@ -27,21 +31,23 @@ _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 class OwnState:
     """Captures and restores it; satisfies `streaming.sweep.KeptApart`."""
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
-        """Find what there is in `model`, which computes on `device`."""
+    def __init__(self, model: PreTrainedModel, device: torch.device, state: StateOfModules = ()) -> None:
+        """Find what there is in `model`, which computes on `device` and some of whose modules keep `state` to themselves."""
         self._model, self._device = model, device
         module = None if device.type == "cpu" else torch.get_device_module(device)
         self._module: Any = module if hasattr(module, "get_rng_state") else None
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
         self._configs = list(configs.values())
-        self._modules = [module for module in model.modules() if _remembers_lengths(module)]
+        self._rotary = [module for module in model.modules() if _remembers_lengths(module)]
+        self._state = state
 
     def capture(self) -> tuple[torch.Tensor, Any, _Values]:
         """Return the state of now."""
         values = [_some(self._model.__dict__, _OF_THE_MODEL)]
         values += [_some(config.__dict__, _OF_A_CONFIG) for config in self._configs]
-        for module in self._modules:
-            values += [_some(module.__dict__, _OF_A_MODULE), (module._buffers, dict(module._buffers))]
+        values += [_some(module.__dict__, names) for module, names in self._state]
+        for module in self._rotary:
+            values += [_some(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
         on_device = None if self._module is None else self._module.get_rng_state(self._device)
         return torch.get_rng_state(), on_device, values
 
@@ -52,12 +58,16 @@ class OwnState:
         if self._module is not None:
             self._module.set_rng_state(on_device, self._device)
         for place, kept in values:
-            place.update(kept)
+            for name, value in kept.items():
+                if value is _ABSENT:
+                    place.pop(name, None)
+                else:
+                    place[name] = value
 
 
 def _remembers_lengths(module: nn.Module) -> bool:
-    return all(name in module.__dict__ for name in _OF_A_MODULE) and "dynamic" in str(getattr(module, "rope_type", ""))
+    return all(name in module.__dict__ for name in _OF_A_ROTARY) and "dynamic" in str(getattr(module, "rope_type", ""))
 
 
 def _some(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    return place, {name: place[name] for name in names if name in place}
+    return place, {name: place.get(name, _ABSENT) for name in names}

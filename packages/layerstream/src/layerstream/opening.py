@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .architecture.blocks import find_blocks
 from .architecture.chunking import chunk_feed_forward
 from .architecture.describe import ModelUnits, describe_model, sort_into_units, walk_lengths
+from .architecture.own_state import PlainAttributes, StateOfModules
 from .architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from .architecture.skeleton import build_skeleton, check_config, read_config, settle_dtype
 from .architecture.walk import observe
@@ -37,6 +38,7 @@ class OpenedModel:
         units: its tensors in units.
         profile: its numbers.
         chunked: modules that work through long prompts in chunks.
+        state: of modules that keep theirs to themselves.
     """
 
     name: str
@@ -46,6 +48,7 @@ class OpenedModel:
     units: ModelUnits
     profile: ModelProfile
     chunked: tuple[nn.Module, ...]
+    state: StateOfModules
 
 
 def open_model(
@@ -113,6 +116,7 @@ def _describe(
     name: str, directory: Path, model: PreTrainedModel, recipe: ModelRecipe, on_host: bool, chunk: int | None
 ) -> OpenedModel:
     give_dtypes(model, recipe)
+    attributes = PlainAttributes(model)
     chunked = () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
     units = sort_into_units(model, recipe, observe(model))
     profile = describe_model(
@@ -123,4 +127,13 @@ def _describe(
         dtype=str(model.config.dtype).removeprefix("torch."),
         slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
     )
-    return OpenedModel(name=name, directory=directory, model=model, recipe=recipe, units=units, profile=profile, chunked=chunked)
+    return OpenedModel(
+        name=name,
+        directory=directory,
+        model=model,
+        recipe=recipe,
+        units=units,
+        profile=profile,
+        chunked=chunked,
+        state=attributes.put_back(),
+    )

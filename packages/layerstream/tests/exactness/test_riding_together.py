@@ -11,8 +11,9 @@ import pytest
 import torch
 from kit.budgets import BUDGETS, load
 from kit.compare import reference
-from kit.families import save_tiny
+from kit.families import save_tiny, save_tiny_config
 from kit.riding import LONGEST, Call, generation, many_kinds, settled_reads, together
+from kit.shrink import shrunken_config
 from kit.threads import no_thread_left
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -138,6 +139,16 @@ def test_static_caches_are_each_calls_own(tmp_path: Path) -> None:
     expected = [call(reference(path)) for call in calls]
     with load(path, "auto", "min") as streamed:
         assert_all_equal(expected, together(streamed, calls))
+
+
+def test_state_that_modules_keep_to_themselves_is_each_calls_own(tmp_path: Path) -> None:
+    """RecurrentGemma's recurrent layers hold theirs as attributes."""
+    path = save_tiny_config(shrunken_config("recurrent_gemma"), tmp_path)
+    calls = [generation(7, 5, do_sample=False), generation(4, 9, do_sample=True, seed=3), generation(9, 4, do_sample=False)]
+    expected = [call(reference(path)) for call in calls]
+    with load(path, "float32", "min") as streamed:
+        assert_all_equal(expected, together(streamed, calls))
+        assert_all_equal(expected, [call(streamed.model) for call in calls])
 
 
 def test_riders_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
