@@ -6,8 +6,18 @@ in `results`.
 
 from .head import load_head
 from .progress import ScoreProgress
-from .questions import Question
+from .questions import PreparedQuestion, Question, QuestionReader
 from .results import QuestionResult, SuffixScore
 from .score import plan_scores, score
 
-__all__ = ["Question", "QuestionResult", "ScoreProgress", "SuffixScore", "load_head", "plan_scores", "score"]
+__all__ = [
+    "PreparedQuestion",
+    "Question",
+    "QuestionReader",
+    "QuestionResult",
+    "ScoreProgress",
+    "SuffixScore",
+    "load_head",
+    "plan_scores",
+    "score",
+]

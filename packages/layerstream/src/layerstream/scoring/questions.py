@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import PlanError
 
@@ -43,12 +43,14 @@ class PreparedQuestion:
 class QuestionReader:
     """Turns questions into tokens, and refuses what the model cannot take."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, feeds_last: bool) -> None:
-        """Read for `model`; `feeds_last` says that a suffix' last token is an input too, as it is for a head."""
+    def __init__(
+        self, config: PreTrainedConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None, *, feeds_last: bool
+    ) -> None:
+        """Read for the model of `config`; `feeds_last` says that a suffix' last token is an input too, as it is for a head."""
         self._tokenizer, self._feeds_last = tokenizer, feeds_last
-        config = model.config.get_text_config()
+        config = config.get_text_config(decoder=True)
         self._most_tokens = getattr(config, "max_position_embeddings", None)
-        self._vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._vocabulary = vocab_size
         begins = (getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None))
         self._bos = next((each for each in begins if isinstance(each, int)), None)
 

@@ -108,7 +108,8 @@ def _prepare(
 ) -> list[PreparedQuestion]:
     if tokenizer is None and any(_has_text(question) for question in questions):
         tokenizer = load_tokenizer(streamed.plan.model_name)
-    reader = QuestionReader(streamed.model, tokenizer, feeds_last=has_head)
+    vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
+    reader = QuestionReader(streamed.model.config, vocab_size, tokenizer, feeds_last=has_head)
     return [reader.read(index, question) for index, question in enumerate(questions)]
 
 
