@@ -91,6 +91,14 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session
+def lm_eval(session: nox.Session) -> None:
+    """The adapter to lm-evaluation-harness, against the real package; arguments go to pytest."""
+    install(session, "-e", "packages/layerstream[lm-eval]", *TEST_TOOLS)
+    path = "packages/layerstream/tests/unit/test_lm_harness.py"
+    session.run("pytest", path, *session.posargs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """The main job: a real chat model, at a budget far below its weights. `-- --no-app` is accepted; there is no app yet."""
     install(session, *LAYERSTREAM)
