@@ -24,8 +24,8 @@ _CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
 """Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
 part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
 
-_RIDER_BYTES = 160 * 1024
-"""A suspended thread: its stack and its frames."""
+_RIDER_BYTES = 640 * 1024
+"""A suspended thread: its stack, its frames, and the team of threads that OpenMP keeps for it. Measured with teams of two."""
 
 _SOFTMAX_BYTES = 8
 """Each logit once more in fp32, and its log-probability."""
