@@ -47,9 +47,9 @@ NOTES = [
     "as many sweeps); its time for all is computed from theirs. in one sweep: `score` for all questions. 'of one after another' is "
     "the median of the rounds' own ratios, in questions a second. The log-probabilities of the two ways are compared: equal.",
     "weights read: bytes of streamed units in one run, counted once what was prefetched last was in place.",
-    "4,096 tokens: a much smaller model, so that one pass over all the prefixes takes minutes. A process of its own opens the model, "
-    "scores once, and ends. peak: VmHWM, reset before the model was opened, less the resident memory at that time. predicted: the "
-    "ledger's fixed lines, the allowance for runtime and allocator among them, and the two lines of the wave.",
+    "4,096 tokens: a much smaller model, so that one pass over all the prefixes takes minutes. A process of its own opens the "
+    "model, scores once, and ends. peak: VmHWM, reset before the model was opened, less the resident memory at that time. "
+    "predicted: the ledger's fixed lines, the allowance for runtime and allocator among them, and the two lines of the wave.",
 ]
 
 
