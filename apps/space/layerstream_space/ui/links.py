@@ -1,0 +1,55 @@
+"""Links that carry a wish: what is chosen goes into the address, and an address fills the page. Nothing is kept on the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..settings import Limits
+from .side_by_side import Controls, variants_here
+
+PAGES = ("compare", "watch", "fit", "context", "method")
+
+COPY_JS = """(prompt, variants, tokens, budget, quality) => {
+  const link = new URL(window.location.href.split(/[?#]/)[0]);
+  link.search = new URLSearchParams({prompt, variants: variants.join(","), tokens, budget, quality}).toString();
+  window.history.replaceState(null, "", link);
+  if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
+  const button = document.querySelector("#share");
+  if (button) { const told = button.textContent; button.textContent = "Link copied"; setTimeout(() => { button.textContent = told; }, 1800); }
+  return [];
+}"""
+
+
+def wire_links(page: gr.Blocks, tabs: gr.Tabs, controls: Controls, share: gr.Button, limits: Limits) -> None:
+    """Let the page fill itself from its address, and the button write one."""
+
+    def on_load(request: gr.Request) -> tuple[Any, ...]:
+        return filled(dict(request.query_params), limits)
+
+    outputs = [tabs, controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
+    page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+    share.click(None, outputs[1:], None, js=COPY_JS, api_visibility="private")
+
+
+def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
+    """Return updates of tabs, prompt, variants, new tokens, budget and quality; what the address does not tell, or tells wrongly, stays.
+
+    Args:
+        query: the address' parameters, as whoever made it chose them.
+        limits: of this page.
+    """
+    page = query.get("page", "")
+    known = {name for _, name in variants_here()}
+    variants = [name for name in query.get("variants", "").split(",") if name in known][: limits.variants]
+    tokens = query.get("tokens", "")
+    quality = query.get("quality", "")
+    return (
+        gr.Tabs(selected=page) if page in PAGES else gr.skip(),
+        query["prompt"][: limits.prompt_characters] if query.get("prompt") else gr.skip(),
+        variants or gr.skip(),
+        min(max(4, int(tokens)), limits.new_tokens) if tokens.isascii() and tokens.isdigit() and len(tokens) < 7 else gr.skip(),
+        query["budget"][:40] if query.get("budget") else gr.skip(),
+        quality if quality in ("answer", "prose", "none") else gr.skip(),
+    )
