@@ -41,6 +41,7 @@ except ModuleNotFoundError:
     launch()
 
 LAYERSTREAM = ("-e", "packages/layerstream[embedded]")
+COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 TOOLS = ("ruff", "mypy", "import-linter")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis")
 
@@ -65,7 +66,7 @@ def install(session: nox.Session, *what: str) -> None:
 @nox.session
 def check(session: nox.Session) -> None:
     """Lint, formatting, types, layers and sizes."""
-    install(session, *LAYERSTREAM, *TOOLS, *TEST_TOOLS)
+    install(session, *LAYERSTREAM, "-e", "packages/compare", *TOOLS, *TEST_TOOLS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -76,18 +77,10 @@ def check(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package; arguments go to pytest."""
-    install(session, *LAYERSTREAM, *TEST_TOOLS, "import-linter")
+    install(session, *LAYERSTREAM, *COMPARE, *TEST_TOOLS, "import-linter")
     # one thread a worker: the workers share the cores
     calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=calm)
-
-
-@nox.session
-def compare(session: nox.Session) -> None:
-    """The tests and types of packages/compare, which is in the making; arguments go to pytest."""
-    install(session, *LAYERSTREAM, "-e", "packages/compare", *TEST_TOOLS, "mypy")
-    session.run("mypy", "-p", "layerstream_compare")
-    session.run("pytest", "-n", "auto", "packages/compare", *session.posargs, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
 
 
 @nox.session

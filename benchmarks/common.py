@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("layerstream", "torch", "transformers", "accelerate", "safetensors")
+PACKAGES = ("layerstream", "torch", "transformers", "accelerate", "safetensors", "bitsandbytes", "torchao", "auto-round")
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MIB, GIB = 1024**2, 1024**3
 
@@ -230,6 +230,7 @@ class Outcome:
         notes: how it was measured, one paragraph each.
         figures: everything as numbers, for the JSON file.
         svg: a plot, or None.
+        drawings: further ones, by a word for their file's name.
     """
 
     theme: str
@@ -240,6 +241,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     svg: str | None = None
+    drawings: dict[str, str] = field(default_factory=dict)
 
 
 def verdict(what: str, found: float, wanted: float, *, at_most: bool = True) -> str:
@@ -356,9 +358,13 @@ def publish(outcome: Outcome, options: argparse.Namespace, facts: dict[str, str]
     # where the checkpoints lay is nobody's business
     told = [option for option in sys.argv[1:] if not Path(option).is_absolute() and option not in ("--work", "--out")]
     content = {"environment": facts, "command": " ".join([Path(sys.argv[0]).name, *told]), **asdict(outcome)}
-    (out / f"{stem}.json").write_text(json.dumps({key: value for key, value in content.items() if key != "svg"}, indent=1) + "\n")
+    (out / f"{stem}.json").write_text(
+        json.dumps({key: value for key, value in content.items() if key not in ("svg", "drawings")}, indent=1) + "\n"
+    )
     if outcome.svg is not None:
         (out / f"{stem}.svg").write_text(outcome.svg)
+    for name, drawing in outcome.drawings.items():
+        (out / f"{stem}_{name}.svg").write_text(drawing)
     console.print(f"written: {out / stem}.md")
     return 0
 
@@ -370,6 +376,7 @@ def _as_markdown(outcome: Outcome, facts: dict[str, str], stem: str) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in outcome.rows] + [""]
     if outcome.svg is not None:
         lines += [f"![{outcome.title}]({stem}.svg)", ""]
+    lines += [line for name in outcome.drawings for line in (f"![{name}]({stem}_{name}.svg)", "")]
     lines += [paragraph + "\n" for paragraph in outcome.notes]
     lines += ["| | |", "|---|---|"] + [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import pytest
 
 from layerstream_compare.case import Case
 from layerstream_compare.events import Event
-from layerstream_compare.isolate import run_isolated
+from layerstream_compare.runners.isolate import run_isolated
 
 # test modules are imported by path: the programs that play workers lie beside them
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerstream_compare.agreement import AgreementMeter, divergences
+from layerstream_compare.worker.agreement import AgreementMeter, divergences
 
 
 def _agreement(reference: torch.Tensor, variant: torch.Tensor, following: list[int] | None = None):

@@ -71,17 +71,24 @@ def test_an_option_that_does_not_exist_is_status_2(capsys):
     assert "no-such-option" in capsys.readouterr().err
 
 
+def broken_model(folder: Path) -> str:
+    """Return a folder that looks like a checkpoint to the parent and fails in a worker."""
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
 def test_the_parent_loads_neither_torch_nor_transformers_though_its_cases_do(tmp_path):
     program = f"""
 import sys
 from layerstream_compare.cli import main
-status = main(["run", "--model", {str(tmp_path / "none")!r}, "--prompt", "x", "--variants", "resident", "--out", {str(tmp_path)!r}])
+status = main(["run", "--model", {broken_model(tmp_path)!r}, "--prompt", "x", "--variants", "resident",
+               "--no-noise-floor", "--out", {str(tmp_path)!r}])
 heavy = {{"torch", "transformers", "numpy", "bitsandbytes", "layerstream"}} & set(sys.modules)
 print(status, sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "1 []"
-    # the case failed for want of a model, in a worker that loaded everything
+    # the case failed for want of a whole model, in a worker that loaded everything
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert record["status"] == "failed"
     assert (tmp_path / "report.html").is_file()
@@ -89,7 +96,7 @@ print(status, sorted(heavy))
 
 def test_an_interrupt_ends_the_running_case_and_is_status_130(tmp_path):
     command = [sys.executable, "-c", "import sys; from layerstream_compare.cli import main; sys.exit(main(sys.argv[1:]))"]
-    command += ["run", "--model", str(tmp_path / "none"), "--prompt", "x", "--variants", "resident"]
+    command += ["run", "--model", broken_model(tmp_path), "--prompt", "x", "--variants", "resident"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         while not (workers := [pid for pid in children.read_text().split() if b"compare.worker" in command_line(pid)]):

@@ -21,7 +21,11 @@ from layerstream_compare.results import FILE_NAME, ResultsFile, read_results
 
 def experiment(**changes) -> Experiment:
     return Experiment(
-        **({"model": "m", "prompt": "Hi", "variants": ("bnb-int8", "resident", "streamed"), "time_limit_s": 30} | changes)
+        **(
+            {"model": "m", "prompt": "Hi", "variants": ("bnb-int8", "resident", "streamed"), "time_limit_s": 30}
+            | {"noise_floor": False}
+            | changes
+        )
     )
 
 
@@ -55,6 +59,16 @@ def test_rounds_are_interleaved_and_quality_is_measured_once():
     assert len({case.key for case in cases}) == 8
 
 
+def test_the_noise_floor_is_the_reference_with_another_kernel_once_and_only_where_no_case_is_that_already():
+    asked = experiment(noise_floor=True, rounds=2, lengths=(512, 1024))
+    (floor,) = set(asked.cases()) - set(experiment(rounds=2, lengths=(512, 1024)).cases())
+    assert asked.cases()[-1] == floor
+    assert (floor.variant, floor.attention, floor.prompt_tokens, floor.quality) == ("resident", "eager", 512, True)
+    for changes in ({"attention": ("default", "sdpa-math")}, {"quality": False}, {"variants": ("bnb-int8",)}):
+        without = experiment(**changes)
+        assert experiment(noise_floor=True, **changes).cases() == without.cases()
+
+
 def test_the_reference_is_of_the_same_length_and_round_with_default_attention_where_asked():
     asked = experiment(attention=("eager", "default"), rounds=2, lengths=(0, 64))
     case = asked.cases()[-1]
@@ -81,6 +95,15 @@ def test_the_reference_is_of_the_same_length_and_round_with_default_attention_wh
 def test_an_experiment_that_makes_no_sense_is_refused_with_what_was_given(wrong, told):
     with pytest.raises(ExperimentError, match=told):
         experiment(**wrong)
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./none", "~/none", "a/b/c"])
+def test_a_path_without_a_model_is_refused_before_anything_starts(model, tmp_path, runner):
+    with pytest.raises(ExperimentError, match=f"there is no folder {model}: give"):
+        compare(experiment(model=model, out=tmp_path / "new"), runner=runner(worker(WELL_BEHAVED)))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ExperimentError, match=r"has no config\.json"):
+        compare(experiment(model=str(tmp_path)), runner=runner(worker(WELL_BEHAVED)))
 
 
 def test_one_case_that_crashes_leaves_the_others_alone(runner):
@@ -144,12 +167,12 @@ def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_mi
 
 def test_a_run_killed_in_the_middle_of_a_case_goes_on_where_it_was(tmp_path, runner):
     log, asked = tmp_path / "log", experiment(out=tmp_path)
-    stuck = "from layerstream_compare.lifeline import end_with_reader\nend_with_reader(fd)\n"
+    stuck = "from layerstream_compare.worker.lifeline import end_with_reader\nend_with_reader(fd)\n"
     stuck += "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
     program = f"""
 from functools import partial
 from layerstream_compare.experiment import Experiment, run
-from layerstream_compare.isolate import run_isolated
+from layerstream_compare.runners.isolate import run_isolated
 asked = Experiment(model="m", prompt="Hi", variants={asked.variants!r}, time_limit_s=30, out={str(tmp_path)!r})
 for event in run(asked, runner=partial(run_isolated, worker_command={logging_worker(log, stuck)!r})):
     if "pid" in event.data:

@@ -6,7 +6,7 @@ import threading
 import pytest
 from fake_workers import result
 
-from layerstream_compare.in_process import run_in_process
+from layerstream_compare.runners.in_process import run_in_process
 
 USER = contextvars.ContextVar("USER", default="nobody")
 

@@ -11,8 +11,8 @@ import pytest
 from fake_workers import WELL_BEHAVED, is_running, worker
 
 from layerstream_compare.case import Case
-from layerstream_compare.isolate import run_isolated
 from layerstream_compare.measurement import Measurement
+from layerstream_compare.runners.isolate import run_isolated
 
 
 def outcome(case: Case, command: tuple[str, ...]) -> Measurement:
@@ -186,7 +186,7 @@ def test_an_interrupt_in_the_parent_ends_the_worker(case):
     program = f"""
 import sys, os
 from layerstream_compare.case import Case
-from layerstream_compare.isolate import run_isolated
+from layerstream_compare.runners.isolate import run_isolated
 case = Case.from_json({case.to_json()!r})
 for event in run_isolated(case, worker_command={worker('emit("token", pid=os.getpid())' + chr(10) + "time.sleep(60)")!r}):
     if event.kind == "token":
@@ -201,11 +201,11 @@ for event in run_isolated(case, worker_command={worker('emit("token", pid=os.get
 
 
 def test_a_worker_ends_when_its_parent_was_killed(case):
-    body = "from layerstream_compare.lifeline import end_with_reader\nend_with_reader(fd)\n"
+    body = "from layerstream_compare.worker.lifeline import end_with_reader\nend_with_reader(fd)\n"
     body += 'emit("token", pid=os.getpid())\ntime.sleep(60)'
     program = f"""
 from layerstream_compare.case import Case
-from layerstream_compare.isolate import run_isolated
+from layerstream_compare.runners.isolate import run_isolated
 for event in run_isolated(Case.from_json({case.to_json()!r}), worker_command={worker(body)!r}):
     if event.kind == "token":
         print(event.data["pid"], flush=True)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import NORM_ELEMENTS, QUANTIZED_ELEMENTS, SHAPES, VOCABULARY_ELEMENTS, save_tiny_model
 from transformers import AutoModelForCausalLM
 
+import layerstream_compare.worker.nvml as nvml_module
 from layerstream_compare.case import Case
-from layerstream_compare.memory import PhaseMeter, held_bytes, read_memory
 from layerstream_compare.variants import bnb, streamed
+from layerstream_compare.worker.memory import PhaseMeter, held_bytes, mapped_held_bytes, read_memory
+from layerstream_compare.worker.nvml import process_bytes
 
 MIB = 1024**2
 UNQUANTIZED_BYTES = 2 * (NORM_ELEMENTS + 2 * VOCABULARY_ELEMENTS)
@@ -21,7 +26,7 @@ ROTARY_BYTES = 4 * 8 * 2
 CHILD = """
 import json, mmap, sys, tempfile
 import torch
-from layerstream_compare.memory import PhaseMeter, read_memory
+from layerstream_compare.worker.memory import PhaseMeter, read_memory
 meter = PhaseMeter(torch.device("cpu"))
 before = read_memory()
 meter.start("spike")
@@ -71,9 +76,64 @@ def test_a_phase_without_work_takes_nothing():
     assert abs(now.resident_bytes - phase.anonymous_bytes - phase.file_bytes) < 4 * MIB
 
 
+class FakeNvml:
+    """A driver that counts 300 bytes for this process and 500 for another, on one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, fails_in: str = "") -> None:
+        self.calls = []
+        self._fails_in = fails_in
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append((name, *arguments))
+            if name == self._fails_in:
+                raise self.NVMLError
+            if name == "nvmlDeviceGetComputeRunningProcesses":
+                return [SimpleNamespace(pid=os.getpid(), usedGpuMemory=300), SimpleNamespace(pid=1, usedGpuMemory=500)]
+            return "handle"
+
+        return call
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(nvml_module, "has_package", lambda name: True)
+
+
+def test_nvml_is_asked_for_this_process_alone_and_by_the_identity_of_the_gpu(one_gpu, monkeypatch):
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert process_bytes(torch.device("cuda:0")) == 300
+    assert ("nvmlDeviceGetHandleByUUID", "GPU-abc") in nvml.calls
+    assert nvml.calls[-1] == ("nvmlShutdown",)
+    assert process_bytes(torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize("fails_in", ["nvmlInit", "nvmlDeviceGetComputeRunningProcesses"])
+def test_a_driver_that_does_not_answer_is_no_failure(one_gpu, monkeypatch, fails_in):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fails_in))
+    assert process_bytes(torch.device("cuda:0")) == 0
+
+
 def test_a_plain_model_holds_its_parameters_and_buffers(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert held_bytes(model) == 2 * QUANTIZED_ELEMENTS + UNQUANTIZED_BYTES + ROTARY_BYTES
+
+
+def test_weights_used_where_the_checkpoint_is_mapped_are_told_apart_from_private_ones(tmp_path):
+    tensors = {"a": torch.ones(50_000), "b": torch.ones(70_000)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    mapped = load_file(tmp_path / "some.safetensors")
+    module = torch.nn.Module()
+    module.a, module.private = torch.nn.Parameter(mapped["a"]), torch.nn.Parameter(torch.ones(1000))
+    assert mapped_held_bytes(module) == 200_000
+    assert held_bytes(module) == 204_000
+    assert mapped_held_bytes(torch.nn.Linear(8, 8)) == 0
 
 
 def test_tied_weights_count_once(tmp_path):
@@ -89,6 +149,11 @@ def test_views_of_one_storage_count_as_that_storage():
             self.first, self.second = torch.nn.Parameter(whole[:10]), torch.nn.Parameter(whole[5:20])
 
     assert held_bytes(Module()) == 400
+
+
+def test_what_is_on_an_accelerator_is_told_apart():
+    module = torch.nn.Linear(8, 8)
+    assert held_bytes(module, on_accelerator_only=True) == 0
 
 
 def test_tensors_on_meta_hold_nothing():

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Divergence, Measurement
-from layerstream_compare.metrics import METRICS, rows_of
-from layerstream_compare.page import html_page
-from layerstream_compare.plots import divergence_plot, latency_plot, memory_plot, sweep_plots
 from layerstream_compare.protocol import measurement_of
-from layerstream_compare.report import FILES, html_report, write_reports
-from layerstream_compare.tables import csv_text, markdown, terminal_table
+from layerstream_compare.reports.files import FILES, drawings, html_report, write_reports
+from layerstream_compare.reports.metrics import METRICS, rows_of
+from layerstream_compare.reports.page import html_page
+from layerstream_compare.reports.plots import divergence_plot, latency_plot, memory_plot, sweep_plots
+from layerstream_compare.reports.tables import csv_text, markdown, terminal_table
 
 MIB = 1024**2
 HOSTILE = "<script>alert(1)</script> | `x` & \"quoted\" 'text' ```` </pre> =1+1"
@@ -170,6 +170,34 @@ def test_the_sweep_draws_a_line_for_each_attention_variant_and_needs_two_lengths
     assert sweep_plots(rows_of(found[:1])) == []
 
 
+def test_pages_of_a_checkpoint_that_is_only_mapped_are_no_working_memory():
+    phase = {"anonymous_bytes": 0, "peak_bytes": 0}
+    phases = [{"phase": name, "file_bytes": size * MIB, **phase} for name, size in (("import", 80), ("load", 300), ("decode", 360))]
+    sizes = {"held_bytes": 100 * MIB, "mapped_held_bytes": 50 * MIB, "peak_over_baseline_bytes": 370 * MIB}
+    (row,) = rows_of([measured(memory=MEMORY | sizes | {"phases": phases})])
+    assert row.median_of("mapped_bytes") == 230 * MIB
+    assert row.median_of("working_bytes") == 40 * MIB
+    assert row.median_of("peak_over_baseline_bytes") == 370 * MIB
+
+
+def test_on_an_accelerator_working_memory_is_the_allocators():
+    phases = [{"phase": "decode", "anonymous_bytes": 0, "file_bytes": 0, "peak_bytes": 0, "device_allocated_bytes": 90 * MIB}]
+    on_device = {"held_bytes": 100 * MIB, "device_held_bytes": 60 * MIB, "peak_over_baseline_bytes": 500 * MIB, "phases": phases}
+    (row,) = rows_of([measured(memory=MEMORY | on_device)])
+    assert row.median_of("working_bytes") == 30 * MIB
+    assert row.median_of("device_peak_bytes") == 90 * MIB
+
+
+def test_each_drawing_stands_alone_as_a_file_with_its_own_style():
+    found = drawings(every_shape())
+    assert list(found) == ["memory", "latency", "divergence"]
+    for text in found.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg")
+        assert "prefers-color-scheme: dark" in "".join(root.itertext())
+    assert drawings([]) == {}
+
+
 def test_rounds_of_one_case_are_one_row_with_median_and_range():
     rounds = [measured(round=number, timing=TIMING | {"first_token_s": seconds}) for number, seconds in enumerate((0.3, 0.1, 0.2))]
     (row,) = rows_of(rounds)
@@ -214,6 +242,15 @@ def test_exactness_and_difference_are_told_in_words():
     found = Divergence(position=3, reference_token=" def", variant_token="!", margin=0.004)
     row = rows_of([Measurement(case=Case(model="m", variant="v"), status="ok", divergence=found)])[0]
     assert row.outcome() == "token 4: '!', not ' def', margin 0.004"
+
+
+def test_the_original_weights_with_another_kernel_are_told_as_the_noise_floor():
+    floor = measured("streamed", attention="eager", agreements=[AGREEMENT])
+    exact, quantized, row = rows_of([*every_shape()[:2], floor])
+    assert [each.standing for each in (exact, quantized, row)] == ["bit-exact", "", "noise floor"]
+    assert "noise floor" in html_report([floor])
+    assert "noise floor" in divergence_plot([row])
+    assert "noise floor" in markdown([row])
 
 
 def test_a_measurement_survives_its_line_of_json():

@@ -11,11 +11,11 @@ from tiny_model import save_tiny_model
 
 import layerstream_compare.variants.registry as registry_module
 from layerstream_compare.case import Case
-from layerstream_compare.generation import generate_greedily
-from layerstream_compare.operators import kernel_facts
-from layerstream_compare.prompts import Prompt, build_prompt, resize
 from layerstream_compare.variants import bnb, resident, streamed
+from layerstream_compare.variants.prompts import Prompt, build_prompt, resize
 from layerstream_compare.variants.registry import Variant, VariantUnavailableError, find_variant, has_package, list_variants
+from layerstream_compare.worker.generation import generate_greedily
+from layerstream_compare.worker.operators import kernel_facts
 
 ATTENTION_HERE = [
     variant.name for variant in list_variants("attention") if variant.availability() is None and variant.name != "flex"

@@ -9,10 +9,10 @@ import pytest
 from tiny_model import tiny_tokenizer
 
 from layerstream_compare.case import Case
-from layerstream_compare.isolate import run_isolated
 from layerstream_compare.protocol import measurement_of
-from layerstream_compare.texts_of_tokens import TokenTexts
-from layerstream_compare.worker import run_case
+from layerstream_compare.runners.isolate import run_isolated
+from layerstream_compare.worker.run import run_case
+from layerstream_compare.worker.texts_of_tokens import TokenTexts
 
 QUICK = {"prompt": "Hello", "max_new_tokens": 8, "device": "cpu", "threads": 1}
 

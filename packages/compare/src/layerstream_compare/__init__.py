@@ -8,12 +8,12 @@ from .case import Case
 from .errors import CompareError, ExperimentError, ResultsError
 from .events import Event
 from .experiment import Experiment, compare, run
-from .in_process import run_in_process
-from .isolate import run_isolated
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
-from .metrics import METRICS, Metric
-from .report import csv_report, html_report, write_reports
+from .reports.files import csv_report, drawings, html_report, write_reports
+from .reports.metrics import METRICS, Metric
 from .results import read_results
+from .runners.in_process import run_in_process
+from .runners.isolate import run_isolated
 from .units import format_bytes, format_seconds
 from .variants.registry import Variant, list_variants
 
@@ -37,6 +37,7 @@ __all__ = [
     "Variant",
     "compare",
     "csv_report",
+    "drawings",
     "format_bytes",
     "format_seconds",
     "html_report",

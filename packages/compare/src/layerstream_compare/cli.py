@@ -18,14 +18,14 @@ from rich.table import Table
 
 from .errors import CompareError, ExperimentError
 from .experiment import Experiment, run
-from .in_process import run_in_process
-from .isolate import run_isolated
 from .live import follow
 from .measurement import Measurement
-from .metrics import rows_of
-from .report import write_reports
+from .reports.files import write_reports
+from .reports.metrics import rows_of
+from .reports.tables import terminal_notes, terminal_table
 from .results import read_results
-from .tables import terminal_notes, terminal_table
+from .runners.in_process import run_in_process
+from .runners.isolate import run_isolated
 from .units import parse_length
 from .variants.registry import list_variants
 
@@ -62,6 +62,9 @@ def run_command(  # noqa: PLR0913  each option is an argument
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Do not apply the chat template.")] = False,
     no_quality: Annotated[bool, typer.Option("--no-quality", help="Do not measure agreement with the reference.")] = False,
+    no_noise_floor: Annotated[
+        bool, typer.Option("--no-noise-floor", help="Do not measure the original weights with another attention kernel.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")] = False,
 ) -> None:
     """Run one prompt through every combination and show what each one costs and changes."""
@@ -80,6 +83,7 @@ def run_command(  # noqa: PLR0913  each option is an argument
         time_limit_s=time_limit,
         chat=not no_chat,
         quality=not no_quality,
+        noise_floor=not no_noise_floor,
         out=out,
     )
     with closing(run(experiment, runner=run_in_process if in_process else run_isolated)) as events:

@@ -18,13 +18,16 @@ from .divergence import EXACT_VARIANTS, compared_with
 from .environment import describe_environment
 from .errors import ExperimentError
 from .events import Event
-from .isolate import run_isolated
 from .measurement import Measurement
 from .results import ResultsFile
+from .runners.isolate import run_isolated
 from .variants.registry import find_variant
 
 Runner = Callable[[Case], Generator[Event, None, None]]
 """Runs one case and yields its events; the last one is `finished` and has the measurement. Closing it ends the case."""
+
+OTHER_KERNELS = ("eager", "sdpa-math", "flex")
+"""Attention variants that round in another way than the reference's, the first one best: it runs everywhere."""
 
 _DONE = ("ok", "unavailable")
 
@@ -50,6 +53,8 @@ class Experiment:
         chat: apply the tokenizer's chat template.
         quality: measure agreement with the exact reference: once a variant and attention, at the first length, in the first round.
         prose: measure it on the prose of this package too, not on the reference's answer alone.
+        noise_floor: with quality, measure the reference's weights once more with another attention kernel, where no case does that
+            anyway: a variant that differs by no more than this one differs by rounding.
         out: folder for the results, which makes them resumable; None keeps them in memory.
     """
 
@@ -69,6 +74,7 @@ class Experiment:
     chat: bool = True
     quality: bool = True
     prose: bool = True
+    noise_floor: bool = True
     out: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -102,15 +108,22 @@ class Experiment:
         return "default" if "default" in self.attention else self.attention[0]
 
     def cases(self) -> tuple[Case, ...]:
-        """Return every case in the order of running: in each round, for each length, the reference first."""
+        """Return every case in the order of running: in each round, for each length, the reference first; the noise floor last."""
         pairs = [(variant, attention) for variant in self.variants for attention in self.attention]
         pairs.sort(key=lambda pair: pair != (self.reference_variant, self.reference_attention))
-        return tuple(
+        asked = (
             self._case(variant, attention, length, number)
             for number in range(self.rounds)
             for length in self.lengths
             for variant, attention in pairs
         )
+        return (*asked, *self._noise_floor())
+
+    def _noise_floor(self) -> tuple[Case, ...]:
+        wanted = self.noise_floor and self.quality and self.reference_variant is not None
+        if not wanted or any(name in OTHER_KERNELS for name in self.attention):
+            return ()
+        return (self._case(self.reference_variant or "", OTHER_KERNELS[0], self.lengths[0], 0),)
 
     def reference_of(self, case: Case) -> Case | None:
         """Return the case with whose answer this one's is compared: of the same length and round."""
@@ -161,8 +174,10 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
         runner: how one case is run; in a process of its own by default.
 
     Raises:
+        ExperimentError: the model is a path at which there is no checkpoint.
         ResultsError: the folder's results are of another version, or another run is writing to them.
     """
+    _check_model(experiment.model)
     environment = describe_environment()
     with nullcontext(_Memory()) if experiment.out is None else ResultsFile(experiment.out) as store:
         for case in experiment.cases():
@@ -188,6 +203,7 @@ def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Me
         runner: how one case is run; in a process of its own by default.
 
     Raises:
+        ExperimentError: the model is a path at which there is no checkpoint.
         ResultsError: the folder's results are of another version, or another run is writing to them.
     """
     with closing(run(experiment, runner=runner)) as events:
@@ -200,6 +216,16 @@ def _completed(
     reference = experiment.reference_of(measurement.case)
     found = None if reference is None else {**known, measurement.case.key: measurement}.get(reference.key)
     return replace(compared_with(measurement, found), environment=environment | measurement.environment)
+
+
+def _check_model(model: str) -> None:
+    """Refuse a path without a checkpoint before any case fails of it; whether the Hub has a name, the workers find out."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ExperimentError(f"{model} is no checkpoint: the folder has no config.json")
+    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ExperimentError(f"there is no folder {model}: give a checkpoint's folder or a Hub id such as organization/name")
 
 
 def _check_names(kind: str, names: tuple[str, ...]) -> None:

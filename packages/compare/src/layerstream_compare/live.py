@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .events import Event
 from .measurement import Measurement
-from .metrics import BY_KEY
+from .reports.metrics import BY_KEY
 
 _DRAWS_PER_S = 1
 _SHOWN_CHARACTERS = 300
@@ -77,7 +77,8 @@ def follow(events: Iterable[Event], *, num_cases: int, console: Console) -> list
         for event in events:
             line = view.take(event)
             if line:
-                live.console.print(Text(line))
+                # a reason is one line, however long: it can be searched for and copied
+                live.console.print(Text(line), soft_wrap=True)
             if event.measurement is not None:
                 measurements.append(event.measurement)
     return measurements

@@ -25,6 +25,7 @@ class PhaseMemory:
         peak_bytes: high-water mark of the resident set during the phase, mapped files included.
         device_allocated_bytes: peak of the accelerator's allocator in the phase; 0 on a CPU.
         device_reserved_bytes: what that allocator held of the device; 0 on a CPU.
+        device_process_bytes: what NVML counts for the process at the phase's end, CUDA's context included; 0 where it is not asked.
     """
 
     phase: str
@@ -33,6 +34,7 @@ class PhaseMemory:
     peak_bytes: int
     device_allocated_bytes: int = 0
     device_reserved_bytes: int = 0
+    device_process_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Memory:
         baseline_bytes: resident set after importing everything and before loading anything.
         held_bytes: weights and quantization state that the loaded model keeps: its own storages, each counted once.
         peak_over_baseline_bytes: highest resident set of load, warm-up, first token and decode, over the baseline.
+        mapped_held_bytes: what of that lies in mapped files (weights used where the checkpoint is mapped).
+        device_held_bytes: what of that is on an accelerator; 0 on a CPU.
         load_spike_bytes: peak while loading over what is resident after it.
         phases: each phase apart.
     """
@@ -52,6 +56,8 @@ class Memory:
     peak_over_baseline_bytes: int
     load_spike_bytes: int
     phases: tuple[PhaseMemory, ...]
+    mapped_held_bytes: int = 0
+    device_held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ class Loaded:
         describe: the variant's own facts, asked for after it ran.
         release: gives everything back.
         held_beside_bytes: memory for weights that no module of the model refers to (a streamed model's slots).
+        device_held_beside_bytes: what of that is on an accelerator.
         timeline: tells what moves and what waits, of a variant that streams.
     """
 
@@ -45,6 +46,7 @@ class Loaded:
     describe: Callable[[], dict[str, Any]] = field(default=dict)
     release: Callable[[], None] = field(default=lambda: None)
     held_beside_bytes: int = 0
+    device_held_beside_bytes: int = 0
     timeline: LiveTimeline | None = None
 
     def facts(self) -> dict[str, Any]:

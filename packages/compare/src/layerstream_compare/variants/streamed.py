@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 import layerstream as ls
 
 from ..case import Case
-from ..prompts import build_prompt
 from .attention import implementation_of
 from .live_timeline import LiveTimeline
 from .loaded import Loaded
+from .prompts import build_prompt
 
-WEIGHT_LINES = ("slots", "staging", "blocks in host memory", "input embedding")
-"""Lines of the ledger that are memory for weights and that the model's own modules may not refer to."""
+HOST_WEIGHT_LINES = ("staging", "blocks in host memory", "input embedding")
+"""Host lines of the ledger that are memory for weights, to which no module of the model refers."""
 
 
 def load(case: Case) -> Loaded:
@@ -26,13 +26,15 @@ def load(case: Case) -> Loaded:
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     prompt_tokens = build_prompt(tokenizer, case).num_tokens
     streamed = open_streamed(case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens)
+    slots, host = _held_beside(streamed.plan)
     return Loaded(
         case=case,
         model=streamed.model,
         tokenizer=tokenizer,
         describe=lambda: _facts(streamed),
         release=streamed.close,
-        held_beside_bytes=_held_beside_bytes(streamed.plan),
+        held_beside_bytes=slots + host,
+        device_held_beside_bytes=0 if streamed.model.device.type == "cpu" else slots,
         timeline=LiveTimeline(streamed),
     )
 
@@ -57,10 +59,14 @@ def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_toke
     )
 
 
-def _held_beside_bytes(plan: ls.PlacementPlan) -> int:
-    # what lives on the device outside the slots are the model's own tensors, and the walker sees those
-    beside = [line for line in plan.ledger.lines if line.purpose in WEIGHT_LINES]
-    return sum(line.num_bytes for line in beside if line.purpose == "slots" or line.where == "host")
+def _held_beside(plan: ls.PlacementPlan) -> tuple[int, int]:
+    """Return the bytes of the slots, and of weights in host memory beside an accelerator.
+
+    What lives on the device outside the slots are the model's own tensors, and the walker sees those.
+    """
+    lines = plan.ledger.lines
+    slots = sum(line.num_bytes for line in lines if line.purpose == "slots")
+    return slots, sum(line.num_bytes for line in lines if line.where == "host" and line.purpose in HOST_WEIGHT_LINES)
 
 
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:

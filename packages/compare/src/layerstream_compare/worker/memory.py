@@ -13,17 +13,23 @@ from typing import Any
 
 import torch
 
-from .measurement import PhaseMemory
+from ..measurement import PhaseMemory
+from .nvml import process_bytes
 
 _STATUS = Path("/proc/self/status")
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _CLEAR = Path("/proc/self/clear_refs")
 _IO = Path("/proc/self/io")
+_MAPS = Path("/proc/self/maps")
 _RESET_PEAK = "5"
 """As proc(5) has it: reset the peak resident set size to the current value."""
 
 _QUANTIZATION_STATE = ("quant_state", "state", "state2", "absmax", "code", "offset", "CB", "SCB", "CxB")
 """Where bitsandbytes keeps what is not a parameter or a buffer: on weights, on modules, on the states themselves."""
+
+
+_Span = tuple[int, int]
+"""Addresses: the first byte, and the first after the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,28 +132,54 @@ class PhaseMeter:
             peak_bytes=reading.peak_bytes,
             device_allocated_bytes=allocated,
             device_reserved_bytes=reserved,
+            device_process_bytes=process_bytes(self._device),
         )
         self.phases.append(ended)
         return ended
 
 
-def held_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes that the model's own storages hold.
+def held_bytes(model: torch.nn.Module, *, on_accelerator_only: bool = False) -> int:
+    """Return the bytes that the model's own storages hold, wherever they are or on accelerators alone.
 
     Counted: parameters, buffers, the tensors inside tensor subclasses, bitsandbytes' quantization state; each byte once, however
     many tensors share it; the whole storage even where a tensor shows only a part of it, since that is what stays allocated; files
     mapped into memory as well as memory of one's own. Not counted: tensors on meta, and a streamed model's slots, which no module
     refers to (a `Loaded` tells them apart).
     """
-    spans: dict[str, list[tuple[int, int]]] = {}
+    spans = _held_spans(model)
+    return sum(_covered(found) for device, found in spans.items() if device != "cpu" or not on_accelerator_only)
+
+
+def mapped_held_bytes(model: torch.nn.Module) -> int:
+    """Return what of `held_bytes` lies in mapped files: a checkpoint that is used where it is mapped; 0 where none can be seen."""
+    in_host_memory = _held_spans(model).get("cpu", [])
+    files = _mapped_files()
+    both = [(max(start, begin), min(end, stop)) for start, end in in_host_memory for begin, stop in files]
+    return _covered((start, end) for start, end in both if start < end)
+
+
+def _mapped_files() -> list[_Span]:
+    try:
+        lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    # address range, rights, offset, device, inode and, of a file, its path
+    named = (line.split(maxsplit=5) for line in lines)
+    ranges = (parts[0].split("-") for parts in named if len(parts) == 6 and parts[5].startswith("/"))
+    return [(int(begin, 16), int(end, 16)) for begin, end in ranges]
+
+
+def _held_spans(model: torch.nn.Module) -> dict[str, list[_Span]]:
+    """Return the address ranges of the model's storages, by device."""
+    spans: dict[str, list[_Span]] = {}
     for tensor in _model_tensors(model):
         storage = tensor.untyped_storage()
         start = storage.data_ptr()
         spans.setdefault(str(tensor.device), []).append((start, start + storage.nbytes()))
-    return sum(_covered(found) for found in spans.values())
+    return spans
 
 
-def _covered(spans: Iterable[tuple[int, int]]) -> int:
+def _covered(spans: Iterable[_Span]) -> int:
     total = end_of_last = 0
     for start, end in sorted(spans):
         total += max(0, end - max(start, end_of_last))

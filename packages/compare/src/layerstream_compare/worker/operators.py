@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .variants.loaded import Loaded
+from ..variants.loaded import Loaded
 
 _TELLING = ("attention", "mm", "linear", "gemv", "gemm", "dequant", "bitsandbytes", "softmax")
 """Parts of operator names that say how attention and matrix products are computed."""

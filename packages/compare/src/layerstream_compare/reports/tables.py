@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .measurement import Measurement
+from ..measurement import Measurement
 from .metrics import BY_KEY, METRICS, Metric, Row, measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}
@@ -59,11 +59,10 @@ def _outcome(row: Row) -> Text:
     status, found = row.shown.status, row.shown.divergence
     if status != "ok":
         return Text(status, style="red" if status == "failed" else "dim")
+    words = row.outcome()
     if found is not None:
-        return Text(
-            f"differs at token {found.position + 1}" + ("" if math.isnan(found.margin) else f" (margin {found.margin:.2g})")
-        )
-    return Text(f"{row.outcome()}, bit-exact" if row.is_bit_exact else row.outcome(), style="green" if row.is_bit_exact else "")
+        words = f"differs at token {found.position + 1}" + ("" if math.isnan(found.margin) else f" (margin {found.margin:.2g})")
+    return Text(f"{words}, {row.standing}" if row.standing else words, style="green" if row.is_bit_exact else "")
 
 
 def terminal_notes(rows: Sequence[Row]) -> list[Text]:
@@ -96,11 +95,11 @@ def _prompt(rows: Sequence[Row]) -> str:
 
 
 def _markdown_table(rows: Sequence[Row], metrics: Sequence[Metric], *, with_outcome: bool) -> str:
-    last = ["bit-exact", "answer"] if with_outcome else ["noisy"]
+    last = ["logits", "answer"] if with_outcome else ["noisy"]
     head = ["variant", *(metric.title for metric in metrics), *last]
     lines = [head, ["---", *["---:"] * len(metrics), *["---"] * len(last)]]
     for row in rows:
-        marks = ["yes" if row.is_bit_exact else "no", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
+        marks = [row.standing or "differs", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
         lines.append([row.label, *(row.text_of(metric) for metric in metrics), *marks])
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 

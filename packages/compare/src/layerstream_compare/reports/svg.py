@@ -68,6 +68,12 @@ def picture(title: str, height: float, parts: Sequence[str]) -> str:
     return "\n".join([head, *parts, "</svg>"])
 
 
+def standalone(drawing: str, style: str) -> str:
+    """Return a drawing as a file of its own, with the style sheet inside and paper behind."""
+    head, _, rest = drawing.partition(">")
+    return f'{head}>\n<style>{style}</style>\n<rect width="100%" height="100%" style="fill: var(--paper)"/>{rest}\n'
+
+
 def text(x: float, y: float, content: str, *, kind: str = "label", anchor: str = "start", tip: str = "") -> str:
     """Return words at a place; `tip` shows where the pointer rests."""
     title = f"<title>{escape(tip)}</title>" if tip else ""

@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
-from .case import Case
-from .events import Event
-from .protocol import LIVE_KINDS, failed, measurement_of
+from ..case import Case
+from ..events import Event
+from ..protocol import LIVE_KINDS, failed, measurement_of
 
 ISOLATION = "in-process"
 
@@ -86,7 +86,7 @@ def _work(case: Case, run_case: RunCase | None, told: queue.SimpleQueue[_Told], 
 
     try:
         # the worker's module loads torch, which is not to happen before it must
-        (run_case or importlib.import_module(".worker", __package__).run_case)(case, emit)
+        (run_case or importlib.import_module("..worker.run", __package__).run_case)(case, emit)
     except _ClosedError:
         pass
     except (Exception, SystemExit) as error:  # noqa: BLE001  a failed case is a result: it is handed on

@@ -23,10 +23,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from .case import Case
-from .events import Event
-from .measurement import Measurement
-from .protocol import LIVE_KINDS, ProtocolError, failed, measurement_of, one_line, parse_line
+from ..case import Case
+from ..events import Event
+from ..measurement import Measurement
+from ..protocol import LIVE_KINDS, ProtocolError, failed, measurement_of, one_line, parse_line
 
 WORKER_COMMAND = (sys.executable, "-m", "layerstream_compare.worker")
 """What is started for each case; `--events-fd N` follows, the case is one line of JSON on its standard input."""

@@ -15,8 +15,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
-from .prompts import Prompt
-from .variants.loaded import Loaded
+from ..variants.loaded import Loaded
+from ..variants.prompts import Prompt
 
 OnToken = Callable[[int, int], None]
 """Called with the index among the new tokens and the token's id; its time is not counted."""

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import layerstream as ls
 
+from ..case import Case
+from ..measurement import Agreement
+from ..variants import resident, streamed
+from ..variants.loaded import Loaded
+from ..variants.prompts import Prompt
 from .agreement import AgreementMeter
-from .case import Case
 from .generation import greedy_arguments
-from .measurement import Agreement
-from .prompts import Prompt
-from .variants import resident, streamed
-from .variants.loaded import Loaded
 
 CHUNK_POSITIONS = 64
 """Positions of one forward while comparing."""

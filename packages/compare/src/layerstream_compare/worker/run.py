@@ -1,4 +1,4 @@
-"""The worker: one case, measured alone, told in events. `python -m layerstream_compare.worker --events-fd N` reads it from stdin.
+"""One case, measured alone, told in events.
 
 Order: imports, baseline, load, warm-up, the measured generation, and only then what would disturb the figures: kernels, quality.
 It knows how to measure; what each variant is, the variants know.
@@ -6,10 +6,8 @@ It knows how to measure; what each variant is, the variants know.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -21,18 +19,16 @@ import torch
 
 import layerstream as ls
 
-from .case import Case
-from .events import worker_line
+from ..case import Case
+from ..measurement import Memory, Timing
+from ..variants.loaded import Loaded, settle_device
+from ..variants.prompts import Prompt, build_prompt
+from ..variants.registry import VariantUnavailableError, find_variant
 from .generation import Generated, generate_greedily
-from .lifeline import end_with_reader
-from .measurement import Memory, Timing
-from .memory import PhaseMeter, Reading, held_bytes, read_disk_bytes, read_memory
+from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
 from .operators import kernel_facts
-from .prompts import Prompt, build_prompt
 from .teacher import measure_quality
 from .texts_of_tokens import TokenTexts
-from .variants.loaded import Loaded, settle_device
-from .variants.registry import VariantUnavailableError, find_variant
 
 WARMUP_PROMPT_TOKENS = 512
 """The warm-up reads at most so much of the prompt: more would cost as much as the measurement."""
@@ -46,21 +42,6 @@ class Emit(Protocol):
 
     def __call__(self, kind: str, **data: Any) -> None:
         """Take one event."""
-
-
-def main() -> None:
-    """Run the case on standard input and write its events, a line each, to the file descriptor `--events-fd`."""
-    parser = argparse.ArgumentParser(description="run one case of layerstream-compare")
-    parser.add_argument("--events-fd", type=int, required=True, help="an open file descriptor for JSON lines")
-    events_fd = parser.parse_args().events_fd
-    end_with_reader(events_fd)
-    # never closed before the process ends: the lifeline watches it
-    with os.fdopen(events_fd, "w", encoding="utf-8", buffering=1, closefd=False) as pipe:
-        run_case(Case.from_json(sys.stdin.read()), lambda kind, **data: _write(pipe.write, kind, data))
-
-
-def _write(write: Callable[[str], int], kind: str, data: dict[str, Any]) -> None:
-    write(worker_line(kind, **data))
 
 
 def run_case(case: Case, emit: Emit) -> None:
@@ -110,7 +91,7 @@ def _import_variant(case: Case) -> Callable[[Case], Loaded]:
         why_not = find_variant(name, kind).availability()
         if why_not is not None:
             raise VariantUnavailableError(why_not)
-    module = importlib.import_module(f".variants.{find_variant(case.variant, 'weights').module}", __package__)
+    module = importlib.import_module(f"..variants.{find_variant(case.variant, 'weights').module}", __package__)
     load: Callable[[Case], Loaded] = module.load
     return load
 
@@ -193,12 +174,14 @@ class _Run:
         self._meter.start(phase)
 
     def _memory(self, baseline: Reading) -> Memory:
-        phases = {phase.phase: phase for phase in self._meter.phases}
+        loaded, phases = self._loaded, {phase.phase: phase for phase in self._meter.phases}
         load = phases["load"]
         peak = max(phase.peak_bytes for name, phase in phases.items() if name != "import")
         return Memory(
             baseline_bytes=baseline.resident_bytes,
-            held_bytes=held_bytes(self._loaded.model) + self._loaded.held_beside_bytes,
+            held_bytes=held_bytes(loaded.model) + loaded.held_beside_bytes,
+            mapped_held_bytes=mapped_held_bytes(loaded.model),
+            device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True) + loaded.device_held_beside_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
             load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
             phases=tuple(self._meter.phases),
@@ -233,7 +216,3 @@ def _reason(error: BaseException) -> str:
 
 def _tail(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-4000:]
-
-
-if __name__ == "__main__":
-    main()

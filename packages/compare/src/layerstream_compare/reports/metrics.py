@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from .case import Case
-from .divergence import REFERENCE_FACT
-from .measurement import Agreement, Measurement, Memory
-from .units import format_bytes, format_nats, format_number, format_seconds, format_share
+from ..case import Case
+from ..divergence import EXACT_VARIANTS, REFERENCE_FACT
+from ..measurement import Agreement, Measurement, Memory
+from ..units import format_bytes, format_nats, format_number, format_seconds, format_share
 
 Value = Callable[[Measurement], "float | None"]
 
 TEXTS = {"answer": "the reference's own answer", "prose": "the text that ships with the package"}
 """What agreement is measured on."""
+
+
+NOISE_FLOOR = "The original weights with another attention kernel: what differs no more than this differs by rounding"
+"""What a noise-floor row is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,16 @@ class Row:
         agreements = self.shown.agreements
         return bool(agreements) and all(each.is_bit_exact for each in agreements)
 
+    @property
+    def is_noise_floor(self) -> bool:
+        """Whether these are the original weights with another attention kernel: what differs here is rounding."""
+        return self.shown.case.variant in EXACT_VARIANTS and bool(self.shown.agreements) and not self.is_bit_exact
+
+    @property
+    def standing(self) -> str:
+        """Return `bit-exact`, `noise floor`, or nothing."""
+        return "bit-exact" if self.is_bit_exact else "noise floor" if self.is_noise_floor else ""
+
     def median_of(self, key: str) -> float | None:
         """Return the median of a metric, or None where it was not measured."""
         return self.values[key].median if key in self.values else None
@@ -143,7 +157,17 @@ def _memory(key: str, title: str, includes: str, read: Callable[[Memory], int | 
 
 
 def _working(memory: Memory) -> int:
-    return max(0, memory.peak_over_baseline_bytes - memory.held_bytes)
+    device_peak = _highest("device_allocated_bytes")(memory)
+    if device_peak:
+        return max(0, device_peak - memory.device_held_bytes)
+    return max(0, memory.peak_over_baseline_bytes - memory.held_bytes - (_mapped(memory) or 0))
+
+
+def _mapped(memory: Memory) -> int | None:
+    phases = {phase.phase: phase for phase in memory.phases}
+    if not {"import", "decode"} <= phases.keys():
+        return None
+    return max(0, phases["decode"].file_bytes - phases["import"].file_bytes - memory.mapped_held_bytes)
 
 
 def _prefill_extra(memory: Memory) -> int | None:
@@ -155,8 +179,11 @@ def _prefill_extra(memory: Memory) -> int | None:
     return max(0, phases["first-token"].peak_bytes - before.anonymous_bytes - before.file_bytes)
 
 
-def _device(memory: Memory) -> int | None:
-    return max((phase.device_allocated_bytes for phase in memory.phases), default=0) or None
+def _highest(key: str) -> Callable[[Memory], int | None]:
+    def read(memory: Memory) -> int | None:
+        return max((getattr(phase, key) for phase in memory.phases), default=0) or None
+
+    return read
 
 
 def _time(key: str, title: str, includes: str, show: Callable[[float], str] = format_seconds) -> Metric:
@@ -212,8 +239,16 @@ METRICS: tuple[Metric, ...] = (
     _memory(
         "working_bytes",
         "working",
-        "Peak over the baseline minus held: activations, key-value cache, temporary copies while loading, mapped files",
+        "Peak over the baseline minus held and mapped: activations, key-value cache, temporary copies while loading. On an "
+        "accelerator: its allocator's peak minus what is held there",
         _working,
+    ),
+    _memory(
+        "mapped_bytes",
+        "mapped",
+        "Pages of files that stay mapped though no weight is kept in them: the checkpoint that was quantized from, the libraries' "
+        "code. They count as resident, and the system takes them back when memory is short",
+        _mapped,
     ),
     _memory(
         "peak_over_baseline_bytes",
@@ -233,7 +268,24 @@ METRICS: tuple[Metric, ...] = (
         "Peak until the first token over what was resident after the warm-up: the prompt's activations, attention and cache",
         _prefill_extra,
     ),
-    _memory("device_peak_bytes", "device peak", "Highest of the accelerator's allocator in any phase", _device),
+    _memory(
+        "device_peak_bytes",
+        "device peak",
+        "Highest of the accelerator's allocator in any phase",
+        _highest("device_allocated_bytes"),
+    ),
+    _memory(
+        "device_reserved_bytes",
+        "device reserved",
+        "Highest that the accelerator's allocator held in any phase, its cache of free pieces included",
+        _highest("device_reserved_bytes"),
+    ),
+    _memory(
+        "device_process_bytes",
+        "device process",
+        "Most that NVML counted for the process at the end of a phase: the allocator's memory, CUDA's context and its kernels",
+        _highest("device_process_bytes"),
+    ),
     _memory(
         "baseline_bytes",
         "baseline",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .case import Case
+from ..case import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from .divergence import REFERENCE_FACT
-from .metrics import TEXTS, Metric, Row, measured
+from ..divergence import REFERENCE_FACT
+from ..units import format_bytes
+from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, memory_plot, sweep_plots
 from .tables import GROUPS
-from .units import format_bytes
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MEMORY_NOTE = (
-    "Held is what the weights keep. Working lies on top of it at the highest moment; the load spike, thin, begins where held ends."
+    "Held is what the weights keep. Working lies on top of it at the highest moment; mapped is resident too, but the system takes "
+    "it back when memory is short. The load spike, thin, begins where held ends."
 )
 _OWN_FACTS = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
 
@@ -110,10 +111,9 @@ def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> 
     heads = "".join(
         f'<th scope="col" title="{escape(metric.includes)}">{escape(metric.title.partition(",")[0])}</th>' for metric in metrics
     )
-    last = "<th scope=col>answer</th>" if group == "quality" else ""
-    lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics, group)}</tr>' for row in shown)
+    lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics)}</tr>' for row in shown)
     return (
-        f"<section><h2>{escape(heading)}</h2><div class=wide><table><thead><tr><th scope=col>variant</th>{heads}{last}</tr></thead>"
+        f"<section><h2>{escape(heading)}</h2><div class=wide><table><thead><tr><th scope=col>variant</th>{heads}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div></section>"
     )
 
@@ -122,15 +122,16 @@ def _name(row: Row) -> str:
     badges = (
         '<span class="badge exact" title="Every compared logit is equal, bit for bit">bit-exact</span>' if row.is_bit_exact else ""
     )
+    if row.is_noise_floor:
+        badges += f'<span class="badge noisy" title="{NOISE_FLOOR}">noise floor</span>'
     badges += (
         '<span class="badge noisy" title="The machine was busy, or token times spread widely">noisy</span>' if row.is_noisy else ""
     )
     return f"{escape(row.label)}{badges}"
 
 
-def _cells(row: Row, metrics: Sequence[Metric], group: str) -> str:
-    cells = "".join(f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics)
-    return cells + (f'<td class="words">{escape(row.outcome())}</td>' if group == "quality" else "")
+def _cells(row: Row, metrics: Sequence[Metric]) -> str:
+    return "".join(f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics)
 
 
 def _tip(row: Row, metric: Metric) -> str:

@@ -6,12 +6,12 @@ It knows rows and figures; how shapes are written is `svg`'s business. A drawing
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from ..divergence import REFERENCE_FACT
+from ..units import format_bytes, format_nats, format_seconds
 from . import svg
-from .divergence import EXACT_VARIANTS, REFERENCE_FACT
 from .metrics import BY_KEY, TEXTS, Row, agreement_on
-from .units import format_bytes, format_nats, format_seconds
 
 _LABEL_WIDTH = 250
 _LABEL_LENGTH = 38
@@ -20,7 +20,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def memory_plot(rows: Sequence[Row]) -> str:
-    """Return stacked bars of held and working memory, the load spike as a thin bar that begins where held ends."""
+    """Return stacked bars of held, working and mapped memory, the load spike as a thin bar that begins where held ends."""
     shown = [row for row in rows if "held_bytes" in row.values]
     if not shown:
         return ""
@@ -30,27 +30,29 @@ def memory_plot(rows: Sequence[Row]) -> str:
     scale = svg.linear(ends, _LABEL_WIDTH, svg.WIDTH - 120, unit=_MIB if max(ends) < 1000 * _MIB else 1024 * _MIB)
     top, step = 56, 34
     bottom = top + step * len(shown)
-    names = [(BY_KEY[key].title, number) for number, key in enumerate(("held_bytes", "working_bytes", "load_spike_bytes"))]
-    parts = _swatches(names) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
+    parts = _swatches(_MEMORY_KINDS) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
     for index, row in enumerate(shown):
         parts += _memory_bar(row, scale, top + step * index)
     return svg.picture("Memory of each variant", bottom + 24, parts)
 
 
 def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
-    held, working, spike = (_value(row, key) for key in ("held_bytes", "working_bytes", "load_spike_bytes"))
-    begin, middle = scale(0), scale(held)
-    tips = [f"{row.label}: {BY_KEY[key].title} {row.text_of(BY_KEY[key])}. {BY_KEY[key].includes}" for key in _MEMORY_KEYS]
-    return [
-        _row_label(row, y + 13),
-        svg.rectangle(begin, y + 2, middle - begin, 14, kind="s0", tip=tips[0]),
-        svg.rectangle(middle, y + 2, scale(held + working) - middle, 14, kind="s1", tip=tips[1]),
-        svg.rectangle(middle, y + 18, scale(held + spike) - middle, 5, kind="s3", tip=tips[2]),
-        svg.text(svg.WIDTH - 112, y + 13, f"{format_bytes(held)} held", kind="value", tip=tips[0]),
-    ]
+    parts, end = [_row_label(row, y + 13)], 0.0
+    for key, kind in _MEMORY_KINDS.items():
+        tip = f"{row.label}: {BY_KEY[key].title} {row.text_of(BY_KEY[key])}. {BY_KEY[key].includes}"
+        if key == "load_spike_bytes":
+            # needed beside what is held, and over before anything works
+            held = _value(row, "held_bytes")
+            parts.append(svg.rectangle(scale(held), y + 18, scale(held + _value(row, key)) - scale(held), 5, kind=kind, tip=tip))
+            continue
+        begin, end = end, end + _value(row, key)
+        parts.append(svg.rectangle(scale(begin), y + 2, scale(end) - scale(begin), 14, kind=kind, tip=tip))
+    held_text = f"{format_bytes(_value(row, 'held_bytes'))} held"
+    return [*parts, svg.text(svg.WIDTH - 112, y + 13, held_text, kind="value", tip=BY_KEY["held_bytes"].includes)]
 
 
-_MEMORY_KEYS = ("held_bytes", "working_bytes", "load_spike_bytes")
+_MEMORY_KINDS = {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"}
+"""What the memory plot shows, in this order, and the class of its colour."""
 
 
 def latency_plot(rows: Sequence[Row]) -> str:
@@ -117,8 +119,7 @@ def divergence_plot(rows: Sequence[Row]) -> str:
 
 def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: float) -> list[str]:
     """Mark how far the original weights are from themselves when only the attention kernel differs."""
-    exact = [row for row in rows if row.shown.case.variant in EXACT_VARIANTS and not row.is_bit_exact]
-    means = [each.kl_mean for row in exact for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
+    means = [each.kl_mean for row in rows if row.is_noise_floor for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
     if not means:
         return []
     x = scale(max(means))
@@ -240,10 +241,10 @@ def _vertical_grid(scale: svg.Scale, top: float, bottom: float, show: Callable[[
     return parts
 
 
-def _swatches(names: Sequence[tuple[str, int]]) -> list[str]:
-    kinds = ("s0", "s1", "s3")
+def _swatches(kinds: Mapping[str, str]) -> list[str]:
     marks = [
-        (name, lambda x, y, kind=kinds[number]: svg.rectangle(x - 5, y - 5, 10, 10, kind=kind, tip="")) for name, number in names
+        (BY_KEY[key].title, lambda x, y, kind=kind: svg.rectangle(x - 5, y - 5, 10, 10, kind=kind, tip=""))
+        for key, kind in kinds.items()
     ]
     return svg.legend(0, 16, marks)
 

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from .measurement import Agreement
+from ..measurement import Agreement
 
 _ROWS = 8
 """Positions computed at once: float64 copies of more would cost more memory than they save time."""

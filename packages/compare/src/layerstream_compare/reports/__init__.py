@@ -1,0 +1,1 @@
+"""What is shown of measurements: figures, tables, drawings and a page."""
