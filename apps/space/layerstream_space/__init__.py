@@ -1,7 +1,7 @@
 """The app: the same prompt through streamed, resident and quantized variants, side by side in a browser.
 
-It shows and never computes: models run in `layerstream_compare`'s workers, plans are made in a child of their own. This process loads
-no torch, so that its memory stays small and flat.
+It shows and never computes: models run in `layerstream_compare`'s workers, plans are made in a child of their own. This process
+loads no torch, so that its memory stays small and flat.
 """
 
 import os

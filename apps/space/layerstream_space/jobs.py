@@ -7,16 +7,15 @@ end it: the worker ends with the iterator, and no iterator is silent for longer 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 
-from layerstream_compare import CompareError, Event, Experiment, list_variants, run, run_in_process, run_isolated
+from layerstream_compare import Case, CompareError, Event, Experiment, list_variants, run, run_in_process, run_isolated
 
 from .board import Board
 from .errors import VisitorError
-from .models import Catalogue, presentable
+from .models import Catalogue, presentable, without_paths
 from .planner import Planner
 from .settings import Limits, Settings
 
@@ -24,6 +23,20 @@ HEARTBEAT_S = 0.2
 """No run is silent for longer: a pressed Stop or a closed tab is noticed at the next sign of life."""
 
 FETCH_WITHIN_S = 600.0
+
+
+Runner = Callable[[Case], Generator[Event, None, None]]
+"""Runs one case, never silent for longer than a heartbeat."""
+
+
+def run_apart(case: Case) -> Generator[Event, None, None]:
+    """Run `case` in a process of its own."""
+    return run_isolated(case, heartbeat_s=HEARTBEAT_S)
+
+
+def run_here(case: Case) -> Generator[Event, None, None]:
+    """Run `case` in this process, where children may not have the accelerator."""
+    yield from run_in_process(case, heartbeat_s=HEARTBEAT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +86,19 @@ class Step:
 class Runs:
     """Carries out wishes."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, planner: Planner) -> None:
-        """Know what may be run, and how."""
+    def __init__(self, settings: Settings, catalogue: Catalogue, planner: Planner, runner: Runner | None = None) -> None:
+        """Know what may be run, and how.
+
+        Args:
+            settings: how the app was started.
+            catalogue: the models.
+            planner: finds the default model.
+            runner: runs one case; by default what the settings say.
+        """
         self._settings = settings
         self._catalogue = catalogue
         self._planner = planner
-        runner = run_in_process if settings.in_process else run_isolated
-        self._runner = partial(runner, heartbeat_s=HEARTBEAT_S)
+        self._runner = runner or (run_here if settings.in_process else run_apart)
 
     def start(self, wish: Wish) -> Generator[Step, None, None]:
         """Carry out `wish` and yield a step at every event, and at least every `HEARTBEAT_S`; the last one's board is over.
@@ -115,7 +134,7 @@ class Runs:
         deadline = time.monotonic() + limits.run_s
         runner = self._runner if not wish.timeline else lambda case: self._runner(case.with_changes(timeline=True))
         with closing(run(experiment, runner=runner)) as events:
-            for event in events:
+            for event in _without_comparison_errors(events, source, wish.model):
                 event = self._shown(event, source, wish.model)
                 yield Step(board=board, event=event, changed=board.take(event, time.monotonic()))
                 if time.monotonic() > deadline and not board.is_over:
@@ -146,9 +165,17 @@ def _experiment(wish: Wish, model: str, limits: Limits) -> Experiment:
             time_limit_s=limits.case_s,
             quality=wish.quality != "none",
             prose=wish.quality == "prose",
+            noise_floor=False,  # one more case to wait for
         )
     except CompareError as error:
-        raise VisitorError(str(error)) from error
+        raise VisitorError(without_paths(str(error).replace(model, wish.model))) from error
+
+
+def _without_comparison_errors(events: Iterable[Event], source: str, name: str) -> Iterator[Event]:
+    try:
+        yield from events
+    except CompareError as error:
+        raise VisitorError(without_paths(str(error).replace(source, name))) from error
 
 
 def _board(experiment: Experiment) -> Board:

@@ -1,6 +1,6 @@
 """Which models a visitor may run, by names that tell nothing of this machine's folders.
 
-It knows names, directories and who may ask for what; it deliberately loads nothing. The default model is found by the planner's child.
+It knows names, directories and who may ask for what; it deliberately loads nothing. The planner's child finds the default model.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def hub_id(text: str) -> str:
     Raises:
         VisitorError: it is none. A path never is one.
     """
-    found = text.strip().removeprefix("https://huggingface.co/").strip("/")
+    found = text.strip().removeprefix("https://huggingface.co/").rstrip("/")
     if not _HUB_ID.fullmatch(found) or ".." in found:
         raise VisitorError(f"{text.strip()[:80]!r} is no Hub id; write owner/name, or paste the content of a config.json")
     return found

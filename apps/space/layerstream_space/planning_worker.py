@@ -1,7 +1,7 @@
 """The planner's child process: lines of JSON in, lines of JSON out; the one module of the app that imports layerstream.
 
-Each line asks one question; the answer is one line, `{"error": text}` where it has none. Profiles are kept, so that another budget or
-machine is answered at once. No weight is read but by `default_model`, which fetches the model that runs when none is named.
+Each line asks one question; the answer is one line, `{"error": text}` where it has none. Profiles are kept, so that another budget
+or machine is answered at once. No weight is read but by `default_model`, which fetches the model that runs when none is named.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Answerer:
         budget: str | int = "auto",
         share: float | None = None,
     ) -> dict[str, Any]:
-        """Return the plan of a model (a directory or Hub id), a known model or a config, on a machine, and what lower precisions need.
+        """Return the plan of a model, a known model or a config on a machine, and what lower precisions need.
 
         Args:
             model: a directory or Hub id.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..errors import VisitorError
 from ..jobs import Wish
 from ..view.curves import curves_view
 from ..view.words import escape, notice, title_of
-from .services import MODEL_QUEUE, Services, Sessions, block, session_of
+from .services import Services, Sessions, block, session_of, wire_run
 
 Outputs = tuple[Any, ...]
 
@@ -25,8 +25,10 @@ TEXT = "A river carries what it is given: leaves, light, and the sound of the st
 NEW_TOKENS = 2
 
 _INTRO = (
-    '<p class="ls-intro">The same weights in memory in <b>bf16</b>, the same text repeated to each length, another attention kernel. Eager '
-    "attention keeps a score for every pair of tokens, so that its memory grows with the <b>square</b> of the length; SDPA's flash kernel "
+    '<p class="ls-intro">The same weights in memory in <b>bf16</b>, the same text repeated to each length, another attention '
+    "kernel. Eager "
+    "attention keeps a score for every pair of tokens, so that its memory grows with the <b>square</b> of the length; SDPA's "
+    "flash kernel "
     "never holds them all and grows <b>in a line</b>.</p>"
 )
 
@@ -45,6 +47,7 @@ def context(services: Services) -> None:
             [(str(length), length) for length in lengths],
             value=lengths[2:5],
             label="Prompt lengths, in tokens",
+            elem_id="context-lengths",
             elem_classes=["ls-choice"],
         )
         with gr.Row(elem_classes=["ls-actions"]):
@@ -57,16 +60,7 @@ def context(services: Services) -> None:
     sessions = Sessions()
 
     def on_run(attention: list[str], lengths: list[int], request: gr.Request) -> Generator[Outputs, None, None]:
-        wish = Wish(
-            model=services.catalogue.names[0],
-            prompt=TEXT,
-            variants=("resident",),
-            attention=tuple(attention),
-            lengths=tuple(sorted(int(length) for length in lengths)),
-            new_tokens=NEW_TOKENS,
-            dtype="bfloat16",
-            quality="none",
-        )
+        wish = _wish(services, attention, lengths)
         yield from _shown(services, sessions, session_of(request), wish)
 
     def on_stop(request: gr.Request) -> Outputs:
@@ -74,21 +68,29 @@ def context(services: Services) -> None:
         html = gr.skip() if found is None else curves_view(found.measurements, "Stopped. The points that are there stay.")
         return html, gr.Button(interactive=True), gr.Button(interactive=False)
 
-    running = start.click(
-        on_run,
-        [attention, chosen],
-        [result, start, stop],
-        show_progress="minimal",
-        show_progress_on=queue,
-        concurrency_id=MODEL_QUEUE,
-        concurrency_limit=limits.runs_at_once,
-        trigger_mode="once",
-        api_visibility="private",
+    wire_run(
+        services,
+        [start.click],
+        stop,
+        on_run=on_run,
+        on_stop=on_stop,
+        inputs=[attention, chosen],
+        outputs=[result, start, stop],
+        queue=queue,
     )
-    stop.click(
-        on_stop, None, [result, start, stop], cancels=[running], queue=False, show_progress="hidden", api_visibility="private"
+
+
+def _wish(services: Services, attention: Sequence[str], lengths: Sequence[int]) -> Wish:
+    return Wish(
+        model=services.catalogue.names[0],
+        prompt=TEXT,
+        variants=("resident",),
+        attention=tuple(attention),
+        lengths=tuple(sorted(int(length) for length in lengths)),
+        new_tokens=NEW_TOKENS,
+        dtype="bfloat16",
+        quality="none",
     )
-    start.click(lambda: gr.Button(interactive=True), None, stop, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> Generator[Outputs, None, None]:

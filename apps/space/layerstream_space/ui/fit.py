@@ -28,8 +28,10 @@ DTYPES = {"as published": "auto", "16-bit (fp16)": "float16", "16-bit (bf16)": "
 
 _STARTING = '<p class="ls-status" role="status"><span>The planner is starting; the first plan takes some seconds.</span></p>'
 _INTRO = (
-    '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where every block '
-    "would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the streamed lane."
+    '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where '
+    "every block "
+    "would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the "
+    "streamed lane."
     "</p>"
 )
 
@@ -37,22 +39,9 @@ _INTRO = (
 def fit(services: Services) -> dict[str, Any]:
     """Lay the page out and wire it; return the event that plans, for when the page is opened."""
     block(_INTRO)
-    names = [*KNOWN, *services.catalogue.names]
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
-            origin = gr.Radio([FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"])
-            known = gr.Dropdown(names, value=names[0], label="Known model", elem_id="fit-model")
-            hub = gr.Textbox(label="Hub id", placeholder="owner/name", max_length=200, visible=False, elem_id="fit-hub")
-            config = gr.Textbox(
-                label="Content of its config.json",
-                placeholder='{"model_type": "llama", …}',
-                lines=5,
-                max_lines=8,
-                max_length=services.settings.limits.config_characters,
-                visible=False,
-                elem_id="fit-config",
-            )
-            dtype = gr.Radio(list(DTYPES), value="as published", label="Precision", elem_classes=["ls-choice"])
+            origin, known, hub, config, dtype = _model_panel(services)
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
             machine = gr.Dropdown(list(MACHINES), value=next(iter(MACHINES)), label="Machine", elem_id="fit-machine")
             prompt_tokens = gr.Slider(16, 32_768, value=512, step=16, label="Prompt tokens")
@@ -60,16 +49,8 @@ def fit(services: Services) -> dict[str, Any]:
             ask = gr.Button("Plan it", variant="primary", elem_id="plan")
     result = block(_STARTING, elem_id="fit")
     with gr.Row():
-        table_button = gr.Button("Count the well-known models", size="sm", scale=0, min_width=240)
+        table_button = gr.Button("Count the well-known models", size="sm", scale=0, min_width=240, elem_id="count")
     table = block("", elem_id="known-table")
-    origin.change(
-        lambda chosen: [gr.update(visible=chosen == each) for each in (FROM_LIST, FROM_HUB, FROM_CONFIG)],
-        origin,
-        [known, hub, config],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
 
     def on_plan(origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float) -> str:
         try:
@@ -80,18 +61,39 @@ def fit(services: Services) -> dict[str, Any]:
 
     inputs = [origin, known, hub, config, dtype, machine, prompt_tokens, new_tokens]
     options: dict[str, Any] = {"show_progress": "minimal", "trigger_mode": "always_last", "api_visibility": "private"}
-    gr.on(
-        [ask.click, known.change, machine.change, dtype.change, prompt_tokens.release, new_tokens.release, hub.submit],
-        on_plan,
-        inputs,
-        result,
-        **options,
-    )
+    changes = [known.change, machine.change, dtype.change, prompt_tokens.release, new_tokens.release, hub.submit]
+    gr.on([ask.click, *changes], on_plan, inputs, result, **options)
     table_button.click(lambda: _table(services), None, table, **options)
     return {"fn": on_plan, "inputs": inputs, "outputs": result, **options}
 
 
-def plan_html(services: Services, subject: dict[str, str], machine: str, dtype: str, prompt_tokens: int, new_tokens: int) -> str:
+def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox, gr.Textbox, gr.Radio]:
+    names = [*KNOWN, *services.catalogue.names]
+    origin = gr.Radio([FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"])
+    known = gr.Dropdown(names, value=names[0], label="Known model", elem_id="fit-model")
+    hub = gr.Textbox(label="Hub id", placeholder="owner/name", max_length=200, visible=False, elem_id="fit-hub")
+    config = gr.Textbox(
+        label="Content of its config.json",
+        placeholder='{"model_type": "llama", …}',
+        lines=5,
+        max_lines=8,
+        max_length=services.settings.limits.config_characters,
+        visible=False,
+        elem_id="fit-config",
+    )
+    dtype = gr.Radio(list(DTYPES), value="as published", label="Precision", elem_classes=["ls-choice"])
+    origin.change(
+        lambda chosen: [gr.update(visible=chosen == each) for each in (FROM_LIST, FROM_HUB, FROM_CONFIG)],
+        origin,
+        [known, hub, config],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    return origin, known, hub, config, dtype
+
+
+def plan_html(services: Services, subject: dict[str, Any], machine: str, dtype: str, prompt_tokens: int, new_tokens: int) -> str:
     """Return the answer of the planner as HTML.
 
     Raises:
@@ -103,7 +105,7 @@ def plan_html(services: Services, subject: dict[str, str], machine: str, dtype: 
     return fit_view(answer, machine)
 
 
-def _subject(services: Services, origin: str, known: str, hub: str, config: str) -> dict[str, str]:
+def _subject(services: Services, origin: str, known: str, hub: str, config: str) -> dict[str, Any]:
     if origin == FROM_HUB:
         return {"model": hub_id(hub)}
     if origin == FROM_CONFIG:
@@ -117,7 +119,7 @@ def _subject(services: Services, origin: str, known: str, hub: str, config: str)
     return subject_called(services, known)
 
 
-def subject_called(services: Services, name: str) -> dict[str, str]:
+def subject_called(services: Services, name: str) -> dict[str, Any]:
     """Return what the planner is asked for a name of the list.
 
     Raises:

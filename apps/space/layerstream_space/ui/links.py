@@ -17,7 +17,11 @@ COPY_JS = """(prompt, variants, tokens, budget, quality) => {
   window.history.replaceState(null, "", link);
   if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
   const button = document.querySelector("#share");
-  if (button) { const told = button.textContent; button.textContent = "Link copied"; setTimeout(() => { button.textContent = told; }, 1800); }
+  if (button) {
+    const told = button.textContent;
+    button.textContent = "Link copied";
+    setTimeout(() => { button.textContent = told; }, 1800);
+  }
   return [];
 }"""
 
@@ -34,7 +38,7 @@ def wire_links(page: gr.Blocks, tabs: gr.Tabs, controls: Controls, share: gr.But
 
 
 def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
-    """Return updates of tabs, prompt, variants, new tokens, budget and quality; what the address does not tell, or tells wrongly, stays.
+    """Return updates of tabs, prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
 
     Args:
         query: the address' parameters, as whoever made it chose them.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gradio as gr
 
 from ..board import Board
-from ..jobs import Runs
+from ..jobs import Runner, Runs
 from ..models import Catalogue
 from ..planner import Planner
 from ..settings import Settings
@@ -52,10 +54,56 @@ class Services:
     runs: Runs
 
 
-def make_services(settings: Settings) -> Services:
-    """Return the services of an app; nothing is started yet."""
+def make_services(settings: Settings, runner: Runner | None = None) -> Services:
+    """Return the services of an app; nothing is started yet.
+
+    Args:
+        settings: how the app was started.
+        runner: runs one case; by default what the settings say.
+    """
     catalogue, planner = Catalogue(settings), Planner()
-    return Services(settings=settings, catalogue=catalogue, planner=planner, runs=Runs(settings, catalogue, planner))
+    return Services(settings=settings, catalogue=catalogue, planner=planner, runs=Runs(settings, catalogue, planner, runner))
+
+
+def wire_run(
+    services: Services,
+    start: Sequence[Any],
+    stop: gr.Button,
+    *,
+    on_run: Callable[..., Any],
+    on_stop: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    queue: gr.HTML,
+) -> None:
+    """Wire a run: in the one queue of all models, its place in it shown in `queue`, ended by `stop`.
+
+    Args:
+        services: for the limits.
+        start: events that start it, of components.
+        stop: ends it, also while it waits.
+        on_run: a generator.
+        on_stop: returns the last picture; it runs after the generator was closed.
+        inputs: of `on_run`.
+        outputs: of both.
+        queue: where the place in the queue is shown.
+    """
+    running = gr.on(
+        list(start),
+        on_run,
+        list(inputs),
+        list(outputs),
+        show_progress="minimal",
+        show_progress_on=queue,
+        concurrency_id=MODEL_QUEUE,
+        concurrency_limit=services.settings.limits.runs_at_once,
+        trigger_mode="once",
+        api_visibility="private",
+    )
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    stop.click(on_stop, None, list(outputs), cancels=[running], **quiet)
+    # a run that still waits in the queue can be stopped too
+    gr.on(list(start), lambda: gr.Button(interactive=True), None, stop, **quiet)
 
 
 def session_of(request: gr.Request) -> str:

@@ -19,7 +19,7 @@ from ..view.bars import plots_view
 from ..view.downloads import downloads_view
 from ..view.lanes import board_view, empty_board
 from ..view.words import notice, title_of
-from .services import MODEL_QUEUE, Services, Sessions, block, session_of
+from .services import Services, Sessions, block, session_of, wire_run
 
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
@@ -54,7 +54,7 @@ def variants_here() -> list[tuple[str, str]]:
 def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
     """Lay the page out and wire it; return what a link can fill in, and the button that makes one."""
     limits = services.settings.limits
-    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}]
+    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}][: limits.variants]
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
             prompt = gr.Textbox(
@@ -66,45 +66,52 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
                 stop = gr.Button("Stop", variant="secondary", scale=1, min_width=90, interactive=False, elem_id="stop")
                 share = gr.Button("Copy link", variant="secondary", scale=1, min_width=110, elem_id="share")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
-            model = gr.Dropdown(
-                list(services.catalogue.names),
-                value=services.catalogue.names[0],
-                label="Model",
-                allow_custom_value=services.settings.any_model,
-                visible=services.settings.any_model or len(services.catalogue.names) > 1,
-            )
-            variants = gr.CheckboxGroup(
-                variants_here(),
-                value=chosen[: limits.variants],
-                label="Variants",
-                info="The first exact one, streamed or in memory, is the reference of the others.",
-                elem_classes=["ls-variants"],
-            )
-            new_tokens = gr.Slider(4, limits.new_tokens, value=min(40, limits.new_tokens), step=1, label="New tokens")
-            budget = gr.Dropdown(
-                list(dict.fromkeys([services.settings.budget, *BUDGETS])),
-                value=services.settings.budget,
-                label="Memory of the streamed lane",
-                info="min is the least that works; or any size, such as 120 MiB.",
-                allow_custom_value=True,
-            )
-            quality = gr.Radio(
-                [("on its answer", "answer"), ("and on prose (slow)", "prose"), ("no", "none")],
-                value="answer",
-                label="Agreement with the exact model",
-                elem_classes=["ls-choice"],
-            )
+            controls = _choices(services, prompt, chosen)
     queue = block("", elem_id="queue")
-    board = block(empty_board(tuple(chosen)), elem_id="board")
+    board = block(empty_board(chosen), elem_id="board")
     plots = block(plots_view([]), elem_id="plots")
     downloads = block(downloads_view([]), elem_id="downloads")
-    controls = Controls(prompt, variants, new_tokens, budget, quality, model)
     _wire(services, controls, (board, plots, downloads, compare, stop), queue)
     return controls, share
 
 
+def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Controls:
+    settings, names = services.settings, services.catalogue.names
+    model = gr.Dropdown(
+        list(names),
+        value=names[0],
+        label="Model",
+        allow_custom_value=settings.any_model,
+        visible=settings.any_model or len(names) > 1,
+    )
+    variants = gr.CheckboxGroup(
+        variants_here(),
+        value=chosen,
+        label="Variants",
+        info="The first exact one, streamed or in memory, is the reference of the others.",
+        elem_classes=["ls-variants"],
+        elem_id="variants",
+    )
+    most = settings.limits.new_tokens
+    new_tokens = gr.Slider(4, most, value=min(40, most), step=1, label="New tokens")
+    budget = gr.Dropdown(
+        list(dict.fromkeys([settings.budget, *BUDGETS])),
+        value=settings.budget,
+        label="Memory of the streamed lane",
+        info="min is the least that works; or any size, such as 120 MiB.",
+        allow_custom_value=True,
+    )
+    quality = gr.Radio(
+        [("on its answer", "answer"), ("and on prose (slow)", "prose"), ("no", "none")],
+        value="answer",
+        label="Agreement with the exact model",
+        elem_classes=["ls-choice"],
+    )
+    return Controls(prompt, variants, new_tokens, budget, quality, model)
+
+
 def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queue: gr.HTML) -> None:
-    board, plots, downloads, compare, stop = outputs
+    *_, compare, stop = outputs
     sessions = Sessions()
 
     def on_compare(
@@ -128,20 +135,16 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
         return _final(found)
 
     inputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality, controls.model]
-    running = gr.on(
+    wire_run(
+        services,
         [compare.click, controls.prompt.submit],
-        on_compare,
-        inputs,
-        list(outputs),
-        show_progress="minimal",
-        show_progress_on=queue,
-        concurrency_id=MODEL_QUEUE,
-        concurrency_limit=services.settings.limits.runs_at_once,
-        trigger_mode="once",
-        api_visibility="private",
+        stop,
+        on_run=on_compare,
+        on_stop=on_stop,
+        inputs=inputs,
+        outputs=outputs,
+        queue=queue,
     )
-    stop.click(on_stop, None, list(outputs), cancels=[running], queue=False, show_progress="hidden", api_visibility="private")
-    compare.click(lambda: gr.Button(interactive=True), None, stop, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> Generator[Outputs, None, None]:

@@ -14,11 +14,12 @@ from ..board import PHASES
 from ..errors import VisitorError
 from ..jobs import Wish
 from ..models import without_paths
+from ..settings import Limits
 from ..track import Track
 from ..view.plan import ledger_bar, strip_view, total_bytes
 from ..view.timeline import watch_view
 from ..view.words import format_bytes, format_seconds, notice
-from .services import MODEL_QUEUE, Services, block, session_of
+from .services import Services, block, session_of, wire_run
 
 Outputs = tuple[Any, ...]
 
@@ -27,7 +28,8 @@ PLANNED_PROMPT_TOKENS = 64
 DRAW_EVERY_S = 0.15
 
 _INTRO = (
-    '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at once</b>, from '
+    '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at '
+    "once</b>, from "
     "arithmetic alone. Then run it and watch the disk stay ahead of the computation, or not.</p>"
 )
 
@@ -52,19 +54,8 @@ class _Watched:
 
 def watch(services: Services) -> dict[str, Any]:
     """Lay the page out and wire it; return the event that plans for the slider, for when the page is opened."""
-    limits = services.settings.limits
     block(_INTRO)
-    with gr.Row(elem_classes=["ls-controls"]):
-        with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
-            prompt = gr.Textbox(
-                PROMPT, label="Prompt", lines=2, max_lines=6, max_length=limits.prompt_characters, elem_classes=["ls-prompt"]
-            )
-            with gr.Row(elem_classes=["ls-actions"]):
-                start = gr.Button("Run it", variant="primary", scale=3, min_width=120, elem_id="watch-run")
-                stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="watch-stop")
-        with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
-            share = gr.Slider(0, 100, value=25, step=5, label="Memory, from the least to all", elem_id="watch-share")
-            new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
+    prompt, start, stop, share, new_tokens = _panels(services.settings.limits)
     queue = block("", elem_id="watch-queue")
     plan = block(_planning(), elem_id="watch-plan")
     live = block(_Watched().html(is_over=False, is_idle=True), elem_id="watch")
@@ -86,21 +77,16 @@ def watch(services: Services) -> dict[str, Any]:
         html = gr.skip() if found is None else found.html(is_over=True)
         return html, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
 
-    running = start.click(
-        on_run,
-        [prompt, share, new_tokens],
-        [live, plan, start, stop],
-        show_progress="minimal",
-        show_progress_on=queue,
-        concurrency_id=MODEL_QUEUE,
-        concurrency_limit=limits.runs_at_once,
-        trigger_mode="once",
-        api_visibility="private",
+    wire_run(
+        services,
+        [start.click],
+        stop,
+        on_run=on_run,
+        on_stop=on_stop,
+        inputs=[prompt, share, new_tokens],
+        outputs=[live, plan, start, stop],
+        queue=queue,
     )
-    stop.click(
-        on_stop, None, [live, plan, start, stop], cancels=[running], queue=False, show_progress="hidden", api_visibility="private"
-    )
-    start.click(lambda: gr.Button(interactive=True), None, stop, queue=False, show_progress="hidden", api_visibility="private")
     replan = {
         "fn": on_share,
         "inputs": [share, new_tokens],
@@ -110,6 +96,21 @@ def watch(services: Services) -> dict[str, Any]:
     }
     gr.on([share.change, new_tokens.release], trigger_mode="always_last", **replan)
     return replan
+
+
+def _panels(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Slider, gr.Slider]:
+    with gr.Row(elem_classes=["ls-controls"]):
+        with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
+            prompt = gr.Textbox(
+                PROMPT, label="Prompt", lines=2, max_lines=6, max_length=limits.prompt_characters, elem_classes=["ls-prompt"]
+            )
+            with gr.Row(elem_classes=["ls-actions"]):
+                start = gr.Button("Run it", variant="primary", scale=3, min_width=120, elem_id="watch-run")
+                stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="watch-stop")
+        with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
+            share = gr.Slider(0, 100, value=25, step=5, label="Memory, from the least to all", elem_id="watch-share")
+            new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
+    return prompt, start, stop, share, new_tokens
 
 
 def _planning() -> str:

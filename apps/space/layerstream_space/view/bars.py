@@ -9,7 +9,8 @@ from layerstream_compare import Measurement
 from .words import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
 
 _BUDGET_TIP = (
-    "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps a tokenizer "
+    "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps "
+    "a tokenizer "
     "and Python's own objects too: the bar may end a little beyond the line."
 )
 

@@ -41,7 +41,8 @@ def curves_view(measurements: Sequence[Measurement], running: str = "") -> str:
     status = f'<p class="ls-status" role="status"><span>{running}</span></p>'
     if not lines:
         empty = "".join(
-            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant grows here, a '
+            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant '
+            "grows here, a "
             "point for every length.</div></div>"
             for _, heading in PANELS
         )
@@ -79,7 +80,8 @@ def _legend(lines: Mapping[str, Sequence[Measurement]]) -> str:
     for number, (name, line) in enumerate(lines.items()):
         exponent = power(_points(line, "prefill_extra_bytes"))
         told = "" if exponent is None else f" · memory grows like length to the {exponent:.1f}"
-        swatch = f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true"><path d="M0 6H24" class="c{number}"/>{_marker(12, 6, number)}</svg>'
+        drawing = f'<path d="M0 6H24" class="c{number}"/>{_marker(12, 6, number)}'
+        swatch = f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">{drawing}</svg>'
         items += f"<li>{swatch}<b>{escape(title_of(name))}</b>{told}</li>"
     return f'<ul class="ls-legend">{items}</ul>'
 

@@ -60,9 +60,11 @@ def empty_board(variants: Sequence[str], new_tokens: int = 40) -> str:
     """
     lanes = "".join(_empty_lane(name) for name in variants)
     return (
-        '<section class="ls-board" aria-label="Answers side by side"><p class="ls-status" role="status"><span>Press <b>Compare</b>: '
+        '<section class="ls-board" aria-label="Answers side by side"><p class="ls-status" role="status"><span>Press <b>'
+        "Compare</b>: "
         "each variant answers in a process of its own, one after another, and its words appear here as they come.</span></p>"
-        f'<div class="ls-lanes" style="--columns:{max(1, min(len(variants), 4))};--lines:{_lines(new_tokens)}">{lanes}</div></section>'
+        f'<div class="ls-lanes" style="--columns:{max(1, min(len(variants), 4))};--lines:{_lines(new_tokens)}">{lanes}</div>'
+        "</section>"
     )
 
 
@@ -157,7 +159,8 @@ def _marked(board: Board, lane: Lane) -> str:
     after = escape("".join(lane.token_texts[at + 1 :]))
     hint = _hint(board, at)
     return (
-        f'{same}<mark tabindex="0" aria-label="first different token: {token or "end of the answer"}. {hint}">{token or "(ends here)"}'
+        f'{same}<mark tabindex="0" aria-label="first different token: {token or "end of the answer"}. {hint}">'
+        f"{token or '(ends here)'}"
         f'<span class="ls-tip" role="tooltip">{hint}</span></mark><span class="ls-after">{after}</span>'
     )
 

