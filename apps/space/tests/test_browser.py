@@ -167,6 +167,8 @@ def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, ap
     mine.page.reload()
     assert app.wait_for_workers(False, within_s=20)
     expect(mine.page.locator(".ls-lane.empty").first).to_be_visible()
+    # gradio's client complains of its own connection that the reload broke off
+    mine.complaints.clear()
 
 
 def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):
@@ -197,7 +199,6 @@ def test_the_copied_link_opens_the_same_wish(visit, app):
 
 def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(visit):
     mine = visit(query="?page=fit")
-    mine.page.get_by_role("tab", name="Will it fit?").click()
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It runs, streamed", timeout=LONG_S)
     assert mine.page.locator("#fit .ls-cell").count() == 81
     mine.page.get_by_label("A config.json").check()

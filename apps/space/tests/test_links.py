@@ -14,17 +14,15 @@ from layerstream_space.settings import PUBLIC_LIMITS
 from layerstream_space.ui.links import filled
 
 def tell(value):
-    if isinstance(value, (str, int, list)):
-        return value
-    return value.get("selected", "skipped") if isinstance(value, dict) else value.selected
+    return value if isinstance(value, (str, int, list)) else "skipped"
 
 print(json.dumps([[tell(value) for value in filled(query, PUBLIC_LIMITS)] for query in json.loads(sys.argv[1])]))
 """
 
 QUERIES = [
     {},
-    {"page": "fit", "prompt": "Hi", "variants": "streamed,bnb-nf4", "tokens": "24", "budget": "80 MiB", "quality": "none"},
-    {"page": "nowhere", "prompt": "", "variants": "magic", "tokens": "many", "quality": "best"},
+    {"prompt": "Hi", "variants": "streamed,bnb-nf4", "tokens": "24", "budget": "80 MiB", "quality": "none"},
+    {"prompt": "", "variants": "magic", "tokens": "many", "quality": "best"},
     {"prompt": "x" * 5000, "tokens": "99999", "variants": "streamed,resident,bnb-int8,bnb-nf4,bnb-fp4", "budget": "y" * 200},
 ]
 
@@ -40,7 +38,7 @@ def test_an_address_without_parameters_changes_nothing(answers):
 
 
 def test_an_address_fills_every_control(answers):
-    assert answers[1] == ["fit", "Hi", ["streamed", "bnb-nf4"], 24, "80 MiB", "none"]
+    assert answers[1] == ["Hi", ["streamed", "bnb-nf4"], 24, "80 MiB", "none"]
 
 
 def test_what_an_address_tells_wrongly_stays_as_it_is(answers):
@@ -48,5 +46,5 @@ def test_what_an_address_tells_wrongly_stays_as_it_is(answers):
 
 
 def test_an_address_is_held_to_the_limits(answers):
-    _, prompt, variants, tokens, budget, _ = answers[3]
+    prompt, variants, tokens, budget, _ = answers[3]
     assert (len(prompt), len(variants), tokens, len(budget)) == (1200, 4, 64, 40)

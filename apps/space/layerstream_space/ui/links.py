@@ -9,7 +9,12 @@ import gradio as gr
 from ..settings import Limits
 from .side_by_side import Controls, variants_here
 
-PAGES = ("compare", "watch", "fit", "context", "method")
+OPEN_JS = """() => {
+  const page = new URLSearchParams(window.location.search).get("page") || "";
+  if (/^[a-z]+$/.test(page)) document.querySelector(`#page-${page}-button`)?.click();
+  return [];
+}"""
+"""Opens the tab that the address names as a click would, so that it plans what it shows."""
 
 COPY_JS = """(prompt, variants, tokens, budget, quality) => {
   const link = new URL(window.location.href.split(/[?#]/)[0]);
@@ -26,31 +31,30 @@ COPY_JS = """(prompt, variants, tokens, budget, quality) => {
 }"""
 
 
-def wire_links(page: gr.Blocks, tabs: gr.Tabs, controls: Controls, share: gr.Button, limits: Limits) -> None:
+def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Limits) -> None:
     """Let the page fill itself from its address, and the button write one."""
 
     def on_load(request: gr.Request) -> tuple[Any, ...]:
         return filled(dict(request.query_params), limits)
 
-    outputs = [tabs, controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
+    outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
     page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
-    share.click(None, outputs[1:], None, js=COPY_JS, api_visibility="private")
+    page.load(None, None, None, js=OPEN_JS, api_visibility="private")
+    share.click(None, outputs, None, js=COPY_JS, api_visibility="private")
 
 
 def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
-    """Return updates of tabs, prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
+    """Return updates of prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
 
     Args:
         query: the address' parameters, as whoever made it chose them.
         limits: of this page.
     """
-    page = query.get("page", "")
     known = {name for _, name in variants_here()}
     variants = [name for name in query.get("variants", "").split(",") if name in known][: limits.variants]
     tokens = query.get("tokens", "")
     quality = query.get("quality", "")
     return (
-        gr.Tabs(selected=page) if page in PAGES else gr.skip(),
         query["prompt"][: limits.prompt_characters] if query.get("prompt") else gr.skip(),
         variants or gr.skip(),
         min(max(4, int(tokens)), limits.new_tokens) if tokens.isascii() and tokens.isdigit() and len(tokens) < 7 else gr.skip(),

@@ -23,20 +23,20 @@ def make_page(services: Services) -> gr.Blocks:
     limits = services.settings.limits
     with gr.Blocks(title="layerstream: one prompt, side by side", analytics_enabled=False) as page:
         block(masthead(services.catalogue.names, look_around()))
-        with gr.Tabs() as tabs:
-            with gr.Tab("Side by side", id="compare"):
+        with gr.Tabs():
+            with gr.Tab("Side by side", id="compare", elem_id="page-compare"):
                 controls, share = side_by_side(services)
-            with gr.Tab("Watch it stream", id="watch") as watch_tab:
+            with gr.Tab("Watch it stream", id="watch", elem_id="page-watch") as watch_tab:
                 replan = watch(services)
-            with gr.Tab("Will it fit?", id="fit") as fit_tab:
+            with gr.Tab("Will it fit?", id="fit", elem_id="page-fit") as fit_tab:
                 first_plan = fit(services)
-            with gr.Tab("Long context", id="context"):
+            with gr.Tab("Long context", id="context", elem_id="page-context"):
                 context(services)
-            with gr.Tab("How it is measured", id="method"):
+            with gr.Tab("How it is measured", id="method", elem_id="page-method"):
                 block(method_view())
         watch_tab.select(**replan)
         fit_tab.select(**first_plan)
-        wire_links(page, tabs, controls, share, limits)
+        wire_links(page, controls, share, limits)
         add_endpoints(services)
     return page.queue(max_size=limits.waiting, default_concurrency_limit=8)
 
