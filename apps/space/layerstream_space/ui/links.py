@@ -10,7 +10,7 @@ from ..settings import Limits
 from .side_by_side import Controls, variants_here
 
 OPEN_JS = """() => {
-  const page = new URLSearchParams(window.location.search).get("page") || "";
+  const page = new URLSearchParams(window.location.search).get("tool") || ""; // "page" is gradio's own
   if (/^[a-z]+$/.test(page)) document.querySelector(`#page-${page}-button`)?.click();
   return [];
 }"""

@@ -24,7 +24,9 @@ from .services import Services, block, session_of, wire_run
 Outputs = tuple[Any, ...]
 
 PROMPT = "Tell a short story about a lighthouse keeper who reads one page at a time."
-PLANNED_PROMPT_TOKENS = 64
+TEMPLATE_TOKENS = 64
+"""What a chat template adds to a prompt, at most."""
+
 DRAW_EVERY_S = 0.15
 
 _INTRO = (
@@ -61,9 +63,9 @@ def watch(services: Services) -> dict[str, Any]:
     live = block(_Watched().html(is_over=False, is_idle=True), elem_id="watch")
     model = services.catalogue.names[0]
 
-    def on_share(share: float, new_tokens: float) -> str:
+    def on_share(prompt: str, share: float, new_tokens: float) -> str:
         try:
-            return _plan_html(_plan(services, model, share, int(new_tokens))["plan"])
+            return _plan_html(_plan(services, model, prompt, share, int(new_tokens))["plan"])
         except VisitorError as error:
             return notice("No plan", without_paths(str(error)), kind="error")
 
@@ -89,7 +91,7 @@ def watch(services: Services) -> dict[str, Any]:
     )
     replan = {
         "fn": on_share,
-        "inputs": [share, new_tokens],
+        "inputs": [prompt, share, new_tokens],
         "outputs": plan,
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -117,10 +119,12 @@ def _planning() -> str:
     return '<p class="ls-status" role="status"><span>The planner is starting; the plan appears in a few seconds.</span></p>'
 
 
-def _plan(services: Services, model: str, share: float, new_tokens: int) -> dict[str, Any]:
+def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> dict[str, Any]:
     source = services.runs.source_of(model)
+    # the tokenizer is the worker's: a character is a token at most, in every vocabulary that knows bytes or letters
+    prompt_tokens = len(prompt) + TEMPLATE_TOKENS
     return services.planner.ask(
-        "plan", model=source, machine=None, prompt_tokens=PLANNED_PROMPT_TOKENS, new_tokens=new_tokens, share=share / 100
+        "plan", model=source, machine=None, prompt_tokens=prompt_tokens, new_tokens=new_tokens, share=share / 100
     )
 
 
@@ -143,7 +147,7 @@ def _shown(
     skip = gr.skip()
     try:
         yield mine.html(is_over=False), skip, gr.Button(interactive=False), gr.Button(interactive=True)
-        budget = _plan(services, model, share, new_tokens)["plan"]["ledger"]["device_budget_bytes"]
+        budget = _plan(services, model, prompt, share, new_tokens)["plan"]["ledger"]["device_budget_bytes"]
         wish = Wish(
             model=model,
             prompt=prompt,
