@@ -248,12 +248,12 @@ def test_long_context_draws_a_curve_for_each_attention(visit):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_phone_shows_every_page_without_scrolling_sideways(visit, dark):
-    mine = visit(width=390, dark=dark)
-    for name in ("watch", "fit", "context", "method", "compare"):
-        mine.page.evaluate(f"document.querySelector('#page-{name}-button').click()")
-        expect(mine.page.locator(f"#page-{name}")).to_be_visible()
+    for tool in ("watch", "fit", "context", "method", "compare"):
+        mine = visit(query=f"?tool={tool}", width=390, dark=dark)
+        expect(mine.page.locator(f"#page-{tool}")).to_be_visible(timeout=LONG_S)
+        mine.page.wait_for_timeout(300)
         assert mine.page.evaluate("document.documentElement.scrollWidth") <= 390
-    mine.shoot(f"phone_{'dark' if dark else 'light'}")
+        mine.shoot(f"phone_{tool}_{'dark' if dark else 'light'}")
 
 
 def test_dark_mode_is_dark(visit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -9,12 +10,8 @@ import gradio as gr
 from ..settings import Limits
 from .side_by_side import Controls, variants_here
 
-OPEN_JS = """() => {
-  const page = new URLSearchParams(window.location.search).get("tool") || ""; // "page" is gradio's own
-  if (/^[a-z]+$/.test(page)) document.querySelector(`#page-${page}-button`)?.click();
-  return [];
-}"""
-"""Opens the tab that the address names as a click would, so that it plans what it shows."""
+TOOLS = ("compare", "watch", "fit", "context", "method")
+"""The tabs, as addresses name them; `page` would be gradio's own word."""
 
 COPY_JS = """(prompt, variants, tokens, budget, quality) => {
   const link = new URL(window.location.href.split(/[?#]/)[0]);
@@ -39,8 +36,29 @@ def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Li
 
     outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
     page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
-    page.load(None, None, None, js=OPEN_JS, api_visibility="private")
     share.click(None, outputs, None, js=COPY_JS, api_visibility="private")
+
+
+def wire_tools(page: gr.Blocks, tabs: gr.Tabs, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Open the tab that an address names (`?tool=fit`), and plan what it shows.
+
+    Args:
+        page: the page.
+        tabs: its tabs.
+        plans: for a tab that begins with a plan, the event that makes it.
+    """
+
+    def on_load(request: gr.Request) -> list[Any]:
+        tool = str(request.query_params.get("tool", ""))
+        opened = gr.Tabs(selected=tool) if tool in TOOLS else gr.skip()
+        return [opened, *(_first(plan) if name == tool else gr.skip() for name, plan in plans.items())]
+
+    outputs = [tabs, *(plan["outputs"] for plan in plans.values())]
+    page.load(on_load, None, outputs, show_progress="hidden", api_visibility="private")
+
+
+def _first(plan: Mapping[str, Any]) -> Any:
+    return plan["fn"](*(component.value for component in plan["inputs"]))
 
 
 def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:

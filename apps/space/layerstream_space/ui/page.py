@@ -12,7 +12,7 @@ from ..view.pages import masthead, method_view
 from .api import add_endpoints
 from .context import context
 from .fit import fit
-from .links import wire_links
+from .links import wire_links, wire_tools
 from .services import Services, block
 from .side_by_side import side_by_side
 from .watch import watch
@@ -23,7 +23,7 @@ def make_page(services: Services) -> gr.Blocks:
     limits = services.settings.limits
     with gr.Blocks(title="layerstream: one prompt, side by side", analytics_enabled=False) as page:
         block(masthead(services.catalogue.names, look_around()))
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Side by side", id="compare", elem_id="page-compare"):
                 controls, share = side_by_side(services)
             with gr.Tab("Watch it stream", id="watch", elem_id="page-watch") as watch_tab:
@@ -36,6 +36,7 @@ def make_page(services: Services) -> gr.Blocks:
                 block(method_view())
         watch_tab.select(**replan)
         fit_tab.select(**first_plan)
+        wire_tools(page, tabs, {"watch": replan, "fit": first_plan})
         wire_links(page, controls, share, limits)
         add_endpoints(services)
     return page.queue(max_size=limits.waiting, default_concurrency_limit=8)
