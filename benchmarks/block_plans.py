@@ -67,7 +67,7 @@ def resident_share(plan: ls.PlacementPlan) -> float:
 def load_planned(directory: Path, plan: ls.PlacementPlan) -> Iterator[ls.StreamedModel]:
     """Yield the model of `directory` as `plan` has it."""
     runtime = TorchRuntime(torch.device("cpu"))
-    with ls.StreamedModel(build(open_blocks(directory), plan, runtime), baseline_bytes=0) as streamed:
+    with ls.StreamedModel(build(open_blocks(directory), plan, [runtime]), baseline_bytes=0) as streamed:
         yield streamed
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "packages" / "layerstream" / "src" / "layerstream"
+PACKAGES = {"The tree": "layerstream/src/layerstream", "Compare": "compare/src/layerstream_compare"}
 
 
-def files_of_the_tree(text: str) -> set[str]:
-    """Return the paths that the tree under "The tree" lists: a folder's name ends with a slash, its files are indented deeper."""
-    tree = text.split("## The tree")[1].split("```")[1]
+def files_of_the_tree(text: str, heading: str) -> set[str]:
+    """Return the paths that the tree under `heading` lists: a folder's name ends with a slash, its files are indented deeper."""
+    tree = text.split(f"## {heading}\n")[1].split("```")[1]
     found, folder = set(), ""
     for indent, name in re.findall(r"^( +)(\S+(?:\.py|/))(?= |$)", tree, re.MULTILINE):
         if name.endswith("/"):
@@ -23,9 +25,11 @@ def files_of_the_tree(text: str) -> set[str]:
     return found
 
 
-def test_the_tree_lists_every_file_and_no_other() -> None:
-    there = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if path.name != "__init__.py"}
-    assert files_of_the_tree((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")) == there
+@pytest.mark.parametrize(("heading", "package"), PACKAGES.items())
+def test_the_tree_lists_every_file_and_no_other(heading: str, package: str) -> None:
+    source = ROOT / "packages" / package
+    there = {str(path.relative_to(source)) for path in source.rglob("*.py") if path.name != "__init__.py"}
+    assert files_of_the_tree((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), heading) == there
 
 
 def test_every_decision_is_reached_from_the_architecture() -> None:

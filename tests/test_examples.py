@@ -55,6 +55,20 @@ def test_batch_left_padded_gives_what_the_resident_model_gives(run: Run, tiny_ll
     assert run("batch_left_padded.py").splitlines() == [repr(text) for text in resident_answers(tiny_llama_dir, prompts, 12)]
 
 
+def test_many_prompts_gives_each_what_the_resident_model_gives_it_alone(run: Run, tiny_llama_dir: Path) -> None:
+    *answers, sweeps = run("many_prompts.py").splitlines()
+    (whole,) = resident_answers(tiny_llama_dir, ["The capital of France is"], 8)
+    assert answers[0] == f"0: {whole.removeprefix('The capital of France is')!r}"
+    assert len(answers) == 4
+    assert int(sweeps.split()[0]) <= 12
+
+
+def test_several_devices_gives_what_the_resident_model_gives_for_each_part(run: Run, tiny_llama_dir: Path) -> None:
+    parts = [["The capital of France is", "The sea is"], ["Two and two make", "Once upon a time"]]
+    wanted = [f"cpu: {text!r}" for part in parts for text in resident_answers(tiny_llama_dir, part, 12)]
+    assert run("several_devices.py").splitlines() == wanted
+
+
 def test_plan_before_loading_shows_less_reading_for_more_memory_and_a_refusal(run: Run) -> None:
     title, least, middle, most, refusal = run("plan_before_loading.py").splitlines()
     maps = [line.split()[-1] for line in (least, middle, most)]

@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 
-from layerstream.cli.app import main
+from layerstream.cli.app import main as layerstream_main
+from layerstream_compare.cli import main as compare_main
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(?P<mark><!-- not executed:[^>]*-->\s*\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS = {"layerstream ": layerstream_main, "layerstream-compare ": compare_main}
 PLACEHOLDERS = re.compile(r"HuggingFaceTB/SmolLM2-135M-Instruct|path-or-hub-id|meta-llama/[\w.-]+|/path/to/[\w.-]+|path/to/[\w.-]+")
 
 
 def readme_blocks(*languages: str) -> list[str]:
-    documents = [path for path in (ROOT / "README.md", ROOT / "packages/layerstream/README.md") if path.exists()]
+    documents = (ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")))
     found = [match for path in documents for match in BLOCK.finditer(path.read_text(encoding="utf-8"))]
     return [match["code"] for match in found if match["language"] in languages and not match["mark"]]
 
@@ -34,7 +36,7 @@ def commands() -> list[str]:
     """Return the commands of the shell blocks, continued lines joined, prompts and comments stripped."""
     text = "\n".join(readme_blocks("console", "bash", "sh", "shell")).replace("\\\n", " ")
     lines = [re.sub(r"^\$\s*", "", line).split(" #")[0].strip() for line in text.splitlines()]
-    known = ("layerstream ", "nox ", "python3 noxfile.py", "pip install", "python -m")
+    known = (*COMMANDS, "nox ", "python3 noxfile.py", "pip install", "python -m")
     return [line for line in lines if line.startswith(known)]
 
 
@@ -46,16 +48,17 @@ def test_the_python_of_the_readme_runs(tiny_llama_dir: Path, tmp_path: Path, mon
         exec(compile(local, f"README.md, python block {number + 1}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("command", [each for each in commands() if each.startswith("layerstream ")])
+@pytest.mark.timeout(600)  # a comparison starts a process for each of its cases
+@pytest.mark.parametrize("command", [each for each in commands() if each.startswith(tuple(COMMANDS))])
 def test_a_command_of_the_readme_runs(
     command: str, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("layerstream.cli.options.default_model_path", lambda: tiny_llama_dir)
-    arguments = shlex.split(PLACEHOLDERS.sub(str(tiny_llama_dir), command))[1:]
+    program, *arguments = shlex.split(PLACEHOLDERS.sub(str(tiny_llama_dir), command))
     # a budget that is sensible for the model named may be anything to the tiny one
     arguments = ["min" if arguments[index - 1] == "--budget" else each for index, each in enumerate(arguments)]
-    assert main(arguments) == 0, capsys.readouterr().err
+    assert COMMANDS[f"{program} "](arguments) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [each for each in commands() if each.startswith(("nox ", "python3 noxfile.py"))])

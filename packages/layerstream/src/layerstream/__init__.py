@@ -6,13 +6,16 @@ the resident model's, bit for bit. `plan` and `simulate` say beforehand where ev
 """
 
 from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
-from .decisions import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from .batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
+from .decisions import BatchPlan, Granularity, LedgerLine, MemoryLedger, Pack, PlacementPlan, Residency, SweepCost, UnitPlacement
 from .default_model import default_model_path
 from .errors import (
     BlocksNotFoundError,
     BudgetTooSmallError,
     CheckpointError,
     CheckpointNotFoundError,
+    JobError,
+    LaneStoppedError,
     LayerstreamError,
     ModelError,
     PlanError,
@@ -39,12 +42,18 @@ __all__ = [
     "KNOWN_MODELS",
     "ActivationProfile",
     "Activity",
+    "BatchPlan",
+    "BatchProgress",
     "BlocksNotFoundError",
     "BudgetTooSmallError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "GenerationRequest",
+    "GenerationResult",
     "Granularity",
+    "JobError",
     "KnownModel",
+    "LaneStoppedError",
     "LayerstreamError",
     "LedgerLine",
     "Machine",
@@ -52,6 +61,7 @@ __all__ = [
     "MemoryLedger",
     "ModelError",
     "ModelProfile",
+    "Pack",
     "PlacementPlan",
     "PlanError",
     "ReadFailedError",
@@ -72,9 +82,11 @@ __all__ = [
     "Workload",
     "bytes_by_precision",
     "default_model_path",
+    "generate_many",
     "known_config",
     "load",
     "plan",
+    "plan_requests",
     "probe_machine",
     "profile_model",
     "simulate",

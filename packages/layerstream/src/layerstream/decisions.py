@@ -116,7 +116,8 @@ class PlacementPlan:
     Attributes:
         model_name: path or Hub id.
         dtype: the run dtype.
-        device: torch device string.
+        device: torch device string; the first of several.
+        devices: all of them; they share one reading of the weights, and each has what the ledger counts for a device.
         granularity: the size of a streamed unit.
         units: every unit in visiting order, the head last if it is a unit.
         num_slots: device buffers for streamed units; 0 when nothing is streamed.
@@ -131,6 +132,7 @@ class PlacementPlan:
     model_name: str
     dtype: str
     device: str
+    devices: tuple[str, ...]
     granularity: Granularity
     units: tuple[UnitPlacement, ...]
     num_slots: int
@@ -158,7 +160,7 @@ class PlacementPlan:
         noun = {Granularity.BLOCK: "blocks", Granularity.PART: "parts of blocks", Granularity.LAYER: "single layers"}
         counts = {residency: self.count(residency) for residency in Residency}
         lines = [
-            f"{self.model_name} in {self.dtype} on {self.device}",
+            f"{self.model_name} in {self.dtype} on {self._device_names()}",
             f"  units       {len(self.units)} ({noun[self.granularity]} and the head): {counts[Residency.DEVICE]} on the device, "
             f"{counts[Residency.HOST]} in host memory, {counts[Residency.DISK]} on disk",
             f"  map         {self.placement_map()}",
@@ -171,6 +173,14 @@ class PlacementPlan:
         if self.head_slices > 1:
             lines.append(f"  head        in {self.head_slices} vocabulary slices")
         return lines
+
+    def _device_names(self) -> str:
+        one_reading = ", fed by one reading" if len(self.devices) > 1 else ""
+        return " and ".join(self.devices) + one_reading
+
+    def _whose(self) -> str:
+        different = list(dict.fromkeys(self.devices))
+        return f" (of each: {', '.join(different)})" if len(different) > 1 else ""
 
     def placement_map(self) -> str:
         """Return one letter a unit in visiting order: D device, H host, . disk; runs are shortened when there are many."""
@@ -185,7 +195,7 @@ class PlacementPlan:
             rows = [line for line in self.ledger.lines if line.where == where and line.num_bytes]
             if not rows:
                 continue
-            lines.append(f"  {where} memory")
+            lines.append(f"  {where} memory{self._whose() if where == 'device' else ''}")
             lines += [f"    {row.purpose:<34}{format_bytes(row.num_bytes):>10}{row.num_bytes:>18,} B" for row in rows]
             total = self.ledger.total_bytes(where)
             lines.append(f"    {'predicted peak':<34}{format_bytes(total):>10}{total:>18,} B")
@@ -200,3 +210,47 @@ class PlacementPlan:
             f"  one sweep   {format_seconds(cost.sweep_s)} a token (predicted): {read}; limited by {cost.limited_by}",
             f"  prefill     {format_seconds(cost.prefill_s)} (predicted)",
         ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Requests that share one micro-batch.
+
+    Attributes:
+        requests: their places among the requests given.
+        rows: sequences in the tensor (beams included).
+        prompt_tokens: the longest prompt; shorter ones are padded on the left.
+        new_tokens: the longest answer at most.
+        weight: what it takes of `BatchPlan.capacity` while it rides.
+    """
+
+    requests: tuple[int, ...]
+    rows: int
+    prompt_tokens: int
+    new_tokens: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """How many requests go through the sweeps, and which together.
+
+    Attributes:
+        packs: in boarding order.
+        capacity: how much may ride at once: bytes, or rows where the number of batches was given.
+        lines: the ledger of what rides; empty where the number of batches was given.
+        room_bytes: what the budget leaves for it.
+    """
+
+    packs: tuple[Pack, ...]
+    capacity: int
+    lines: tuple[LedgerLine, ...]
+    room_bytes: int
+
+    def explain(self) -> str:
+        """Return the plan of the batch as text for people."""
+        rows = sum(pack.rows for pack in self.packs)
+        sizes = f"{min(pack.rows for pack in self.packs)} to {max(pack.rows for pack in self.packs)}" if self.packs else "0"
+        lines = [f"  batch       {rows} rows in {len(self.packs)} micro-batches of {sizes} rows"]
+        lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
+        return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])

@@ -120,3 +120,11 @@ class ReadFailedError(StreamError, OSError):
 
 class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
+
+
+class LaneStoppedError(StreamError):
+    """The work on this device was stopped because that on another one, beside which it ran, failed."""
+
+
+class JobError(LayerstreamError, OSError):
+    """The rows of a job cannot be read, or its results cannot be written."""

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import StreamClosedError, UnsupportedModelError
+from .errors import StreamClosedError, StreamError, UnsupportedModelError
 from .streaming.runtime import DeviceRuntime
+from .streaming.sweep import SweepGroup
 
 _ANCHOR = "layerstream_anchor"
 _FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretrained", "resize_token_embeddings", "tie_weights")
@@ -27,43 +28,80 @@ _FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretra
 class Gate:
     """What surrounds every forward of the model: one at a time, without gradients, counted.
 
-    The instance's `forward` is wrapped, not hooked: a hook after the forward does not run when Ctrl-C ends it.
+    Forwards that ride in `group` pass together: their run holds the gate for all of them. The instance's `forward` is wrapped,
+    not hooked: a hook after the forward does not run when Ctrl-C ends it.
 
     Attributes:
-        sweeps: forwards that were begun.
-        elapsed_s: seconds inside them.
+        elapsed_s: seconds inside forwards, and inside runs of the group from the first forward to the last.
         is_closed: no forward may start any more.
+        group: lets computations share sweeps.
     """
 
-    def __init__(self, model: nn.Module, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
-        self.sweeps = 0
+    def __init__(self, model: nn.Module, group: SweepGroup, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
         self.elapsed_s = 0.0
         self.is_closed = False
+        self.group = group
         self._model = model
         self._on_start, self._on_end = on_start, on_end
+        self._num_alone = 0
         self._one_at_a_time = threading.Lock()
+        self._inside: int | None = None
         plain = model.forward
 
         @wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with self._one_at_a_time, self._passage():
+            # Slots are overwritten while a graph would still point at them; streaming is for inference.
+            with self._together() if group.rides_here() else self._alone(), torch.no_grad():
                 return plain(*args, **kwargs)
 
         model.__dict__["forward"] = forward
 
+    @property
+    def sweeps(self) -> int:
+        """Sweeps that were begun: forwards, those that ride together counted once."""
+        return self._num_alone + self.group.sweeps
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep everybody out but the group's riders."""
+        if self._inside == threading.get_ident():
+            raise StreamError(
+                "a forward of this model cannot start inside another one, nor in a callback of those that share its sweeps"
+            )
+        with self._one_at_a_time:
+            self._inside = threading.get_ident()
+            try:
+                self._check_open()
+                self.group.settle()
+                with self._passage():
+                    yield
+            finally:
+                self._inside = None
+
     @contextmanager
     def _passage(self) -> Iterator[None]:
-        self._check_open()
         self._on_start()
-        self.sweeps += 1
         start_s = perf_counter()
         try:
-            # Slots are overwritten while a graph would still point at them; streaming is for inference.
-            with torch.no_grad():
-                yield
+            yield
         finally:
             self.elapsed_s += perf_counter() - start_s
             self._on_end()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.hold():
+            self._num_alone += 1
+            yield
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        self._check_open()
+        self.group.begin_forward()
+        try:
+            yield
+        finally:
+            self.group.end_forward()
 
     def _check_open(self, *_: Any) -> None:
         if self.is_closed:

@@ -5,6 +5,7 @@ Layer: composition. Each opens a model and lets planning decide; `load` then has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +32,10 @@ def plan(
     *,
     budget: Budget = "auto",
     device: str = "auto",
+    devices: Sequence[str] | None = None,
     dtype: str | torch.dtype = "auto",
     workload: Workload | None = None,
-    machine: Machine | None = None,
+    machine: Machine | Sequence[Machine] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -45,9 +47,10 @@ def plan(
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the device, or a
             `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
+        devices: several of them, which share one reading of the weights; the budget is each one's. In place of `device`.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
-        workload: batch, prompt and answer lengths to plan for.
-        machine: plan for another machine than this one; `device` is then its.
+        workload: batch, prompt and answer lengths to plan for; on each device.
+        machine: plan for another machine than this one; `device` is then its. Several: one for each device.
         attn_implementation: transformers' name of the attention.
         revision: of a Hub id.
         trust_remote_code: run code from the repository; off unless asked.
@@ -56,7 +59,9 @@ def plan(
         BudgetTooSmallError: with `needed_bytes`.
         CheckpointError, ModelError, PlanError: what is wrong with the files, the model or the wish.
     """
-    on_host = settle_device(device).type == "cpu" if machine is None else machine.device_is_host
+    machines = None if machine is None else _as_list(machine)
+    settled = [] if machines is not None else _settle_devices(device, devices)
+    on_host = settled[0].type == "cpu" if machines is None else machines[0].device_is_host
     opened = open_model(
         model,
         dtype=dtype,
@@ -67,15 +72,15 @@ def plan(
         on_host=on_host,
         weights=False,
     )
-    if machine is None:
-        machine = describe_machine(settle_device(device), dtype=opened.profile.dtype)
-    return _plan_opened(opened, budget, workload, machine)
+    if machines is None:
+        machines = [describe_machine(each, dtype=opened.profile.dtype) for each in settled]
+    return _plan_opened(opened, budget, workload, machines)
 
 
 def simulate(
     model: str | Path | PreTrainedConfig | ModelProfile,
     *,
-    machine: Machine,
+    machine: Machine | Sequence[Machine],
     workload: Workload | None = None,
     budget: Budget = "auto",
     dtype: str | torch.dtype = "auto",
@@ -86,7 +91,7 @@ def simulate(
 
     Args:
         model: a directory, a Hub id, a transformers config, or what `profile_model` returned, from which the answer comes at once.
-        machine: the machine as numbers.
+        machine: the machine as numbers; for several devices that share one reading, one for each.
         workload: batch, prompt and answer lengths.
         budget: as for `plan`.
         dtype: the run dtype; a profile has its own.
@@ -95,10 +100,11 @@ def simulate(
         BudgetTooSmallError: with `needed_bytes`.
         PlanError: a profile of another dtype than the one asked for.
     """
+    machines = _as_list(machine)
     if isinstance(model, ModelProfile):
-        return _plan_profile(_of_dtype(model, dtype), budget, workload, machine)
-    opened = _open_any(model, dtype, on_host=machine.device_is_host, chunk=_chunk(workload))
-    return _plan_opened(opened, budget, workload, machine)
+        return _plan_profile(_of_dtype(model, dtype), budget, workload, machines)
+    opened = _open_any(model, dtype, on_host=machines[0].device_is_host, chunk=_chunk(workload))
+    return _plan_opened(opened, budget, workload, machines)
 
 
 def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> ModelProfile:
@@ -124,13 +130,13 @@ def _chunk(workload: Workload | None) -> int | None:
     return None if workload is None else workload.prefill_chunk_tokens
 
 
-def _plan_opened(opened: OpenedModel, budget: Budget, workload: Workload | None, machine: Machine) -> PlacementPlan:
-    return _plan_profile(opened.profile, budget, workload, machine)
+def _plan_opened(opened: OpenedModel, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
+    return _plan_profile(opened.profile, budget, workload, machines)
 
 
-def _plan_profile(profile: ModelProfile, budget: Budget, workload: Workload | None, machine: Machine) -> PlacementPlan:
+def _plan_profile(profile: ModelProfile, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
     wish = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
-    return plan_placement(profile=profile, budget=wish, workload=workload or Workload(), machine=machine)
+    return plan_placement(profile=profile, budget=wish, workload=workload or Workload(), machine=machines[0], beside=machines[1:])
 
 
 def _of_dtype(profile: ModelProfile, dtype: str | torch.dtype) -> ModelProfile:
@@ -142,17 +148,43 @@ def _of_dtype(profile: ModelProfile, dtype: str | torch.dtype) -> ModelProfile:
     return profile
 
 
+def _as_list(machine: Machine | Sequence[Machine]) -> list[Machine]:
+    machines = [machine] if isinstance(machine, Machine) else list(machine)
+    if not machines:
+        raise PlanError("machine is an empty list: give one machine for each device")
+    return machines
+
+
+def _settle_devices(device: str, devices: Sequence[str] | None) -> list[torch.device]:
+    if devices is None:
+        return [settle_device(device)]
+    if device != "auto":
+        raise PlanError(f"device={device!r} and devices={devices!r} were both given: name one device, or several")
+    if isinstance(devices, str) or not devices:
+        raise PlanError(f"devices takes a list of devices, such as ['cuda:0', 'cuda:1']; got {devices!r}")
+    return [_numbered(settle_device(each)) for each in devices]
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return `cuda` as `cuda:0` or whatever is current, so that one device under two names is one."""
+    module = torch.get_device_module(device)
+    if device.type == "cpu" or device.index is not None or not hasattr(module, "current_device"):
+        return device
+    return torch.device(device.type, module.current_device())
+
+
 def load(
     model: str | Path,
     *,
     budget: Budget = "auto",
     device: str = "auto",
+    devices: Sequence[str] | None = None,
     dtype: str | torch.dtype = "auto",
     workload: Workload | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    runtime: DeviceRuntime | None = None,
+    runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Load a causal language model within a memory budget, exactly.
 
@@ -164,15 +196,16 @@ def load(
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the device, or a
             `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
+        devices: several of them, which share one reading of the weights; the budget is each one's. In place of `device`.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
-        workload: batch, prompt and answer lengths to keep room for.
+        workload: batch, prompt and answer lengths to keep room for; on each device.
         attn_implementation: transformers' name of the attention.
         revision: of a Hub id.
         trust_remote_code: run code from the repository; off unless asked.
-        runtime: the device's operations; for tests.
+        runtime: the operations of the device, or of each device; for tests.
 
     Returns:
-        The streamed model; its `.model` is transformers' own.
+        The streamed model; its `.model` is transformers' own, and its `.replicas` are one for each device.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
@@ -180,7 +213,7 @@ def load(
         ReadFailedError: the disk did not give what it holds.
     """
     baseline_bytes = psutil.Process().memory_info().rss
-    runtime = runtime or TorchRuntime(settle_device(device))
+    runtimes = _settle_runtimes(device, devices, runtime)
     opened = open_model(
         model,
         dtype=dtype,
@@ -188,10 +221,18 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
         prefill_chunk_tokens=_chunk(workload),
-        on_host=runtime.is_host,
+        on_host=runtimes[0].is_host,
     )
-    machine = replace(describe_machine(runtime.device, dtype=opened.profile.dtype), device=runtime.name)
-    decided = _plan_opened(opened, budget, workload, machine)
-    if runtime.is_host and not decided.is_resident:
+    machines = [replace(describe_machine(each.device, dtype=opened.profile.dtype), device=each.name) for each in runtimes]
+    decided = _plan_opened(opened, budget, workload, machines)
+    if runtimes[0].is_host and not decided.is_resident:
         give_back_freed_memory()
-    return StreamedModel(build(opened, decided, runtime), baseline_bytes=baseline_bytes)
+    return StreamedModel(build(opened, decided, runtimes), baseline_bytes=baseline_bytes)
+
+
+def _settle_runtimes(
+    device: str, devices: Sequence[str] | None, runtime: DeviceRuntime | Sequence[DeviceRuntime] | None
+) -> list[DeviceRuntime]:
+    if runtime is None:
+        return [TorchRuntime(each) for each in _settle_devices(device, devices)]
+    return list(runtime) if isinstance(runtime, Sequence) else [runtime]

@@ -56,6 +56,9 @@ def settle_device(wish: str) -> torch.device:
         raise PlanError(f"device {wish!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ...") from error
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
         raise PlanError(f"device {wish!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'")
+    if device.index is not None and device.type != "cpu" and device.index >= torch.get_device_module(device).device_count():
+        count = torch.get_device_module(device).device_count()
+        raise PlanError(f"device {wish!r} was asked for, but there are {count} of that kind here, counted from 0")
     return device
 
 

@@ -6,7 +6,9 @@ get their layout (streaming). No weight is read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .architecture.blocks import find_blocks
 from .architecture.chunking import chunk_feed_forward
 from .architecture.describe import ModelUnits, describe_model, sort_into_units, walk_lengths
+from .architecture.own_state import PlainAttributes, StateOfModules
 from .architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from .architecture.skeleton import build_skeleton, check_config, read_config, settle_dtype
 from .architecture.walk import observe
@@ -23,6 +26,8 @@ from .checkpoint.hub import remote_checkpoint, resolve_model
 from .checkpoint.index import Checkpoint, open_checkpoint
 from .facts import ModelProfile
 from .streaming.layout import slot_bytes
+
+Replicate = Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,8 @@ class OpenedModel:
         units: its tensors in units.
         profile: its numbers.
         chunked: modules that work through long prompts in chunks.
+        state: of modules that keep theirs to themselves.
+        replicate: makes the skeleton once more, for another device, with its own `chunked`.
     """
 
     name: str
@@ -46,6 +53,8 @@ class OpenedModel:
     units: ModelUnits
     profile: ModelProfile
     chunked: tuple[nn.Module, ...]
+    state: StateOfModules
+    replicate: Replicate
 
 
 def open_model(
@@ -77,9 +86,11 @@ def open_model(
     checkpoint, directory = _open_checkpoint(str(name), revision, weights=weights)
     config = read_config(directory, trust_remote_code=trust_remote_code)
     settled = settle_dtype(config, dtype, checkpoint.tensors.values())
-    model = build_skeleton(config, settled, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
+    make = partial(build_skeleton, config, settled, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
+    model = make()
     recipe = learn_recipe(model, checkpoint.tensors, settled)
-    return _describe(str(name), directory, model, recipe, on_host, prefill_chunk_tokens)
+    again = partial(_replicate, make, recipe, prefill_chunk_tokens)
+    return _describe(str(name), directory, model, recipe, on_host, prefill_chunk_tokens, again)
 
 
 def open_config(
@@ -97,9 +108,12 @@ def open_config(
     """
     config = check_config(config)
     settled = settle_dtype(config, dtype)
-    model = build_skeleton(config, settled)
+    make = partial(build_skeleton, config, settled)
+    model = make()
+    recipe = recipe_of_shapes(model, settled)
+    again = partial(_replicate, make, recipe, prefill_chunk_tokens)
     name = name or config.name_or_path or config.model_type
-    return _describe(name, Path(), model, recipe_of_shapes(model, settled), on_host, prefill_chunk_tokens)
+    return _describe(name, Path(), model, recipe, on_host, prefill_chunk_tokens, again)
 
 
 def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple[Checkpoint, Path]:
@@ -109,11 +123,30 @@ def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple
     return remote_checkpoint(name, revision), directory
 
 
-def _describe(
-    name: str, directory: Path, model: PreTrainedModel, recipe: ModelRecipe, on_host: bool, chunk: int | None
-) -> OpenedModel:
+def _replicate(
+    make: Callable[[], PreTrainedModel], recipe: ModelRecipe, chunk: int | None
+) -> tuple[PreTrainedModel, tuple[nn.Module, ...]]:
+    model = make()
+    return model, _prepare(model, recipe, chunk)
+
+
+def _prepare(model: PreTrainedModel, recipe: ModelRecipe, chunk: int | None) -> tuple[nn.Module, ...]:
+    """Make a fresh skeleton ready for its weights; return the modules that work in chunks."""
     give_dtypes(model, recipe)
-    chunked = () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
+    return () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
+
+
+def _describe(
+    name: str,
+    directory: Path,
+    model: PreTrainedModel,
+    recipe: ModelRecipe,
+    on_host: bool,
+    chunk: int | None,
+    replicate: Replicate,
+) -> OpenedModel:
+    chunked = _prepare(model, recipe, chunk)
+    attributes = PlainAttributes(model)
     units = sort_into_units(model, recipe, observe(model))
     profile = describe_model(
         model,
@@ -123,4 +156,14 @@ def _describe(
         dtype=str(model.config.dtype).removeprefix("torch."),
         slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
     )
-    return OpenedModel(name=name, directory=directory, model=model, recipe=recipe, units=units, profile=profile, chunked=chunked)
+    return OpenedModel(
+        name=name,
+        directory=directory,
+        model=model,
+        recipe=recipe,
+        units=units,
+        profile=profile,
+        chunked=chunked,
+        state=attributes.put_back(),
+        replicate=replicate,
+    )

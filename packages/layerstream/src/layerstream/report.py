@@ -15,11 +15,13 @@ from .units import format_bytes, format_rate, format_seconds
 class StreamReport:
     """Everything a streamed model has done since it was loaded (or since `reset_report()`).
 
+    Of several devices, seconds are the mean (they work side by side) and bytes the sum, except that what was read was read once.
+
     Attributes:
         model_name: path or Hub id.
         dtype: the run dtype.
-        device: torch device string.
-        sweeps: forwards of the model, each one visit of all blocks.
+        device: torch device string; several are joined by commas.
+        sweeps: forwards of the model, each one visit of all blocks; of the device that ran the most.
         units: units a sweep visits.
         streamed_units: those of them that move in each sweep.
         bytes_read: read from disk.
@@ -29,11 +31,11 @@ class StreamReport:
         wait_s: seconds that the computation waited for weights.
         compute_s: seconds inside forwards of the model, waits excluded.
         elapsed_s: seconds inside forwards of the model.
-        peak_device_bytes: device memory at its peak, as the runtime counts it; on a CPU device the growth of this process' resident
-            memory over its size before the model was loaded.
+        peak_device_bytes: device memory at its peak, as the runtime counts it, on the device where it was highest; on a CPU device
+            the growth of this process' resident memory over its size before the model was loaded.
         peak_host_bytes: growth of this process' resident memory over its size before loading.
-        ledger_device_bytes: what the ledger predicted for the device.
-        budget_device_bytes: what was allowed.
+        ledger_device_bytes: what the ledger predicted for the (or each) device.
+        budget_device_bytes: what was allowed on it.
     """
 
     model_name: str

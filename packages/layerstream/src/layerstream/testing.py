@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -50,10 +51,10 @@ class FakeAsyncRuntime:
         num_copies: copies issued so far.
     """
 
-    def __init__(self, *, lag_s: float = 0.002) -> None:
-        """Let every wait take `lag_s` seconds before what it waits for happens."""
+    def __init__(self, *, lag_s: float = 0.002, name: str = "fake:0") -> None:
+        """Let every wait take `lag_s` seconds before what it waits for happens; two devices need two names."""
         self.device = torch.device("cpu")
-        self.name = "fake:0"
+        self.name = name
         self.is_host = False
         self.pins_host_memory = False
         self.num_copies = 0
@@ -61,6 +62,10 @@ class FakeAsyncRuntime:
         self._lock = threading.RLock()
         self._compute = FakeStream("compute")
         self._in_use: set[int] = set()
+
+    def current(self) -> AbstractContextManager[None]:
+        """Return a context that changes nothing."""
+        return nullcontext()
 
     def copy_stream(self) -> FakeStream:
         """Return a new stream."""

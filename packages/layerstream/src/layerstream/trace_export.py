@@ -92,7 +92,7 @@ def _complete_event(span: Span, tid: int, begin_s: float) -> dict[str, Any]:
         "tid": tid,
         "ts": round((span.start_s - begin_s) * 1e6, 3),
         "dur": round(max(0.0, span.duration_s) * 1e6, 3),
-        "args": {"sweep": span.sweep, "unit_index": span.unit_index, "num_bytes": span.num_bytes},
+        "args": {"sweep": span.sweep, "unit_index": span.unit_index, "num_bytes": span.num_bytes, "lane": span.lane},
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
 
@@ -68,3 +68,34 @@ def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: s
         assert module.memory_allocated(device) - before_bytes <= ledger.device_bytes - runtime_bytes
         streamed.generate(IDS.to(device), max_new_tokens=8, do_sample=False)
         assert module.max_memory_allocated(device) - before_bytes <= ledger.device_bytes
+
+
+def lanes_of(device: str) -> list[str]:
+    """Return every device of this kind, or the only one twice: then it has two lanes."""
+    kind = torch.device(device).type
+    module = torch.get_device_module(kind)
+    count = module.device_count() if hasattr(module, "device_count") else 1
+    return [f"{kind}:{number}" for number in range(count)] if count > 1 else [device, device]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("host", ["min", PLENTY])
+def test_every_device_equals_the_resident_model_on_one_reading(tiny_llama_dir: Path, device: str, host: str, dtype: str) -> None:
+    devices = lanes_of(device)
+    resident = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype)).to(devices[0]).eval()
+    rows = resident.generate(IDS.to(devices[0]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    budget = ls.MemoryBudget(device="min", host=host)
+
+    def generate(replica: PreTrainedModel, _: int) -> torch.Tensor:
+        return replica.generate(IDS.to(replica.device), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+
+    with ls.load(tiny_llama_dir, devices=devices, budget=budget, dtype=dtype, workload=WORKLOAD) as streamed:
+        assert not streamed.plan.is_resident
+        for found in streamed.run_on_devices(generate):
+            assert torch.equal(found.cpu(), rows.cpu())
+        report = streamed.report()
+    if host == "min":
+        most = 8 * sum(unit.read_bytes for unit in streamed.plan.units)
+        ahead = 2 * streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
+        rows_bytes = len(devices) * 2 * (12 + 8) * 64 * 4
+        assert report.bytes_read <= most + ahead + rows_bytes

@@ -61,7 +61,7 @@ def test_every_span_is_an_event_in_microseconds_from_the_first_one() -> None:
     assert min(event["ts"] for event in events) == 0
     copy = next(event for event in events if event["cat"] == "copy")
     assert (copy["ts"], copy["dur"]) == (pytest.approx(400_000), pytest.approx(100_000))
-    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20}
+    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20, "lane": 0}
 
 
 @given(any_spans())

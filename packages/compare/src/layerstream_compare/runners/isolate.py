@@ -31,8 +31,9 @@ from ..protocol import LIVE_KINDS, ProtocolError, failed, measurement_of, one_li
 WORKER_COMMAND = (sys.executable, "-m", "layerstream_compare.worker")
 """What is started for each case; `--events-fd N` follows, the case is one line of JSON on its standard input."""
 
-STEADY_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-"""With these, peaks of two equal runs differ by 2 MB in place of 200."""
+STEADY_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+"""With these, peaks of equal runs differ by 1 to 3 MB: one heap, and tensors of 256 KiB or more outside of it, so that what a load
+leaves behind does not depend on which thread was faster. At 1 MiB, 4-bit variants differed by 25."""
 
 _STDERR_LINES = 20
 _STDERR_BYTES = 65536

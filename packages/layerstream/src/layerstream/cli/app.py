@@ -16,6 +16,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from ..errors import LayerstreamError
+from .batch import batch_command
 from .estimate import estimate_command
 from .plan import plan_command
 from .probe import probe_command
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run_command)
+app.command("batch")(batch_command)
 app.command("plan")(plan_command)
 app.command("estimate")(estimate_command)
 app.command("probe")(probe_command)
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; the process' own by default.
 
     Returns:
-        0 when all went well, 2 after an error of ours or in the arguments, 130 after Ctrl-C.
+        0 when all went well, 1 when rows of a batch are errors, 2 after an error of ours or in the arguments, 130 after Ctrl-C.
     """
     try:
         app(arguments, prog_name="layerstream")

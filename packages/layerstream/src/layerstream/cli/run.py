@@ -13,9 +13,10 @@ import typer
 
 from .. import Workload, load
 from ..errors import PlanError
+from ..tokenizer import load_tokenizer
 from .options import AsJson, Attention, Budget, Device, Dtype, Model, Revision, TrustRemoteCode, model_or_default
 from .printing import err_console, note, print_json
-from .session import Sampling, answer, encode_prompt, load_tokenizer
+from .session import Sampling, answer, encode_prompt
 from .trace_files import check_trace_path, write_trace
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; read from stdin when piped.", show_default=False)]

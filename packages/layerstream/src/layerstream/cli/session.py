@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, TextStreamer
+from transformers import BatchEncoding, PreTrainedTokenizerBase, TextStreamer
 
 from .. import StreamedModel
-from ..checkpoint.hub import resolve_model
 from ..decisions import Granularity
-from ..errors import CheckpointError, PlanError
+from ..errors import PlanError
 from ..progress import ProgressLine, format_progress
 from ..units import format_seconds
 from .terminal import StatusLine
@@ -70,20 +69,6 @@ class Answer:
         rate = f", then {format_seconds(rest_s / later)} each" if later > 0 else ""
         first = format_seconds(self.first_token_s)
         return f"{self.new_tokens} tokens after {self.prompt_tokens} of the prompt: the first after {first}{rate}"
-
-
-def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Return the checkpoint's tokenizer.
-
-    Raises:
-        CheckpointError: when it has none that transformers can read, or the checkpoint cannot be found.
-    """
-    directory = resolve_model(model, revision=revision, weights=False)
-    try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"no tokenizer can be read from {model!r}: {first_line}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> BatchEncoding:

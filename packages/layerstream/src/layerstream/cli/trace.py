@@ -15,10 +15,11 @@ from .. import Workload, load, probe_machine, profile_model
 from ..architecture.known_models import KNOWN_MODELS, known_config
 from ..planning.simulate import simulate_spans
 from ..timeline import Span
+from ..tokenizer import load_tokenizer
 from .options import Budget, Device, Dtype, MachineText, Model, machine_from_text, model_or_default
 from .plan import plan_on_machine
 from .printing import err_console, out_console
-from .session import Sampling, answer, encode_prompt, load_tokenizer
+from .session import Sampling, answer, encode_prompt
 from .trace_files import check_trace_path, write_trace
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Written as OUT.json (Perfetto) and OUT.html (a page of its own).")]

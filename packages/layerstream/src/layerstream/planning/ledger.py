@@ -35,8 +35,19 @@ def activation_bytes(activation: ActivationProfile, workload: Workload) -> int:
     return math.ceil(activation.fixed_bytes + linear + activation.bytes_per_token_squared * tokens * prompt)
 
 
+def weight_copies(machine: Machine, lanes: int) -> int:
+    """Return how often one device holds what its `lanes` lanes hold: on a CPU all look into the same memory."""
+    return 1 if machine.device_is_host else lanes
+
+
 def device_lines(
-    profile: ModelProfile, workload: Workload, machine: Machine, configuration: Configuration, resident_bytes: int
+    profile: ModelProfile,
+    workload: Workload,
+    machine: Machine,
+    configuration: Configuration,
+    resident_bytes: int,
+    *,
+    lanes: int = 1,
 ) -> tuple[LedgerLine, ...]:
     """Return the device lines of a configuration.
 
@@ -46,6 +57,7 @@ def device_lines(
         machine: the machine; on a CPU device the read buffers count here.
         configuration: how the model is arranged.
         resident_bytes: room for the decoder's units that stay on the device.
+        lanes: how often the workload runs on this device at the same time, each time with activations and a cache of its own.
 
     Returns:
         The lines in bytes, without those of 0.
@@ -56,17 +68,18 @@ def device_lines(
     rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(
         configuration.granularity, 0
     )
+    copies = weight_copies(machine, lanes)
     return _lines(
         "device",
         {
-            "edges (norms, buffers)": profile.edge_bytes + rest,
-            "input embedding": profile.embedding_bytes if configuration.embedding is Residency.DEVICE else 0,
-            "output head": head,
-            "resident blocks": resident_bytes,
-            "slots": configuration.num_slots * configuration.slot_bytes,
-            "KV cache": cache_bytes(activation, workload),
-            "KV cache growth": cache_growth_bytes(activation, workload),
-            "activations": activation_bytes(activation, workload),
+            "edges (norms, buffers)": copies * (profile.edge_bytes + rest),
+            "input embedding": copies * profile.embedding_bytes if configuration.embedding is Residency.DEVICE else 0,
+            "output head": copies * head,
+            "resident blocks": copies * resident_bytes,
+            "slots": copies * configuration.num_slots * configuration.slot_bytes,
+            "KV cache": lanes * cache_bytes(activation, workload),
+            "KV cache growth": lanes * cache_growth_bytes(activation, workload),
+            "activations": lanes * activation_bytes(activation, workload),
             "read buffers": profile.read_buffer_bytes if machine.device_is_host else 0,
             "conversion": profile.conversion_bytes if machine.device_is_host else 0,
             "runtime and allocator": machine.runtime_bytes,

@@ -15,13 +15,16 @@ from ..units import format_bytes, parse_size
 from ..wishes import MemoryBudget, Workload
 from .arrange import Arrangement, Problem
 from .candidates import Configuration, enumerate_configurations, visited_units
+from .devices import group_devices
 from .search import Search
 
 AUTO_CPU_SHARE = 0.9
 AUTO_HOST_SHARE = 0.8
 
 
-def plan_placement(*, profile: ModelProfile, budget: MemoryBudget, workload: Workload, machine: Machine) -> PlacementPlan:
+def plan_placement(
+    *, profile: ModelProfile, budget: MemoryBudget, workload: Workload, machine: Machine, beside: Sequence[Machine] = ()
+) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
     Reads no file and touches no device: the machine may be one that nobody here has.
@@ -32,16 +35,19 @@ def plan_placement(*, profile: ModelProfile, budget: MemoryBudget, workload: Wor
             memory); `"min"` the least that works. A size is taken as asked, even above what the machine has.
         workload: what will be run; its cache and activations are lines of the ledger.
         machine: memory and rates.
+        beside: further devices that share one reading of the weights, each as the machine with that device; all run the workload
+            at the same time. The device's budget and lines are those of each device.
 
     Returns:
         The plan with the shortest predicted time for the workload; among equals coarser units, then fewer slots.
 
     Raises:
         BudgetTooSmallError: when no configuration fits; `needed_bytes` is the least that would, and `where` says of which memory.
-        PlanError: when the machine's rates are not positive or the model has no blocks.
+        PlanError: when the machine's rates are not positive, the model has no blocks or CPUs and accelerators are mixed.
     """
-    _check(profile, machine)
-    problem = Problem(profile=profile, workload=workload, machine=machine)
+    group = group_devices((machine, *beside))
+    _check(profile, group.machine)
+    problem = Problem(profile=profile, workload=workload, machine=group.machine, lanes=group.lanes)
     everything = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
     device_budget_bytes, configurations = _within_device_budget(problem, everything, budget)
     configurations = _resident_if_it_fits(configurations)
@@ -49,16 +55,19 @@ def plan_placement(*, profile: ModelProfile, budget: MemoryBudget, workload: Wor
     host_budget_bytes = _host_budget_bytes(search, configurations, budget)
     arrangement, cost = search.best(configurations, host_budget_bytes)
     ledger = MemoryLedger(lines=arrangement.lines, device_budget_bytes=device_budget_bytes, host_budget_bytes=host_budget_bytes)
-    return _as_plan(problem, arrangement, ledger, cost)
+    return _as_plan(problem, group.names, arrangement, ledger, cost)
 
 
-def _as_plan(problem: Problem, arrangement: Arrangement, ledger: MemoryLedger, cost: SweepCost) -> PlacementPlan:
+def _as_plan(
+    problem: Problem, devices: tuple[str, ...], arrangement: Arrangement, ledger: MemoryLedger, cost: SweepCost
+) -> PlacementPlan:
     configuration = arrangement.configuration
     units = visited_units(problem.profile, configuration.granularity)
     return PlacementPlan(
         model_name=problem.profile.name,
         dtype=problem.profile.dtype,
-        device=problem.machine.device,
+        device=devices[0],
+        devices=devices,
         granularity=configuration.granularity,
         units=tuple(
             UnitPlacement(
@@ -116,8 +125,10 @@ def _resident_if_it_fits(configurations: list[Configuration]) -> list[Configurat
 def _too_small(problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int) -> BudgetTooSmallError:
     lines = sorted(problem.least_device_lines(least), key=lambda line: -line.num_bytes)
     uses = [f"{line.purpose} {format_bytes(line.num_bytes)}" for line in lines]
+    where = problem.machine.device + (f", shared by {problem.lanes} lanes," if problem.lanes > 1 else "")
     return BudgetTooSmallError(
-        f"a device budget of {format_bytes(budget_bytes)} cannot hold {problem.profile.name}: the least is {', '.join(uses)}; "
+        f"a device budget of {format_bytes(budget_bytes)} on {where} cannot hold {problem.profile.name}: "
+        f"the least is {', '.join(uses)}; "
         f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload (prompt_tokens "
         f"{problem.workload.prompt_tokens}, new_tokens {problem.workload.new_tokens}, batch_size {problem.workload.batch_size})",
         needed_bytes=needed_bytes,

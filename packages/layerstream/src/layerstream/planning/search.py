@@ -108,7 +108,7 @@ class Search:
         table = self._tables[granularity]
         if not configuration.num_slots:
             return table[:1]
-        room = self.device_budget_bytes - self.problem.least_device_bytes(configuration)
+        room = (self.device_budget_bytes - self.problem.least_device_bytes(configuration)) // self.problem.weight_copies
         fitting = table[bisect_left(table, -room, key=lambda row: -row[0]) :]
         streams_head = self.problem.profile.head is not None and not configuration.head_on_device
         # slots that nothing passes through are waste: the configuration without slots stands for these

@@ -13,11 +13,13 @@ Who waits for whom:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..decisions import PlacementPlan, Residency
 from ..facts import Machine, ModelProfile
 from ..timeline import Activity, Span
+from .devices import group_devices
 from .work import Forward, VisitTimes, visit_times
 
 
@@ -87,7 +89,7 @@ def sweep_ends(times: VisitTimes, residencies: Sequence[Residency], buffers: Buf
 def simulate_spans(
     plan: PlacementPlan, profile: ModelProfile, machine: Machine, tokens: int, sweeps: int, *, batch_size: int = 1
 ) -> tuple[Span, ...]:
-    """Return the timeline that a plan would give on a machine, for drawing; times in seconds from 0.
+    """Return the timeline that a plan would give on a machine, for drawing; times in seconds from 0. Of several devices, the first.
 
     Args:
         plan: where everything lives.
@@ -107,6 +109,8 @@ def simulate_spans(
         head_slices=plan.head_slices,
         embedding=plan.embedding,
     )
+    # lanes on one device share its rates
+    machine = group_devices([replace(machine, device=name) for name in plan.devices]).machine
     times = visit_times(profile, machine, forward)
     residencies = [unit.residency for unit in plan.units]
     buffers = Buffers(plan.num_slots, plan.num_staging)

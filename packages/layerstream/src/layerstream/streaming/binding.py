@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from ..facts import TensorRecipe
 from ..timeline import Activity, Timeline
 from .stream import Lease, WeightStream
+from .sweep import SweepGroup
 
 Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""
@@ -86,12 +88,16 @@ class StreamedModule:
 
 
 class StreamHooks:
-    """The hooks that bring a unit before its module's forward and let it go afterwards, also when it raised."""
+    """The hooks that bring a unit before its module's forward and let it go afterwards, also when it raised.
 
-    def __init__(self, stream: WeightStream, timeline: Timeline) -> None:
+    A computation that rides in `group` waits for its turn before each unit, and finds the weights of those before it in place.
+    """
+
+    def __init__(self, stream: WeightStream, timeline: Timeline, group: SweepGroup) -> None:
         """Serve modules from `stream`."""
         self._stream = stream
         self._timeline = timeline
+        self._group = group
         self._handles: list[Any] = []
         self._bindings: list[UnitBinding] = []
         self._open: dict[int, tuple[Lease, UnitBinding, float]] = {}
@@ -105,13 +111,26 @@ class StreamHooks:
             self._handles.append(one.module.register_forward_hook(after, always_call=True))
 
     def enter(self, index: int, binding: UnitBinding) -> None:
-        """Bring unit `index` into `binding`, waiting for it."""
+        """Bring unit `index` into `binding`, waiting for it, and before that for the turn of whoever shares this sweep."""
+        if self._group.rides_here():
+            self._group.enter(index, partial(self._bring, index, binding), partial(self._let_go, index))
+        else:
+            self._group.keep_off()
+            self._bring(index, binding)
+
+    def leave(self, index: int) -> None:
+        """Let unit `index` go, if it is here and nobody else needs it in this visit."""
+        if self._group.rides_here():
+            self._group.leave(index)
+        else:
+            self._let_go(index)
+
+    def _bring(self, index: int, binding: UnitBinding) -> None:
         lease = self._stream.acquire(index)
         binding.install(lease.key, lambda: self._stream.views(lease))
         self._open[index] = (lease, binding, perf_counter())
 
-    def leave(self, index: int) -> None:
-        """Let unit `index` go, if it is here."""
+    def _let_go(self, index: int) -> None:
         entry = self._open.pop(index, None)
         if entry is None:
             return
@@ -124,7 +143,7 @@ class StreamHooks:
     def leave_all(self) -> None:
         """Let go what an interrupted forward left behind."""
         for index in tuple(self._open):
-            self.leave(index)
+            self._let_go(index)
         self._stream.give_back_all()
 
     def detach(self) -> None:

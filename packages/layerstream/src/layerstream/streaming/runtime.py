@@ -5,7 +5,7 @@ Room: streaming. One seam, chosen by constructor argument: the test kit's fake d
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,9 @@ class DeviceRuntime(Protocol):
     name: str
     is_host: bool
     pins_host_memory: bool
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Return a context in which the calling thread computes on this device."""
 
     def copy_stream(self) -> Any:
         """Return a new stream for copies."""
@@ -58,6 +61,13 @@ class TorchRuntime:
         self.is_host = device.type == "cpu"
         self.pins_host_memory = device.type not in ("cpu", "mps")
         self._module: Any = torch.get_device_module(device)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Make this the calling thread's device, for libraries that ask for the current one."""
+        if self.is_host or not hasattr(self._module, "device"):
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._module.device(self.device)
+        return context
 
     def copy_stream(self) -> Any:
         """Return a new stream on this device; None where the device has no streams of its own."""

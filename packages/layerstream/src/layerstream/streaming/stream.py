@@ -1,8 +1,7 @@
-"""The supply: keep the disk busy and have each unit ready when it is asked for.
+"""One lane's stream: have each unit ready on its device when it is asked for.
 
-Room: streaming. Knows the order in which units were visited, not why. Two threads: *supply* hands reads of the coming units to the
-reader as long as a host buffer is free; *delivery* takes what was read, in order, onto the device. The computation calls
-`acquire(unit)` and gives the lease back.
+Room: streaming. The computation calls `acquire(unit)` and gives the lease back; what the supply reads is queued here, and a thread,
+*delivery*, takes it in order onto the device. Knows its own lane only: that others share the reading is the supply's business.
 
 Invariants (each with the test that holds it, in tests/unit/streaming/test_stream.py and tests/contract/test_async_device.py):
  1. A host buffer is read into only when every copy out of it is done (test_removing_any_wait_breaks_the_result).
@@ -17,57 +16,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from ..checkpoint.reader import DiskReader, ReadTicket
-from ..errors import LayerstreamError, StreamClosedError, StreamError
-from ..timeline import Activity, Span, Timeline
-from .buffers import HostBuffer, allocate_many
+from ..checkpoint.reader import ReadTicket
+from ..errors import LaneStoppedError, LayerstreamError, StreamClosedError, StreamError
+from ..timeline import Activity
+from .fetches import Fetch, Follower, StreamedUnit, VisitCounter
 from .lanes import Lane, Slot
-from .sources import UnitSource
-
-
-@dataclass(slots=True)
-class StreamedUnit:
-    """A unit that moves in every sweep.
-
-    Attributes:
-        name: its module path.
-        position: its place among all units of the plan, for timelines.
-        source: where its bytes come from.
-        pinned: its own host buffer when it lives in host memory; None when it is read from the disk each time.
-    """
-
-    name: str
-    position: int
-    source: UnitSource
-    pinned: HostBuffer | None = None
-
-    def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
-        """Return what happened to this unit, for the timeline."""
-        return Span(
-            activity=activity,
-            unit=self.name,
-            unit_index=self.position,
-            sweep=sweep,
-            start_s=start_s,
-            end_s=end_s,
-            num_bytes=num_bytes,
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Buffer:
-    """A host buffer of the pool and its number, for views that are made once."""
-
-    host: HostBuffer
-    index: int
+from .supply import Supply
 
 
 @dataclass(slots=True, eq=False)
@@ -81,9 +43,8 @@ class Lease:
 
     unit: int
     sweep: int
-    buffer: _Buffer | None = None
+    fetch: Fetch | None = None
     slot: Slot | None = None
-    ticket: ReadTicket | None = None
     event: Any = None
     is_ready: bool = False
     is_cancelled: bool = False
@@ -94,72 +55,45 @@ class Lease:
         """(unit, number of the memory it is in)."""
         if self.slot is not None:
             return self.unit, self.slot.index
-        return self.unit, self.buffer.index if self.buffer is not None else -1
+        return self.unit, self.buffer_index
+
+    @property
+    def buffer_index(self) -> int:
+        """The number of the host buffer it is in; -1 when it is in none."""
+        return self.fetch.buffer.index if self.fetch is not None and self.fetch.buffer is not None else -1
 
 
-@dataclass(slots=True)
-class _Counters:
-    sweep: int = 0
-    last_unit: int = -1
+class WeightStream(Follower):
+    """The units of one lane, in the order in which they are asked for."""
 
-    def visit(self, unit: int) -> int:
-        """Count a new sweep whenever the order starts over; return the sweep's number."""
-        if unit <= self.last_unit:
-            self.sweep += 1
-        self.last_unit = unit
-        return self.sweep
-
-
-class WeightStream:
-    """Prefetch units in the order in which they are visited, for ever."""
-
-    def __init__(
-        self,
-        units: Sequence[StreamedUnit],
-        lane: Lane,
-        reader: DiskReader,
-        *,
-        num_buffers: int,
-        buffer_bytes: int,
-        timeline: Timeline,
-    ) -> None:
-        """Allocate the host buffers and start prefetching the first units.
+    def __init__(self, supply: Supply, lane: Lane, *, index: int = 0) -> None:
+        """Start the delivery; nothing comes before the supply is started.
 
         Args:
-            units: in their expected visiting order.
+            supply: reads the disk, for this lane and others.
             lane: the device's slots; on a CPU device it has none and the host buffers are the slots.
-            reader: reads the disk.
-            num_buffers: host buffers: staging for an accelerator, the slots themselves on a CPU.
-            buffer_bytes: the size of each.
-            timeline: is told of every read, copy and wait.
+            index: the lane's number, for timelines.
         """
-        self.units = tuple(units)
-        self._lane, self._reader, self._timeline = lane, reader, timeline
+        super().__init__()
+        self.units: tuple[StreamedUnit, ...] = tuple(replace(unit, lane=index) for unit in supply.units)
+        self._supply, self._lane, self._timeline = supply, lane, supply.timeline
         self._is_host = lane.runtime.is_host
-        memory = allocate_many([buffer_bytes] * num_buffers, pinned=lane.runtime.pins_host_memory)
-        self._buffers = deque(_Buffer(host, index) for index, host in enumerate(memory))
         self._free_slots: deque[Slot] = deque(lane.slots)
-        self._depth = num_buffers + len(lane.slots)
-        self._num_memories = len(lane.slots) or num_buffers
-        self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
-        # One lock, three reasons to wait: each thread is woken only for its own.
-        self._lock = threading.Lock()
-        self._may_supply = threading.Condition(self._lock)
+        self._depth = supply.num_buffers + len(lane.slots)
+        self._num_memories = len(lane.slots) or supply.num_buffers
+        # The supply's lock, two reasons to wait: each thread is woken only for its own.
+        self._lock = supply.lock
         self._may_deliver = threading.Condition(self._lock)
         self._arrived = threading.Condition(self._lock)
         self._queue: deque[Lease] = deque()
-        self._deliveries: deque[Lease] = deque()
+        self._deliveries: deque[tuple[Lease, Fetch]] = deque()
         self._leased: list[Lease] = []
-        self._upcoming: int | None = 0
         self._last_given: int | None = None
-        self._fetched, self._visited = _Counters(), _Counters()
+        self._visited = VisitCounter()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, args=(work,), name=f"layerstream-{name}", daemon=True)
-            for name, work in (("supply", self._supply_next), ("delivery", self._deliver_next))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._stopped_by: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="layerstream-delivery", daemon=True)
+        self._thread.start()
 
     # -- demand ------------------------------------------------------------------------------------------------------
 
@@ -169,20 +103,20 @@ class WeightStream:
         Raises:
             ReadFailedError: its bytes could not be read; the next `acquire` tries again.
             StreamClosedError: the stream is closed.
+            LaneStoppedError: another lane failed that this one runs beside.
             StreamError: every slot is leased already, so that it could never come.
         """
         start_s = perf_counter()
         with self._lock:
             sweep = self._visited.visit(unit)
-            lease = self._expect(unit)
-            while not lease.is_ready and not self._closed:
-                self._arrived.wait()
-            self._check_open()
+            lease = self._wait_for(unit)
             self._queue.popleft()
-            self._may_supply.notify()
+            self._supply.wake()
             if lease.error is not None:
-                self._drop_queue()
-                raise lease.error
+                error = lease.error
+                self._recycle(lease)
+                self.detach()
+                raise error
             self._leased.append(lease)
         self._lane.ready_for_compute(lease.event)
         self._timeline.record(self.units[unit].span(Activity.WAIT, sweep, start_s, perf_counter()))
@@ -208,64 +142,136 @@ class WeightStream:
         unit = self.units[lease.unit]
         if lease.slot is not None:
             return unit.source.device_views(lease.slot.bytes)
-        assert lease.buffer is not None
-        return unit.source.host_views(lease.buffer.host.bytes)
+        assert lease.fetch is not None
+        assert lease.fetch.buffer is not None
+        return unit.source.host_views(lease.fetch.buffer.host.bytes)
+
+    def begin_forward(self) -> None:
+        """Let other lanes wait for this one; each call needs its `end_forward`."""
+        with self._lock:
+            self.forwards += 1
+
+    def end_forward(self) -> None:
+        """Say that a forward is over: other lanes need not wait for this one any more, unless it is expected back."""
+        with self._lock:
+            self.forwards = max(0, self.forwards - 1)
+            self.idle_since_s = perf_counter()
+            self._supply.wake()
+
+    def expect_no_more(self) -> None:
+        """Say that this lane will not come back soon."""
+        with self._lock:
+            self.is_expected = False
+            self._supply.wake()
+
+    def stop(self, error: BaseException) -> None:
+        """Let every `acquire` fail, those that wait included, because another lane did; until `resume`."""
+        with self._lock:
+            self._stopped_by = error
+            self._arrived.notify_all()
+
+    def resume(self) -> None:
+        """Take `stop` back, and forget forwards that Ctrl-C may have ended before they could say so."""
+        with self._lock:
+            self._stopped_by = None
+            self.forwards = 0
 
     def close(self) -> None:
-        """Stop the threads and free every buffer. Safe to call twice and from any state."""
+        """Stop the delivery and let go of everything; then the supply is closed. Safe to call twice and from any state."""
         with self._lock:
             self._closed = True
-            for lease in self._queue:
-                self._cancel(lease)
-            for reason in (self._may_supply, self._may_deliver, self._arrived):
-                reason.notify_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            self.detach()
+            self._may_deliver.notify_all()
+            self._arrived.notify_all()
+            self._supply.wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
         with self._lock:
-            self._queue.clear()
             self._deliveries.clear()
             self._leased.clear()
-            self._buffers.clear()
             self._free_slots.clear()
             self._lane.slots.clear()
             for unit in self.units:
                 unit.pinned = None
 
-    def _expect(self, unit: int) -> Lease:
-        """Return the lease of `unit` at the head of the queue, restarting the prefetch there if another was expected."""
+    def _wait_for(self, unit: int) -> Lease:
+        """Return the lease of `unit` at the head of the queue once it is there."""
         self._check_open()
         if self._last_given is not None:
-            self._successor[self._last_given] = unit
+            self._supply.learn(self._last_given, unit)
         self._last_given = unit
-        if self._queue and self._queue[0].unit == unit:
-            return self._queue[0]
-        self._drop_queue()
+        self.is_waiting = True
+        try:
+            lease = self._expect(unit)
+            while not lease.is_ready or lease.is_cancelled:
+                self._arrived.wait()
+                self._check_open()
+                if lease.is_cancelled:
+                    lease = self._expect(unit)
+        finally:
+            self.is_waiting = False
+            self.joins_at = None
+        return lease
+
+    def _expect(self, unit: int) -> Lease:
+        """Return the lease of `unit` at the head of the queue; where another was expected, wait for the reading to come there."""
+        while not (self._queue and self._queue[0].unit == unit):
+            if self._queue or not self.is_attached or self._supply.upcoming != unit:
+                self.detach()
+                self.joins_at = unit
+            self._check_room(unit)
+            self._supply.wake()
+            self._arrived.wait()
+            self._check_open()
+        return self._queue[0]
+
+    def _check_room(self, unit: int) -> None:
         if len(self._leased) >= self._num_memories:
             raise StreamError(f"unit {self.units[unit].name!r} was asked for while all {self._num_memories} slots are in use")
-        self._upcoming = unit
-        self._may_supply.notify()
-        while not self._queue and not self._closed:
-            self._arrived.wait()
-        self._check_open()
-        return self._queue[0]
+        if self._is_host:
+            self._supply.check_room(self)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StreamClosedError("the weights' stream is closed: the model was closed, or its `with` block was left")
+        if self._stopped_by is not None:
+            raise LaneStoppedError(f"stopped, because the work on another device failed: {self._stopped_by}") from self._stopped_by
 
-    def _drop_queue(self) -> None:
-        """Forget what was prefetched; stop prefetching until a unit is asked for."""
-        self._upcoming = None
+    # -- what the supply asks, under its lock --------------------------------------------------------------------------
+
+    @property
+    def num_queued(self) -> int:
+        """How many units were fetched for this lane that it has not asked for yet."""
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be fetched for this lane."""
+        return len(self._queue) >= self._depth
+
+    def leased_buffers(self) -> set[int]:
+        """Return the numbers of the host buffers that the computation uses."""
+        return {lease.buffer_index for lease in self._leased if lease.slot is None}
+
+    def enqueue(self, fetch: Fetch) -> Callable[[], None]:
+        """Queue a lease for `fetch`; return what takes it up once its read was begun, to be called without the lock."""
+        lease = Lease(unit=fetch.unit, sweep=fetch.sweep, fetch=fetch)
+        self._queue.append(lease)
+        self._arrived.notify_all()
+        return partial(self._take_up, lease, fetch)
+
+    def drop_queue(self) -> None:
+        """Forget what was fetched for this lane and not asked for yet."""
         for lease in self._queue:
             self._cancel(lease)
         self._queue.clear()
+        self._arrived.notify_all()
 
     def _cancel(self, lease: Lease) -> None:
         lease.is_cancelled = True
         self._may_deliver.notify()
-        if lease.ticket is not None:
-            lease.ticket.cancel()
+        if lease.fetch is not None:
+            self._supply.cancel(lease.fetch)
         if lease.is_ready:
             self._recycle(lease)
 
@@ -273,62 +279,31 @@ class WeightStream:
         """Return a lease's memory to the pools."""
         if lease.slot is not None:
             self._free_slots.append(lease.slot)
-        if lease.buffer is not None:
-            self._buffers.append(lease.buffer)
-        lease.slot = lease.buffer = None
-        self._may_supply.notify()
+        if lease.fetch is not None:
+            self._supply.let_go(lease.fetch)
+        lease.slot = lease.fetch = None
         self._may_deliver.notify()
 
-    # -- supply ------------------------------------------------------------------------------------------------------
+    # -- delivery ----------------------------------------------------------------------------------------------------
 
-    def _run(self, work: Any) -> None:
-        while work():
+    def _run(self) -> None:
+        while self._deliver_next():
             pass
 
-    def _supply_next(self) -> bool:
-        """Hand the reads of the next unit to the reader; False when closed."""
-        with self._lock:
-            while not self._closed and not self._may_fetch():
-                self._may_supply.wait()
-            if self._closed:
-                return False
-            assert self._upcoming is not None
-            lease = Lease(unit=self._upcoming, sweep=self._fetched.visit(self._upcoming))
-            unit = self.units[lease.unit]
-            if unit.pinned is None:
-                lease.buffer = self._buffers.popleft()
-            self._queue.append(lease)
-            self._upcoming = self._successor[lease.unit]
-            self._arrived.notify()
-        if lease.buffer is not None:
-            self._start_reading(lease, unit, lease.buffer)
-        if lease.ticket is not None and self._is_host and not unit.source.needs_conversion:
+    def _take_up(self, lease: Lease, fetch: Fetch) -> None:
+        if fetch.ticket is not None and self._is_host and not self.units[lease.unit].source.needs_conversion:
             # Nothing is left to do after the read: the reader thread itself says that the unit is there, one hand-over less.
-            lease.ticket.on_done(partial(self._read_done, lease, unit, lease.ticket))
-            return True
+            fetch.ticket.on_done(partial(self._read_done, lease, fetch, fetch.ticket))
+            return
         with self._lock:
-            self._deliveries.append(lease)
+            self._deliveries.append((lease, fetch))
             self._may_deliver.notify()
-        return True
 
-    def _may_fetch(self) -> bool:
-        if self._upcoming is None or len(self._queue) >= self._depth:
-            return False
-        return bool(self._buffers) or self.units[self._upcoming].pinned is not None
-
-    def _start_reading(self, lease: Lease, unit: StreamedUnit, buffer: _Buffer) -> None:
-        try:
-            lease.ticket = self._reader.submit(unit.source.requests(buffer.host))
-        except LayerstreamError as error:
-            lease.error = error
-
-    def _read_done(self, lease: Lease, unit: StreamedUnit, ticket: ReadTicket) -> None:
+    def _read_done(self, lease: Lease, fetch: Fetch, ticket: ReadTicket) -> None:
         lease.error = ticket.error
         if lease.error is None:
-            self._note_read(lease, unit, ticket)
+            self._supply.note_read(fetch)
         self._announce(lease)
-
-    # -- delivery ----------------------------------------------------------------------------------------------------
 
     def _deliver_next(self) -> bool:
         """Bring what was read onto the device and say that it is there; False when closed."""
@@ -337,28 +312,16 @@ class WeightStream:
                 self._may_deliver.wait()
             if not self._deliveries:
                 return False
-            lease = self._deliveries.popleft()
-        unit = self.units[lease.unit]
+            lease, fetch = self._deliveries.popleft()
         try:
-            self._finish_reading(lease, unit)
-        except (LayerstreamError, OSError, RuntimeError, ValueError) as error:
-            lease.error = error if isinstance(error, LayerstreamError) else _wrapped(unit.name, error)
+            self._supply.finish(fetch)
+        except LayerstreamError as error:
+            lease.error = error
         if self._is_host or lease.error is not None or lease.is_cancelled:
             self._announce(lease)
         else:
-            self._copy(lease, unit)
+            self._copy(lease, fetch)
         return True
-
-    def _finish_reading(self, lease: Lease, unit: StreamedUnit) -> None:
-        if lease.ticket is None:
-            return
-        lease.ticket.wait()  # raises too when the lease was cancelled, but only once nothing is read into its buffer any more
-        self._note_read(lease, unit, lease.ticket)
-        if unit.source.needs_conversion and lease.buffer is not None and not lease.is_cancelled:
-            unit.source.convert(lease.buffer.host, self._reader)
-
-    def _note_read(self, lease: Lease, unit: StreamedUnit, ticket: ReadTicket) -> None:
-        self._timeline.record(unit.span(Activity.READ, lease.sweep, ticket.started_s, ticket.ended_s, unit.source.read_bytes))
 
     def _announce(self, lease: Lease) -> None:
         with self._lock:
@@ -367,7 +330,7 @@ class WeightStream:
                 self._recycle(lease)
             self._arrived.notify_all()
 
-    def _copy(self, lease: Lease, unit: StreamedUnit) -> None:
+    def _copy(self, lease: Lease, fetch: Fetch) -> None:
         with self._lock:
             while not self._free_slots and not self._closed and not lease.is_cancelled:
                 self._may_deliver.wait()
@@ -376,23 +339,15 @@ class WeightStream:
             self._announce(lease)
             return
         start_s = perf_counter()
-        host = unit.pinned or (lease.buffer.host if lease.buffer is not None else None)
+        unit = self.units[lease.unit]
+        host = unit.pinned or (fetch.buffer.host if fetch.buffer is not None else None)
         assert host is not None
-        lease.event = self._lane.bring(host.bytes, unit.source.layout, slot)
-        buffer, lease.buffer, lease.slot = lease.buffer, None, slot
-        event = lease.event
+        event = self._lane.bring(host.bytes, unit.source.layout, slot)
+        lease.event, lease.slot, lease.fetch = event, slot, None
         self._announce(lease)
         # The host buffer may be read into again only when the copy out of it is done.
         self._lane.runtime.host_wait(event)
         num_bytes = sum(run.num_bytes for run in unit.source.layout.copies)
         self._timeline.record(unit.span(Activity.COPY, lease.sweep, start_s, perf_counter(), num_bytes))
-        if buffer is not None:
-            with self._lock:
-                self._buffers.append(buffer)
-                self._may_supply.notify()
-
-
-def _wrapped(unit: str, error: Exception) -> StreamError:
-    wrapped = StreamError(f"unit {unit!r} could not be brought into place: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+        with self._lock:
+            self._supply.let_go(fetch)

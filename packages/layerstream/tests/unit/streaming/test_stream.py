@@ -15,10 +15,12 @@ import torch
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
 from layerstream.facts import Piece, StoredTensor, TensorRecipe, UnitRecipe
+from layerstream.streaming.fetches import StreamedUnit
 from layerstream.streaming.lanes import Lane
 from layerstream.streaming.runtime import TorchRuntime
 from layerstream.streaming.sources import UnitSource
-from layerstream.streaming.stream import StreamedUnit, WeightStream
+from layerstream.streaming.stream import WeightStream
+from layerstream.streaming.supply import Supply
 from layerstream.timeline import Activity, Timeline
 
 NUM_UNITS = 5
@@ -49,16 +51,18 @@ def timeline() -> Timeline:
 @pytest.fixture
 def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
     with DiskReader() as reader:
-        made = WeightStream(
+        supply = Supply(
             [unit(file, index) for index in range(NUM_UNITS)],
-            Lane(runtime=TorchRuntime(torch.device("cpu"))),
             reader,
             num_buffers=2,
             buffer_bytes=UNIT_BYTES + 8192,
             timeline=timeline,
         )
+        made = WeightStream(supply, Lane(runtime=TorchRuntime(torch.device("cpu"))))
+        supply.start([made])
         yield made
         made.close()
+        supply.close()
 
 
 def visit(stream: WeightStream, index: int) -> None:
@@ -109,9 +113,10 @@ def test_a_failing_read_raises_and_the_next_visit_tries_again(stream: WeightStre
     visit(stream, 0)
     whole = file.read_bytes()
     os.truncate(file, UNIT_BYTES)
-    with pytest.raises(ReadFailedError):
-        for index in (1, 2, 3, 4):
-            visit(stream, index)
+    for _ in range(5):  # more failures than there are buffers
+        with pytest.raises(ReadFailedError):
+            for index in (1, 2, 3, 4):
+                visit(stream, index)
     file.write_bytes(whole)
     for index in range(NUM_UNITS):
         visit(stream, index)
@@ -121,14 +126,9 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
     fifo = file.with_name("never")
     os.mkfifo(fifo)
     with DiskReader(opener=lambda path: os.open(path, os.O_RDWR)) as reader:
-        stream = WeightStream(
-            [unit(fifo, 0), unit(fifo, 1)],
-            Lane(runtime=TorchRuntime(torch.device("cpu"))),
-            reader,
-            num_buffers=2,
-            buffer_bytes=UNIT_BYTES + 8192,
-            timeline=timeline,
-        )
+        supply = Supply([unit(fifo, 0), unit(fifo, 1)], reader, num_buffers=2, buffer_bytes=UNIT_BYTES + 8192, timeline=timeline)
+        stream = WeightStream(supply, Lane(runtime=TorchRuntime(torch.device("cpu"))))
+        supply.start([stream])
         caught: list[BaseException] = []
 
         def wait() -> None:
@@ -140,6 +140,7 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
         waiting = threading.Thread(target=wait)
         waiting.start()
         stream.close()
+        supply.close()
         waiting.join(10)
     assert not waiting.is_alive()
     assert len(caught) == 1

@@ -1,0 +1,35 @@
+"""Split prompts over several devices that share one reading of the weights. Two CPU lanes stand in for two cards here."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+import layerstream as ls
+from layerstream.default_model import default_model_path
+
+PROMPTS = ["The capital of France is", "Two and two make", "The sea is", "Once upon a time"]
+
+
+def main(path: str) -> None:
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    devices = cards if len(cards) > 1 else ["cpu", "cpu"]
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+
+    def answer(replica: PreTrainedModel, lane: int) -> list[str]:
+        inputs = tokenizer(PROMPTS[lane :: len(devices)], padding=True, return_tensors="pt").to(replica.device)
+        rows = replica.generate(**inputs, max_new_tokens=12, do_sample=False)
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    workload = ls.Workload(batch_size=2, prompt_tokens=32, new_tokens=12)
+    with ls.load(path, devices=devices, budget="min", workload=workload) as streamed:
+        for lane, texts in enumerate(streamed.run_on_devices(answer)):
+            for text in texts:
+                print(f"{devices[lane]}: {text!r}")
+        print(f"{streamed.report().sweeps} sweeps, {streamed.report().bytes_read:,} bytes read once", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else str(default_model_path()))

@@ -1,0 +1,216 @@
+"""Many requests at once: isolated equals alone, packed equals `generate()` on the same padded batch, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kit.budgets import load
+from kit.compare import reference
+from kit.families import save_tiny
+from kit.riding import settled_reads
+from kit.threads import no_thread_left
+from transformers import AutoTokenizer, PreTrainedModel
+
+import layerstream as ls
+
+FAMILIES = ("llama", "gpt2", "mistral_sliding", "qwen3_moe", "jamba")
+Request = ls.GenerationRequest
+
+
+@pytest.fixture(autouse=True)
+def _nothing_keeps_running() -> Iterator[None]:
+    with no_thread_left():
+        yield
+
+
+def ids(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(100 * seed + length)
+    return torch.randint(5, 120, (length,), generator=generator).tolist()
+
+
+def mixed_requests() -> list[ls.GenerationRequest]:
+    """Return ragged prompts with settings of every kind."""
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "options": {"top_k": 20}}
+    return [
+        Request(prompt=ids(7), max_new_tokens=6),
+        Request(prompt=ids(4), max_new_tokens=9, seed=3, **sampling),
+        Request(prompt=ids(5), max_new_tokens=3),
+        Request(prompt=ids(9), max_new_tokens=4, num_beams=3),
+        Request(prompt=ids(6), max_new_tokens=9, seed=3, **sampling),
+        Request(prompt=ids(3), max_new_tokens=7, seed=8, **sampling),
+        Request(prompt=ids(8), max_new_tokens=4, num_beams=3),
+        Request(prompt=ids(9, 1), max_new_tokens=6, options={"repetition_penalty": 1.3}),
+    ]
+
+
+def generated(plain: PreTrainedModel, members: Sequence[ls.GenerationRequest]) -> list[list[int]]:
+    """Return what transformers' own `generate()` answers to the left-padded batch of `members`."""
+    longest = max(len(each.prompt) for each in members)
+    rows = [[0] * (longest - len(each.prompt)) + list(each.prompt) for each in members]
+    mask = [[0] * (longest - len(each.prompt)) + [1] * len(each.prompt) for each in members]
+    first = members[0]
+    settings: dict[str, Any] = {"do_sample": first.do_sample, "num_beams": first.num_beams, **first.options}
+    if first.temperature is not None:
+        settings["temperature"] = first.temperature
+    if first.seed is not None:
+        torch.manual_seed(first.seed)
+    output = plain.generate(
+        input_ids=torch.tensor(rows),
+        attention_mask=torch.tensor(mask),
+        max_new_tokens=max(each.max_new_tokens for each in members),
+        pad_token_id=0,
+        **settings,
+    )
+    answers = output[:, longest:].tolist()
+    return [until_end(answer[: each.max_new_tokens]) for answer, each in zip(answers, members, strict=True)]
+
+
+def until_end(tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_isolated_equals_alone(family: str, dtype: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, getattr(torch, dtype))
+    plain, requests = reference(path), mixed_requests()
+    with load(path, dtype, "min") as streamed:
+        results = ls.generate_many(streamed, requests, isolate=True)
+    assert [list(each.tokens) for each in results] == [generated(plain, [request])[0] for request in requests]
+    assert [each.request for each in results] == requests
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_generate_on_the_same_padded_batch(family: str, dtype: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, getattr(torch, dtype))
+    plain, requests = reference(path), mixed_requests()
+    with load(path, dtype, "min") as streamed:
+        plan = ls.plan_requests(streamed, requests, batches=1)
+        results = ls.generate_many(streamed, requests, batches=1)
+    assert [pack.requests for pack in plan.packs] == [(0, 2), (1, 4), (3, 6), (5,), (7,)]
+    for pack in plan.packs:
+        expected = generated(plain, [requests[index] for index in pack.requests])
+        assert [list(results[index].tokens) for index in pack.requests] == expected
+
+
+def test_weights_are_read_for_the_longest_request_alone(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path, torch.bfloat16)
+    longest = Request(prompt=ids(9), max_new_tokens=9)
+    requests = [Request(prompt=ids(3 + n % 7, n), max_new_tokens=1 + n % 9) for n in range(20)]
+    found = []
+    for asked, isolate in (([longest], False), ([longest, *requests], False), ([longest, *requests], True)):
+        with load(path, "auto", "min") as streamed:
+            ls.generate_many(streamed, asked, isolate=isolate, batches=1)
+            found.append((settled_reads(streamed), streamed.report().sweeps))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == 9
+
+
+def test_what_is_drawn_without_a_seed_follows_from_the_callers_generator(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path)
+    requests = [Request(prompt=ids(5), max_new_tokens=6, do_sample=True)] * 3
+    found = []
+    with load(path, "auto", "min") as streamed:
+        for _ in range(2):
+            torch.manual_seed(77)
+            found.append([each.tokens for each in ls.generate_many(streamed, requests, isolate=True)])
+        results = ls.generate_many(streamed, requests, isolate=True)
+        (again,) = ls.generate_many(streamed, [Request(prompt=ids(5), max_new_tokens=6, do_sample=True, seed=results[1].seed)])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 3
+    assert again.tokens == results[1].tokens
+
+
+def test_texts_are_asked_and_answered_as_the_tokenizer_has_them(tiny_llama_dir: Path) -> None:
+    plain, tokenizer = reference(tiny_llama_dir), AutoTokenizer.from_pretrained(tiny_llama_dir)
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        (result,) = ls.generate_many(streamed, ["hello"])
+    whole = plain.generate(**tokenizer("hello", return_tensors="pt"), max_new_tokens=128, do_sample=False)
+    assert result.text == tokenizer.decode(whole[0][5:], skip_special_tokens=True)
+    assert result.prompt_tokens == 5
+
+
+def test_a_stop_text_ends_the_answer_and_is_in_it(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        (whole,) = ls.generate_many(streamed, [Request(prompt="hello", max_new_tokens=40)])
+        assert whole.text is not None
+        stop = whole.text[5:7]
+        ended = Request(prompt="hello", max_new_tokens=40, stop=(stop,))
+        for isolate in (True, False):
+            results = ls.generate_many(streamed, [ended, Request(prompt="hell", max_new_tokens=40, stop=(stop,))], isolate=isolate)
+            assert results[0].text == whole.text[: whole.text.index(stop) + 2]
+            assert results[0].finish_reason == "stop"
+
+
+def test_results_come_as_they_finish_and_return_in_order(tiny_llama_dir: Path) -> None:
+    requests = [Request(prompt=ids(4, n), max_new_tokens=n) for n in (9, 2, 5)]
+    heard: list[int] = []
+    seen: list[ls.BatchProgress] = []
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        results = ls.generate_many(
+            streamed,
+            requests,
+            isolate=True,
+            batches=1,
+            on_result=lambda result: heard.append(result.index),
+            on_progress=seen.append,
+        )
+    assert heard == [1, 2, 0]
+    assert [each.index for each in results] == [0, 1, 2]
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
+    last = seen[-1]
+    assert (last.done, last.total, last.sweeps, last.eta_s) == (3, 3, 9, 0.0)
+    assert last.tokens == last.most_tokens == sum(len(each.tokens) for each in results) == 16
+
+
+@pytest.mark.parametrize("where", ["on_result", "on_progress"])
+def test_what_a_callback_raises_ends_everything_and_comes_out(tiny_llama_dir: Path, where: str) -> None:
+    def refuse(_: object) -> None:
+        raise ArithmeticError("not another one")
+
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        with pytest.raises(ArithmeticError, match="not another"):
+            ls.generate_many(streamed, [Request(prompt=ids(4), max_new_tokens=5)] * 3, isolate=True, **{where: refuse})
+        assert len(ls.generate_many(streamed, [Request(prompt=ids(4), max_new_tokens=5)])[0].tokens) > 0
+
+
+def test_a_request_that_fails_has_its_error_and_the_others_have_their_answers(tmp_path: Path) -> None:
+    """The model refuses what no check of ours can know."""
+    path = save_tiny("llama", tmp_path)
+    plain = reference(path)
+    good = [Request(prompt=ids(n), max_new_tokens=4) for n in (4, 6)]
+    bad = Request(prompt=ids(5), max_new_tokens=4, options={"cache_implementation": "no such thing"})
+    with load(path, "auto", "min") as streamed:
+        results = ls.generate_many(streamed, [good[0], bad, good[1]])
+        plan = ls.plan_requests(streamed, [good[0], bad, good[1]])
+    assert isinstance(results[1].error, ValueError) and results[1].finish_reason == "error"
+    for pack in plan.packs:
+        if 1 not in pack.requests:
+            expected = generated(plain, [[good[0], bad, good[1]][index] for index in pack.requests])
+            assert [list(results[index].tokens) for index in pack.requests] == expected
+
+
+def test_an_assistant_and_a_prompt_lookup_ride_along(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path / "target")
+    draft = reference(save_tiny("llama_tied", tmp_path / "draft", seed=7))
+    plain = reference(path)
+    requests = [
+        Request(prompt=ids(5), max_new_tokens=6, options={"assistant_model": draft}),
+        Request(prompt=ids(6), max_new_tokens=6, options={"prompt_lookup_num_tokens": 3}),
+        Request(prompt=ids(7), max_new_tokens=6),
+        Request(prompt=ids(8), max_new_tokens=6),
+    ]
+    with load(path, "auto", "min") as streamed:
+        results = ls.generate_many(streamed, requests, batches=1)
+    expected = [generated(plain, [request])[0] for request in requests[:2]] + generated(plain, requests[2:])
+    assert [list(each.tokens) for each in results] == expected
+
+
+def test_no_requests_give_no_results(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        assert ls.generate_many(streamed, []) == []

@@ -1,0 +1,260 @@
+"""Several devices when something goes wrong: the others are stopped with a reason, nothing hangs, the model stays usable."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from kit.threads import no_thread_left
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import layerstream as ls
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+MANY = 10_000
+
+
+@pytest.fixture(autouse=True)
+def _python_tells_of_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama_dir: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()(IDS).logits
+
+
+@pytest.fixture
+def checkpoint(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+
+
+@pytest.fixture(params=["min", "4 GiB"], ids=["streamed", "resident"])
+def streamed(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
+    with no_thread_left(), ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget=request.param) as streamed:
+        yield streamed
+
+
+def assert_usable(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+    for logits in streamed.run_on_devices(lambda replica, _: replica(IDS).logits):
+        assert torch.equal(logits, reference)
+    for replica in streamed.replicas:
+        assert torch.equal(replica(IDS).logits, reference)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("where", ["outside a forward", "inside a block"])
+def test_a_failing_lane_stops_the_other_with_its_error(
+    streamed: ls.StreamedModel, reference: torch.Tensor, failing: int, where: str
+) -> None:
+    told: list[BaseException] = []
+
+    def fail(*_: object) -> None:
+        raise ValueError("deep inside")
+
+    def work(replica: PreTrainedModel, lane: int) -> None:
+        if lane == failing:
+            replica(IDS)
+            if where == "inside a block":
+                handle = replica.model.layers[2].mlp.register_forward_pre_hook(fail)
+                try:
+                    replica(IDS)
+                finally:
+                    handle.remove()
+            fail()
+        try:
+            for _ in range(MANY):
+                replica(IDS)
+        except ls.LaneStoppedError as error:
+            told.append(error)
+            raise
+
+    with pytest.raises(ValueError, match="deep inside"):
+        streamed.run_on_devices(work)
+    assert len(told) == 1
+    assert isinstance(told[0].__cause__, ValueError)
+    assert_usable(streamed, reference)
+
+
+def test_a_read_error_ends_both_lanes_and_a_mended_disk_serves_both(checkpoint: Path, reference: torch.Tensor) -> None:
+    shard = sorted(checkpoint.glob("*.safetensors"))[-1]
+    whole = shard.read_bytes()
+    with no_thread_left(), ls.load(checkpoint, devices=["cpu", "cpu"], budget="min") as streamed:
+        assert_usable(streamed, reference)
+        with shard.open("r+b") as file:
+            file.truncate(len(whole) // 2)
+        with pytest.raises(ls.ReadFailedError):
+            streamed.run_on_devices(lambda replica, _: [replica(IDS) for _ in range(3)])
+        for _ in range(5):  # no error costs a buffer for good
+            with pytest.raises(ls.ReadFailedError):
+                streamed.model(IDS)
+        shard.write_bytes(whole)
+        assert_usable(streamed, reference)
+
+
+def test_a_read_error_while_loading_leaves_nothing(checkpoint: Path) -> None:
+    with no_thread_left():
+        model = ls.load(checkpoint, devices=["cpu", "cpu"], budget="min")
+        model.close()
+    shard = sorted(checkpoint.glob("*.safetensors"))[-1]
+    shard.chmod(0o600)
+    whole = shard.read_bytes()
+    with no_thread_left():
+        plan = ls.plan(checkpoint, devices=["cpu", "cpu"], budget="4 GiB")
+        assert plan.is_resident
+        shard.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises((ls.ReadFailedError, ls.ShardCorruptError)):
+            ls.load(checkpoint, devices=["cpu", "cpu"], budget="4 GiB")
+
+
+def test_lanes_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
+    streamed: ls.StreamedModel, reference: torch.Tensor
+) -> None:
+    def work(replica: PreTrainedModel, lane: int) -> int:
+        return sum(torch.equal(replica(IDS).logits, reference) for _ in range((7, 0, 2)[lane]))
+
+    assert streamed.run_on_devices(work) == [7, 0]
+    assert_usable(streamed, reference)
+
+
+def test_one_idle_lane_costs_the_other_neither_reads_nor_time(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+    sweeps = 8
+    read = []
+    for devices in (["cpu"], ["cpu", "cpu"]):
+        with ls.load(tiny_llama_dir, devices=devices, budget="min") as streamed:
+            for _ in range(sweeps):
+                assert torch.equal(streamed(IDS).logits, reference)
+            read.append(streamed.report().bytes_read)
+            ahead = streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
+    assert abs(read[1] - read[0]) <= 2 * ahead
+
+
+def test_replicas_used_in_turn_from_one_thread_never_wait_for_each_other(
+    streamed: ls.StreamedModel, reference: torch.Tensor
+) -> None:
+    for _ in range(5):
+        for replica in reversed(streamed.replicas):
+            assert torch.equal(replica(IDS).logits, reference)
+
+
+def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir: Path) -> None:
+    with no_thread_left():
+        streamed = ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min")
+        running = threading.Barrier(3)
+
+        def work(replica: PreTrainedModel, _: int) -> None:
+            replica(IDS)
+            running.wait(30)
+            for _ in range(MANY):
+                replica(IDS)
+
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                streamed.run_on_devices(work)
+            except BaseException as error:  # noqa: BLE001  (the test looks at it)
+                raised.append(error)
+
+        runner = threading.Thread(target=run)
+        runner.start()
+        running.wait(30)
+        streamed.close()
+        runner.join(60)
+        assert not runner.is_alive()
+        # what was being computed when the weights went may end with torch's own complaint about meta tensors
+        assert isinstance(raised[0], ls.StreamClosedError | ls.LaneStoppedError | RuntimeError | NotImplementedError)
+    with pytest.raises(ls.StreamClosedError):
+        streamed.run_on_devices(lambda replica, _: replica(IDS))
+    with pytest.raises(ls.StreamClosedError):
+        streamed.replicas[1](IDS)
+    assert all(parameter.is_meta for replica in streamed.replicas for parameter in replica.parameters())
+
+
+def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+    def work(replica: PreTrainedModel, lane: int) -> None:
+        replica(IDS)
+        if lane == 0:
+            replica.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
+        for _ in range(MANY):
+            replica(IDS)
+
+    with pytest.raises(KeyboardInterrupt):
+        streamed.run_on_devices(work)
+    streamed.model.model.layers[3]._forward_pre_hooks.popitem()
+    assert_usable(streamed, reference)
+
+
+def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+    def work(replica: PreTrainedModel, lane: int) -> None:
+        if lane == 0:
+            return
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        for _ in range(MANY):
+            replica(IDS)
+
+    with pytest.raises(KeyboardInterrupt):
+        streamed.run_on_devices(work)
+    assert_usable(streamed, reference)
+
+
+def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        done = threading.Event()
+
+        def work(replica: PreTrainedModel, lane: int) -> None:
+            replica(IDS)
+            if lane == 1:
+                assert done.wait(60)
+                replica(IDS)
+                return
+            for _ in range(3):
+                replica(IDS)
+            done.set()
+
+        streamed.run_on_devices(work)
+
+
+def test_running_on_devices_from_inside_such_a_run_is_refused(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+    for lane in (0, 1):
+        with pytest.raises(ls.StreamError, match="under way already"):
+            streamed.run_on_devices(lambda replica, number, lane=lane: number == lane and streamed.run_on_devices(print))
+    assert_usable(streamed, reference)
+
+
+def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        streamed.run_on_devices(lambda replica, lane: [replica(IDS) for _ in range(3 + lane)])
+        report = streamed.report()
+        assert (report.sweeps, report.device) == (4, "cpu, cpu")
+        assert 0 < report.wait_s + report.compute_s <= report.elapsed_s * 1.001
+        assert {span.lane for span in streamed.timeline.spans()} == {0, 1}
+        streamed.reset_report()
+        assert (streamed.report().sweeps, streamed.report().elapsed_s) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ({"devices": []}, "takes a list of devices"),
+        ({"devices": "cpu"}, "takes a list of devices"),
+        ({"devices": ["cpu"], "device": "cpu"}, "both given"),
+        ({"devices": ["cpu", "cpu"], "budget": "10 MiB"}, "on cpu, shared by 2 lanes, cannot hold"),
+        ({"devices": ["cpu", "nonsense"]}, "no torch device"),
+    ],
+)
+def test_a_wish_that_cannot_be_granted_is_explained(tiny_llama_dir: Path, wish: dict[str, object], complaint: str) -> None:
+    for verb in (ls.load, ls.plan):
+        with pytest.raises(ls.PlanError, match=complaint):
+            verb(tiny_llama_dir, **wish)  # type: ignore[operator]

@@ -1,0 +1,54 @@
+"""What a request says is checked before anything runs, and the complaint says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layerstream as ls
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"prompt": ""}, "empty"),
+        ({"prompt": []}, "empty"),
+        ({"prompt": [1, -2]}, "token ids"),
+        ({"prompt": [1.5]}, "token ids"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+        ({"max_new_tokens": True}, "max_new_tokens must be"),
+        ({"num_beams": 0}, "num_beams must be"),
+        ({"temperature": 0.7}, "needs do_sample"),
+        ({"temperature": -1.0, "do_sample": True}, "above 0"),
+        ({"seed": -1}, "seed is a whole number"),
+        ({"stop": "x"}, "tuple of texts"),
+        ({"stop": ("",)}, "none of them empty"),
+        ({"options": {"max_length": 5, "streamer": None}}, "max_length, streamer"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(wrong: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ls.PlanError, match=complaint):
+        ls.GenerationRequest(**{"prompt": "hello", **wrong})
+
+
+def test_a_request_that_the_model_cannot_read_is_named(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        with pytest.raises(ls.PlanError, match="request 1 has token 100000, but the vocabulary ends at 127"):
+            ls.generate_many(streamed, ["fine", ls.GenerationRequest(prompt=[100_000])])
+        with pytest.raises(ls.PlanError, match="batches must be at least 1"):
+            ls.generate_many(streamed, ["fine"], batches=0)
+        with pytest.raises(ls.PlanError, match="request 0 has text: give a tokenizer"):
+            ls.plan_requests(streamed, [ls.GenerationRequest(prompt="text")])
+
+
+def test_what_may_share_a_tensor_has_one_kind() -> None:
+    def kind(**settings: Any) -> Any:
+        return ls.GenerationRequest(prompt="hello", **settings).kind()
+
+    assert kind(max_new_tokens=5) == kind(max_new_tokens=9, seed=4)
+    assert kind(num_beams=2, max_new_tokens=5) != kind(num_beams=2, max_new_tokens=9)
+    assert kind(do_sample=True, seed=1) != kind(do_sample=True, seed=2)
+    assert kind(stop=("a",)) != kind()
+    assert kind(options={"top_p": 0.5}) != kind(options={"top_p": 0.6})

@@ -1,0 +1,156 @@
+"""`layerstream batch` on a real tiny checkpoint: every row once, answers as the library gives them, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layerstream as ls
+from layerstream.cli.app import main
+
+pytestmark = pytest.mark.usefixtures("_quiet_terminal")
+PROMPTS = ["hello", "The sea is", "a", "Two and two make four, and"]
+
+
+@pytest.fixture
+def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def results_of(path: Path) -> dict[int, dict[str, Any]]:
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_row = {result["row"]: result for result in results}
+    assert len(by_row) == len(results), "a row has two results"
+    return by_row
+
+
+def run(*arguments: object) -> int:
+    return main(["batch", *map(str, arguments)])
+
+
+def test_every_row_gets_the_answer_that_the_library_gives(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"q{number}", "prompt": prompt, "max_new_tokens": 5 + number} for number, prompt in enumerate(PROMPTS)]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "--budget", "min", "--isolate") == 0
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        asked = [ls.GenerationRequest(prompt=row["prompt"], max_new_tokens=row["max_new_tokens"]) for row in rows]
+        expected = ls.generate_many(streamed, asked, isolate=True)
+    results = results_of(target)
+    assert [(results[n + 1]["id"], results[n + 1]["text"]) for n in range(4)] == [
+        (row["id"], each.text) for row, each in zip(rows, expected, strict=True)
+    ]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "4 of 4 rows have their result" in captured.err
+
+
+def test_settings_of_every_kind_are_each_rows_own(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "hello", "temperature": 0.7, "seed": 3, "max_new_tokens": 4},
+        {"prompt": "hello", "num_beams": 2, "max_new_tokens": 4},
+        {"ids": [10, 11, 12], "max_new_tokens": 3, "options": {"repetition_penalty": 1.2}},
+        {"prompt": "hello", "stop": "e", "max_new_tokens": 30},
+    ]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "--quiet") == 0
+    results = results_of(target)
+    assert results[1]["seed"] == 3
+    assert [results[n]["prompt_tokens"] for n in (1, 3)] == [5, 3]
+    assert all(0 < result["new_tokens"] <= 30 for result in results.values())
+
+
+def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[Any] = [
+        {"prompt": "hello", "max_new_tokens": 3},
+        "{torn",
+        {"id": "x"},
+        {"prompt": 5},
+        {"prompt": "hello", "max_new_token": 3},
+        {"ids": [1, 5000]},
+        {"prompt": "hello", "max_new_tokens": -1},
+        {"prompt": "hello", "max_new_tokens": 3, "options": {"cache_implementation": "no such thing"}},
+        {"prompt": "hello", "options": 7},
+        {"prompt": "fine too", "max_new_tokens": 3},
+    ]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "--budget", "min") == 1
+    results = results_of(target)
+    assert sorted(results) == list(range(1, 11))
+    assert [number for number, result in sorted(results.items()) if "error" in result] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert "unknown key max_new_token" in results[5]["error"]
+    assert "10 of 10 rows have their result, 8 of them an error" in capsys.readouterr().err
+    before = target.read_bytes()
+    assert run(source, target, "-m", tiny_llama_dir) == 1
+    assert target.read_bytes() == before
+
+
+def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS])
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    arguments = ("-m", tiny_llama_dir, "--budget", "min", "--isolate", "--quiet")
+    assert run(source, whole, *arguments) == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    resumed.write_bytes(lines[0] + lines[1] + lines[2][:20])
+    assert run(source, resumed, *arguments) == 0
+    assert results_of(resumed) == results_of(whole)
+    assert resumed.read_bytes().startswith(lines[0] + lines[1])
+
+
+def test_a_disk_that_fails_leaves_the_rows_open(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows are not to blame: they are done at the next start."""
+    checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+    shard = sorted(checkpoint.glob("*.safetensors"))[-1]
+    source, target = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "max_new_tokens": 3}]), tmp_path / "out.jsonl"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert run(source, target, "-m", checkpoint, "--budget", "min") == 2
+    assert target.read_bytes() == b""
+    assert "error:" in capsys.readouterr().err
+    shard.write_bytes(whole)
+    assert run(source, target, "-m", checkpoint, "--budget", "min") == 0
+    assert len(results_of(target)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_random_instants_it_loses_and_repeats_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """kill -9, as often as it takes for a few results to be there at the time; the answers are the uninterrupted run's."""
+    rng = random.Random(3)
+    rows = [{"id": number, "prompt": "hello" * (1 + number % 5), "max_new_tokens": 10 + number % 20} for number in range(24)]
+    source, killed, whole = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    arguments = ["-m", str(tiny_llama_dir), "--budget", "min", "--isolate", "--batches", "6", "--quiet"]
+    program = [sys.executable, "-c", "import sys; from layerstream.cli.app import main; sys.exit(main())"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for _ in range(2):
+        process = subprocess.Popen([*program, "batch", str(source), str(killed), *arguments], env=environment)
+        before = killed.stat().st_size if killed.exists() else 0
+        while process.poll() is None and (not killed.exists() or killed.stat().st_size <= before):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(killed.read_bytes().splitlines()) > 0
+    assert run(source, killed, *arguments) == 0
+    assert run(source, whole, *arguments) == 0
+    assert results_of(killed) == results_of(whole)
+    assert sorted(results_of(killed)) == list(range(1, 25))
