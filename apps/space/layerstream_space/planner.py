@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from .errors import VisitorError
@@ -103,7 +104,7 @@ class Planner:
                 stderr=subprocess.DEVNULL,
                 cwd=self._folder.name,
                 start_new_session=True,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": _python_path()},
             )
         return self._process
 
@@ -116,3 +117,9 @@ class Planner:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def _python_path() -> str:
+    """Return where the child finds this package from its empty folder: in a Space it is not installed, it lies beside app.py."""
+    beside = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([beside, *filter(None, [os.environ.get("PYTHONPATH", "")])])

@@ -58,6 +58,19 @@ def test_the_app_imports_from_its_folder_alone(folder):
     assert done.stdout.count(str(folder)) == 2
 
 
+def test_the_planners_child_finds_the_folders_packages(folder):
+    # isolated from what is installed: as in a Space, the packages are in the folder alone
+    program = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "from layerstream_space.planner import Planner\n"
+        "import layerstream_space; planner = Planner((sys.executable, '-c', "
+        "'import layerstream_space, json, sys; sys.stdin.readline(); print(json.dumps({\"at\": layerstream_space.__file__}), flush=True)'))\n"
+        "print(planner.ask('x')['at']); planner.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(folder))
+
+
 def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
     lent = []
 
