@@ -59,15 +59,13 @@ def test_the_app_imports_from_its_folder_alone(folder):
 
 
 def test_the_planners_child_finds_the_folders_packages(folder):
-    # isolated from what is installed: as in a Space, the packages are in the folder alone
+    child = "import layerstream_space as it, json, sys; sys.stdin.readline(); print(json.dumps({'at': it.__file__}), flush=True)"
     program = (
-        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from layerstream_space.planner import Planner\n"
-        "import layerstream_space; planner = Planner((sys.executable, '-c', "
-        "'import layerstream_space, json, sys; sys.stdin.readline(); print(json.dumps({\"at\": layerstream_space.__file__}), flush=True)'))\n"
-        "print(planner.ask('x')['at']); planner.close()"
+        "planner = Planner((sys.executable, '-c', sys.argv[2])); print(planner.ask('x')['at']); planner.close()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program, str(folder), child], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(folder))
 
 
