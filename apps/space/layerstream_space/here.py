@@ -1,0 +1,36 @@
+"""What this machine is, in few words for the masthead: from the system's own files, without a library."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """This machine.
+
+    Attributes:
+        cores: that this process may use.
+        memory_bytes: of the machine, or of the control group where that is less; 0 where it is not told.
+        has_gpu: a compute driver's device file is there.
+    """
+
+    cores: int
+    memory_bytes: int
+    has_gpu: bool
+
+
+def look_around() -> Here:
+    """Return what this machine is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if "SC_PHYS_PAGES" in os.sysconf_names else []
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        limit = ""
+    sizes += [int(limit)] if limit.isdigit() else []
+    return Here(
+        cores=cores, memory_bytes=min(sizes, default=0), has_gpu=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
+    )

@@ -1,0 +1,81 @@
+"""Links that carry a wish: what is chosen goes into the address, and an address fills the page. Nothing is kept on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from ..settings import Limits
+from .side_by_side import Controls, variants_here
+
+TOOLS = ("compare", "watch", "fit", "context", "method")
+"""The tabs, as addresses name them; `page` would be gradio's own word."""
+
+COPY_JS = """(prompt, variants, tokens, budget, quality) => {
+  const link = new URL(window.location.href.split(/[?#]/)[0]);
+  link.search = new URLSearchParams({prompt, variants: variants.join(","), tokens, budget, quality}).toString();
+  window.history.replaceState(null, "", link);
+  if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
+  const button = document.querySelector("#share");
+  if (button) {
+    const told = button.textContent;
+    button.textContent = "Link copied";
+    setTimeout(() => { button.textContent = told; }, 1800);
+  }
+  return [];
+}"""
+
+
+def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Limits) -> None:
+    """Let the page fill itself from its address, and the button write one."""
+
+    def on_load(request: gr.Request) -> tuple[Any, ...]:
+        return filled(dict(request.query_params), limits)
+
+    outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
+    page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+    share.click(None, outputs, None, js=COPY_JS, api_visibility="private")
+
+
+def wire_tools(page: gr.Blocks, tabs: gr.Tabs, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Open the tab that an address names (`?tool=fit`), and plan what it shows.
+
+    Args:
+        page: the page.
+        tabs: its tabs.
+        plans: for a tab that begins with a plan, the event that makes it.
+    """
+
+    def on_load(request: gr.Request) -> list[Any]:
+        tool = str(request.query_params.get("tool", ""))
+        opened = gr.Tabs(selected=tool) if tool in TOOLS else gr.skip()
+        return [opened, *(_first(plan) if name == tool else gr.skip() for name, plan in plans.items())]
+
+    outputs = [tabs, *(plan["outputs"] for plan in plans.values())]
+    page.load(on_load, None, outputs, show_progress="hidden", api_visibility="private")
+
+
+def _first(plan: Mapping[str, Any]) -> Any:
+    return plan["fn"](*(component.value for component in plan["inputs"]))
+
+
+def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
+    """Return updates of prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
+
+    Args:
+        query: the address' parameters, as whoever made it chose them.
+        limits: of this page.
+    """
+    known = {name for _, name in variants_here()}
+    variants = [name for name in query.get("variants", "").split(",") if name in known][: limits.variants]
+    tokens = query.get("tokens", "")
+    quality = query.get("quality", "")
+    return (
+        query["prompt"][: limits.prompt_characters] if query.get("prompt") else gr.skip(),
+        variants or gr.skip(),
+        min(max(4, int(tokens)), limits.new_tokens) if tokens.isascii() and tokens.isdigit() and len(tokens) < 7 else gr.skip(),
+        query["budget"][:40] if query.get("budget") else gr.skip(),
+        quality if quality in ("answer", "prose", "none") else gr.skip(),
+    )

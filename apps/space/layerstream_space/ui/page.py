@@ -1,0 +1,56 @@
+"""The whole page: masthead, one tab for each tool, links and endpoints; and how it is launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..here import look_around
+from ..theme import ASSETS, make_theme
+from ..view.pages import masthead, method_view
+from .api import add_endpoints
+from .context import context
+from .fit import fit
+from .links import wire_links, wire_tools
+from .services import Services, block
+from .side_by_side import side_by_side
+from .watch import watch
+
+
+def make_page(services: Services) -> gr.Blocks:
+    """Return the app, its queue set up."""
+    limits = services.settings.limits
+    with gr.Blocks(title="layerstream: one prompt, side by side", analytics_enabled=False) as page:
+        block(masthead(services.catalogue.names, look_around()))
+        with gr.Tabs() as tabs:
+            with gr.Tab("Side by side", id="compare", elem_id="page-compare"):
+                controls, share = side_by_side(services)
+            with gr.Tab("Watch it stream", id="watch", elem_id="page-watch") as watch_tab:
+                replan = watch(services)
+            with gr.Tab("Will it fit?", id="fit", elem_id="page-fit") as fit_tab:
+                first_plan = fit(services)
+            with gr.Tab("Long context", id="context", elem_id="page-context"):
+                context(services)
+            with gr.Tab("How it is measured", id="method", elem_id="page-method"):
+                block(method_view())
+        watch_tab.select(**replan)
+        fit_tab.select(**first_plan)
+        wire_tools(page, tabs, {"watch": replan, "fit": first_plan})
+        wire_links(page, controls, share, limits)
+        add_endpoints(services)
+    return page.queue(max_size=limits.waiting, default_concurrency_limit=8)
+
+
+def launch_options() -> dict[str, Any]:
+    """Return what `launch` needs: the look, and nothing that asks the network."""
+    return {
+        "theme": make_theme(),
+        "css_paths": [ASSETS / "style.css"],
+        "footer_links": ["api"],
+        "run_history": False,
+        "ssr_mode": False,
+        "share": False,
+        "quiet": True,
+        "show_error": False,
+    }

@@ -1,0 +1,116 @@
+"""What the pages share: settings, models, planner, runs, and each visitor's run of the moment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from ..board import Board
+from ..jobs import Runner, Runs
+from ..models import Catalogue
+from ..planner import Planner
+from ..settings import Settings
+
+MODEL_QUEUE = "model"
+"""One queue for everything that runs a model: figures of two runs at once would be of neither."""
+
+
+@dataclass(slots=True)
+class Sessions:
+    """The board of each visitor who has a run under way; nobody sees another's."""
+
+    _boards: dict[str, Board] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, session: str, board: Board) -> None:
+        """Remember the board of a run that goes on."""
+        with self._lock:
+            self._boards[session] = board
+
+    def take(self, session: str) -> Board | None:
+        """Return a visitor's board, and forget it."""
+        with self._lock:
+            return self._boards.pop(session, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything behind the pages.
+
+    Attributes:
+        settings: how the app was started.
+        catalogue: the models.
+        planner: its child answers questions about memory.
+        runs: carries wishes out.
+    """
+
+    settings: Settings
+    catalogue: Catalogue
+    planner: Planner
+    runs: Runs
+
+
+def make_services(settings: Settings, runner: Runner | None = None) -> Services:
+    """Return the services of an app; nothing is started yet.
+
+    Args:
+        settings: how the app was started.
+        runner: runs one case; by default what the settings say.
+    """
+    catalogue, planner = Catalogue(settings), Planner()
+    return Services(settings=settings, catalogue=catalogue, planner=planner, runs=Runs(settings, catalogue, planner, runner))
+
+
+def wire_run(
+    services: Services,
+    start: Sequence[Any],
+    stop: gr.Button,
+    *,
+    on_run: Callable[..., Any],
+    on_stop: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    queue: gr.HTML,
+) -> None:
+    """Wire a run: in the one queue of all models, its place in it shown in `queue`, ended by `stop`.
+
+    Args:
+        services: for the limits.
+        start: events that start it, of components.
+        stop: ends it, also while it waits.
+        on_run: a generator.
+        on_stop: returns the last picture; it runs after the generator was closed.
+        inputs: of `on_run`.
+        outputs: of both.
+        queue: where the place in the queue is shown.
+    """
+    running = gr.on(
+        list(start),
+        on_run,
+        list(inputs),
+        list(outputs),
+        show_progress="minimal",
+        show_progress_on=queue,
+        concurrency_id=MODEL_QUEUE,
+        concurrency_limit=services.settings.limits.runs_at_once,
+        trigger_mode="once",
+        api_visibility="private",
+    )
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    stop.click(on_stop, None, list(outputs), cancels=[running], **quiet)
+    # a run that still waits in the queue can be stopped too
+    gr.on(list(start), lambda: gr.Button(interactive=True), None, stop, **quiet)
+
+
+def session_of(request: gr.Request) -> str:
+    """Return what tells one visitor's tab from another's."""
+    return str(request.session_hash)
+
+
+def block(value: str = "", **options: object) -> gr.HTML:
+    """Return one of our own blocks of HTML."""
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_classes=["ls-block"], **options)

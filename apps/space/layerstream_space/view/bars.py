@@ -1,0 +1,88 @@
+"""Memory and latency of the lanes as bars of HTML: they take the width they get, on a phone too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerstream_compare import Measurement
+
+from .words import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
+
+_BUDGET_TIP = (
+    "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps "
+    "a tokenizer "
+    "and Python's own objects too: the bar may end a little beyond the line."
+)
+
+
+def plots_view(measurements: Sequence[Measurement]) -> str:
+    """Return the memory plot and the latency plot of what was measured; a note where nothing was yet."""
+    good = [each for each in measurements if each.status == "ok" and each.memory is not None and each.timing is not None]
+    if not good:
+        return (
+            '<section class="ls-plots"><div class="ls-card ls-hollow"><h3>Memory</h3><p>Bars appear when the first lane is done: '
+            'weights, working memory, the spike while loading.</p></div><div class="ls-card ls-hollow"><h3>Latency</h3>'
+            "<p>Time to the first token and between tokens.</p></div></section>"
+        )
+    return f'<section class="ls-plots" aria-label="Plots">{_memory(good)}{_latency(good)}</section>'
+
+
+def _value(measurement: Measurement, key: str) -> float:
+    return BY_KEY[key].value(measurement) or 0.0
+
+
+def _memory(good: Sequence[Measurement]) -> str:
+    budgets = [int(each.facts["budget_bytes"]) for each in good if "budget_bytes" in each.facts]
+    ends = [
+        max(_value(each, "peak_over_baseline_bytes"), _value(each, "held_bytes") + _value(each, "load_spike_bytes"))
+        for each in good
+    ]
+    most = max([*ends, *budgets]) * 1.04
+    rows = "".join(_memory_row(each, most) for each in good)
+    line = ""
+    if budgets:
+        left = percent(budgets[0], most)
+        line = f'<div class="ls-budget" style="--at:{left}"><span>budget {format_bytes(budgets[0])}</span></div>'
+    keys = (("held_bytes", "weights", "held"), ("working_bytes", "working", "working"), ("load_spike_bytes", "load spike", "spike"))
+    legend = "".join(f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>' for key, name, kind in keys) + (
+        f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>' if budgets else ""
+    )
+    return (
+        f'<div class="ls-card ls-memory"><h3>Memory</h3><ul class="ls-legend">{legend}</ul>'
+        f'<div class="ls-bars {"has-budget" if budgets else ""}">{rows}<div class="ls-over">{line}</div></div></div>'
+    )
+
+
+def _memory_row(each: Measurement, most: float) -> str:
+    held, working, spike = (_value(each, key) for key in ("held_bytes", "working_bytes", "load_spike_bytes"))
+    name = escape(title_of(each.case.variant))
+    told = f"{name}: {format_bytes(held)} weights, {format_bytes(working)} working memory, load spike {format_bytes(spike)}"
+    return (
+        f'<div class="ls-bar" role="img" aria-label="{told}" title="{told}"><span class="ls-name">{name}</span>'
+        f'<span class="ls-track"><i class="held" style="width:{percent(held, most)}"></i>'
+        f'<i class="working" style="width:{percent(working, most)}"></i>'
+        f'<i class="spike" style="left:{percent(held, most)};width:{percent(spike, most)}"></i></span>'
+        f'<span class="ls-number">{format_bytes(held + working)}</span></div>'
+    )
+
+
+def _latency(good: Sequence[Measurement]) -> str:
+    parts = [
+        _times(good, "first_token_s", "first", "To the first token"),
+        _times(good, "inter_token_median_s", "each", "Between tokens, median"),
+    ]
+    return f'<div class="ls-card"><h3>Latency</h3>{"".join(parts)}</div>'
+
+
+def _times(good: Sequence[Measurement], key: str, kind: str, heading: str) -> str:
+    most = max(_value(each, key) for each in good) * 1.04
+    rows = ""
+    for each in good:
+        value, name = _value(each, key), escape(title_of(each.case.variant))
+        told = f"{name}: {heading.lower()} {format_seconds(value)}"
+        rows += (
+            f'<div class="ls-bar" role="img" aria-label="{told}" title="{told}"><span class="ls-name">{name}</span>'
+            f'<span class="ls-track"><i class="{kind}" style="width:{percent(value, most)}"></i></span>'
+            f'<span class="ls-number">{format_seconds(value)}</span></div>'
+        )
+    return f'<h4>{heading} {tip(BY_KEY[key].includes, heading)}</h4><div class="ls-bars">{rows}</div>'

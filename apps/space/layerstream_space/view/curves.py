@@ -1,0 +1,145 @@
+"""Memory and time against prompt length, a line for each attention variant, on logarithmic axes where a power is a slope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from layerstream_compare import Measurement
+
+from .words import BY_KEY, escape, format_bytes, format_seconds, tip, title_of
+
+PANELS = (("prefill_extra_bytes", "Memory of the prompt"), ("first_token_s", "Time to the first token"))
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 470, 14, 232
+_SHAPES = ("circle", "square", "triangle", "diamond", "cross")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A logarithmic scale from values to pixels."""
+
+    least: float
+    most: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the pixel of `value`."""
+        whole = math.log(self.most / self.least) or 1.0
+        return self.start + (self.end - self.start) * math.log(value / self.least) / whole
+
+
+def curves_view(measurements: Sequence[Measurement], running: str = "") -> str:
+    """Return both panels; a note in them where nothing was measured yet.
+
+    Args:
+        measurements: of any attention and length.
+        running: what runs now, for the line above.
+    """
+    lines = lines_of(measurements)
+    status = f'<p class="ls-status" role="status"><span>{running}</span></p>'
+    if not lines:
+        empty = "".join(
+            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant '
+            "grows here, a "
+            "point for every length.</div></div>"
+            for _, heading in PANELS
+        )
+        return f'<section class="ls-curves">{status}<div class="ls-plots">{empty}</div></section>'
+    panels = "".join(_panel(lines, key, heading) for key, heading in PANELS)
+    return f'<section class="ls-curves">{status}{_legend(lines)}<div class="ls-plots">{panels}</div></section>'
+
+
+def lines_of(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Return the good measurements by attention variant, shortest prompt first."""
+    lines: dict[str, list[Measurement]] = {}
+    for each in sorted(measurements, key=lambda each: each.prompt_tokens):
+        if each.status == "ok":
+            lines.setdefault(each.case.attention, []).append(each)
+    return dict(sorted(lines.items()))
+
+
+def power(points: Sequence[tuple[float, float]]) -> float | None:
+    """Return the exponent p of value ~ length^p between the longest prompt and the one half as long or shorter; None without."""
+    good = [(length, value) for length, value in points if value > 0]
+    if len(good) < 2 or good[-1][0] < 2 * good[0][0]:
+        return None
+    last = good[-1]
+    first = [point for point in good if point[0] * 2 <= last[0]][-1]
+    return math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+
+
+def _points(line: Sequence[Measurement], key: str) -> list[tuple[float, float]]:
+    found = [(float(each.prompt_tokens), BY_KEY[key].value(each) or 0.0) for each in line]
+    return [(length, value) for length, value in found if value > 0]
+
+
+def _legend(lines: Mapping[str, Sequence[Measurement]]) -> str:
+    items = ""
+    for number, (name, line) in enumerate(lines.items()):
+        exponent = power(_points(line, "prefill_extra_bytes"))
+        told = "" if exponent is None else f" · memory grows like length to the {exponent:.1f}"
+        drawing = f'<path d="M0 6H24" class="c{number}"/>{_marker(12, 6, number)}'
+        swatch = f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">{drawing}</svg>'
+        items += f"<li>{swatch}<b>{escape(title_of(name))}</b>{told}</li>"
+    return f'<ul class="ls-legend">{items}</ul>'
+
+
+def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -> str:
+    points = {name: _points(line, key) for name, line in lines.items()}
+    every = [point for line in points.values() for point in line]
+    head = f"<h3>{heading} {tip(BY_KEY[key].includes, heading)}</h3>"
+    if not every:
+        return f'<div class="ls-card">{head}<p class="ls-note">Not measurable here.</p></div>'
+    along = Axis(least=min(x for x, _ in every) / 1.15, most=max(x for x, _ in every) * 1.15, start=_LEFT, end=_RIGHT)
+    low, high = min(y for _, y in every), max(y for _, y in every)
+    up = Axis(least=low / 1.6, most=max(high * 1.6, low * 4), start=_BOTTOM, end=_TOP)
+    show = format_bytes if key.endswith("bytes") else format_seconds
+    parts = [_grid_up(up, key), _grid_along(along, sorted({x for x, _ in every}))]
+    for number, (name, line) in enumerate(points.items()):
+        path = " ".join(f"{along(x):.1f},{up(y):.1f}" for x, y in line)
+        parts.append(f'<polyline points="{path}" class="c{number}"/>')
+        for x, y in line:
+            parts.append(
+                f"<g>{_marker(along(x), up(y), number)}<title>{escape(title_of(name))}, {x:.0f} tokens: {show(y)}</title></g>"
+            )
+    told = "; ".join(f"{title_of(name)} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}" for name, line in points.items())
+    drawing = (
+        f'<svg class="ls-curve" viewBox="0 0 480 264" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
+    )
+    return f'<div class="ls-card">{head}{drawing}</div>'
+
+
+def _grid_up(up: Axis, key: str) -> str:
+    is_bytes = key.endswith("bytes")
+    unit = 1024.0**2 if is_bytes else 0.001
+    first, last = math.ceil(math.log2(up.least / unit)), math.floor(math.log2(up.most / unit))
+    stride = max(1, round((last - first) / 4))
+    parts = ""
+    for exponent in range(first, last + 1, stride):
+        value = unit * 2.0**exponent
+        label = format_bytes(value) if is_bytes else format_seconds(value)
+        parts += f'<path d="M{_LEFT} {up(value):.1f}H{_RIGHT}" class="grid"/>'
+        parts += f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{label}</text>'
+    return parts
+
+
+def _grid_along(along: Axis, lengths: Sequence[float]) -> str:
+    ticks = "".join(
+        f'<text x="{along(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>' for length in lengths
+    )
+    return f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens</text>'
+
+
+def _marker(x: float, y: float, number: int) -> str:
+    shape, size = _SHAPES[number % len(_SHAPES)], 4.5
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="m{number}"/>'
+    corners = {
+        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "triangle": ((0, -1.2), (1.2, 0.9), (-1.2, 0.9)),
+        "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+        "cross": ((-1.2, -0.4), (1.2, -0.4), (1.2, 0.4), (-1.2, 0.4)),
+    }[shape]
+    return f'<polygon points="{" ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)}" class="m{number}"/>'

@@ -1,0 +1,102 @@
+"""The words of the page: names of variants, numbers, and the small pieces of HTML that every view uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from layerstream_compare import METRICS, Measurement, format_bytes, format_seconds, list_variants
+
+TITLES: Mapping[str, str] = {
+    "streamed": "Streamed",
+    "resident": "In memory",
+    "bnb-int8": "8-bit",
+    "bnb-nf4": "4-bit NF4",
+    "bnb-nf4-dq": "4-bit NF4, double",
+    "bnb-fp4": "4-bit FP4",
+    "bnb-fp4-dq": "4-bit FP4, double",
+    "torchao-int8": "8-bit torchao",
+    "autoround-int3": "3-bit",
+    "autoround-int2": "2-bit",
+    "default": "automatic",
+    "eager": "eager (quadratic)",
+    "sdpa": "SDPA",
+    "sdpa-math": "SDPA math (quadratic)",
+    "sdpa-flash": "SDPA flash (linear)",
+    "flex": "flex",
+}
+"""Short names of variants, as lanes and legends have them."""
+
+ABOUT: Mapping[str, str] = {each.name: each.title for each in list_variants()}
+"""What each variant is, in a line."""
+
+BY_KEY = {metric.key: metric for metric in METRICS}
+"""Every figure by its key."""
+
+DASH = "–"
+
+
+def title_of(variant: str) -> str:
+    """Return a variant's short name."""
+    return TITLES.get(variant, variant)
+
+
+def figure(measurement: Measurement | None, key: str) -> str:
+    """Return a figure for people; a dash where it was not measured."""
+    value = None if measurement is None else BY_KEY[key].value(measurement)
+    return DASH if value is None else BY_KEY[key].show(value)
+
+
+def tip(text: str, about: str) -> str:
+    """Return a small "?" that shows `text` to pointers, keyboards and screen readers alike.
+
+    Args:
+        text: what is told.
+        about: of what; read to those who do not see it.
+    """
+    words = escape(text, quote=True)
+    return (
+        f'<button type="button" class="ls-q" aria-label="{escape(about, quote=True)}: {words}"><span aria-hidden="true">?</span>'
+        f'<span class="ls-tip" aria-hidden="true">{words}</span></button>'
+    )
+
+
+def notice(title: str, text: str, *, kind: str = "info") -> str:
+    """Return a card that says what is going on and what to do.
+
+    Args:
+        title: in a few words.
+        text: what to do about it.
+        kind: `info` or `error`.
+    """
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="ls-notice {kind}" role="{role}"><strong>{escape(title)}</strong><p>{escape(text)}</p></div>'
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return bytes in decimal gigabytes, as model cards have them: `"140 GB"`, `"0.27 GB"`."""
+    value = num_bytes / 1e9
+    return f"{value:.0f} GB" if value >= 100 else f"{value:.3g} GB"
+
+
+def percent(part: float, whole: float) -> str:
+    """Return a share of the width as CSS, between 0 and 100 %."""
+    share = 0.0 if whole <= 0 else min(max(part / whole, 0.0), 1.0)
+    return f"{share * 100:.2f}%"
+
+
+__all__ = [
+    "ABOUT",
+    "BY_KEY",
+    "DASH",
+    "TITLES",
+    "escape",
+    "figure",
+    "format_bytes",
+    "format_seconds",
+    "gigabytes",
+    "notice",
+    "percent",
+    "tip",
+    "title_of",
+]

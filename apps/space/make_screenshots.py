@@ -1,0 +1,89 @@
+"""Make the pictures in docs/screenshots: the app on its default model, really run, in headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+COLOURS = 128
+LONG_MS = 600_000
+
+
+def main() -> None:
+    """Start the app, take every picture, and stop it."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "layerstream_space", *sys.argv[1:]]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as app, sync_playwright() as playwright:
+        assert app.stdout is not None
+        address = app.stdout.readline().rpartition(" ")[2].strip()
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        page = context.new_page()
+        page.goto(address)
+        for take in (side_by_side, watch, fit, context_page):
+            take(page)
+        browser.close()
+        app.terminate()
+
+
+def side_by_side(page: Page) -> None:
+    """A whole run of four variants, then the same at a phone's width, dark."""
+    page.wait_for_selector("#compare")
+    page.click("#compare")
+    page.wait_for_selector(".ls-lane.running .ls-caret", timeout=LONG_MS)
+    page.wait_for_selector("a.ls-link", timeout=LONG_MS)
+    page.mouse.move(0, 0)
+    keep(page, "side-by-side")
+    page.evaluate("document.body.classList.add('dark')")
+    page.locator("mark").first.hover()
+    keep(page, "side-by-side-dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    keep(page, "side-by-side-phone", whole=False)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.evaluate("document.body.classList.remove('dark')")
+
+
+def watch(page: Page) -> None:
+    """The plan and a run's timeline."""
+    page.get_by_role("tab", name="Watch it stream").click()
+    page.wait_for_selector("#watch-plan .ls-cell", timeout=LONG_MS)
+    page.click("#watch-run")
+    page.wait_for_selector("#watch h3:has-text('The last sweeps')", timeout=LONG_MS)
+    keep(page, "watch")
+
+
+def fit(page: Page) -> None:
+    """Llama-2-70B on a T4."""
+    page.get_by_role("tab", name="Will it fit?").click()
+    page.wait_for_selector(".ls-verdict", timeout=LONG_MS)
+    keep(page, "fit")
+
+
+def context_page(page: Page) -> None:
+    """Attention against prompt length."""
+    page.get_by_role("tab", name="Long context").click()
+    page.click("#context-run")
+    page.wait_for_selector("#context :text('Done')", timeout=2 * LONG_MS)
+    keep(page, "context")
+
+
+def keep(page: Page, name: str, *, whole: bool = True) -> None:
+    """Write a picture with few colours: a page's picture needs no more, and stays small."""
+    page.wait_for_timeout(400)
+    taken = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    taken.quantize(COLOURS).save(TARGET / f"{name}.png", optimize=True)
+    sys.stdout.write(f"{name}.png {(TARGET / f'{name}.png').stat().st_size // 1024} KiB\n")
+
+
+if __name__ == "__main__":
+    main()

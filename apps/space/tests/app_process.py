@@ -1,0 +1,85 @@
+"""The app as users start it: a process, its address, and the processes below it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+class App:
+    """A running app; a context manager."""
+
+    def __init__(self, *options: str, command: tuple[str, ...] = ("-m", "layerstream_space"), python: str = sys.executable) -> None:
+        """Know how to start it."""
+        self._command = [python, *command, *options]
+        self.address = ""
+
+    def __enter__(self) -> App:
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **ENVIRONMENT}
+        )
+        told = ""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told += line
+            if " is open at " in line:
+                self.address = line.rpartition(" ")[2].strip()
+                return self
+        raise AssertionError(f"the app did not start: {told}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        """The app's own process."""
+        return self._process.pid
+
+    def workers(self) -> list[int]:
+        """Return the processes of this app that run a model now."""
+        return [pid for pid in children_of(self.pid) if "layerstream_compare.worker" in command_of(pid)]
+
+    def wait_for_workers(self, wanted: bool, *, within_s: float = 60.0) -> bool:
+        """Wait until there is a worker, or none; return whether that came true."""
+        end = time.monotonic() + within_s
+        while bool(self.workers()) is not wanted:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that `pid` started and that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident set of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) * 1024

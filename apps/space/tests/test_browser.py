@@ -1,0 +1,269 @@
+"""A real browser on the real app and a tiny checkpoint: what a visitor sees, presses and gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from app_process import App
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+SHOTS = Path(__file__).resolve().parents[3] / ".artefacts" / "app"
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS += ("--disable-component-update", "--disable-sync")
+LONG_S = 120_000
+
+pytestmark = [
+    # in CI a browser that is missing is a failure: .ci/run installs it
+    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
+    pytest.mark.xdist_group("app"),
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()
+
+
+class Visit:
+    """One visitor's page, and what it asked and complained about."""
+
+    def __init__(self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        self.page: Page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        self.page.goto(app.address + query)
+        expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
+
+    def shoot(self, name: str) -> None:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+    def choose(self, *variants: str) -> None:
+        for box in self.page.locator("#variants input").all():
+            box.set_checked(box.get_attribute("name") in variants)
+
+    def set_tokens(self, tokens: int) -> None:
+        box = self.page.get_by_label("number input for New tokens").first
+        box.fill(str(tokens))
+        box.press("Enter")
+
+
+@pytest.fixture
+def visit(browser: Browser, app: App) -> Iterator:
+    visits = []
+
+    def start(**options) -> Visit:
+        visits.append(Visit(browser, app, **options))
+        return visits[-1]
+
+    yield start
+    for each in visits:
+        each.context.close()
+        strangers = [url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))]
+        assert strangers == []
+        assert each.complaints == []
+
+
+WATCH_WORDS = """() => {
+  window.lengths = [];
+  new MutationObserver(() => {
+    const text = document.querySelector(".ls-lane.running .ls-text:not(:has(.ls-wait))");
+    if (text) window.lengths.push(text.textContent.length);
+  }).observe(document.querySelector("#board"), {subtree: true, childList: true, characterData: true});
+}"""
+
+
+NAMELESS = """() => {
+  const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.title || e.placeholder
+    || e.textContent.trim() || e.closest("label")?.textContent.trim() || (e.id && document.querySelector(`label[for="${e.id}"]`));
+  const controls = [...document.querySelectorAll("button, input, textarea, select, [role=tab]")];
+  return controls.filter((e) => e.offsetParent !== null && !named(e)).map((e) => e.outerHTML.slice(0, 120));
+}"""
+
+
+def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(visit):
+    mine = visit(query="?prompt=Hello%20there&variants=streamed,bnb-nf4&tokens=60&budget=min")
+    page = mine.page
+    expect(page.get_by_role("textbox", name="Prompt").first).to_have_value("Hello there")
+    mine.shoot("side-by-side_empty")
+    page.evaluate(WATCH_WORDS)
+    heights = [page.locator(".ls-lane").first.bounding_box()["y"]]
+    page.locator("#compare").click()
+    expect(page.locator(".ls-lane.running")).to_be_visible(timeout=LONG_S)
+    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
+    expect(page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
+    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
+    assert max(heights) - min(heights) < 2, "the lanes moved while words came"
+    lengths = page.evaluate("window.lengths")
+    assert len(set(lengths)) > 2, "words came at once, not as a stream"
+    assert page.locator(".ls-lane.ok").count() == 2
+    assert page.locator(".ls-lane.reference .ls-badge.exact").count() == 1
+    mark = page.locator(".ls-lane mark")
+    expect(mark).to_have_count(1)
+    mark.hover()
+    expect(mark.locator(".ls-tip")).to_be_visible()
+    assert "margin" in mark.locator(".ls-tip").inner_text()
+    figures = page.locator(".ls-lane").first.locator("dd").all_inner_texts()
+    assert len(figures) == 8
+    assert "–" not in figures
+    page.locator(".ls-lane .ls-q").first.focus()
+    expect(page.locator(".ls-lane .ls-q .ls-tip").first).to_be_visible()
+    assert page.locator("#plots .ls-bar").count() == 6
+    mine.shoot("side-by-side_done")
+
+
+def test_what_is_downloaded_is_what_was_measured(visit):
+    mine = visit(query="?prompt=Hi&variants=resident&tokens=4&quality=none")
+    mine.page.locator("#compare").click()
+    with mine.page.expect_download(timeout=LONG_S) as waiting:
+        mine.page.get_by_role("link", name="JSON").click(timeout=LONG_S)
+    (record,) = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
+    assert record["case"]["variant"] == "resident"
+    assert record["case"]["model"] == "tiny-model"
+    assert waiting.value.suggested_filename == "layerstream-compare.json"
+
+
+def test_stop_ends_the_worker_and_leaves_a_page_that_can_start_again(visit, app):
+    mine = visit(query="?variants=resident,streamed&tokens=200&quality=none")
+    mine.page.locator("#compare").click()
+    assert app.wait_for_workers(True)
+    mine.page.locator("#stop").click()
+    assert app.wait_for_workers(False, within_s=10)
+    expect(mine.page.locator(".ls-status").first).to_contain_text("Stopped")
+    assert mine.page.locator(".ls-lane.stopped").count() == 2
+    expect(mine.page.locator("#compare")).to_be_enabled()
+    expect(mine.page.locator("#stop")).to_be_disabled()
+    mine.shoot("side-by-side_stopped")
+
+
+def test_a_closed_tab_ends_its_worker(visit, app):
+    mine = visit(query="?variants=resident&tokens=200")
+    mine.page.locator("#compare").click()
+    assert app.wait_for_workers(True)
+    mine.page.close()
+    assert app.wait_for_workers(False, within_s=20)
+
+
+def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, app):
+    mine = visit(query="?variants=resident&tokens=200")
+    mine.page.locator("#compare").click()
+    assert app.wait_for_workers(True)
+    mine.page.reload()
+    assert app.wait_for_workers(False, within_s=20)
+    expect(mine.page.locator(".ls-lane.empty").first).to_be_visible()
+    # gradio's client complains of its own connection that the reload broke off
+    mine.complaints.clear()
+
+
+def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):
+    mine = visit(query="?variants=streamed&tokens=8")
+    mine.page.get_by_role("textbox", name="Prompt").first.fill("   ")
+    mine.page.locator("#compare").click()
+    expect(mine.page.get_by_role("alert")).to_contain_text("The prompt is empty", timeout=LONG_S)
+    assert app.workers() == []
+    mine.shoot("side-by-side_error")
+
+
+def test_a_budget_too_small_fails_in_its_lane_with_what_to_do(visit):
+    mine = visit(query="?prompt=Hi&variants=streamed&tokens=4&budget=1%20KiB&quality=none")
+    mine.page.locator("#compare").click()
+    expect(mine.page.locator(".ls-lane.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
+    assert "Traceback" not in mine.page.content()
+
+
+def test_the_copied_link_opens_the_same_wish(visit, app):
+    mine = visit(query="?prompt=A%20%26%20B&variants=streamed,bnb-nf4&tokens=12&budget=5%20MiB&quality=none")
+    expect(mine.page.get_by_role("textbox", name="Prompt").first).to_have_value("A & B")
+    mine.page.locator("#share").click()
+    expect(mine.page.locator("#share")).to_have_text("Link copied")
+    again = visit(query=mine.page.url.removeprefix(app.address))
+    expect(again.page.get_by_role("textbox", name="Prompt").first).to_have_value("A & B")
+    assert [box.get_attribute("name") for box in again.page.locator("#variants input:checked").all()] == ["streamed", "bnb-nf4"]
+
+
+def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(visit):
+    mine = visit(query="?tool=fit")
+    expect(mine.page.locator(".ls-verdict")).to_contain_text("It runs, streamed", timeout=LONG_S)
+    assert mine.page.locator("#fit .ls-cell").count() == 81
+    mine.page.get_by_label("A config.json").check()
+    box = mine.page.get_by_label("Content of its config.json")
+    box.fill('{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "dtype": "float16"}')
+    mine.page.locator("#plan").click()
+    expect(mine.page.locator(".ls-verdict")).to_contain_text("It fits as it is", timeout=LONG_S)
+    box.fill("{")
+    mine.page.locator("#plan").click()
+    expect(mine.page.get_by_role("alert")).to_contain_text("no JSON", timeout=LONG_S)
+
+
+def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app):
+    mine = visit()
+    page = mine.page
+    page.get_by_role("tab", name="Watch it stream").click()
+    expect(page.locator("#watch-plan .ls-cell")).to_have_count(3, timeout=LONG_S)
+    before = page.locator("#watch-plan").inner_text()
+    box = page.get_by_label("number input for Memory, from the least to all")
+    box.fill("100")
+    box.press("Enter")
+    expect(page.locator("#watch-plan")).not_to_have_text(before, timeout=LONG_S)
+    expect(page.locator("#watch-plan")).to_contain_text("0 B read")
+    assert app.workers() == []
+    box.fill("0")
+    box.press("Enter")
+    expect(page.locator("#watch-plan")).not_to_contain_text("0 B read and", timeout=LONG_S)
+    page.locator("#watch-run").click()
+    expect(page.locator("#watch h3")).to_have_text("The last sweeps", timeout=LONG_S)
+    for row in ("read", "compute"):
+        assert page.locator(f"#watch svg.{row} rect").count() > 0
+    assert page.locator("#watch .ls-answer").inner_text().strip()
+    mine.shoot("watch_done")
+
+
+def test_long_context_draws_a_curve_for_each_attention(visit):
+    mine = visit()
+    page = mine.page
+    page.get_by_role("tab", name="Long context").click()
+    for length in (128, 256, 512, 1024, 2048):
+        page.locator(f'#context-lengths input[name="{length}"]').set_checked(length <= 256)
+    page.locator("#context-run").click()
+    expect(page.locator("#context")).to_contain_text("Done", timeout=LONG_S)
+    assert page.locator("#context polyline").count() == 4
+    mine.shoot("context_done")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone_shows_every_page_without_scrolling_sideways(visit, dark):
+    for tool in ("watch", "fit", "context", "method", "compare"):
+        mine = visit(query=f"?tool={tool}", width=390, dark=dark)
+        expect(mine.page.locator(f"#page-{tool}")).to_be_visible(timeout=LONG_S)
+        # tabs that do not fit move into a menu once the page has measured itself
+        mine.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth", timeout=10_000)
+        mine.shoot(f"phone_{tool}_{'dark' if dark else 'light'}")
+
+
+def test_dark_mode_is_dark(visit):
+    mine = visit(dark=True)
+    expect(mine.page.locator(".gallery-item").last).to_be_visible()
+    expect(mine.page.locator("body")).to_have_css("background-color", "rgb(15, 20, 23)")
+
+
+def test_every_control_has_a_name_for_screen_readers(visit):
+    mine = visit()
+    expect(mine.page.locator(".gallery-item").last).to_have_text("List three good uses of a paper clip.")
+    nameless = mine.page.evaluate(NAMELESS)
+    assert nameless == []

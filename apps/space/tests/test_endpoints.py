@@ -1,0 +1,103 @@
+"""The endpoints through `gradio_client`, as a program uses them: on the tiny checkpoint, with real workers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from app_process import App
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+pytestmark = [
+    pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
+    pytest.mark.xdist_group("app"),
+    pytest.mark.timeout(300),
+    # the client's own libraries warn on import, and leave closing their connections to the collector
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def client(app: App) -> Client:
+    return Client(app.address, verbose=False)
+
+
+def test_choices_name_models_machines_and_variants(client):
+    choices = client.predict(api_name="/choices")
+    assert choices["models"] == ["tiny-model"]
+    assert {"streamed", "resident", "bnb-nf4"} <= set(choices["variants"])
+    assert "Llama-2-70B" in choices["known_models"]
+
+
+def test_compare_runs_two_variants_and_returns_their_measurements(client, tiny_model):
+    streamed, resident = client.predict("Hello", ["streamed", "resident"], 6, "min", api_name="/compare")
+    assert (streamed["status"], resident["status"]) == ("ok", "ok")
+    assert streamed["token_ids"] == resident["token_ids"]
+    assert len(streamed["token_ids"]) == 6
+    assert all(agreement["is_bit_exact"] for agreement in streamed["agreements"])
+    assert streamed["memory"]["held_bytes"] < resident["memory"]["held_bytes"]
+    assert streamed["case"]["model"] == "tiny-model"
+    assert tiny_model not in str([streamed, resident])
+
+
+def test_plan_answers_for_a_card_nobody_here_has(client):
+    answer = client.predict("Llama-2-70B", client.predict(api_name="/choices")["machines"][0], api_name="/plan")
+    assert answer["model"]["parameters"] > 68e9
+    places = {unit["residency"] for unit in answer["plan"]["units"]}
+    assert places == {"device", "host", "disk"}
+    assert answer["plan"]["model_name"] == "Llama-2-70B"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("", ["streamed"]), "The prompt is empty"),
+        (("Hello", ["magic"]), "no variant called"),
+        (("Hello", ["streamed"], 8, "min", "/etc"), "this page runs tiny-model only"),
+        (("Hello", ["streamed"], 100_000), "between 1 and 512"),
+    ],
+)
+def test_a_wish_beyond_the_limits_is_an_error_in_words(client, arguments, told):
+    with pytest.raises(AppError, match=told):
+        client.predict(*arguments, api_name="/compare")
+
+
+def test_a_case_that_fails_is_told_without_paths(client, tiny_model):
+    (failed,) = client.predict("Hello", ["streamed"], 4, "1 KiB", api_name="/compare")
+    assert failed["status"] == "failed"
+    assert "cannot hold" in failed["reason"]
+    assert "/" not in failed["reason"].replace("and/or", "")
+
+
+def test_cancelling_a_job_ends_its_worker(client, app):
+    job = client.submit("Hello", ["resident"], 200, api_name="/compare")
+    assert app.wait_for_workers(True)
+    job.cancel()
+    assert app.wait_for_workers(False, within_s=10)
+
+
+def test_visitors_who_come_at_once_wait_for_one_another_and_each_gets_its_own(app):
+    prompts = ["one", "two", "three"]
+    found: dict[str, str] = {}
+
+    def visit(prompt: str) -> None:
+        (result,) = Client(app.address, verbose=False).predict(prompt, ["resident"], 4, api_name="/compare")
+        found[prompt] = result["case"]["prompt"]
+
+    threads = [threading.Thread(target=visit, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, len(app.workers()))
+        threads[0].join(0.05)
+    for thread in threads:
+        thread.join()
+    assert found == {prompt: prompt for prompt in prompts}
+    assert most == 1
+
+
+def test_only_the_endpoints_meant_for_programs_are_public(client):
+    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {"/compare", "/plan", "/choices"}

@@ -1,0 +1,50 @@
+"""An address fills the page; whoever wrote it, nothing beyond the limits comes through. Gradio loads in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, sys
+from layerstream_space.settings import PUBLIC_LIMITS
+from layerstream_space.ui.links import filled
+
+def tell(value):
+    return value if isinstance(value, (str, int, list)) else "skipped"
+
+print(json.dumps([[tell(value) for value in filled(query, PUBLIC_LIMITS)] for query in json.loads(sys.argv[1])]))
+"""
+
+QUERIES = [
+    {},
+    {"prompt": "Hi", "variants": "streamed,bnb-nf4", "tokens": "24", "budget": "80 MiB", "quality": "none"},
+    {"prompt": "", "variants": "magic", "tokens": "many", "quality": "best"},
+    {"prompt": "x" * 5000, "tokens": "99999", "variants": "streamed,resident,bnb-int8,bnb-nf4,bnb-fp4", "budget": "y" * 200},
+]
+
+
+@pytest.fixture(scope="module")
+def answers():
+    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(QUERIES)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_an_address_without_parameters_changes_nothing(answers):
+    assert set(answers[0]) == {"skipped"}
+
+
+def test_an_address_fills_every_control(answers):
+    assert answers[1] == ["Hi", ["streamed", "bnb-nf4"], 24, "80 MiB", "none"]
+
+
+def test_what_an_address_tells_wrongly_stays_as_it_is(answers):
+    assert answers[2] == answers[0]
+
+
+def test_an_address_is_held_to_the_limits(answers):
+    prompt, variants, tokens, budget, _ = answers[3]
+    assert (len(prompt), len(variants), tokens, len(budget)) == (1200, 4, 64, 40)
