@@ -101,3 +101,21 @@ def test_a_listener_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Pat
         with pytest.raises(BrokenPipeError):
             ls.generate_many(streamed, requests() * 20, isolate=True, on_result=fail)
         assert all(each.error is None for each in ls.generate_many(streamed, requests()))
+
+
+def test_questions_are_scored_on_several_devices_as_on_one_and_in_one_sweep(tiny_llama_dir: Path) -> None:
+    questions = [(ids[0].tolist(), [[5, 6], [7], [8, 9, 10]]) for ids in PROMPTS]
+    with ls.load(tiny_llama_dir, budget="min") as alone:
+        wanted = ls.score(alone, questions, batches=1)
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        heard: list[int] = []
+        progress: list[ls.ScoreProgress] = []
+        found = ls.score(
+            streamed, questions, batches=1, on_result=lambda result: heard.append(result.index), on_progress=progress.append
+        )
+        assert streamed.report().sweeps == 1
+        assert [group.sweeps for group in streamed.groups] == [1, 1]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [each.sum for each in ours.scores] == [each.sum for each in theirs.scores]
+    assert [each.index for each in found] == sorted(heard) == list(range(6))
+    assert (progress[-1].done, progress[-1].total) == (6, 6)

@@ -18,7 +18,7 @@ from ..errors import PlanError
 from ..facts import ModelProfile
 from ..units import dtype_bytes, format_bytes
 from ..wishes import Workload
-from .ledger import activation_bytes, cache_bytes
+from .ledger import activation_bytes, cache_bytes, room_bytes
 
 _CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
 """Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
@@ -106,13 +106,6 @@ def plan_waves(
         LedgerLine(purpose="inside a unit, with its prefix", where="device", num_bytes=heaviest.inside),
     )
     return WavePlan(waves=waves, lines=lines, room_bytes=room)
-
-
-def room_bytes(plan: PlacementPlan) -> int:
-    """Return what the device's budget leaves beside weights, slots and buffers."""
-    tokens = ("KV cache", "KV cache growth", "activations")
-    fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens)
-    return plan.ledger.device_budget_bytes - fixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ class ScoreProgress:
     Attributes:
         done: questions that have their result.
         total: questions in all.
-        wave: the sweep under way, from 0.
+        wave: the sweep under way, from 0; with several devices, the first one's.
         waves: sweeps in all.
         unit: moved units that the sweep has visited.
         units: moved units that it visits; 0 where nothing is moved.
@@ -61,7 +61,7 @@ class ProgressCounter:
 
     def observe(self, span: Span) -> None:
         """Take one span in; fit to be a `Timeline` listener."""
-        if span.activity is Activity.COMPUTE:
+        if span.activity is Activity.COMPUTE and span.lane == 0:
             self._unit = min(self._unit + 1, self._units)
             self._tell(self.state())
 

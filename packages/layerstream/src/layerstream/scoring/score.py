@@ -5,11 +5,12 @@ Layer: uses. Lets planning form waves, hands each wave to the sweep group, and p
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.shared_prefix import why_not_shared
 from ..architecture.tail import Tail, backbone
@@ -18,6 +19,7 @@ from ..errors import ScoreError, UnsupportedModelError
 from ..model import StreamedModel
 from ..planning.waves import WavePlan, plan_waves
 from ..streaming.baton import Arrival
+from ..streaming.sweep import SweepGroup
 from ..tokenizer import load_tokenizer
 from .head import Head, ScoringHead
 from .progress import ProgressCounter, ScoreProgress
@@ -40,7 +42,8 @@ def score(
 
     A prefix runs once; its suffixes read its keys and values, which no suffix copies or keeps. All questions of a wave share one
     sweep. Every number equals, bit for bit, what transformers gives in two steps: the prefix with an empty cache, then each
-    suffix alone on a copy of that cache. Where a model's cache cannot be shared (a recurrent state), each suffix runs with its
+    suffix alone on a copy of that cache. Several devices each take a share of the questions and ride on one reading.
+    Where a model's cache cannot be shared (a recurrent state), each suffix runs with its
     prefix as one text, all in the same sweep, and equals transformers' forward of that text.
 
     Text is tokenized as in `questions`: special tokens once, in front of the prefix. An empty prefix is the model's BOS token.
@@ -52,8 +55,10 @@ def score(
             a module that takes (1, hidden size), or a safetensors file with its weight. The hidden state is cast to its dtype.
         batches: form so many waves, whatever memory says; None forms as few as the plan leaves room for.
         tokenizer: for texts; the checkpoint's own is loaded where there are any.
-        on_result: told of each question's result as it comes, in the calling thread, where the model cannot run then; may raise.
-        on_progress: told after every moved unit and every forward; must be quick. What it raises ends everything.
+        on_result: told of each question's result as it comes, where the model cannot run then; may raise. In the calling thread;
+            with several devices in the threads of the others too, one call at a time.
+        on_progress: told after every moved unit and every forward (of the first device); must be quick. What it raises ends
+            everything.
 
     Returns:
         One result a question, in their order. A question that failed while it ran has its `error`; the others are not touched.
@@ -65,14 +70,26 @@ def score(
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was meanwhile.
     """
-    tail = Tail(streamed.model)
     is_shared = why_not_shared(streamed.model) is None
-    scorer = _scorer(streamed, tail, head, is_shared)
+    tails = [Tail(replica) for replica in streamed.replicas]
+    scorers = [_scorer(replica, tail, head, is_shared) for replica, tail in zip(streamed.replicas, tails, strict=True)]
     prepared = _prepare(streamed, questions, tokenizer, has_head=head is not None)
-    plan = _plan(streamed, prepared, scorer, batches)
-    run = _Run(streamed, prepared, scorer, plan, is_shared, on_result or _nobody, on_progress or _nobody)
-    with tail.attached():
-        return run.all_waves()
+    shares = _deal(prepared, scorers[0], len(scorers))
+    plans = [_plan(streamed, share, scorers[0], batches) for share in shares]
+    counter = _counter(streamed, plans[0], shares[0], scorers[0], on_progress, total=len(prepared))
+    common = _Common(is_shared=is_shared, on_result=on_result or _nobody, counter=counter)
+
+    def work(_: PreTrainedModel, lane: int) -> None:
+        run = _Run(streamed.groups[lane], shares[lane], scorers[lane], plans[lane], common, is_counted=lane == 0)
+        with tails[lane].attached():
+            run.all_waves()
+
+    unsubscribe = streamed.timeline.subscribe(counter.observe)
+    try:
+        streamed.run_on_devices(work)
+    finally:
+        unsubscribe()
+    return [common.results[index] for index in range(len(prepared))]
 
 
 def plan_scores(
@@ -85,15 +102,18 @@ def plan_scores(
 ) -> WavePlan:
     """Return how many sweeps `score` would take and the memory of the heaviest; nothing is run.
 
+    With several devices: for the first one's share.
+
     Raises:
         PlanError: a question, the head or `batches` makes no sense.
     """
-    scorer = _scorer(streamed, Tail(streamed.model), head, why_not_shared(streamed.model) is None)
-    return _plan(streamed, _prepare(streamed, questions, tokenizer, has_head=head is not None), scorer, batches)
-
-
-def _scorer(streamed: StreamedModel, tail: Tail, head: Head | None, is_shared: bool) -> Scorer:
     model = streamed.model
+    scorer = _scorer(model, Tail(model), head, why_not_shared(model) is None)
+    prepared = _prepare(streamed, questions, tokenizer, has_head=head is not None)
+    return _plan(streamed, _deal(prepared, scorer, len(streamed.replicas))[0], scorer, batches)
+
+
+def _scorer(model: PreTrainedModel, tail: Tail, head: Head | None, is_shared: bool) -> Scorer:
     if head is None:
         return LogProbabilities(model, tail, is_shared=is_shared)
     if backbone(model) is model:
@@ -120,65 +140,108 @@ def _has_text(question: Any) -> bool:
     return any(isinstance(each, str) for each in flat)
 
 
+def _deal(prepared: Sequence[PreparedQuestion], scorer: Scorer, num_devices: int) -> list[list[PreparedQuestion]]:
+    """Return each device's share of the questions, in their order, so that all have about as many tokens."""
+    shares: list[list[PreparedQuestion]] = [[] for _ in range(num_devices)]
+    tokens = [0] * num_devices
+    for question in prepared:
+        lane = tokens.index(min(tokens))
+        shares[lane].append(question)
+        tokens[lane] += sum(scorer.size(question).forwards)
+    return shares
+
+
+def _counter(
+    streamed: StreamedModel,
+    plan: WavePlan,
+    share: Sequence[PreparedQuestion],
+    scorer: Scorer,
+    on_progress: Callable[[ScoreProgress], object] | None,
+    *,
+    total: int,
+) -> ProgressCounter:
+    weights = [sum(sum(scorer.size(share[place]).forwards) for place in wave) for wave in plan.waves]
+    moved = sum(unit.residency is not Residency.DEVICE for unit in streamed.plan.units)
+    return ProgressCounter(total=total, weights=weights, units=moved, tell=on_progress or _nobody)
+
+
 def _plan(streamed: StreamedModel, prepared: Sequence[PreparedQuestion], scorer: Scorer, batches: int | None) -> WavePlan:
     sizes = [scorer.size(question) for question in prepared]
     return plan_waves(plan=streamed.plan, profile=streamed.profile, questions=sizes, batches=batches)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Common:
+    """What all devices share in one call of `score`: who is told, one at a time, and what has come.
+
+    Attributes:
+        is_shared: whether suffixes read the cache of their prefix.
+        on_result: told of each result.
+        counter: follows the first device through its waves, and counts every device's questions.
+        results: those that have come, by the question's index.
+        lock: held while anybody is told.
+    """
+
+    is_shared: bool
+    on_result: Callable[[QuestionResult], object]
+    counter: ProgressCounter
+    results: dict[int, QuestionResult] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def tell(self, result: QuestionResult) -> None:
+        """Pass one result on."""
+        with self.lock:
+            self.results[result.index] = result
+            self.on_result(result)
+            self.counter.end_question()
+
+
 @dataclass(slots=True)
 class _Run:
-    """One call of `score`."""
+    """One device's share of a call of `score`."""
 
-    streamed: StreamedModel
+    group: SweepGroup
     prepared: list[PreparedQuestion]
     scorer: Scorer
     plan: WavePlan
-    is_shared: bool
-    on_result: Callable[[QuestionResult], object]
-    on_progress: Callable[[ScoreProgress], object]
-    results: dict[int, QuestionResult] = field(default_factory=dict)
+    common: _Common
+    is_counted: bool
 
-    def all_waves(self) -> list[QuestionResult]:
-        weights = [sum(sum(self.scorer.size(self.prepared[place]).forwards) for place in wave) for wave in self.plan.waves]
-        moved = sum(unit.residency is not Residency.DEVICE for unit in self.streamed.plan.units)
-        counter = ProgressCounter(total=len(self.prepared), weights=weights, units=moved, tell=self.on_progress)
-        unsubscribe = self.streamed.timeline.subscribe(counter.observe)
-        try:
-            for wave in self.plan.waves:
-                self._one_wave(wave, counter)
-        finally:
-            unsubscribe()
-        return [self.results[index] for index in range(len(self.prepared))]
+    def all_waves(self) -> None:
+        """Let one wave after another ride."""
+        for wave in self.plan.waves:
+            self._one_wave(wave)
 
-    def _one_wave(self, wave: Sequence[int], counter: ProgressCounter) -> None:
+    def _one_wave(self, wave: Sequence[int]) -> None:
         parties = {place: self.scorer.rides(self.prepared[place]) for place in wave}
         owners = [place for place, rides in parties.items() for _ in rides]
         arrived: dict[int, list[Arrival]] = {place: [] for place in wave}
-        counter.start_wave(len(owners))
+        if self.is_counted:
+            self.common.counter.start_wave(len(owners))
 
         def hear(arrival: Arrival) -> None:
             place = owners[arrival.number]
             arrived[place].append(arrival)
-            counter.end_ride()
+            if self.is_counted:
+                self.common.counter.end_ride()
             if len(arrived[place]) == len(parties[place]):
-                self.results[place] = self._result(place, arrived.pop(place))
-                self.on_result(self.results[place])
-                counter.end_question()
+                self.common.tell(self._result(place, arrived.pop(place)))
 
-        self.streamed.group.run([ride for rides in parties.values() for ride in rides], on_arrival=hear)
+        self.group.run([ride for rides in parties.values() for ride in rides], on_arrival=hear)
 
     def _result(self, place: int, arrivals: list[Arrival]) -> QuestionResult:
+        index, is_shared = self.prepared[place].index, self.common.is_shared
         arrivals = sorted(arrivals, key=lambda arrival: arrival.number)
         failed = next((arrival.error for arrival in arrivals if arrival.error is not None), None)
         if failed is not None and not isinstance(failed, Exception):
             raise failed
         if failed is not None:
-            return QuestionResult(index=place, error=failed, is_shared=self.is_shared)
+            return QuestionResult(index=index, error=failed, is_shared=is_shared)
         try:
             scores = self.scorer.read(self.prepared[place], [arrival.value for arrival in arrivals])
         except ScoreError as error:
-            return QuestionResult(index=place, error=error, is_shared=self.is_shared)
-        return QuestionResult(index=place, scores=scores, is_shared=self.is_shared)
+            return QuestionResult(index=index, error=error, is_shared=is_shared)
+        return QuestionResult(index=index, scores=scores, is_shared=is_shared)
 
 
 def _nobody(_: object) -> None:
