@@ -50,6 +50,7 @@ def plan_with(room: int, resident: frozenset[int] = frozenset()) -> PlacementPla
         model_name="table",
         dtype="float16",
         device="cpu",
+        devices=("cpu",),
         granularity=Granularity.BLOCK,
         units=units,
         num_slots=1,
