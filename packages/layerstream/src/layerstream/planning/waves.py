@@ -24,7 +24,7 @@ _CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
 """Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
 part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
 
-_RIDER_BYTES = 640 * 1024
+RIDER_BYTES = 640 * 1024
 """A suspended thread: its stack, its frames, and the team of threads that OpenMP keeps for it. Measured with teams of two."""
 
 _SOFTMAX_BYTES = 8
@@ -123,7 +123,7 @@ class _Needs:
             carried = 0
         else:
             carried = sum(_carried_bytes(profile, plan.granularity, tokens, context) for tokens, context, _ in forwards)
-            carried += _RIDER_BYTES * len(forwards)
+            carried += RIDER_BYTES * len(forwards)
         lent = _lent_bytes(profile, plan, question.forwards[0]) if question.is_shared else 0
         inside = max(_inside_bytes(profile, *forward, own_cache=question.is_shared) for forward in forwards)
         return _Needs(carried=carried, inside=lent + inside)
