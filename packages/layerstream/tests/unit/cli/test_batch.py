@@ -66,7 +66,7 @@ def test_progress_with_the_time_left_goes_to_stderr(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line now and then where stderr is no terminal; here after every step."""
-    monkeypatch.setattr("layerstream.cli.batch._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("layerstream.cli.row_job._LINE_EVERY_S", 0.0)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS])
     assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--batches", "2") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "rows · " in line]
