@@ -41,6 +41,7 @@ except ModuleNotFoundError:
     launch()
 
 LAYERSTREAM = ("-e", "packages/layerstream[embedded]")
+HARNESS = ("-e", "packages/layerstream[lm-eval]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
@@ -78,7 +79,7 @@ def check(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package; arguments go to pytest."""
-    install(session, *LAYERSTREAM, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
+    install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
     # one thread a worker: the workers share the cores
     calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=calm)

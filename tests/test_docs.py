@@ -43,6 +43,11 @@ def test_no_document_names_somebodys_home(document: Path) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_document_was_merged_halfway(document: Path) -> None:
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", document.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_the_links_of_a_document_are_really_checked(tmp_path: Path) -> None:
     (tmp_path / "there.md").write_text("# A title, here\n")
     assert is_there(tmp_path / "a.md", "there.md#a-title-here")

@@ -55,6 +55,17 @@ def test_batch_left_padded_gives_what_the_resident_model_gives(run: Run, tiny_ll
     assert run("batch_left_padded.py").splitlines() == [repr(text) for text in resident_answers(tiny_llama_dir, prompts, 12)]
 
 
+def test_score_choices_tells_what_the_library_tells(run: Run, tiny_llama_dir: Path) -> None:
+    first, second, sweeps = run("score_choices.py").splitlines()
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        france, sums = ls.score(
+            streamed, [("The capital of France is", [" Paris", " Rome", " a fish"]), ("Two and two make", [" four", " five"])]
+        )
+    assert first.endswith(str([round(score.sum, 3) for score in france.scores]))
+    assert second.endswith(str([round(score.sum, 3) for score in sums.scores]))
+    assert sweeps == "1 sweep"
+
+
 def test_many_prompts_gives_each_what_the_resident_model_gives_it_alone(run: Run, tiny_llama_dir: Path) -> None:
     *answers, sweeps = run("many_prompts.py").splitlines()
     (whole,) = resident_answers(tiny_llama_dir, ["The capital of France is"], 8)

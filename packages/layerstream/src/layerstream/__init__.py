@@ -20,6 +20,7 @@ from .errors import (
     ModelError,
     PlanError,
     ReadFailedError,
+    ScoreError,
     ShardCorruptError,
     StreamClosedError,
     StreamError,
@@ -32,7 +33,9 @@ from .load import load, plan, profile_model, simulate
 from .machine import probe_machine
 from .model import StreamedModel
 from .planning.estimate import bytes_by_precision
+from .planning.waves import WavePlan
 from .report import StreamReport
+from .scoring import QuestionResult, ScoreProgress, SuffixScore, load_head, plan_scores, score
 from .timeline import Activity, Span, Timeline
 from .wishes import MemoryBudget, Workload
 
@@ -64,14 +67,18 @@ __all__ = [
     "Pack",
     "PlacementPlan",
     "PlanError",
+    "QuestionResult",
     "ReadFailedError",
     "Residency",
+    "ScoreError",
+    "ScoreProgress",
     "ShardCorruptError",
     "Span",
     "StreamClosedError",
     "StreamError",
     "StreamReport",
     "StreamedModel",
+    "SuffixScore",
     "SweepCost",
     "TensorMissingError",
     "Timeline",
@@ -79,15 +86,19 @@ __all__ = [
     "UnitProfile",
     "UnsupportedFormatError",
     "UnsupportedModelError",
+    "WavePlan",
     "Workload",
     "bytes_by_precision",
     "default_model_path",
     "generate_many",
     "known_config",
     "load",
+    "load_head",
     "plan",
     "plan_requests",
+    "plan_scores",
     "probe_machine",
     "profile_model",
+    "score",
     "simulate",
 ]

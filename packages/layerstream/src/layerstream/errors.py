@@ -126,5 +126,9 @@ class LaneStoppedError(StreamError):
     """The work on this device was stopped because that on another one, beside which it ran, failed."""
 
 
+class ScoreError(LayerstreamError, ArithmeticError):
+    """A score is not a number."""
+
+
 class JobError(LayerstreamError, OSError):
     """The rows of a job cannot be read, or its results cannot be written."""

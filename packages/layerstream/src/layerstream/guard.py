@@ -69,8 +69,8 @@ class Gate:
                 "a forward of this model cannot start inside another one, nor in a callback of those that share its sweeps"
             )
         with self._one_at_a_time:
-            self._inside = threading.get_ident()
             try:
+                self._inside = threading.get_ident()
                 self._check_open()
                 self.group.settle()
                 with self._passage():

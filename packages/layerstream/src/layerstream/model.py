@@ -49,7 +49,6 @@ class StreamedModel:
         plan: where everything lives.
         profile: the model as numbers.
         timeline: what happened when.
-        group: lets several computations share every sweep; see `SweepGroup.run`.
     """
 
     def __init__(self, built: BuiltModel, *, baseline_bytes: int) -> None:

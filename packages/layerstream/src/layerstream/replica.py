@@ -39,6 +39,8 @@ class Replica:
     def stop(self, error: BaseException) -> None:
         """Let the forward under way fail at its next unit, and others at once, because another device's work did."""
         self._stopped_by = error
+        # before its rides learn of it one by one, and take it for their own
+        self.group.stop(_stopped(error), timeout_s=0.0)
         if self._lane.stream is not None:
             self._lane.stream.stop(error)
 
@@ -68,7 +70,7 @@ class Replica:
 
     def _before_forward(self) -> None:
         if self._stopped_by is not None:
-            raise LaneStoppedError(f"stopped, because the work on another device failed: {self._stopped_by}") from self._stopped_by
+            raise _stopped(self._stopped_by)
         self._let_go()
         if self._lane.stream is not None:
             self._lane.stream.begin_forward()
@@ -82,3 +84,9 @@ class Replica:
     def _let_go(self) -> None:
         if self._lane.hooks is not None:
             self._lane.hooks.leave_all()
+
+
+def _stopped(error: BaseException) -> LaneStoppedError:
+    stopped = LaneStoppedError(f"stopped, because the work on another device failed: {error}")
+    stopped.__cause__ = error
+    return stopped

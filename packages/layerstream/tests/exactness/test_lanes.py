@@ -37,11 +37,11 @@ def test_each_lane_equals_the_plain_model_in_every_bit(family: str, dtype: str, 
     for budget in BUDGETS:
         with load(path, dtype, budget, lanes=2) as streamed:
             assert len({id(replica) for replica in streamed.replicas}) == 2
-            for _ in range(2):
-                streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
-            # and without being run side by side: one after the other, and each in a thread of its own
-            for lane, replica in enumerate(streamed.replicas):
-                computing(results, f"{family} {dtype} at {budget}, alone")(replica, lane)
+            streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
+            if budget == "min":  # once more, from where unequal works left off; and one lane after the other
+                streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}, again"))
+                for lane, replica in enumerate(streamed.replicas):
+                    assert_equals_reference(replica, results, ("logits",), f"{family} {dtype} at {budget}, lane {lane} alone")
 
 
 def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Path) -> None:

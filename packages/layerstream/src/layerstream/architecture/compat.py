@@ -111,3 +111,8 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
     for tensor in loaded:
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     model.initialize_weights()
+
+
+def keeps_state(model: PreTrainedModel) -> bool:
+    """Return whether some state of the model is no cache of keys and values: recurrent, convolutional, compressed."""
+    return bool(model._is_stateful)

@@ -6,18 +6,20 @@ calls transformers' own `generate()`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from ..decisions import BatchPlan, Pack
 from ..errors import PlanError
 from ..model import StreamedModel
 from ..planning.packs import RowRequest, plan_batch
 from ..streaming.baton import Arrival, Ride
+from ..streaming.sweep import SweepGroup
 from ..tokenizer import load_tokenizer
 from .packing import AnswerReader, PreparedRequest, left_padded, pad_token
 from .progress import BatchProgress, CountTokens, ProgressCounter
@@ -44,7 +46,8 @@ def generate_many(
 
     How many ride at once follows from the memory that the plan left beside the weights: tell `load` of them with
     `Workload(batch_size=…)`. The rest board as others end. A request that alone needs more than that rides alone, as in
-    `generate()`.
+    `generate()`. Several devices each take a share of the requests and ride on one reading; what samples rides on the first, since
+    torch has one random generator for all threads.
 
     Args:
         streamed: an open model.
@@ -52,7 +55,8 @@ def generate_many(
         isolate: give every request a tensor of its own.
         batches: let about 1/`batches` of all rows ride at once, whatever memory says.
         tokenizer: for prompts and stop texts, and for answers as text; the checkpoint's own is loaded where a request has text.
-        on_result: told of each answer as it comes, in the calling thread, where the model cannot run then; may raise.
+        on_result: told of each answer as it comes, where the model cannot run then; may raise. In the calling thread; with several
+            devices in the threads of the others too, one call at a time.
         on_progress: told after every step; must be quick. What it raises ends everything.
 
     Returns:
@@ -67,14 +71,18 @@ def generate_many(
     asked = [each if isinstance(each, GenerationRequest) else GenerationRequest(prompt=each) for each in requests]
     if tokenizer is None and any(isinstance(each.prompt, str) or each.stop for each in asked):
         tokenizer = load_tokenizer(streamed.plan.model_name)
-    prepared = prepare(streamed, asked, tokenizer)
-    plan = _plan(streamed, prepared, isolate, batches)
-    seeds = [_seed(prepared, pack) for pack in plan.packs]
-    counter = ProgressCounter(
-        len(asked), sum(each.max_new_tokens for each in asked), lambda: streamed.group.sweeps, on_progress or _nobody
-    )
-    batch = _Batch(streamed, prepared, plan, seeds, counter, tokenizer, on_result or _nobody)
-    return batch.run()
+    shares = deal(prepare(streamed, asked, tokenizer), len(streamed.replicas))
+    plans = [_plan(streamed, share, isolate, batches) for share in shares]
+    seeds = [[_seed(share, pack) for pack in plan.packs] for share, plan in zip(shares, plans, strict=True)]
+    most_tokens = sum(each.max_new_tokens for each in asked)
+    counter = ProgressCounter(len(asked), most_tokens, lambda: max(g.sweeps for g in streamed.groups), on_progress or _nobody)
+    common = Listeners(counter=counter, on_result=on_result or _nobody)
+
+    def work(replica: PreTrainedModel, lane: int) -> None:
+        Batch(replica, streamed.groups[lane], shares[lane], plans[lane], seeds[lane], tokenizer, common).run()
+
+    streamed.run_on_devices(work)
+    return [common.results[index] for index in range(len(asked))]
 
 
 def plan_requests(
@@ -87,10 +95,12 @@ def plan_requests(
 ) -> BatchPlan:
     """Return how `generate_many` would pack these requests and how many would ride at once; nothing is run.
 
+    With several devices: those of the first one's share.
+
     Raises:
         PlanError: a request or `batches` makes no sense.
     """
-    return _plan(streamed, prepare(streamed, requests, tokenizer), isolate, batches)
+    return _plan(streamed, deal(prepare(streamed, requests, tokenizer), len(streamed.replicas))[0], isolate, batches)
 
 
 def prepare(
@@ -113,6 +123,24 @@ def prepare(
             raise PlanError(f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocabulary - 1}")
         prepared.append(PreparedRequest(index=index, request=request, ids=tuple(int(token) for token in ids)))
     return prepared
+
+
+def deal(prepared: Sequence[PreparedRequest], num_devices: int) -> list[list[PreparedRequest]]:
+    """Return each device's share: what samples to the first one, the others so that all have about as many tokens.
+
+    The longest are dealt first, so that each pack holds its like; a share is in the order of the requests.
+    """
+    shares: list[list[PreparedRequest]] = [[] for _ in range(num_devices)]
+    tokens = [0] * num_devices
+    for each in sorted(prepared, key=lambda one: (not one.request.do_sample, -_tokens(one))):
+        lane = 0 if each.request.do_sample else tokens.index(min(tokens))
+        shares[lane].append(each)
+        tokens[lane] += _tokens(each)
+    return [sorted(share, key=lambda one: one.index) for share in shares]
+
+
+def _tokens(prepared: PreparedRequest) -> int:
+    return (len(prepared.ids) + prepared.request.max_new_tokens) * prepared.request.num_beams
 
 
 def _plan(streamed: StreamedModel, prepared: Sequence[PreparedRequest], isolate: bool, batches: int | None) -> BatchPlan:
@@ -138,30 +166,53 @@ def _seed(prepared: Sequence[PreparedRequest], pack: Pack) -> int | None:
     return request.seed if request.seed is not None else int(torch.randint(_SEEDS, ()).item())
 
 
-@dataclass(slots=True)
-class _Batch:
-    """One call of `generate_many`."""
+@dataclass(slots=True, kw_only=True)
+class Listeners:
+    """Who is told of what all devices come to, one call at a time.
 
-    streamed: StreamedModel
+    Attributes:
+        counter: adds up.
+        on_result: told of each answer.
+        results: those that have come, by the request's index.
+        lock: held while anybody is told.
+    """
+
+    counter: ProgressCounter
+    on_result: Callable[[GenerationResult], object]
+    results: dict[int, GenerationResult] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def tell(self, result: GenerationResult, tokens_never_made: int) -> None:
+        """Pass one answer on."""
+        with self.lock:
+            self.results[result.index] = result
+            self.on_result(result)
+            self.counter.end_request(tokens_never_made)
+
+
+@dataclass(slots=True)
+class Batch:
+    """One device's share of a call of `generate_many`."""
+
+    model: PreTrainedModel
+    group: SweepGroup
     prepared: list[PreparedRequest]
     plan: BatchPlan
     seeds: list[int | None]
-    counter: ProgressCounter
     tokenizer: PreTrainedTokenizerBase | None
-    on_result: Callable[[GenerationResult], object]
-    results: dict[int, GenerationResult] = field(default_factory=dict)
+    listeners: Listeners
 
-    def run(self) -> list[GenerationResult]:
+    def run(self) -> None:
+        """Let every pack ride to its end."""
         rides = [Ride(call=partial(self._generate, number), weight=pack.weight) for number, pack in enumerate(self.plan.packs)]
-        self.streamed.group.run(rides, capacity=self.plan.capacity, on_arrival=self._arrived)
-        return [self.results[index] for index in range(len(self.prepared))]
+        self.group.run(rides, capacity=self.plan.capacity, on_arrival=self._arrived)
 
     def _members(self, number: int) -> list[PreparedRequest]:
         return [self.prepared[index] for index in self.plan.packs[number].requests]
 
     def _generate(self, number: int) -> list[list[int]]:
         """Return the new tokens of every row of a pack: (rows, tokens)."""
-        model, members, seed = self.streamed.model, self._members(number), self.seeds[number]
+        model, members, seed = self.model, self._members(number), self.seeds[number]
         pad = int(members[0].request.options.get("pad_token_id", pad_token(model)))
         inputs = left_padded([each.ids for each in members], pad, model.device)
         length = inputs["input_ids"].shape[1]
@@ -178,22 +229,21 @@ class _Batch:
 
     def _count(self, tokens: int) -> None:
         try:
-            self.counter.add_tokens(tokens)
+            with self.listeners.lock:
+                self.listeners.counter.add_tokens(tokens)
         except Exception as error:  # noqa: BLE001 - the listener's: it belongs to no request, so it ends the run
-            self.streamed.group.stop(error)
+            self.group.stop(error)
 
     def _arrived(self, arrival: Arrival) -> None:
         members, seed = self._members(arrival.number), self.seeds[arrival.number]
-        reader = AnswerReader(self.streamed.model, self.tokenizer)
+        reader = AnswerReader(self.model, self.tokenizer)
         for place, each in enumerate(members):
             if arrival.error is None:
                 result = reader.read(each, arrival.value[place], seed)
                 made = len(arrival.value[place])
             else:
                 result, made = _failed(each, arrival.error), each.request.max_new_tokens
-            self.results[each.index] = result
-            self.on_result(result)
-            self.counter.end_request(each.request.max_new_tokens - made)
+            self.listeners.tell(result, each.request.max_new_tokens - made)
 
 
 def _failed(prepared: PreparedRequest, error: BaseException) -> GenerationResult:

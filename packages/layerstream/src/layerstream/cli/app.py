@@ -21,6 +21,7 @@ from .estimate import estimate_command
 from .plan import plan_command
 from .probe import probe_command
 from .run import run_command
+from .score import score_command
 from .trace import trace_command
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command("run")(run_command)
 app.command("batch")(batch_command)
+app.command("score")(score_command)
 app.command("plan")(plan_command)
 app.command("estimate")(estimate_command)
 app.command("probe")(probe_command)

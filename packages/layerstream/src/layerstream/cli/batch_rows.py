@@ -12,17 +12,23 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from .. import BatchProgress, GenerationRequest, GenerationResult, StreamedModel, Workload, generate_many
+from .. import BatchProgress, GenerationRequest, GenerationResult, ScoreProgress, StreamedModel, Workload, generate_many
 from ..errors import PlanError, StreamError
 from ..jobs import JobRow
 from .session import encode_prompt
 
 Write = Callable[[JobRow, Mapping[str, Any]], None]
-Progress = Callable[[BatchProgress], object]
+Progress = Callable[[BatchProgress | ScoreProgress], object]
 
 
 class RowKind(Protocol):
-    """One kind of row: checks its rows, says what memory they want, answers them."""
+    """One kind of row: checks its rows, says what memory they want, answers them.
+
+    Attributes:
+        wanted: the keys by which it is known, for messages.
+    """
+
+    wanted: str
 
     def claims(self, row: JobRow) -> bool:
         """Return whether `row` is of this kind."""
@@ -63,6 +69,8 @@ _KEYS = ("prompt", "ids", "max_new_tokens", "do_sample", "seed", "temperature", 
 
 class PromptRows:
     """Rows with a prompt: text in `prompt`, or tokens in `ids`, and settings of their own."""
+
+    wanted = "a prompt, or ids"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, defaults: PromptDefaults, vocab_size: int) -> None:
         """Answer with `defaults` where a row says nothing; `vocab_size` bounds its `ids`."""
@@ -133,6 +141,8 @@ class PromptRows:
         def hear(result: GenerationResult) -> None:
             write(self._taken[result.index][0], answer_fields(result))
 
+        if not self._taken:
+            return
         generate_many(
             streamed,
             [request for _, request in self._taken],
@@ -172,7 +182,8 @@ def sort_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: Write) ->
             if row.error is not None:
                 raise PlanError(row.error)
             if kind is None:
-                raise PlanError(f"a row needs a prompt, or ids; this one has {', '.join(sorted(row.fields)) or 'nothing'}")
+                wanted = ", ".join(each.wanted for each in kinds)
+                raise PlanError(f"a row needs {wanted}; this one has {', '.join(sorted(row.fields)) or 'nothing'}")
             kind.take(row)
             taken += 1
         except PlanError as error:

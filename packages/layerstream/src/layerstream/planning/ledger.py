@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from ..decisions import Granularity, LedgerLine, Residency
+from ..decisions import Granularity, LedgerLine, PlacementPlan, Residency
 from ..facts import ActivationProfile, Machine, ModelProfile, UnitProfile
 from ..wishes import Workload
 from .candidates import Configuration
@@ -125,3 +125,10 @@ def all_unit_bytes(units: Sequence[UnitProfile]) -> int:
 
 def _lines(where: str, sizes: dict[str, int]) -> tuple[LedgerLine, ...]:
     return tuple(LedgerLine(purpose=purpose, where=where, num_bytes=size) for purpose, size in sizes.items() if size)
+
+
+def room_bytes(plan: PlacementPlan) -> int:
+    """Return what a plan's budget leaves on each device beside weights, slots and buffers; lanes of one device share it."""
+    tokens = ("KV cache", "KV cache growth", "activations")
+    fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens)
+    return (plan.ledger.device_budget_bytes - fixed) // plan.devices.count(plan.devices[0])

@@ -16,7 +16,7 @@ from ..errors import PlanError
 from ..facts import ModelProfile
 from ..units import dtype_bytes
 from ..wishes import Workload
-from .ledger import activation_bytes, cache_bytes, cache_growth_bytes
+from .ledger import activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
 """Padding's share of a pack's tokens, answers included: beyond it, what is computed for nothing outweighs the larger product."""
@@ -95,7 +95,7 @@ def plan_batch(
     if batches is not None and batches < 1:
         raise PlanError(f"batches must be at least 1, or None for as many as memory wants; got {batches}")
     memory = _Memory(profile=profile, granularity=plan.granularity)
-    room = _room_bytes(plan)
+    room = room_bytes(plan)
     if batches is None:
         groups = _grouped(requests, memory, packed, most_bytes=room)
         if sum(_kept(memory, requests, group) for group in groups) > room:
@@ -109,14 +109,6 @@ def plan_batch(
     groups = _grouped(requests, memory, packed, most_rows=most_rows)
     packs = tuple(_as_pack(requests, group, sum(requests[index].rows for index in group)) for group in groups)
     return BatchPlan(packs=packs, capacity=most_rows, lines=(), room_bytes=room)
-
-
-def _room_bytes(plan: PlacementPlan) -> int:
-    """Return what the device's budget leaves beside weights, slots and buffers."""
-    ledger = plan.ledger
-    tokens = ("KV cache", "KV cache growth", "activations")
-    fixed = sum(line.num_bytes for line in ledger.lines if line.where == "device" and line.purpose not in tokens)
-    return ledger.device_budget_bytes - fixed
 
 
 def _grouped(

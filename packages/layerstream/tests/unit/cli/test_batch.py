@@ -62,6 +62,18 @@ def test_every_row_gets_the_answer_that_the_library_gives(
     assert "4 of 4 rows have their result" in captured.err
 
 
+def test_progress_with_the_time_left_goes_to_stderr(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line now and then where stderr is no terminal; here after every step."""
+    monkeypatch.setattr("layerstream.cli.batch._LINE_EVERY_S", 0.0)
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS])
+    assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--batches", "2") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rows · " in line]
+    assert "tokens · sweep 1 · about" in lines[0] and lines[0].startswith("0/4 rows")
+    assert lines[-1].startswith("4/4 rows") and "left at most" in lines[-1]
+
+
 def test_settings_of_every_kind_are_each_rows_own(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": "hello", "temperature": 0.7, "seed": 3, "max_new_tokens": 4},

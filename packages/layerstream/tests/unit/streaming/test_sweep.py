@@ -8,13 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from types import FrameType
 
 import pytest
 from kit.road import Road, values
 from kit.threads import no_thread_left
 
 from layerstream.errors import StreamClosedError, StreamError
+from layerstream.streaming import sweep
 from layerstream.streaming.baton import Arrival, Ride
 from layerstream.streaming.sweep import SweepGroup
 
@@ -292,28 +293,45 @@ def _no_lost_interrupt() -> Iterator[None]:
     gc.enable()
 
 
+class Interrupts:
+    """Ctrl-C, sent from a thread until it has hit a run `times` times; outside of a run it is ignored."""
+
+    def __init__(self, seed: int, times: int) -> None:
+        self.left, self._rng = times, random.Random(seed)
+        self._is_over = threading.Event()
+        self._sender = threading.Thread(target=self._send)
+
+    def __enter__(self) -> None:
+        self._kept = signal.signal(signal.SIGINT, self._handle)
+        self._sender.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._sender.join()
+        signal.signal(signal.SIGINT, self._kept)
+
+    def _send(self) -> None:
+        pause_s = self._rng.uniform(0.0, 0.02)
+        while self.left and not self._is_over.wait(pause_s):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            pause_s = self._rng.uniform(0.0, 0.0003)
+
+    def _handle(self, _: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code.co_filename != sweep.__file__:
+            frame = frame.f_back
+        if frame is not None and self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+
+
 @pytest.mark.usefixtures("_no_lost_interrupt")
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(12))
 def test_an_interrupt_at_any_time_ends_every_thread(seed: int, times: int) -> None:
-    """A thread sends Ctrl-C after a random while, wherever the run then stands; also while it is being cleared away."""
-    road, rng = Road(), random.Random(seed)
-    pauses_s = [rng.uniform(0.0, 0.02), *(rng.uniform(0.0, 0.0003) for _ in range(times - 1))]
-
-    def interrupt() -> None:
-        for pause_s in pauses_s:
-            time.sleep(pause_s)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    sender = threading.Thread(target=interrupt)
-    sender.start()
-    with pytest.raises(KeyboardInterrupt):
-        try:
-            road.group.run([road.walker(name, tuple(range(5)) * 100_000) for name in range(4)], on_arrival=lambda _: None)
-        finally:
-            while sender.is_alive():
-                with suppress(KeyboardInterrupt):
-                    sender.join()
+    """Wherever the run then stands; also while it is being cleared away after the one before."""
+    road = Road()
+    with Interrupts(seed, times), pytest.raises(KeyboardInterrupt):
+        road.group.run([road.walker(name, tuple(range(5)) * 100_000) for name in range(4)], on_arrival=lambda _: None)
     assert values(road.group.run([road.walker("again", (0, 1))])) == ["again"]
     assert road.in_place == set()
 

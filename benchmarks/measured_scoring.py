@@ -1,0 +1,93 @@
+"""One run of `score` in a process of its own: its memory, its sweeps and the weights it read.
+
+Run by `bench_scoring.py`: `python measured_scoring.py '<json>'`; prints one line of JSON. The baseline is what is resident when the
+model is open and has been through one short forward, less what the ledger says is there by then.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic, perf_counter, sleep
+from typing import Any
+
+import torch
+from block_plans import load_planned, open_blocks, plan_blocks
+from measured_run import memory_status, reset_high_water
+
+import layerstream as ls
+from layerstream.machine import give_back_freed_memory
+
+IN_MEMORY = ("edges (norms, buffers)", "input embedding", "output head", "resident blocks", "slots", "read buffers")
+OF_TOKENS = ("KV cache", "KV cache growth", "activations")
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run `spec` in a child: `model`, `questions`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once)."""
+    done = subprocess.run([sys.executable, __file__, json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def questions_of(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]]:
+    """Return random questions; lengths of suffixes differ by up to a half."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 500, (length,), generator=generator).tolist()
+
+    lengths = [spec["suffix_tokens"] * (2 + place) // 4 for place in range(spec["suffixes"])]
+    return [(ids(spec["prefix_tokens"]), [ids(max(1, length)) for length in lengths]) for _ in range(spec["questions"])]
+
+
+def settled_bytes(streamed: ls.StreamedModel) -> int:
+    """Return the bytes of units read so far, once the prefetch has come to rest."""
+    seen, since_s = -1, monotonic()
+    while monotonic() - since_s < 2.0:
+        now = streamed.timeline.totals[ls.Activity.READ].num_bytes
+        seen, since_s = now, since_s if now == seen else monotonic()
+        sleep(0.05)
+    return seen
+
+
+def _run(spec: dict[str, Any]) -> dict[str, Any]:
+    directory, questions = Path(spec["model"]), questions_of(spec)
+    workload = ls.Workload(batch_size=spec["room_for"], prompt_tokens=spec["prefix_tokens"], new_tokens=0)
+    plan = plan_blocks(open_blocks(directory), 0, workload)
+    # as `load` does, which is not used here since it would choose the units itself
+    give_back_freed_memory()
+    reset_high_water()
+    base = memory_status()["VmRSS"]
+    with load_planned(directory, plan) as streamed:
+        waves = ls.plan_scores(streamed, questions)
+        before = settled_bytes(streamed)
+        streamed.reset_report()
+        start_s = perf_counter()
+        results = ls.score(streamed, questions)
+        seconds = perf_counter() - start_s
+        assert all(result.error is None for result in results)
+        sweeps, read = streamed.report().sweeps, settled_bytes(streamed) - before
+        peak = memory_status()["VmHWM"] - base
+        before = settled_bytes(streamed)
+        streamed.model(input_ids=torch.tensor([[5, 6, 7]]))
+        one_sweep = settled_bytes(streamed) - before
+    fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in OF_TOKENS)
+    return {
+        "seconds": seconds,
+        "waves": len(waves.waves),
+        "sweeps": sweeps,
+        "read_bytes": read,
+        "one_sweep_bytes": one_sweep,
+        "peak_bytes": peak,
+        "predicted_bytes": fixed + waves.wave_bytes,
+        "wave_bytes": {line.purpose: line.num_bytes for line in waves.lines},
+        "fixed_bytes": fixed,
+        "budget_bytes": plan.ledger.device_budget_bytes,
+        "plan": f"{plan.explain()}\n{waves.explain()}".replace(str(directory), "model"),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(json.loads(sys.argv[1]))))

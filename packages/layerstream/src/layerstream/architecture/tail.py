@@ -1,0 +1,101 @@
+"""The end of the forward, for those positions only that somebody will look at.
+
+Room: architecture. Finds the final norm by structure and lets it work on the last rows of its input; what its caller gets keeps
+its shape, with zeros where nothing was asked for. Knows modules and tensors; does not know what the rows are for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .blocks import find_blocks
+
+
+def find_final_norm(model: PreTrainedModel) -> nn.Module | None:
+    """Return the norm between the last block and the head, when structure tells which one it is; else None.
+
+    It is the only module with nothing but vectors for weights that stands beside the list of blocks, behind it if there are two.
+    """
+    parent, name = _list_of_blocks(model)
+    siblings: list[tuple[str, nn.Module]] = list(model.get_submodule(parent).named_children())
+    behind = next(place for place, (sibling, _) in enumerate(siblings) if sibling == name)
+    norms = [(place, module) for place, (_, module) in enumerate(siblings) if _has_vectors_only(module)]
+    for candidates in ([module for place, module in norms if place > behind], [module for _, module in norms]):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def _list_of_blocks(model: PreTrainedModel) -> tuple[str, str]:
+    parent, _, name = find_blocks(model)[-1][0].rpartition(".")[0].rpartition(".")
+    return parent, name
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model without its language-model head; the model itself where it has none."""
+    base: nn.Module = model.base_model
+    if base is not model:
+        return base
+    # some classes name another child as their base: it is the one that holds the blocks
+    return model.get_submodule(_list_of_blocks(model)[0])
+
+
+def _has_vectors_only(module: nn.Module) -> bool:
+    shapes = [parameter.ndim for parameter in module.parameters()]
+    return bool(shapes) and set(shapes) == {1}
+
+
+class Tail:
+    """The final norm of a model, narrowed for threads that ask for it; for all others it is as it was."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Find the norm; nothing is touched before `attached`."""
+        self._norm = find_final_norm(model)
+        self._here = threading.local()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let `last_rows` work within."""
+        if self._norm is None:
+            yield
+            return
+        before = self._norm.register_forward_pre_hook(self._narrow)
+        after = self._norm.register_forward_hook(self._widen)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    @contextmanager
+    def last_rows(self, rows: int) -> Iterator[None]:
+        """Let the norm see the last `rows` positions only, in forwards of the calling thread."""
+        self._here.rows = rows
+        try:
+            yield
+        finally:
+            self._here.rows = None
+
+    def _narrow(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        rows = getattr(self._here, "rows", None)
+        self._here.tokens = None
+        if rows is None or not args or args[0].ndim < 2 or args[0].shape[-2] <= rows:
+            return None
+        self._here.tokens = args[0].shape[-2]
+        return (args[0][..., self._here.tokens - rows :, :], *args[1:])
+
+    def _widen(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        tokens = getattr(self._here, "tokens", None)
+        if tokens is None:
+            return None
+        self._here.tokens = None
+        whole = output.new_zeros(*output.shape[:-2], tokens, output.shape[-1])
+        whole[..., tokens - output.shape[-2] :, :] = output
+        return whole

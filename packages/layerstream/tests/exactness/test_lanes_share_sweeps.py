@@ -1,0 +1,121 @@
+"""Several devices, and several computations on each: all of them ride on one reading."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import layerstream as ls
+
+PROMPTS = [torch.arange(3, 3 + length).reshape(1, -1) for length in (6, 9, 5, 7, 8, 4)]
+
+
+def answer(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    return model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+
+
+def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
+    wanted = [answer(plain, ids) for ids in PROMPTS]
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+
+        def work(replica: PreTrainedModel, lane: int) -> list[torch.Tensor]:
+            rides = [partial(answer, replica, ids) for ids in PROMPTS[lane::2]]
+            return [arrival.value for arrival in streamed.groups[lane].run(rides)]
+
+        found = streamed.run_on_devices(work)
+        report = streamed.report()
+        assert report.sweeps == 5
+        ahead = 4 * streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
+        rows_bytes = 6 * 14 * 64 * 4
+        assert report.bytes_read <= 5 * sum(unit.read_bytes for unit in streamed.plan.units) + ahead + rows_bytes
+    for lane in (0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(found[lane], wanted[lane::2], strict=True))
+
+
+def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        ended: list[BaseException] = []
+
+        def work(replica: PreTrainedModel, lane: int) -> None:
+            if lane == 1:
+                replica(PROMPTS[0])
+                raise ValueError("this device is done for")
+            rides = [partial(answer, replica, ids) for ids in PROMPTS * 100]
+            try:
+                streamed.groups[lane].run(rides)
+            except ls.LaneStoppedError as error:
+                ended.append(error)
+                raise
+
+        with pytest.raises(ValueError, match="done for"):
+            streamed.run_on_devices(work)
+        assert len(ended) == 1
+        assert [len(rows) for rows in streamed.run_on_devices(lambda replica, _: answer(replica, PROMPTS[0]))] == [1, 1]
+
+
+def requests() -> list[ls.GenerationRequest]:
+    greedy = [ls.GenerationRequest(prompt=ids[0].tolist(), max_new_tokens=5) for ids in PROMPTS]
+    sampled = ls.GenerationRequest(prompt=PROMPTS[1][0].tolist(), max_new_tokens=5, do_sample=True, seed=7)
+    return [*greedy[:3], sampled, *greedy[3:]]
+
+
+def test_every_request_gets_on_several_devices_what_it_gets_on_one(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, budget="min") as alone:
+        wanted = ls.generate_many(alone, requests(), isolate=True)
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        heard: list[int] = []
+        progress: list[ls.BatchProgress] = []
+        found = ls.generate_many(
+            streamed,
+            requests(),
+            isolate=True,
+            batches=1,
+            on_result=lambda result: heard.append(result.index),
+            on_progress=progress.append,
+        )
+        assert all(group.sweeps > 0 for group in streamed.groups)
+        assert streamed.report().sweeps == 5
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    assert [each.error for each in found] == [None] * 7
+    assert sorted(heard) == list(range(7))
+    assert (progress[-1].done, progress[-1].eta_s) == (7, 0.0)
+
+
+def test_a_single_request_leaves_the_other_device_idle_and_is_answered(tiny_llama_dir: Path) -> None:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        (result,) = ls.generate_many(streamed, requests()[:1])
+        assert result.error is None
+        assert ls.generate_many(streamed, []) == []
+
+
+def test_a_listener_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Path) -> None:
+    def fail(result: ls.GenerationResult) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        with pytest.raises(BrokenPipeError):
+            ls.generate_many(streamed, requests() * 20, isolate=True, on_result=fail)
+        assert all(each.error is None for each in ls.generate_many(streamed, requests()))
+
+
+def test_questions_are_scored_on_several_devices_as_on_one_and_in_one_sweep(tiny_llama_dir: Path) -> None:
+    questions = [(ids[0].tolist(), [[5, 6], [7], [8, 9, 10]]) for ids in PROMPTS]
+    with ls.load(tiny_llama_dir, budget="min") as alone:
+        wanted = ls.score(alone, questions, batches=1)
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        heard: list[int] = []
+        progress: list[ls.ScoreProgress] = []
+        found = ls.score(
+            streamed, questions, batches=1, on_result=lambda result: heard.append(result.index), on_progress=progress.append
+        )
+        assert streamed.report().sweeps == 1
+        assert [group.sweeps for group in streamed.groups] == [1, 1]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [each.sum for each in ours.scores] == [each.sum for each in theirs.scores]
+    assert [each.index for each in found] == sorted(heard) == list(range(6))
+    assert (progress[-1].done, progress[-1].total) == (6, 6)

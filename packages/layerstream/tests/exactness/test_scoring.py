@@ -1,0 +1,187 @@
+"""Scores from one sweep equal transformers' own two steps, bit for bit: prefix, then each suffix on a copy of its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kit.budgets import BUDGETS, load
+from kit.compare import reference
+from kit.families import save_tiny
+from kit.riding import settled_reads
+from kit.threads import no_thread_left
+from kit.two_steps import head_in_two_steps, head_whole, logprobs_in_two_steps, logprobs_whole, questions
+from safetensors.torch import save_file
+from torch import nn
+
+import layerstream as ls
+from layerstream.testing import FakeAsyncRuntime
+
+SHARED = (
+    "llama",
+    "llama_tied",
+    "llama3_rope",
+    "gpt2",
+    "bloom",
+    "falcon_old_decoder",
+    "falcon_new_decoder",
+    "falcon_alibi",
+    "mpt",
+    "gpt_bigcode",
+    "opt",
+    "opt_norm_after_and_projected",
+    "gpt_neox",
+    "mistral_sliding",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "starcoder2",
+    "cohere",
+    "stablelm",
+    "gptj",
+    "gpt_neo",
+    "codegen",
+    "biogpt",
+    "ctrl",
+    "llama4_text",
+    "glm4_moe",
+    "gemma3n_text",
+    "gemma4_text",
+)
+IN_FP32 = ("llama", "gpt2", "bloom", "falcon_alibi", "mistral_sliding", "gemma3_text", "gpt_bigcode", "deepseek_v3", "llama4_text")
+WHOLE = ("jamba", "qwen3_next", "mamba2", "zamba2", "minimax")
+"""Families whose state each continuation changes."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_keeps_running() -> Iterator[None]:
+    with no_thread_left():
+        yield
+
+
+def head_for(width: int, dtype: torch.dtype) -> nn.Linear:
+    """Return a random head of 8 outputs."""
+    torch.manual_seed(11)
+    return nn.Linear(width, 8).to(dtype).requires_grad_(False)
+
+
+def assert_logprobs(results: Sequence[ls.QuestionResult], expected: list[list[tuple[torch.Tensor, bool]]]) -> None:
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.error is None, result.error
+        for score, (values, is_greedy) in zip(result.scores, wanted, strict=True):
+            assert score.token_logprobs.dtype == np.float32
+            np.testing.assert_array_equal(score.token_logprobs, values.numpy())
+            assert score.is_greedy == is_greedy
+            assert score.sum == float(values.double().sum())
+            assert score.mean == score.sum / len(values)
+
+
+def assert_outputs(results: Sequence[ls.QuestionResult], expected: list[list[torch.Tensor]]) -> None:
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.error is None, result.error
+        for score, values in zip(result.scores, wanted, strict=True):
+            np.testing.assert_array_equal(score.outputs, values.float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [(family, "bfloat16") for family in SHARED] + [(family, "float32") for family in IN_FP32]
+)
+def test_scores_equal_two_steps(family: str, dtype: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, getattr(torch, dtype))
+    plain = reference(path)
+    head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
+    asked = questions()
+    with load(path, dtype, "min") as streamed:
+        results = ls.score(streamed, asked, batches=1)
+        assert streamed.report().sweeps == 1
+        assert all(result.is_shared for result in results)
+        assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in asked])
+        streamed.reset_report()
+        assert_outputs(ls.score(streamed, asked, head=head, batches=1), [head_in_two_steps(plain, head, each) for each in asked])
+        assert streamed.report().sweeps == 1
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_scores_equal_two_steps_at_every_budget(family: str, budget: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, torch.bfloat16)
+    plain = reference(path)
+    with load(path, "auto", budget) as streamed:
+        assert_logprobs(ls.score(streamed, questions()), [logprobs_in_two_steps(plain, each) for each in questions()])
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*((family, "bfloat16") for family in WHOLE), ("jamba", "float32")])
+def test_families_with_a_state_score_each_suffix_with_its_prefix(family: str, dtype: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, getattr(torch, dtype))
+    plain = reference(path)
+    head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
+    asked = questions()
+    with load(path, dtype, "min") as streamed:
+        results = ls.score(streamed, asked, batches=1)
+        assert streamed.report().sweeps == 1
+        assert not any(result.is_shared for result in results)
+        assert_logprobs(results, [logprobs_whole(plain, each) for each in asked])
+        assert_outputs(ls.score(streamed, asked, head=head, batches=1), [head_whole(plain, head, each) for each in asked])
+
+
+@pytest.mark.parametrize("family", IN_FP32)
+def test_two_steps_mean_what_one_text_means(family: str, tmp_path: Path) -> None:
+    """Positions and masks behind the prefix are right: in fp32 the two ways agree up to rounding."""
+    plain = reference(save_tiny(family, tmp_path, torch.float32))
+    for question in questions():
+        for (steps, _), (whole, _) in zip(logprobs_in_two_steps(plain, question), logprobs_whole(plain, question), strict=True):
+            torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-3)
+
+
+def test_all_questions_read_the_weights_once(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path, torch.bfloat16)
+    with load(path, "auto", "min") as streamed:
+        streamed.model(input_ids=torch.tensor([[5, 6, 7]]))
+        once = settled_reads(streamed)
+    with load(path, "auto", "min") as streamed:
+        ls.score(streamed, questions() * 20, batches=1)
+        assert settled_reads(streamed) == once
+
+
+def test_batches_are_sweeps(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path, torch.bfloat16)
+    plain = reference(path)
+    asked = questions() * 2
+    with load(path, "auto", "min") as streamed:
+        results = ls.score(streamed, asked, batches=3)
+        assert streamed.report().sweeps == 3
+        assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in asked])
+
+
+def test_a_head_from_a_file_scores_as_the_module(tmp_path: Path) -> None:
+    """In fp32 on a bf16 model: the hidden state is cast to the head's dtype."""
+    path = save_tiny("llama", tmp_path / "model", torch.bfloat16)
+    head = head_for(64, torch.float32)
+    save_file({"score.weight": head.weight.data, "score.bias": head.bias.data}, tmp_path / "head.safetensors")
+    plain = reference(path)
+    expected = [head_in_two_steps(plain, head, each) for each in questions()]
+    with load(path, "auto", "min") as streamed:
+        results = ls.score(streamed, questions(), head=tmp_path / "head.safetensors")
+    assert_outputs(results, expected)
+    score = results[0].scores[0]
+    assert score.outputs.shape == (8,)
+    assert score.mean == float(score.outputs.astype(np.float64).sum()) / 8
+
+
+def test_scores_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
+    plain = reference(tiny_llama_dir)
+    budget = ls.MemoryBudget(device="min", host="min")
+    with ls.load(tiny_llama_dir, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0005)) as streamed:
+        results = ls.score(streamed, questions())
+    assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in questions()])

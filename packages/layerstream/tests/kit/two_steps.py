@@ -1,0 +1,94 @@
+"""The plain computation of scores with transformers alone: the prefix, then each suffix on a copy of its cache.
+
+Test kit. What `layerstream.score` must equal bit for bit. Knows transformers' public classes only; runs one question after another.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+Ids = Sequence[int]
+IdQuestion = tuple[Ids, Sequence[Ids]]
+
+
+def questions(vocab_size: int = 120) -> list[IdQuestion]:
+    """Return three questions of different lengths: suffixes of one token and of many, a prefix of one token."""
+    generator = torch.Generator().manual_seed(3)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(5, vocab_size, (length,), generator=generator).tolist()
+
+    return [(ids(9), [ids(3), ids(1), ids(6)]), (ids(1), [ids(2), ids(4)]), (ids(14), [ids(1), ids(1), ids(5), ids(2)])]
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the model without its head."""
+    return model.model if model.base_model is model else model.base_model
+
+
+def _logprobs(logits: torch.Tensor, targets: Ids) -> tuple[torch.Tensor, bool]:
+    wanted = torch.tensor(targets)
+    values = logits.float().log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0]
+    return values, bool((logits.argmax(dim=-1) == wanted).all())
+
+
+@torch.no_grad()
+def logprobs_in_two_steps(model: PreTrainedModel, question: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+    """Return (log-probabilities, greedy) of each suffix: float32 (tokens,)."""
+    prefix, suffixes = question
+    cache = DynamicCache(config=model.config)
+    first = model(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+    found = []
+    for suffix in suffixes:
+        values, is_greedy = _logprobs(first, suffix[:1])
+        if len(suffix) > 1:
+            own = copy.deepcopy(cache)
+            logits = model(input_ids=torch.tensor([suffix[:-1]]), past_key_values=own, use_cache=True).logits[0]
+            later, later_greedy = _logprobs(logits, suffix[1:])
+            values, is_greedy = torch.cat([values, later]), is_greedy and later_greedy
+        found.append((values, is_greedy))
+    return found
+
+
+@torch.no_grad()
+def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, question: IdQuestion) -> list[torch.Tensor]:
+    """Return the head's outputs for each suffix' last token, with every position through the final norm."""
+    prefix, suffixes = question
+    cache = DynamicCache(config=model.config)
+    backbone(model)(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True)
+    found = []
+    for suffix in suffixes:
+        own = copy.deepcopy(cache)
+        hidden = backbone(model)(input_ids=torch.tensor([suffix]), past_key_values=own, use_cache=True).last_hidden_state
+        found.append(head(hidden[:, -1].to(head.weight.dtype))[0])
+    return found
+
+
+@torch.no_grad()
+def logprobs_whole(model: PreTrainedModel, question: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+    """Return (log-probabilities, greedy) of each suffix, computed with its prefix as one text."""
+    prefix, suffixes = question
+    found = []
+    for suffix in suffixes:
+        ids = torch.tensor([[*prefix, *suffix[:-1]]])
+        found.append(_logprobs(model(input_ids=ids, use_cache=False, logits_to_keep=len(suffix)).logits[0], suffix))
+    return found
+
+
+@torch.no_grad()
+def head_whole(model: PreTrainedModel, head: nn.Linear, question: IdQuestion) -> list[torch.Tensor]:
+    """Return the head's outputs for each suffix' last token, computed with its prefix as one text."""
+    prefix, suffixes = question
+    return [
+        head(
+            backbone(model)(input_ids=torch.tensor([[*prefix, *suffix]]), use_cache=False)
+            .last_hidden_state[:, -1]
+            .to(head.weight.dtype)
+        )[0]
+        for suffix in suffixes
+    ]

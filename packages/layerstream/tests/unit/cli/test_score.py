@@ -1,0 +1,110 @@
+"""`layerstream score` on a real tiny checkpoint: every row once, scores as the library gives them, resumed where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import layerstream as ls
+from layerstream.cli.app import main
+
+ROWS = [
+    {"id": "sky", "prefix": "The sky is", "suffixes": [" blue", " green", " a fish"]},
+    {"id": "sum", "prefix": [10, 11, 12], "suffixes": [[13], [14, 15]]},
+    {"prefix": "", "suffixes": ["once", "upon"]},
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def results_of(path: Path) -> dict[int, dict[str, Any]]:
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_row = {result["row"]: result for result in results}
+    assert len(by_row) == len(results), "a row has two results"
+    return by_row
+
+
+def expected_for(path: Path, **settings: Any) -> list[ls.QuestionResult]:
+    with ls.load(path, budget="min") as streamed:
+        return ls.score(streamed, [(row["prefix"], row["suffixes"]) for row in ROWS], **settings)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("command", ["score", "batch"])
+def test_every_row_gets_the_scores_that_the_library_gives(
+    command: str, tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    assert main([command, str(source), str(target), "-m", str(tiny_llama_dir), "--budget", "min"]) == 0
+    results = results_of(target)
+    for number, expected in enumerate(expected_for(tiny_llama_dir), start=1):
+        assert results[number]["best"] == expected.best
+        for told, score in zip(results[number]["scores"], expected.scores, strict=True):
+            assert told["sum"] == score.sum
+            assert told["token_logprobs"] == score.token_logprobs.tolist()
+    assert [results[n]["id"] for n in (1, 2, 3)] == ["sky", "sum", 3]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "3 of 3 rows have their result" in captured.err
+
+
+def test_a_head_from_a_file_scores(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    save_file({"weight": torch.arange(8.0 * 64).reshape(8, 64) / 512}, tmp_path / "head.safetensors")
+    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    head = tmp_path / "head.safetensors"
+    assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "--head", str(head), "-q"]) == 0
+    results = results_of(target)
+    for number, expected in enumerate(expected_for(tiny_llama_dir, head=head), start=1):
+        assert [told["outputs"] for told in results[number]["scores"]] == [score.outputs.tolist() for score in expected.scores]
+        assert results[number]["scores"][0]["mean"] == expected.scores[0].mean
+
+
+def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    bad: list[Any] = [
+        {"prefix": "a", "suffixes": []},
+        {"prefix": "a", "suffixes": ["b", ""]},
+        {"prefix": "a"},
+        {"prefix": "a", "suffixes": "b"},
+        {"prefix": [500], "suffixes": [[5]]},
+        {"prompt": "a"},
+        "no json",
+    ]
+    source, target = write_rows(tmp_path / "in.jsonl", [*bad, ROWS[0]]), tmp_path / "out.jsonl"
+    assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 1
+    results = results_of(target)
+    assert [number for number, result in results.items() if "error" not in result] == [8]
+    assert "no suffixes" in results[1]["error"]
+    assert "suffix 1" in results[2]["error"]
+    assert "a prefix and suffixes" in results[6]["error"]
+
+
+def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
+    lines = target.read_bytes().splitlines(keepends=True)
+    # as a kill in the middle of the second line leaves it
+    target.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
+    assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
+    assert sorted(target.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_prompts_and_questions_share_a_batch(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "hello", "max_new_tokens": 3}, ROWS[0]]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert main(["batch", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
+    results = results_of(target)
+    assert results[1]["new_tokens"] == 3
+    assert len(results[2]["scores"]) == 3
