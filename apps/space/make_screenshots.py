@@ -15,7 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 COLOURS = 128
-LONG_MS = 600_000
+LONG_MS = 900_000
 
 
 def main() -> None:
@@ -23,26 +23,32 @@ def main() -> None:
     TARGET.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "layerstream_space", *sys.argv[1:]]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as app, sync_playwright() as playwright:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as app:
         assert app.stdout is not None
-        address = app.stdout.readline().rpartition(" ")[2].strip()
+        try:
+            take_all(app.stdout.readline().rpartition(" ")[2].strip())
+        finally:
+            app.terminate()
+
+
+def take_all(address: str) -> None:
+    """Take every picture, the quick ones first."""
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
-        page = context.new_page()
-        page.goto(address)
-        for take in (side_by_side, watch, fit, context_page):
+        page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+        page.goto(f"{address}?tokens=24")
+        for take in (fit, side_by_side, watch, context_page):
             take(page)
         browser.close()
-        app.terminate()
 
 
 def side_by_side(page: Page) -> None:
     """A whole run of four variants, then the same at a phone's width, dark."""
-    page.wait_for_selector("#compare")
+    page.get_by_role("tab", name="Side by side").click()
     page.click("#compare")
-    page.wait_for_selector(".ls-lane.running .ls-caret", timeout=LONG_MS)
     page.wait_for_selector("a.ls-link", timeout=LONG_MS)
     page.mouse.move(0, 0)
+    page.mouse.wheel(0, -10_000)
     keep(page, "side-by-side")
     page.evaluate("document.body.classList.add('dark')")
     page.locator("mark").first.hover()
@@ -82,7 +88,7 @@ def keep(page: Page, name: str, *, whole: bool = True) -> None:
     page.wait_for_timeout(400)
     taken = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     taken.quantize(COLOURS).save(TARGET / f"{name}.png", optimize=True)
-    sys.stdout.write(f"{name}.png {(TARGET / f'{name}.png').stat().st_size // 1024} KiB\n")
+    sys.stderr.write(f"{name}.png {(TARGET / f'{name}.png').stat().st_size // 1024} KiB\n")
 
 
 if __name__ == "__main__":
