@@ -46,7 +46,7 @@ def streamed_in(path: Path, granularity: ls.Granularity) -> ls.StreamedModel:
     machine = describe_machine(torch.device("cpu"))
     plan = plan_placement(profile=opened.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
     assert plan.granularity is granularity
-    return ls.StreamedModel(build(opened, plan, TorchRuntime(torch.device("cpu"))), baseline_bytes=0)
+    return ls.StreamedModel(build(opened, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
 @pytest.mark.parametrize("isolate", [True, False], ids=["isolated", "packed"])

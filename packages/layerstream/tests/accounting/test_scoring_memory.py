@@ -50,7 +50,7 @@ def streamed_in(path: tuple[Path, str], granularity: ls.Granularity) -> ls.Strea
     machine = describe_machine(torch.device("cpu"))
     plan = plan_placement(profile=opened.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
     assert plan.granularity is granularity
-    return ls.StreamedModel(build(opened, plan, TorchRuntime(torch.device("cpu"))), baseline_bytes=0)
+    return ls.StreamedModel(build(opened, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
 def watch(part: nn.Module, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> None:
