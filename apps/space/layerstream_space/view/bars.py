@@ -43,7 +43,12 @@ def _memory(good: Sequence[Measurement]) -> str:
     if budgets:
         left = percent(budgets[0], most)
         line = f'<div class="ls-budget" style="--at:{left}"><span>budget {format_bytes(budgets[0])}</span></div>'
-    keys = (("held_bytes", "weights", "held"), ("working_bytes", "working", "working"), ("load_spike_bytes", "load spike", "spike"))
+    keys = (
+        ("held_bytes", "weights", "held"),
+        ("working_bytes", "working", "working"),
+        ("mapped_bytes", "mapped files", "mapped"),
+        ("load_spike_bytes", "load spike", "spike"),
+    )
     legend = "".join(f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>' for key, name, kind in keys) + (
         f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>' if budgets else ""
     )
@@ -54,13 +59,16 @@ def _memory(good: Sequence[Measurement]) -> str:
 
 
 def _memory_row(each: Measurement, most: float) -> str:
-    held, working, spike = (_value(each, key) for key in ("held_bytes", "working_bytes", "load_spike_bytes"))
+    keys = ("held_bytes", "working_bytes", "mapped_bytes", "load_spike_bytes")
+    held, working, mapped, spike = (_value(each, key) for key in keys)
     name = escape(title_of(each.case.variant))
-    told = f"{name}: {format_bytes(held)} weights, {format_bytes(working)} working memory, load spike {format_bytes(spike)}"
+    told = f"{name}: {format_bytes(held)} weights, {format_bytes(working)} working memory, {format_bytes(mapped)} mapped files, "
+    told += f"load spike {format_bytes(spike)}"
     return (
         f'<div class="ls-bar" role="img" aria-label="{told}" title="{told}"><span class="ls-name">{name}</span>'
         f'<span class="ls-track"><i class="held" style="width:{percent(held, most)}"></i>'
         f'<i class="working" style="width:{percent(working, most)}"></i>'
+        f'<i class="mapped" style="width:{percent(mapped, most)}"></i>'
         f'<i class="spike" style="left:{percent(held, most)};width:{percent(spike, most)}"></i></span>'
         f'<span class="ls-number">{format_bytes(held + working)}</span></div>'
     )
