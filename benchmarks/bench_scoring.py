@@ -68,7 +68,7 @@ def main() -> int:
         directory = write_llama(work / "model", SMALL if options.quick else HALF_GB)
         _short(outcome, directory, spec, rounds)
         shape = replace(LONG, num_blocks=2) if options.quick else LONG
-        long = {**spec, "model": str(write_llama(work / "long", shape)), "room_for": max(4, questions // 3)}
+        long = {**spec, "model": str(write_llama(work / "long", shape)), "room_for": max(4, questions // 2)}
         _long(outcome, {**long, "prefix_tokens": 1024 if options.quick else 4096 - 18})
     return publish(outcome, options, facts)
 

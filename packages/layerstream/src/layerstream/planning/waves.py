@@ -134,8 +134,9 @@ def _carried_bytes(profile: ModelProfile, granularity: Granularity, tokens: int,
     widths = _CARRIED_WIDTHS.get(granularity)
     if widths is None:
         return whole
-    # a mask, where a model makes one: a byte for each pair, or an element where scores are added to it
-    pair = dtype_bytes(profile.dtype) if profile.activation.bytes_per_token_squared else 1
+    # a mask: an element a pair where the forward on shapes has shown one, else a byte, and none for a text from its beginning
+    squared = profile.activation.bytes_per_token_squared or profile.activation.window_tokens
+    pair = dtype_bytes(profile.dtype) if squared else int(tokens < context)
     stream = tokens * (widths * profile.hidden_size * dtype_bytes(profile.dtype) + pair * context)
     return min(whole, stream) if tokens == context else stream
 
