@@ -13,6 +13,10 @@ from ..facts import ActivationProfile, Machine, ModelProfile, UnitProfile
 from ..wishes import Workload
 from .candidates import Configuration
 
+CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
+"""Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
+part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
+
 
 def cache_bytes(activation: ActivationProfile, workload: Workload) -> int:
     """Return the bytes of the KV cache and recurrent state of all sequences at the longest context."""

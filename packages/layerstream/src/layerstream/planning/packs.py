@@ -16,17 +16,13 @@ from ..errors import PlanError
 from ..facts import ModelProfile
 from ..units import dtype_bytes
 from ..wishes import Workload
-from .ledger import activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
+from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
 """Padding's share of a pack's tokens, answers included: beyond it, what is computed for nothing outweighs the larger product."""
 
 MOST_ROWS = 256
 """Rows of one pack: products gain nothing from more."""
-
-_CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
-"""Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and rotary tables, at a
-part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +62,7 @@ class _Memory:
 
     def _carried_bytes(self, size: Workload) -> int:
         activations = activation_bytes(self.profile.activation, size)
-        widths = _CARRIED_WIDTHS.get(self.granularity)
+        widths = CARRIED_WIDTHS.get(self.granularity)
         if widths is None:
             return activations
         # the mask has a byte for each pair of tokens

@@ -18,11 +18,7 @@ from ..errors import PlanError
 from ..facts import ModelProfile
 from ..units import dtype_bytes, format_bytes
 from ..wishes import Workload
-from .ledger import activation_bytes, cache_bytes, room_bytes
-
-_CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
-"""Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
-part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
+from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, room_bytes
 
 RIDER_BYTES = 640 * 1024
 """A suspended thread: its stack, its frames, and the team of threads that OpenMP keeps for it. Measured with teams of two."""
@@ -131,7 +127,7 @@ class _Needs:
 
 def _carried_bytes(profile: ModelProfile, granularity: Granularity, tokens: int, context: int) -> int:
     whole = activation_bytes(profile.activation, Workload(prompt_tokens=tokens))
-    widths = _CARRIED_WIDTHS.get(granularity)
+    widths = CARRIED_WIDTHS.get(granularity)
     if widths is None:
         return whole
     # a mask: an element a pair where the forward on shapes has shown one, else a byte, and none for a text from its beginning
