@@ -12,7 +12,7 @@ from fake_workers import WELL_BEHAVED, is_running, worker
 
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Measurement
-from layerstream_compare.runners.isolate import run_isolated
+from layerstream_compare.runners.isolate import STEADY_MALLOC, run_isolated
 
 
 def outcome(case: Case, command: tuple[str, ...]) -> Measurement:
@@ -91,7 +91,7 @@ names = ["MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "TOKENIZERS_PARALLELISM",
 emit("result", **{**RESULT, "facts": {"env": [os.environ.get(n) for n in names], "leads": os.getsid(0) == os.getpid()}})
 """
     facts = outcome(case.with_changes(threads=3), worker(body)).facts
-    assert facts == {"env": ["1", "1048576", "false", "3"], "leads": True}
+    assert facts == {"env": [*STEADY_MALLOC.values(), "false", "3"], "leads": True}
 
 
 @pytest.mark.parametrize(

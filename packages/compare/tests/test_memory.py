@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from layerstream_compare.case import Case
 from layerstream_compare.variants import bnb, streamed
 from layerstream_compare.worker.memory import PhaseMeter, held_bytes, mapped_held_bytes, read_memory
 from layerstream_compare.worker.nvml import process_bytes
+from layerstream_compare.worker.others import OthersMeter, busy_s
 
 MIB = 1024**2
 UNQUANTIZED_BYTES = 2 * (NORM_ELEMENTS + 2 * VOCABULARY_ELEMENTS)
@@ -63,6 +65,24 @@ def test_a_child_that_allocates_a_known_amount_is_measured_right():
     assert held[2] - resident == pytest.approx(64 * MIB, abs=slack)
     assert mapped[1] - file == pytest.approx(32 * MIB, abs=slack)
     assert mapped[0] - held[0] == pytest.approx(0, abs=slack)
+
+
+def test_the_cores_that_others_keep_busy_are_counted_and_ones_own_are_not():
+    burn = "import time; end = time.perf_counter() + 60\nwhile time.perf_counter() < end: pass"
+    meter = OthersMeter()
+    with subprocess.Popen([sys.executable, "-c", burn]) as other:
+        end_s = time.perf_counter() + 1.5
+        while time.perf_counter() < end_s:
+            time.sleep(0.01)
+        other.kill()
+    assert meter.cores() > 0.2
+    meter, start_s, before_s = OthersMeter(), time.perf_counter(), busy_s()
+    end_s = time.process_time() + 0.5
+    while time.process_time() < end_s:
+        pass
+    cores, elapsed_s = meter.cores(), time.perf_counter() - start_s
+    # what this process burns is the machine's, and not others'
+    assert cores * elapsed_s < busy_s() - before_s - 0.3
 
 
 def test_a_phase_without_work_takes_nothing():

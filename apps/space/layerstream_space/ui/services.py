@@ -65,6 +65,9 @@ def make_services(settings: Settings, runner: Runner | None = None) -> Services:
     return Services(settings=settings, catalogue=catalogue, planner=planner, runs=Runs(settings, catalogue, planner, runner))
 
 
+_CAN_BE_PRESSED = "() => ({__type__: 'update', interactive: true})"
+
+
 def wire_run(
     services: Services,
     start: Sequence[Any],
@@ -102,8 +105,8 @@ def wire_run(
     )
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     stop.click(on_stop, None, list(outputs), cancels=[running], **quiet)
-    # a run that still waits in the queue can be stopped too
-    gr.on(list(start), lambda: gr.Button(interactive=True), None, stop, **quiet)
+    # a run that still waits in the queue can be stopped too; in the browser, since an answer of the server could come after a stop
+    gr.on(list(start), None, None, stop, js=_CAN_BE_PRESSED, **quiet)
 
 
 def session_of(request: gr.Request) -> str:

@@ -74,7 +74,8 @@ class Timing:
         cpu_s: CPU seconds of the process in the measured generation.
         bytes_read: bytes truly read from disk in the measured generation.
         load_average: the machine's load average of one minute before the case.
-        is_noisy: the load average was above half of the cores, or the inter-token times spread widely (p95 over 2 x median).
+        others_cores: how many cores other programs kept busy on average during the measured generation.
+        is_noisy: others kept more than a quarter of a core busy, or the inter-token times spread widely (p95 over 2 x median).
     """
 
     load_s: float
@@ -87,6 +88,7 @@ class Timing:
     bytes_read: int
     load_average: float
     is_noisy: bool
+    others_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

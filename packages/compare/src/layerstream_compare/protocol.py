@@ -63,7 +63,7 @@ def failed(case: Case, reason: str, *, stderr_tail: str = "", isolation: str = "
     return Measurement(case=case, status="failed", reason=one_line(reason), stderr_tail=stderr_tail, isolation=isolation)
 
 
-def one_line(text: str, *, limit: int = 300) -> str:
+def one_line(text: str, *, limit: int = 600) -> str:
     """Return `text` as one line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

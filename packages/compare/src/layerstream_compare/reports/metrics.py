@@ -302,7 +302,13 @@ METRICS: tuple[Metric, ...] = (
     _time("tokens_per_s", "tokens/s", "Tokens after the first divided by the seconds between them", format_number),
     _time("cpu_s", "CPU time", "CPU seconds of the process during the measured generation, all threads together"),
     _time("bytes_read", "read", "Bytes truly read from disk during the measured generation", format_bytes),
-    _time("load_average", "load avg.", "The machine's load average of one minute before the case", format_number),
+    _time("others_cores", "others", "Cores that other programs kept busy on average during the measured generation", format_number),
+    _time(
+        "load_average",
+        "load avg.",
+        "The machine's load average of one minute before the case, the case before included",
+        format_number,
+    ),
     *_quality_metrics("answer"),
     *_quality_metrics("prose"),
 )

@@ -27,6 +27,7 @@ from ..variants.registry import VariantUnavailableError, find_variant
 from .generation import Generated, generate_greedily
 from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
 from .operators import kernel_facts
+from .others import OthersMeter
 from .teacher import measure_quality
 from .texts_of_tokens import TokenTexts
 
@@ -35,6 +36,7 @@ WARMUP_PROMPT_TOKENS = 512
 
 _KERNEL_PROMPT_TOKENS = 8
 _NOISY_SPREAD = 2.0
+_NOISY_CORES = 0.25
 
 
 class Emit(Protocol):
@@ -109,9 +111,9 @@ class _Run:
     def measure(self, baseline: Reading, load_s: float, load_average: float) -> dict[str, Any]:
         """Measure, and return the result's fields."""
         first_forward_s = self._warm_up()
-        cpu, disk = time.process_time(), read_disk_bytes()
+        cpu, disk, others = time.process_time(), read_disk_bytes(), OthersMeter()
         generated = self._generate()
-        cpu_s, bytes_read = time.process_time() - cpu, read_disk_bytes() - disk
+        cpu_s, bytes_read, others_cores = time.process_time() - cpu, read_disk_bytes() - disk, others.cores()
         timing = Timing(
             load_s=load_s,
             first_forward_s=first_forward_s or generated.first_token_s,
@@ -122,7 +124,8 @@ class _Run:
             cpu_s=cpu_s,
             bytes_read=bytes_read,
             load_average=load_average,
-            is_noisy=_is_noisy(generated, load_average),
+            others_cores=others_cores,
+            is_noisy=_is_noisy(generated, others_cores),
         )
         memory = self._memory(baseline)
         facts = self._facts(memory, generated)
@@ -205,9 +208,8 @@ class _Run:
         }
 
 
-def _is_noisy(generated: Generated, load_average: float) -> bool:
-    cores = os.cpu_count() or 1
-    return load_average > cores / 2 or generated.p95_s > _NOISY_SPREAD * generated.median_s
+def _is_noisy(generated: Generated, others_cores: float) -> bool:
+    return others_cores > _NOISY_CORES or generated.p95_s > _NOISY_SPREAD * generated.median_s
 
 
 def _reason(error: BaseException) -> str:
