@@ -125,6 +125,8 @@ def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(
     page.locator(".ls-lane .ls-q").first.focus()
     expect(page.locator(".ls-lane .ls-q .ls-tip").first).to_be_visible()
     assert page.locator("#plots .ls-bar").count() == 6
+    expect(page.locator("#stop")).to_be_disabled()
+    expect(page.locator("#compare")).to_be_enabled()
     mine.shoot("side-by-side_done")
 
 

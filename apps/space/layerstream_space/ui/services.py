@@ -91,6 +91,10 @@ def wire_run(
         outputs: of both.
         queue: where the place in the queue is shown.
     """
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    # A run that still waits in the queue can be stopped too. Before the run: an event's listeners are served one after another, and
+    # whatever stood behind it would come when it is over.
+    gr.on(list(start), None, None, stop, js=_CAN_BE_PRESSED, **quiet)
     running = gr.on(
         list(start),
         on_run,
@@ -103,10 +107,7 @@ def wire_run(
         trigger_mode="once",
         api_visibility="private",
     )
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     stop.click(on_stop, None, list(outputs), cancels=[running], **quiet)
-    # a run that still waits in the queue can be stopped too; in the browser, since an answer of the server could come after a stop
-    gr.on(list(start), None, None, stop, js=_CAN_BE_PRESSED, **quiet)
 
 
 def session_of(request: gr.Request) -> str:
