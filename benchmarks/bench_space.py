@@ -45,9 +45,9 @@ def main() -> int:
         model = str(_tiny(work / "model") if options.quick else ls.default_model_path())
         process, address = _start(model, work)
         try:
-            _look(outcome, address, process.pid, rounds)
             _many_visitors(outcome, address, process.pid)
             _many_runs(outcome, address, process.pid, runs)
+            _look(outcome, address, process.pid, rounds)
         finally:
             process.terminate()
             process.wait()
