@@ -111,7 +111,7 @@ def legend(x: float, y: float, names: Sequence[tuple[str, Callable[[float, float
     """Return names in a line, each after its mark, and broken where the picture ends."""
     parts, left = [], x
     for name, mark in names:
-        width = 26 + 6.6 * len(name)
+        width = 28 + 7 * len(name)
         if left + width > WIDTH and left > x:
             left, y = x, y + 18
         parts += [mark(left + 5, y - 4), text(left + 15, y, name)]
