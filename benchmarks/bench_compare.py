@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Outcome, arguments, environment, hardware_slug, publish, verdict, work_directory
+from common import RESULTS, Outcome, arguments, environment, hardware_slug, median, publish, verdict, work_directory
 
 import layerstream as ls
 from layerstream_compare import METRICS, Experiment, Measurement, compare, drawings, html_report, list_variants
@@ -114,7 +114,7 @@ def _row(rounds: list[Measurement]) -> tuple[str, ...]:
 
 
 def _cell(metric: Any, values: list[float]) -> str:
-    return metric.show(sorted(values)[len(values) // 2]) if values else "–"
+    return metric.show(median(values)) if values else "–"
 
 
 def _exact(measurements: list[Measurement]) -> str:
