@@ -6,7 +6,7 @@ Words of this package: no torch, no layerstream.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .case import Case
@@ -35,8 +35,3 @@ class Event:
 def worker_line(kind: str, **data: Any) -> str:
     """Return what a worker writes on its pipe: one line, newline included."""
     return json.dumps({"kind": kind, **data}) + "\n"
-
-
-def as_record(value: Any) -> dict[str, Any]:
-    """Return a dataclass of this package as JSON-ready data."""
-    return asdict(value)
