@@ -26,7 +26,7 @@ PROMPT = "What is the capital of France, and what is it known for?"
 VISITORS = 10
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 NOTES = [
-    "First paint: from opening the address to the masthead's being drawn, by the browser's own clock, in a fresh browser context "
+    "First paint: from opening the address to the masthead's being drawn, by the script's clock, in a fresh browser context "
     "with an empty cache, the app being up. First token: from the click on Compare to the first word in the first lane (streamed, "
     "in the least memory that works): a process is started, libraries and weights are loaded and a warm-up is run before it. "
     "Stop: from the click to the worker's being gone.",

@@ -1,4 +1,4 @@
-"""Assemble the folder that a Space's repository holds: the app, and the project's packages beside it.
+"""Assemble the folder that a Space's repository holds: the app, the project's packages beside it, and the documents it shows.
 
 `python apps/space/assemble.py FOLDER`. A Space's builder sees requirements.txt alone, before anything else of the repository is
 there, so the packages of this project cannot be installed by it: they lie beside app.py, where Python finds them.
@@ -45,6 +45,10 @@ def assemble(folder: Path) -> None:
         shutil.copy(HERE / name, folder / name)
     for package in PACKAGES:
         shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    documents = folder / "layerstream_space" / "documents"
+    documents.mkdir()
+    for path in (ROOT / "docs").glob("*.md"):
+        shutil.copy(path, documents / path.name)
     shutil.copy(ROOT / "LICENSE", folder / "LICENSE")
 
 

@@ -173,6 +173,36 @@ def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, ap
     mine.complaints.clear()
 
 
+def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
+    first = visit(query="?prompt=First&variants=resident&tokens=512&quality=none")
+    first.page.locator("#compare").click()
+    assert app.wait_for_workers(True)
+    second = visit(query="?prompt=Second&variants=resident&tokens=4&quality=none")
+    second.page.locator("#compare").click()
+    expect(second.page.locator("#queue")).to_contain_text("queue: 1/1", timeout=LONG_S)
+    expect(second.page.locator("#queue .progress-text")).to_be_visible()
+    second.shoot("side-by-side_queued")
+    first.page.locator("#stop").click()
+    expect(second.page.locator("#board .ls-lane.ok")).to_have_count(1, timeout=LONG_S)
+    assert first.page.locator(".ls-lane.stopped").count() == 1
+
+
+def test_who_waits_in_the_queue_can_leave_it(visit, app):
+    first = visit(query="?variants=resident&tokens=512&quality=none")
+    first.page.locator("#compare").click()
+    assert app.wait_for_workers(True)
+    second = visit(query="?variants=streamed&tokens=4&quality=none")
+    second.page.locator("#compare").click()
+    expect(second.page.locator("#queue")).to_contain_text("queue: 1/1", timeout=LONG_S)
+    second.page.locator("#stop").click()
+    expect(second.page.locator("#compare")).to_be_enabled()
+    expect(second.page.locator("#queue")).not_to_contain_text("queue:")
+    expect(second.page.locator("#queue .error")).to_be_hidden()
+    first.page.locator("#stop").click()
+    assert app.wait_for_workers(False, within_s=10)
+    assert second.page.locator(".ls-lane.ok").count() == 0
+
+
 def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):
     mine = visit(query="?variants=streamed&tokens=8")
     mine.page.get_by_role("textbox", name="Prompt").first.fill("   ")
@@ -234,6 +264,16 @@ def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app
         assert page.locator(f"#watch svg.{row} rect").count() > 0
     assert page.locator("#watch .ls-answer").inner_text().strip()
     mine.shoot("watch_done")
+
+
+def test_a_step_of_the_method_leads_into_the_document_that_tells_it_whole(visit):
+    mine = visit(query="?tool=method")
+    told = mine.page.locator("#doc-measuring")
+    expect(told).to_be_hidden()
+    mine.page.get_by_role("link", name="Read on: Libraries first").click()
+    expect(told).to_be_visible()
+    expect(mine.page.locator("#doc-measuring-memory")).to_be_in_viewport()
+    mine.shoot("method_read-on")
 
 
 def test_long_context_draws_a_curve_for_each_attention(visit):

@@ -12,13 +12,15 @@ import pytest
 
 from layerstream_compare import METRICS
 from layerstream_space.board import Board
+from layerstream_space.documents import NAMES, read_documents
 from layerstream_space.here import Here
 from layerstream_space.track import Track
 from layerstream_space.view.bars import plots_view
 from layerstream_space.view.curves import curves_view, power
+from layerstream_space.view.documents import documents_view
 from layerstream_space.view.downloads import downloads_view
 from layerstream_space.view.lanes import FIGURES, board_view, empty_board
-from layerstream_space.view.pages import masthead, method_view
+from layerstream_space.view.pages import STEPS, masthead, method_view
 from layerstream_space.view.plan import fit_view, known_table, ledger_bar, strip_view
 from layerstream_space.view.timeline import watch_view
 
@@ -259,5 +261,22 @@ def test_the_masthead_names_model_and_machine():
 
 
 def test_the_method_explains_every_figure():
-    html = checked(method_view())
+    html = checked(method_view({}))
     assert all(metric.title in html for metric in METRICS)
+    assert "<a " not in html
+
+
+def test_the_method_links_into_the_documents_that_the_page_carries():
+    documents = read_documents()
+    assert list(documents) == list(NAMES)
+    html = checked(method_view(documents))
+    targets = re.findall(r'href="([^"]*)"', html)
+    assert len(targets) > len(STEPS)
+    missing = [target for target in targets if f'id="{target.removeprefix("#")}"' not in html]
+    assert missing == []
+
+
+def test_a_link_off_the_page_becomes_plain_words():
+    html = checked(documents_view({"one": "# One\n## A, b\nSee [two](two.md), [me](one.md#a-b) and [code](../code.py). <b>&</b>"}))
+    assert 'See two, <a href="#doc-one-a-b">me</a> and code. &lt;b&gt;&amp;' in html
+    assert '<h4 id="doc-one-a-b">A, b</h4>' in html

@@ -16,7 +16,7 @@ from ..errors import VisitorError
 from ..jobs import Wish
 from ..view.curves import curves_view
 from ..view.words import escape, notice, title_of
-from .services import Services, Sessions, block, session_of, wire_run
+from .services import Services, Sessions, block, queue_line, session_of, wire_run
 
 Outputs = tuple[Any, ...]
 
@@ -26,10 +26,8 @@ NEW_TOKENS = 2
 
 _INTRO = (
     '<p class="ls-intro">The same weights in memory in <b>bf16</b>, the same text repeated to each length, another attention '
-    "kernel. Eager "
-    "attention keeps a score for every pair of tokens, so that its memory grows with the <b>square</b> of the length; SDPA's "
-    "flash kernel "
-    "never holds them all and grows <b>in a line</b>.</p>"
+    "kernel. Eager attention keeps a score for every pair of tokens, so that its memory grows with the <b>square</b> of the "
+    "length; SDPA's flash kernel never holds them all and grows <b>in a line</b>.</p>"
 )
 
 
@@ -53,7 +51,7 @@ def context(services: Services) -> None:
         with gr.Row(elem_classes=["ls-actions"]):
             start = gr.Button("Measure", variant="primary", scale=3, min_width=120, elem_id="context-run")
             stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="context-stop")
-    queue = block("", elem_id="context-queue")
+    queue = queue_line("context-queue")
     result = block(
         curves_view([], "Each point is a process of its own; a length takes some seconds, long ones more."), elem_id="context"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..documents import read_documents
 from ..here import look_around
 from ..theme import ASSETS, make_theme
 from ..view.pages import masthead, method_view
@@ -33,7 +34,7 @@ def make_page(services: Services) -> gr.Blocks:
             with gr.Tab("Long context", id="context", elem_id="page-context"):
                 context(services)
             with gr.Tab("How it is measured", id="method", elem_id="page-method"):
-                block(method_view())
+                block(method_view(read_documents()))
         watch_tab.select(**replan)
         fit_tab.select(**first_plan)
         wire_tools(page, tabs, {"watch": replan, "fit": first_plan})
@@ -47,6 +48,7 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": make_theme(),
         "css_paths": [ASSETS / "style.css"],
+        "js": (ASSETS / "page.js").read_text(encoding="utf-8"),
         "footer_links": ["api"],
         "run_history": False,
         "ssr_mode": False,

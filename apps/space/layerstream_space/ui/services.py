@@ -115,6 +115,11 @@ def session_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
-def block(value: str = "", **options: object) -> gr.HTML:
+def block(value: str = "", *classes: str, **options: object) -> gr.HTML:
     """Return one of our own blocks of HTML."""
-    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_classes=["ls-block"], **options)
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_classes=["ls-block", *classes], **options)
+
+
+def queue_line(elem_id: str) -> gr.HTML:
+    """Return where the place in the queue is shown: over the first line of what stands below it."""
+    return block("", "ls-queue", elem_id=elem_id)

@@ -19,7 +19,7 @@ from ..view.bars import plots_view
 from ..view.downloads import downloads_view
 from ..view.lanes import board_view, empty_board
 from ..view.words import notice, title_of
-from .services import Services, Sessions, block, session_of, wire_run
+from .services import Services, Sessions, block, queue_line, session_of, wire_run
 
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
@@ -67,7 +67,7 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
                 share = gr.Button("Copy link", variant="secondary", scale=1, min_width=110, elem_id="share")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
-    queue = block("", elem_id="queue")
+    queue = queue_line("queue")
     board = block(empty_board(chosen), elem_id="board")
     plots = block(plots_view([]), elem_id="plots")
     downloads = block(downloads_view([]), elem_id="downloads")

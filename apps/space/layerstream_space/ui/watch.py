@@ -19,7 +19,7 @@ from ..track import Track
 from ..view.plan import ledger_bar, strip_view, total_bytes
 from ..view.timeline import watch_view
 from ..view.words import format_bytes, format_seconds, notice
-from .services import Services, block, session_of, wire_run
+from .services import Services, block, queue_line, session_of, wire_run
 
 Outputs = tuple[Any, ...]
 
@@ -58,7 +58,7 @@ def watch(services: Services) -> dict[str, Any]:
     """Lay the page out and wire it; return the event that plans for the slider, for when the page is opened."""
     block(_INTRO)
     prompt, start, stop, share, new_tokens = _panels(services.settings.limits)
-    queue = block("", elem_id="watch-queue")
+    queue = queue_line("watch-queue")
     plan = block(_planning(), elem_id="watch-plan")
     live = block(_Watched().html(is_over=False, is_idle=True), elem_id="watch")
     model = services.catalogue.names[0]

@@ -9,9 +9,8 @@ from layerstream_compare import Measurement
 from .words import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
 
 _BUDGET_TIP = (
-    "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps "
-    "a tokenizer "
-    "and Python's own objects too: the bar may end a little beyond the line."
+    "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps a "
+    "tokenizer and Python's own objects too; mapped files are no part of the budget."
 )
 
 
@@ -70,7 +69,7 @@ def _memory_row(each: Measurement, most: float) -> str:
         f'<i class="working" style="width:{percent(working, most)}"></i>'
         f'<i class="mapped" style="width:{percent(mapped, most)}"></i>'
         f'<i class="spike" style="left:{percent(held, most)};width:{percent(spike, most)}"></i></span>'
-        f'<span class="ls-number">{format_bytes(held + working)}</span></div>'
+        f'<span class="ls-number">{format_bytes(_value(each, "needed_bytes"))}</span></div>'
     )
 
 

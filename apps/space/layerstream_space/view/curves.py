@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,13 +114,13 @@ def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -
 
 def _grid_up(up: Axis, key: str) -> str:
     is_bytes = key.endswith("bytes")
-    unit = 1024.0**2 if is_bytes else 0.001
+    unit = 1024.0**2 if is_bytes else 1.0
     first, last = math.ceil(math.log2(up.least / unit)), math.floor(math.log2(up.most / unit))
     stride = max(1, round((last - first) / 4))
     parts = ""
     for exponent in range(first, last + 1, stride):
         value = unit * 2.0**exponent
-        label = format_bytes(value) if is_bytes else format_seconds(value)
+        label = re.sub(r"\.0+ ", " ", format_bytes(value) if is_bytes else format_seconds(value))
         parts += f'<path d="M{_LEFT} {up(value):.1f}H{_RIGHT}" class="grid"/>'
         parts += f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{label}</text>'
     return parts
@@ -129,7 +130,9 @@ def _grid_along(along: Axis, lengths: Sequence[float]) -> str:
     ticks = "".join(
         f'<text x="{along(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>' for length in lengths
     )
-    return f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens</text>'
+    return (
+        f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens, both axes logarithmic</text>'
+    )
 
 
 def _marker(x: float, y: float, number: int) -> str:

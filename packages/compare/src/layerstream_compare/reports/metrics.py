@@ -230,6 +230,12 @@ def _quality_metrics(text: str) -> tuple[Metric, ...]:
 
 METRICS: tuple[Metric, ...] = (
     _memory(
+        "needed_bytes",
+        "needed",
+        "Held and working together: the highest moment, without the pages of files that the system takes back when memory is short",
+        lambda memory: memory.held_bytes + _working(memory),
+    ),
+    _memory(
         "held_bytes",
         "held",
         "Weights and quantization state that the loaded model keeps: its own storages, each counted once. A streamed model's slots "
