@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-COLOURS = 128
+COLOURS = 256
 LONG_MS = 900_000
 
 
@@ -87,7 +87,7 @@ def keep(page: Page, name: str, *, whole: bool = True) -> None:
     """Write a picture with few colours: a page's picture needs no more, and stays small."""
     page.wait_for_timeout(400)
     taken = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
-    taken.quantize(COLOURS).save(TARGET / f"{name}.png", optimize=True)
+    taken.quantize(COLOURS, kmeans=2).save(TARGET / f"{name}.png", optimize=True)
     sys.stderr.write(f"{name}.png {(TARGET / f'{name}.png').stat().st_size // 1024} KiB\n")
 
 

@@ -18,6 +18,9 @@ from ..settings import Settings
 MODEL_QUEUE = "model"
 """One queue for everything that runs a model: figures of two runs at once would be of neither."""
 
+DRAW_EVERY_S = 0.25
+"""No page is drawn anew more often: drawing takes from the processors that are being measured."""
+
 
 @dataclass(slots=True)
 class Sessions:

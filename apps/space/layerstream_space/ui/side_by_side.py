@@ -19,7 +19,7 @@ from ..view.bars import plots_view
 from ..view.downloads import downloads_view
 from ..view.lanes import board_view, empty_board
 from ..view.words import notice, title_of
-from .services import Services, Sessions, block, queue_line, session_of, wire_run
+from .services import DRAW_EVERY_S, Services, Sessions, block, queue_line, session_of, wire_run
 
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
@@ -150,7 +150,7 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
 def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> Generator[Outputs, None, None]:
     skip = gr.skip()
     ready = gr.Button(interactive=True), gr.Button(interactive=False)
-    last, board = "", None
+    drawn_s, board = 0.0, None
     try:
         with closing(services.runs.start(wish)) as steps:
             for step in steps:
@@ -158,11 +158,12 @@ def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> 
                     board = step.board
                     sessions.put(session, board)
                     yield skip, plots_view([]), downloads_view([]), gr.Button(interactive=False), gr.Button(interactive=True)
-                html = board_view(board, time.monotonic())
-                ended = step.event is not None and step.event.measurement is not None
-                plots = plots_view(board.measurements) if ended else skip
-                yield html if html != last else skip, plots, skip, skip, skip
-                last = html
+                now_s = time.monotonic()
+                if step.event is not None and step.event.measurement is not None:
+                    yield board_view(board, now_s), plots_view(board.measurements), skip, skip, skip
+                elif now_s - drawn_s > DRAW_EVERY_S:
+                    drawn_s = now_s
+                    yield board_view(board, now_s), skip, skip, skip, skip
     except VisitorError as error:
         yield notice("This cannot be run", str(error), kind="error"), skip, skip, *ready
         return

@@ -19,15 +19,13 @@ from ..track import Track
 from ..view.plan import ledger_bar, strip_view, total_bytes
 from ..view.timeline import watch_view
 from ..view.words import format_bytes, format_seconds, notice
-from .services import Services, block, queue_line, session_of, wire_run
+from .services import DRAW_EVERY_S, Services, block, queue_line, session_of, wire_run
 
 Outputs = tuple[Any, ...]
 
 PROMPT = "Tell a short story about a lighthouse keeper who reads one page at a time."
 TEMPLATE_TOKENS = 64
 """What a chat template adds to a prompt, at most."""
-
-DRAW_EVERY_S = 0.15
 
 _INTRO = (
     '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at '

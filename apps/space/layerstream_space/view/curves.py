@@ -107,7 +107,7 @@ def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -
             )
     told = "; ".join(f"{title_of(name)} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}" for name, line in points.items())
     drawing = (
-        f'<svg class="ls-curve" viewBox="0 0 480 264" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
+        f'<svg class="ls-curve" viewBox="0 0 480 268" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
     )
     return f'<div class="ls-card">{head}{drawing}</div>'
 
