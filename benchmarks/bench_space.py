@@ -96,7 +96,8 @@ def _visit(browser: Browser, address: str, pid: int) -> tuple[float, float, floa
     page.goto(f"{address}?variants=streamed&tokens=40&budget=min&quality=none")
     page.wait_for_selector(".ls-masthead")
     paint = time.perf_counter() - start
-    page.wait_for_timeout(500)
+    # filled from the address by now
+    page.wait_for_function("document.querySelectorAll('#variants input:checked').length === 1")
     start = time.perf_counter()
     page.click("#compare")
     page.wait_for_selector(".ls-lane .ls-text:not(:has(.ls-wait)):not(:has(.ls-ghost))", timeout=300_000)

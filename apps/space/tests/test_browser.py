@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from app_process import App
@@ -49,6 +50,9 @@ class Visit:
         self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
         self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
+        if wished := parse_qs(query.removeprefix("?")).get("variants"):
+            # the page fills itself from its address a moment after it is drawn
+            expect(self.page.locator("#variants input:checked")).to_have_count(len(wished[0].split(",")), timeout=LONG_S)
 
     def shoot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
