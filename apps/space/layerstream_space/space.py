@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Generator
 
 import gradio as gr
 
+from layerstream_compare import Case, Event
+
+from .errors import VisitorError
 from .jobs import Runner, run_here
 from .settings import Settings, is_zero_gpu, settings_of_space
 from .ui.page import make_page
@@ -31,5 +35,12 @@ def zero_gpu_runner() -> Runner:
         ModuleNotFoundError: the package is not there; a ZeroGPU Space has it.
     """
     spaces = importlib.import_module("spaces")
-    runner: Runner = spaces.GPU(duration=ZERO_GPU_SECONDS)(run_here)
-    return runner
+    lent: Runner = spaces.GPU(duration=ZERO_GPU_SECONDS)(run_here)
+
+    def run_lent(case: Case) -> Generator[Event, None, None]:
+        try:
+            yield from lent(case)
+        except gr.Error as error:  # no GPU was free, or the visitor's share of it is used up
+            raise VisitorError(str(error.message)) from error
+
+    return run_lent

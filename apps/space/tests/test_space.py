@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import subprocess
@@ -10,10 +9,13 @@ import sys
 import types
 from pathlib import Path
 
+import gradio as gr
 import made_up
 import pytest
 
 from layerstream_space import jobs
+from layerstream_space.errors import VisitorError
+from layerstream_space.space import zero_gpu_runner
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -86,7 +88,16 @@ def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "spaces", Spaces("spaces"))
     monkeypatch.setattr(jobs, "run_in_process", lambda case, heartbeat_s: iter([made_up.finished(made_up.measurement(case))]))
-    program = importlib.import_module("layerstream_space.space")
-    events = list(program.zero_gpu_runner()(made_up.case("resident")))
+    events = list(zero_gpu_runner()(made_up.case("resident")))
     assert lent == [(60, "resident")]
     assert events[-1].measurement.status == "ok"
+
+
+def test_on_zero_gpu_a_visitor_is_told_why_no_gpu_was_lent(monkeypatch):
+    def refuse(case):
+        raise gr.Error("GPU quota exceeded")
+        yield
+
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lambda *, duration: lambda function: refuse))
+    with pytest.raises(VisitorError, match="GPU quota exceeded"):
+        list(zero_gpu_runner()(made_up.case("resident")))

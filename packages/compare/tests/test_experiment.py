@@ -90,6 +90,8 @@ def test_the_reference_is_of_the_same_length_and_round_with_default_attention_wh
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"prompt": "  "}, "empty"),
         ({"time_limit_s": 0}, "time_limit_s is 0"),
+        ({"budget": "plenty"}, "the budget is 'plenty': give min, or a size"),
+        ({"budget": "0 MiB"}, "the budget is '0 MiB'"),
     ],
 )
 def test_an_experiment_that_makes_no_sense_is_refused_with_what_was_given(wrong, told):

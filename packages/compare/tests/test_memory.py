@@ -96,6 +96,23 @@ def test_a_phase_without_work_takes_nothing():
     assert abs(now.resident_bytes - phase.anonymous_bytes - phase.file_bytes) < 4 * MIB
 
 
+def test_an_accelerator_is_started_before_its_counters_are_reset(monkeypatch):
+    started = []
+
+    def needs_start(device):
+        if not started:
+            raise RuntimeError("Invalid device argument : did you call init?")
+        return 7
+
+    names = ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(**dict.fromkeys(names, needs_start)))
+    monkeypatch.setattr(torch, "empty", lambda *size, device: started.append(device))
+    meter = PhaseMeter(torch.device("cuda:0"))
+    meter.start("import")
+    assert meter.stop().device_allocated_bytes == 7
+    assert started == [torch.device("cuda:0")]
+
+
 class FakeNvml:
     """A driver that counts 300 bytes for this process and 500 for another, on one GPU."""
 

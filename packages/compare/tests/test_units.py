@@ -5,7 +5,15 @@ import math
 import pytest
 
 from layerstream_compare.errors import ExperimentError
-from layerstream_compare.units import format_bytes, format_nats, format_number, format_seconds, format_share, parse_length
+from layerstream_compare.units import (
+    format_bytes,
+    format_nats,
+    format_number,
+    format_seconds,
+    format_share,
+    is_size,
+    parse_length,
+)
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("512", 512), ("1k", 1024), (" 4K ", 4096), ("0", 0)])
@@ -17,6 +25,16 @@ def test_a_prompt_length_is_a_number_of_tokens_or_of_1024_tokens(text, tokens):
 def test_what_is_no_prompt_length_is_refused_with_its_text(text):
     with pytest.raises(ExperimentError, match="is no prompt length"):
         parse_length(text)
+
+
+@pytest.mark.parametrize("text", ["1", "100MiB", "1.5G", ".5 gb", " 6 GiB "])
+def test_a_size_is_a_number_of_bytes_with_or_without_a_unit(text):
+    assert is_size(text)
+
+
+@pytest.mark.parametrize("text", ["", "min", "0", "0.0 GB", "-3 MiB", "6 X", "6 GiB 2", "٣"])
+def test_what_is_no_size(text):
+    assert not is_size(text)
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,9 @@ DTYPES = {"as published": "auto", "16-bit (fp16)": "float16", "16-bit (bf16)": "
 
 _STARTING = '<p class="ls-status" role="status"><span>The planner is starting; the first plan takes some seconds.</span></p>'
 _INTRO = (
-    '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where '
-    "every block "
-    "would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the "
-    "streamed lane."
-    "</p>"
+    '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where every '
+    "block would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the "
+    "streamed lane.</p>"
 )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -14,6 +16,7 @@ from ..jobs import Runner, Runs
 from ..models import Catalogue
 from ..planner import Planner
 from ..settings import Settings
+from ..view.words import notice
 
 MODEL_QUEUE = "model"
 """One queue for everything that runs a model: figures of two runs at once would be of neither."""
@@ -91,7 +94,7 @@ def wire_run(
         on_run: a generator.
         on_stop: returns the last picture; it runs after the generator was closed.
         inputs: of `on_run`.
-        outputs: of both.
+        outputs: of both: the main picture first, the buttons that start and stop last.
         queue: where the place in the queue is shown.
     """
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -100,7 +103,7 @@ def wire_run(
     gr.on(list(start), None, None, stop, js=_CAN_BE_PRESSED, **quiet)
     running = gr.on(
         list(start),
-        on_run,
+        _never_broken(on_run, len(outputs)),
         list(inputs),
         list(outputs),
         show_progress="minimal",
@@ -111,6 +114,22 @@ def wire_run(
         api_visibility="private",
     )
     stop.click(on_stop, None, list(outputs), cancels=[running], **quiet)
+
+
+def _never_broken(on_run: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:
+    """Return `on_run`, which whatever breaks ends with a notice and a page that can start again; the log has the reason."""
+
+    @wraps(on_run)
+    def guarded(*values: Any) -> Generator[tuple[Any, ...], None, None]:
+        try:
+            yield from on_run(*values)
+        except Exception:  # a page must never stand still; what the reason tells is not for visitors
+            logging.getLogger(__name__).exception("a run broke")
+            told = notice("This broke", "The fault is not yours. Try once more; the server's log has the reason.", kind="error")
+            ready = gr.Button(interactive=True), gr.Button(interactive=False)
+            yield told, *(gr.skip() for _ in range(num_outputs - 3)), *ready
+
+    return guarded
 
 
 def session_of(request: gr.Request) -> str:

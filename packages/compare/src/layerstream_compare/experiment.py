@@ -21,6 +21,7 @@ from .events import Event
 from .measurement import Measurement
 from .results import ResultsFile
 from .runners.isolate import run_isolated
+from .units import is_size
 from .variants.registry import find_variant
 
 Runner = Callable[[Case], Generator[Event, None, None]]
@@ -81,8 +82,12 @@ class Experiment:
         """Refuse what makes no sense before anything is started.
 
         Raises:
-            ExperimentError: an unknown or repeated variant, an empty choice, or a number out of its range.
+            ExperimentError: an unknown or repeated variant, an empty choice, a number out of its range, a folder without a
+                checkpoint, or a budget that is no size.
         """
+        _check_model(self.model)
+        if self.budget not in ("min", "auto") and not is_size(self.budget):
+            raise ExperimentError(f"the budget is {self.budget!r}: give min, or a size such as 6 GiB or 500 MB")
         for kind, names in (("weights", self.variants), ("attention", self.attention)):
             _check_names(kind, names)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths) or min(self.lengths) < 0:
@@ -174,10 +179,8 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
         runner: how one case is run; in a process of its own by default.
 
     Raises:
-        ExperimentError: the model is a path at which there is no checkpoint.
         ResultsError: the folder's results are of another version, or another run is writing to them.
     """
-    _check_model(experiment.model)
     environment = describe_environment()
     with nullcontext(_Memory()) if experiment.out is None else ResultsFile(experiment.out) as store:
         for case in experiment.cases():
@@ -203,7 +206,6 @@ def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Me
         runner: how one case is run; in a process of its own by default.
 
     Raises:
-        ExperimentError: the model is a path at which there is no checkpoint.
         ResultsError: the folder's results are of another version, or another run is writing to them.
     """
     with closing(run(experiment, runner=runner)) as events:

@@ -11,7 +11,13 @@ import re
 from .errors import ExperimentError
 
 _SIZES = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024))
+_SIZE = re.compile(r"\s*(?=.*[1-9])([0-9]*\.)?[0-9]+\s*[kmgt]?i?b?\s*", re.IGNORECASE)
 _LENGTH = re.compile(r"([0-9]+)(k?)", re.IGNORECASE)
+
+
+def is_size(text: str) -> bool:
+    """Return whether `text` is a number of bytes above 0, or such a number with a unit: `"6 GiB"`, `"500MB"`, `"6G"`."""
+    return _SIZE.fullmatch(text) is not None
 
 
 def format_bytes(num_bytes: float) -> str:

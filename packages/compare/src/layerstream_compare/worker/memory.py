@@ -104,11 +104,16 @@ class PhaseMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Measure this process, and the allocator of `device` where that is an accelerator."""
+        """Measure this process, and the allocator of `device` where that is an accelerator.
+
+        The accelerator is started here, before the first phase: its counters cannot be reset before that, and what its driver
+        takes of the host's memory is none of the model's.
+        """
         self.phases: list[PhaseMemory] = []
         self.peak_is_reset = True
         self._device = device
         self._name = ""
+        torch.empty(0, device=device)
 
     def start(self, name: str) -> None:
         """Begin the phase `name`."""
