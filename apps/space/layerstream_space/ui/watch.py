@@ -28,8 +28,8 @@ TEMPLATE_TOKENS = 64
 """What a chat template adds to a prompt, at most."""
 
 _INTRO = (
-    '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at once</b>, '
-    "from arithmetic alone. Then run it and watch the disk stay ahead of the computation, or not.</p>"
+    '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at '
+    "once</b>, from arithmetic alone. Then run it and watch the disk stay ahead of the computation, or not.</p>"
 )
 
 

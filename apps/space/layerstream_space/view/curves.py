@@ -42,9 +42,8 @@ def curves_view(measurements: Sequence[Measurement], running: str = "") -> str:
     status = f'<p class="ls-status" role="status"><span>{running}</span></p>'
     if not lines:
         empty = "".join(
-            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant '
-            "grows here, a "
-            "point for every length.</div></div>"
+            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant grows '
+            "here, a point for every length.</div></div>"
             for _, heading in PANELS
         )
         return f'<section class="ls-curves">{status}<div class="ls-plots">{empty}</div></section>'

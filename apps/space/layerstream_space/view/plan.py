@@ -18,9 +18,8 @@ _WEIGHTS = ("edges", "resident", "slots", "input embedding", "blocks in host", "
 _QUANTIZED = (("8-bit", 8.0, "one byte a weight"), ("4-bit", 4.5, "half a byte a weight, and the scales of 64 each"))
 
 _LEDGER_TIP = (
-    "Every use of memory in bytes, from the model's shape: weights that stay, slots that streamed weights pass through, the "
-    "KV cache, "
-    "activations of the longest forward, and what the runtime takes for itself."
+    "Every use of memory in bytes, from the model's shape: weights that stay, slots that streamed weights pass through, the KV "
+    "cache, activations of the longest forward, and what the runtime takes for itself."
 )
 _COST_TIP = (
     "Arithmetic on the machine's figures: bytes that must move by the disk's and the bus's rate, played through as a pipeline. "
@@ -210,12 +209,10 @@ def precision_view(answer: Mapping[str, Any]) -> str:
             _precision(name, int(model["bytes_by_precision"][name]), beside, there, "in theory, weights alone", exact="damaged")
         )
     return (
-        '<div class="ls-card ls-ledger"><h3>And with fewer bits?</h3><p class="ls-note">Weights, and beside them this '
-        "plan's cache, "
-        f"activations and runtime, against {format_bytes(there)} of the device.</p>"
-        '<table><thead><tr><th scope="col">precision</th><th scope="col">needs</th><th scope="col">fits</th><th scope="col">'
-        "result</th></tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="ls-card ls-ledger"><h3>And with fewer bits?</h3><p class="ls-note">Weights, and beside them this plan\'s '
+        f"cache, activations and runtime, against {format_bytes(there)} of the device.</p>"
+        '<table><thead><tr><th scope="col">precision</th><th scope="col">needs</th><th scope="col">fits</th>'
+        f'<th scope="col">result</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -251,8 +248,7 @@ def known_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     )
     return (
-        '<div class="ls-card ls-ledger ls-wide"><h3>Well-known models, from their configs</h3><p class="ls-note">Weights '
-        "alone, counted on "
-        "models built empty; what comes on top is the ledger's business.</p><table><thead><tr>"
+        '<div class="ls-card ls-ledger ls-wide"><h3>Well-known models, from their configs</h3><p class="ls-note">Weights alone, '
+        "counted on models built empty; what comes on top is the ledger's business.</p><table><thead><tr>"
         f'<th scope="col">model</th><th scope="col">parameters</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
