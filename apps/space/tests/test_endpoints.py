@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from html import escape
 
 import pytest
 from app_process import App
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+
+from layerstream_space.ui.api import describe_endpoints
+from layerstream_space.view.pages import method_view
 
 pytestmark = [
     pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
@@ -22,6 +26,16 @@ pytestmark = [
 @pytest.fixture
 def client(app: App) -> Client:
     return Client(app.address, verbose=False)
+
+
+def test_the_page_explains_every_argument_of_every_endpoint():
+    endpoints = describe_endpoints()
+    assert [each.name for each in endpoints] == ["compare", "plan", "choices"]
+    arguments = {argument.name: argument for argument in endpoints[0].arguments}
+    assert (arguments["prompt"].default, arguments["max_new_tokens"].default) == ("", "32")
+    assert arguments["variants"].kind == "list[str]"
+    html = method_view({}, endpoints)
+    assert all(escape(argument.told) in html for each in endpoints for argument in each.arguments)
 
 
 def test_choices_name_models_machines_and_variants(client):

@@ -261,7 +261,7 @@ def test_the_masthead_names_model_and_machine():
 
 
 def test_the_method_explains_every_figure():
-    html = checked(method_view({}))
+    html = checked(method_view({}, []))
     assert all(metric.title in html for metric in METRICS)
     assert "<a " not in html
 
@@ -269,7 +269,7 @@ def test_the_method_explains_every_figure():
 def test_the_method_links_into_the_documents_that_the_page_carries():
     documents = read_documents()
     assert list(documents) == list(NAMES)
-    html = checked(method_view(documents))
+    html = checked(method_view(documents, []))
     targets = re.findall(r'href="([^"]*)"', html)
     assert len(targets) > len(STEPS)
     missing = [target for target in targets if f'id="{target.removeprefix("#")}"' not in html]

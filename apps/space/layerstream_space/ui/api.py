@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Generator
+import re
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -15,8 +17,30 @@ from ..errors import VisitorError
 from ..jobs import Wish
 from ..machines import MACHINES, machine_called
 from ..models import hub_id, without_paths
+from ..view.pages import Argument, Endpoint
 from .fit import KNOWN, subject_called
 from .services import MODEL_QUEUE, Services
+
+
+def describe_endpoints() -> list[Endpoint]:
+    """Return what each endpoint's docstring and signature say; gradio's own page of endpoints leaves the arguments unexplained."""
+    return [_described(name, getattr(Endpoints, name)) for name in ("compare", "plan", "choices")]
+
+
+def _described(name: str, function: Callable[..., Any]) -> Endpoint:
+    told, _, rest = inspect.cleandoc(function.__doc__ or "").partition("Args:")
+    meanings = dict(re.findall(r"^ +(\w+): (.+)$", rest, re.MULTILINE))
+    arguments = tuple(
+        Argument(
+            name=each.name,
+            kind=str(each.annotation),
+            default="" if each.default is each.empty else repr(each.default),
+            told=meanings[each.name],
+        )
+        for each in inspect.signature(function).parameters.values()
+        if each.name != "self"
+    )
+    return Endpoint(name=name, told=" ".join(told.split()).replace("`", ""), arguments=arguments)
 
 
 def add_endpoints(services: Services) -> None:

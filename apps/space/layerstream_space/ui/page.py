@@ -10,7 +10,7 @@ from ..documents import read_documents
 from ..here import look_around
 from ..theme import ASSETS, make_theme
 from ..view.pages import masthead, method_view
-from .api import add_endpoints
+from .api import add_endpoints, describe_endpoints
 from .context import context
 from .fit import fit
 from .links import wire_links, wire_tools
@@ -34,7 +34,7 @@ def make_page(services: Services) -> gr.Blocks:
             with gr.Tab("Long context", id="context", elem_id="page-context"):
                 context(services)
             with gr.Tab("How it is measured", id="method", elem_id="page-method"):
-                block(method_view(read_documents()))
+                block(method_view(read_documents(), describe_endpoints()))
         watch_tab.select(**replan)
         fit_tab.select(**first_plan)
         wire_tools(page, tabs, {"watch": replan, "fit": first_plan})

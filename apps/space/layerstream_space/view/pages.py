@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from layerstream_compare import METRICS
 
@@ -41,11 +42,31 @@ MARK = (
 """The mark: layers, sliding in one after another."""
 
 
-def method_view(documents: Mapping[str, str]) -> str:
-    """Return how everything is measured, short and honest, what each figure includes, and the documents to read on in.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of an endpoint: its name, its type and default as Python writes them, and what it means."""
+
+    name: str
+    kind: str
+    default: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """What a program can ask for: the endpoint's name, what it answers, and its arguments."""
+
+    name: str
+    told: str
+    arguments: tuple[Argument, ...]
+
+
+def method_view(documents: Mapping[str, str], endpoints: Sequence[Endpoint]) -> str:
+    """Return how everything is measured, short and honest, what each figure includes, what to read on in, and what programs ask.
 
     Args:
         documents: the project's, Markdown by name.
+        endpoints: what programs can ask for.
     """
     groups = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact model"}
     parts = []
@@ -62,8 +83,21 @@ def method_view(documents: Mapping[str, str]) -> str:
         f'<section class="ls-method"><h2>How it is measured</h2><ol class="ls-how">{steps}</ol>'
         f"<h2>What to be careful with</h2><ul>{doubts}</ul><h2>Every figure</h2>{''.join(parts)}"
         f"{'<h2>To read on</h2>' if documents else ''}{documents_view(documents)}"
-        f"<h2>From a program</h2><pre>{escape(API_EXAMPLE)}</pre>"
-        "<p>Every argument is described behind <b>Use via API</b> at the foot of the page.</p></section>"
+        f"<h2>From a program</h2><pre>{escape(API_EXAMPLE)}</pre>{''.join(_endpoint(each) for each in endpoints)}</section>"
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    rows = "".join(
+        f'<tr><th scope="row"><code>{escape(each.name)}</code></th><td><code>{escape(each.kind)}</code></td>'
+        f"<td>{f'<code>{escape(each.default)}</code>' if each.default else 'required'}</td><td>{escape(each.told)}</td></tr>"
+        for each in endpoint.arguments
+    )
+    names = "".join(f'<th scope="col">{name}</th>' for name in ("argument", "type", "default", "meaning"))
+    table = f'<div class="ls-wide"><table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else ""
+    return (
+        f"<details><summary><code>/{escape(endpoint.name)}</code></summary>"
+        f'<div class="ls-words"><p>{escape(endpoint.told)}</p>{table}</div></details>'
     )
 
 
