@@ -35,7 +35,7 @@ def _described(name: str, function: Callable[..., Any]) -> Endpoint:
             name=each.name,
             kind=str(each.annotation),
             default="" if each.default is each.empty else repr(each.default),
-            told=meanings[each.name],
+            told=meanings[each.name].replace("`", ""),
         )
         for each in inspect.signature(function).parameters.values()
         if each.name != "self"

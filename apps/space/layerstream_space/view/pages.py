@@ -89,15 +89,13 @@ def method_view(documents: Mapping[str, str], endpoints: Sequence[Endpoint]) -> 
 
 def _endpoint(endpoint: Endpoint) -> str:
     rows = "".join(
-        f'<tr><th scope="row"><code>{escape(each.name)}</code></th><td><code>{escape(each.kind)}</code></td>'
-        f"<td>{f'<code>{escape(each.default)}</code>' if each.default else 'required'}</td><td>{escape(each.told)}</td></tr>"
+        f"<dt><code>{escape(each.name)}: {escape(each.kind)}{escape(f' = {each.default}') if each.default else ''}</code></dt>"
+        f"<dd>{escape(each.told)}</dd>"
         for each in endpoint.arguments
     )
-    names = "".join(f'<th scope="col">{name}</th>' for name in ("argument", "type", "default", "meaning"))
-    table = f'<div class="ls-wide"><table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else ""
     return (
         f"<details><summary><code>/{escape(endpoint.name)}</code></summary>"
-        f'<div class="ls-words"><p>{escape(endpoint.told)}</p>{table}</div></details>'
+        f'<div class="ls-words"><p>{escape(endpoint.told)}</p><dl>{rows}</dl></div></details>'
     )
 
 
