@@ -14,7 +14,7 @@ import typer
 from .. import load
 from ..tokenizer import load_tokenizer
 from .batch_rows import PromptDefaults, PromptRows, RowKind
-from .options import Attention, Budget, Device, Dtype, Revision, TrustRemoteCode, model_or_default
+from .options import Attention, Budget, Devices, Dtype, Revision, TrustRemoteCode, model_or_default, named_devices
 from .row_job import carry_out
 from .score_rows import ScoreRows, load_config
 
@@ -43,7 +43,7 @@ def batch_command(
     isolate: Isolate = False,
     batches: Batches = None,
     budget: Budget = "auto",
-    device: Device = "auto",
+    device: Devices = "auto",
     dtype: Dtype = "auto",
     attn_implementation: Attention = None,
     revision: Revision = None,
@@ -59,7 +59,7 @@ def batch_command(
         load,
         name,
         budget=budget,
-        device=device,
+        **named_devices(device),
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,

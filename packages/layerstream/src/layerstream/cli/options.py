@@ -24,6 +24,9 @@ Model = Annotated[
 ]
 Budget = Annotated[str, typer.Option(help="Memory to keep to: auto (what is free), min (the least that works), or a size: 6GiB.")]
 Device = Annotated[str, typer.Option(help="A torch device such as cpu or cuda:0; auto takes an accelerator where there is one.")]
+Devices = Annotated[
+    str, typer.Option(help="A torch device such as cpu or cuda:0, or several as cuda:0,cuda:1; auto takes an accelerator if any.")
+]
 Dtype = Annotated[str, typer.Option(help="auto keeps the checkpoint's; else float16, bfloat16 or float32.")]
 Attention = Annotated[str | None, typer.Option(help="sdpa, eager, flash_attention_2, ...", show_default="transformers' choice")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
@@ -47,6 +50,11 @@ def model_or_default(model: str | None) -> str:
         return model
     with err_console().status("getting the default model, SmolLM2-135M-Instruct; the first time takes half a minute"):
         return str(default_model_path())
+
+
+def named_devices(text: str) -> dict[str, Any]:
+    """Return what `load` takes for one device, or for several, separated by commas, that share one reading of the weights."""
+    return {"devices": [name.strip() for name in text.split(",")]} if "," in text else {"device": text}
 
 
 def machine_from_text(text: str) -> Machine:

@@ -15,7 +15,7 @@ from .. import load
 from ..tokenizer import load_tokenizer
 from .batch import Batches, Model, Quiet, Results
 from .batch_rows import RowKind
-from .options import Attention, Budget, Device, Dtype, Revision, TrustRemoteCode, model_or_default
+from .options import Attention, Budget, Devices, Dtype, Revision, TrustRemoteCode, model_or_default, named_devices
 from .row_job import carry_out
 from .score_rows import ScoreRows, load_config
 
@@ -33,7 +33,7 @@ def score_command(
     head: HeadFile = None,
     batches: Batches = None,
     budget: Budget = "auto",
-    device: Device = "auto",
+    device: Devices = "auto",
     dtype: Dtype = "auto",
     attn_implementation: Attention = None,
     revision: Revision = None,
@@ -52,7 +52,7 @@ def score_command(
         load,
         name,
         budget=budget,
-        device=device,
+        **named_devices(device),
         dtype=dtype,
         attn_implementation=attn_implementation,
         revision=revision,

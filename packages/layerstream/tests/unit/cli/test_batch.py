@@ -62,6 +62,23 @@ def test_every_row_gets_the_answer_that_the_library_gives(
     assert "4 of 4 rows have their result" in captured.err
 
 
+def test_several_devices_share_the_rows_and_one_reading(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    options = ("-m", tiny_llama_dir, "--budget", "min", "--isolate", "--quiet")
+    assert run(source, tmp_path / "one.jsonl", *options) == 0
+    assert run(source, tmp_path / "two.jsonl", *options, "--device", "cpu,cpu") == 0
+    one, two = results_of(tmp_path / "one.jsonl"), results_of(tmp_path / "two.jsonl")
+    assert {row: result["text"] for row, result in one.items()} == {row: result["text"] for row, result in two.items()}
+
+
+@pytest.mark.parametrize("devices", ["cpu,", "cpu,abacus", "cpu,cuda:99"])
+def test_a_device_that_is_not_there_is_told(devices: str, tiny_llama_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
+    assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--device", devices) == 2
+    assert "device" in capsys.readouterr().err
+
+
 def test_progress_with_the_time_left_goes_to_stderr(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
