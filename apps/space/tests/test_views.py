@@ -242,6 +242,14 @@ def test_the_power_of_a_curve_is_found(exponent, lengths):
     assert power([(length, length**exponent) for length in lengths]) == pytest.approx(exponent)
 
 
+def test_a_lane_and_its_bar_tell_the_same_peak_without_mapped_files():
+    board = done_board()
+    lane, bars = board_view(board, 2.0), plots_view(board.measurements)
+    for needed in ("110 MiB", "180 MiB"):
+        assert f"<dd>{needed}</dd>" in lane
+        assert f'<span class="ls-number">{needed}</span>' in bars
+
+
 def test_curves_have_a_point_for_each_length_and_words_for_readers():
     found = [
         made_up.measurement(made_up.case("resident", attention=attention, prompt_tokens=length))

@@ -177,6 +177,7 @@ def test_pages_of_a_checkpoint_that_is_only_mapped_are_no_working_memory():
     (row,) = rows_of([measured(memory=MEMORY | sizes | {"phases": phases})])
     assert row.median_of("mapped_bytes") == 230 * MIB
     assert row.median_of("working_bytes") == 40 * MIB
+    assert row.median_of("needed_bytes") == row.median_of("held_bytes") + 40 * MIB
     assert row.median_of("peak_over_baseline_bytes") == 370 * MIB
 
 
