@@ -7,16 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 import pytest
 from app_process import App
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from layerstream_space.settings import Settings
-from layerstream_space.ui.page import launch_options, make_page
-from layerstream_space.ui.services import make_services
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 SHOTS = Path(__file__).resolve().parents[3] / ".artefacts" / "app"
@@ -212,15 +207,26 @@ def test_who_waits_in_the_queue_can_leave_it(visit, app):
     assert second.page.locator(".ls-lane.ok").count() == 0
 
 
-def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_model):
-    def broken(case):
-        raise RuntimeError("a secret of the server's")
-        yield
+BROKEN_APP = """
+import sys
+from layerstream_space.settings import Settings
+from layerstream_space.ui.page import launch_options, make_page
+from layerstream_space.ui.services import make_services
 
-    page = make_page(make_services(Settings(models=(tiny_model,), budget="min"), broken))
-    _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_options())
-    try:
-        mine = Visit(browser, SimpleNamespace(address=address), query="?variants=resident&tokens=4")
+def broken(case):
+    raise RuntimeError("a secret of the server's")
+    yield
+
+page = make_page(make_services(Settings(models=(sys.argv[1],), budget="min"), broken))
+address = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, **launch_options())[1]
+print("layerstream is open at", address, flush=True)
+page.block_thread()
+"""
+
+
+def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_model):
+    with App(tiny_model, command=("-c", BROKEN_APP)) as broken:
+        mine = Visit(browser, broken, query="?variants=resident&tokens=4")
         mine.page.locator("#compare").click()
         expect(mine.page.get_by_role("alert")).to_contain_text("This broke", timeout=LONG_S)
         expect(mine.page.locator("#compare")).to_be_enabled()
@@ -228,8 +234,6 @@ def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_mode
         assert "secret" not in mine.page.content()
         mine.shoot("side-by-side_broken")
         mine.context.close()
-    finally:
-        page.close()
 
 
 def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):

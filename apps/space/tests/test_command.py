@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from layerstream_space.__main__ import main
 
-pytestmark = [
-    pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"])
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,10 @@ def test_a_wrong_option_is_told_and_nothing_is_served(options, told, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_told(capsys):
+def test_a_port_that_is_taken_is_told():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert main(["--port", str(taken.getsockname()[1])]) == 2
-    assert "choose another --port" in capsys.readouterr().err
+        command = [sys.executable, "-m", "layerstream_space", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
