@@ -6,6 +6,7 @@ It knows the pipe and its end; what is measured is `run`'s business.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from typing import Any
 from ..case import Case
 from ..events import worker_line
 from .lifeline import end_with_reader
-from .run import run_case
 
 
 def main() -> None:
@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--events-fd", type=int, required=True, help="an open file descriptor for JSON lines")
     events_fd = parser.parse_args().events_fd
     end_with_reader(events_fd)
+    # after the lifeline: importing torch takes seconds, in which the parent may be gone
+    run_case = importlib.import_module(".run", __package__).run_case
     # never closed before the process ends: the lifeline watches it
     with os.fdopen(events_fd, "w", encoding="utf-8", buffering=1, closefd=False) as pipe:
         run_case(Case.from_json(sys.stdin.read()), lambda kind, **data: _write(pipe.write, kind, data))
