@@ -177,13 +177,19 @@ def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, ap
     mine.complaints.clear()
 
 
-def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
+def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
+    """Return a visitor whose run is under way, and one who waits behind it with `query`."""
     first = visit(query="?prompt=First&variants=resident&tokens=512&quality=none")
     first.page.locator("#compare").click()
     assert app.wait_for_workers(True)
-    second = visit(query="?prompt=Second&variants=resident&tokens=4&quality=none")
+    second = visit(query=query)
     second.page.locator("#compare").click()
     expect(second.page.locator("#queue")).to_contain_text("queue: 1/1", timeout=LONG_S)
+    return first, second
+
+
+def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
+    first, second = queued_behind_another(visit, app, "?prompt=Second&variants=resident&tokens=4&quality=none")
     expect(second.page.locator("#queue .progress-text")).to_be_visible()
     second.shoot("side-by-side_queued")
     first.page.locator("#stop").click()
@@ -192,12 +198,7 @@ def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answ
 
 
 def test_who_waits_in_the_queue_can_leave_it(visit, app):
-    first = visit(query="?variants=resident&tokens=512&quality=none")
-    first.page.locator("#compare").click()
-    assert app.wait_for_workers(True)
-    second = visit(query="?variants=streamed&tokens=4&quality=none")
-    second.page.locator("#compare").click()
-    expect(second.page.locator("#queue")).to_contain_text("queue: 1/1", timeout=LONG_S)
+    first, second = queued_behind_another(visit, app, "?variants=streamed&tokens=4&quality=none")
     second.page.locator("#stop").click()
     expect(second.page.locator("#compare")).to_be_enabled()
     expect(second.page.locator("#queue")).not_to_contain_text("queue:")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_workers import is_running, result
+from fake_workers import result, wait_until_gone
 
 from layerstream_compare.case import Case
 from layerstream_compare.cli import main
@@ -105,14 +105,7 @@ def test_an_interrupt_ends_the_running_case_and_is_status_130(tmp_path):
         assert "Traceback" not in parent.stderr.read()
     assert parent.returncode == 130
     # struck while it was being started, the worker finds out by itself, before it has imported anything large
-    wait_until_ended(int(workers[0]))
-
-
-def wait_until_ended(pid: int) -> None:
-    end = time.monotonic() + 30
-    while is_running(pid):
-        assert time.monotonic() < end, f"process {pid} goes on"
-        time.sleep(0.02)
+    assert wait_until_gone(int(workers[0]))
 
 
 def command_line(pid: str) -> bytes:

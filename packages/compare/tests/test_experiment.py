@@ -5,11 +5,10 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from fake_workers import WELL_BEHAVED, is_running, worker
+from fake_workers import WELL_BEHAVED, wait_until_gone, worker
 
 from layerstream_compare.case import Case
 from layerstream_compare.divergence import END, find_divergence
@@ -183,8 +182,7 @@ for event in run(asked, runner=partial(run_isolated, worker_command={logging_wor
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
         parent.send_signal(signal.SIGKILL)
-    while is_running(pid):
-        time.sleep(0.01)
+    assert wait_until_gone(pid)
     assert log.read_text().splitlines() == ["resident 0", "bnb-int8 0"]
     assert [m.case.variant for m in read_results(tmp_path)] == ["resident"]
     log.write_text("")

@@ -4,11 +4,10 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from fake_workers import WELL_BEHAVED, is_running, worker
+from fake_workers import WELL_BEHAVED, is_running, wait_until_gone, worker
 
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Measurement
@@ -20,14 +19,6 @@ def outcome(case: Case, command: tuple[str, ...]) -> Measurement:
     assert last.kind == "finished"
     assert last.measurement is not None
     return last.measurement
-
-
-def wait_until_gone(pid: int) -> bool:
-    # killed is not yet gone: init must reap an orphan
-    end = time.monotonic() + 10
-    while is_running(pid) and time.monotonic() < end:
-        time.sleep(0.01)
-    return not is_running(pid)
 
 
 def test_a_case_starts_tells_its_phases_and_tokens_and_finishes_with_a_measurement(case):

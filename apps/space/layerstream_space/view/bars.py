@@ -8,6 +8,14 @@ from layerstream_compare import Measurement
 
 from .words import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
 
+_PARTS = (
+    ("held_bytes", "weights", "held"),
+    ("working_bytes", "working", "working"),
+    ("mapped_bytes", "mapped files", "mapped"),
+    ("load_spike_bytes", "load spike", "spike"),
+)
+"""Of a bar of memory: the metric, its name in the legend, its look."""
+
 _BUDGET_TIP = (
     "What the streamed model was allowed for weights, cache and activations. The bars are of the whole process, which keeps a "
     "tokenizer and Python's own objects too; mapped files are no part of the budget."
@@ -42,13 +50,7 @@ def _memory(good: Sequence[Measurement]) -> str:
     if budgets:
         left = percent(budgets[0], most)
         line = f'<div class="ls-budget" style="--at:{left}"><span>budget {format_bytes(budgets[0])}</span></div>'
-    keys = (
-        ("held_bytes", "weights", "held"),
-        ("working_bytes", "working", "working"),
-        ("mapped_bytes", "mapped files", "mapped"),
-        ("load_spike_bytes", "load spike", "spike"),
-    )
-    legend = "".join(f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>' for key, name, kind in keys) + (
+    legend = "".join(f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>' for key, name, kind in _PARTS) + (
         f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>' if budgets else ""
     )
     return (
@@ -58,8 +60,7 @@ def _memory(good: Sequence[Measurement]) -> str:
 
 
 def _memory_row(each: Measurement, most: float) -> str:
-    keys = ("held_bytes", "working_bytes", "mapped_bytes", "load_spike_bytes")
-    held, working, mapped, spike = (_value(each, key) for key in keys)
+    held, working, mapped, spike = (_value(each, key) for key, _, _ in _PARTS)
     name = escape(title_of(each.case.variant))
     told = f"{name}: {format_bytes(held)} weights, {format_bytes(working)} working memory, {format_bytes(mapped)} mapped files, "
     told += f"load spike {format_bytes(spike)}"

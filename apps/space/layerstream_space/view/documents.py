@@ -50,11 +50,11 @@ def _document(name: str, text: str, documents: Collection[str]) -> str:
 
 def _html(name: str, markdown: str, documents: Collection[str]) -> str:
     tokens = _MARKDOWN.parse(markdown)
-    for token, content in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         if token.type.startswith("heading"):
             token.tag = _LOWER.get(token.tag, token.tag)
-        if token.type == "heading_open" and content is not None:
-            token.attrSet("id", _place(name, _section(content.content)))
+        if token.type == "heading_open" and following is not None:
+            token.attrSet("id", _place(name, _section(following.content)))
         if token.children:
             token.children = _links_on_the_page(token.children, documents)
     html = str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
