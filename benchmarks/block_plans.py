@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import layerstream as ls
-from layerstream.build import build
+from layerstream.engine.build import build
 from layerstream.checkpoint.reader import DiskReader, ReadTicket
-from layerstream.decisions import Residency
+from layerstream.spec.plans import Residency
 from layerstream.machine import describe_machine
-from layerstream.opening import OpenedModel, open_model
+from layerstream.engine.inspect import OpenedModel, open_model
 from layerstream.planning.placement import plan_placement
 from layerstream.streaming.buffers import HostBuffer
 from layerstream.streaming.runtime import TorchRuntime

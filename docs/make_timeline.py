@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import layerstream as ls
 from layerstream.default_model import default_model_path
-from layerstream.trace_export import gantt_svg
+from layerstream.cli.trace_export import gantt_svg
 
 WARM_UP_TOKENS = 3
 DRAWN_SWEEPS = 2

@@ -6,7 +6,7 @@ import sys
 
 import layerstream as ls
 from layerstream.default_model import default_model_path
-from layerstream.units import format_bytes, format_seconds
+from layerstream.spec.sizes import format_bytes, format_seconds
 
 
 def main(path: str) -> None:

@@ -6,8 +6,8 @@ the resident model's, bit for bit. `plan` and `simulate` say beforehand where ev
 """
 
 from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
-from .batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
-from .decisions import BatchPlan, Granularity, LedgerLine, MemoryLedger, Pack, PlacementPlan, Residency, SweepCost, UnitPlacement
+from .uses.batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
+from .spec.plans import BatchPlan, Granularity, LedgerLine, MemoryLedger, Pack, PlacementPlan, Residency, SweepCost, UnitPlacement
 from .default_model import default_model_path
 from .errors import (
     BlocksNotFoundError,
@@ -28,16 +28,16 @@ from .errors import (
     UnsupportedFormatError,
     UnsupportedModelError,
 )
-from .facts import ActivationProfile, Machine, ModelProfile, UnitProfile
-from .load import load, plan, profile_model, simulate
+from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+from .loading import load, plan, profile_model, simulate
 from .machine import probe_machine
 from .model import StreamedModel
 from .planning.estimate import bytes_by_precision
-from .planning.waves import WavePlan
-from .report import StreamReport
-from .scoring import QuestionResult, ScoreProgress, SuffixScore, load_head, plan_scores, score
-from .timeline import Activity, Span, Timeline
-from .wishes import MemoryBudget, Workload
+from .planning.scoring_sweeps import WavePlan
+from .spec.report import StreamReport
+from .uses.scoring import QuestionResult, ScoreProgress, SuffixScore, load_head, plan_scores, score
+from .spec.timeline import Activity, Span, Timeline
+from .spec.options import MemoryBudget, Workload
 
 __version__ = "0.1.0"
 

@@ -22,8 +22,8 @@ import torch
 from .checkpoint.buffers import AlignedBuffer
 from .checkpoint.reader import DiskReader, ReadRequest
 from .errors import PlanError
-from .facts import Machine
-from .units import MIB
+from .spec.profiles import Machine
+from .spec.sizes import MIB
 
 _MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s")
 _COMPUTING_RATES = ("memory_bytes_per_s", "flops_per_s")

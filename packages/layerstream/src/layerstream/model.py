@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from .build import BuiltModel
-from .decisions import Residency
+from .engine.build import BuiltModel
+from .spec.plans import Residency
 from .errors import StreamClosedError, StreamError
-from .replica import Replica
-from .report import StreamReport
-from .side_by_side import run_side_by_side
-from .streaming.sweep import SweepGroup
-from .timeline import Activity
+from .engine.replica import Replica
+from .spec.report import StreamReport
+from .engine.run_parallel import run_side_by_side
+from .streaming.sweep_group import SweepGroup
+from .spec.timeline import Activity
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig
 
 import layerstream as ls
-from layerstream.decisions import Granularity
-from layerstream.opening import OpenedModel, open_config
+from layerstream.spec.plans import Granularity
+from layerstream.engine.inspect import OpenedModel, open_config
 from layerstream.planning.placement import plan_placement
 from layerstream.streaming.binding import UnitBinding
 from layerstream.streaming.sources import UnitSource

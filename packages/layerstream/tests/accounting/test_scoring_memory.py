@@ -14,11 +14,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
-from layerstream.build import build
+from layerstream.engine.build import build
 from layerstream.machine import describe_machine
-from layerstream.opening import open_model
+from layerstream.engine.inspect import open_model
 from layerstream.planning.placement import plan_placement
-from layerstream.planning.waves import RIDER_BYTES
+from layerstream.planning.scoring_sweeps import RIDER_BYTES
 from layerstream.streaming.runtime import TorchRuntime
 
 QUESTIONS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import layerstream as ls
-from layerstream.opening import open_config
+from layerstream.engine.inspect import open_config
 
 NUM_TOKENS = 60
 

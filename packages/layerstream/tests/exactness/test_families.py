@@ -25,7 +25,7 @@ from kit.compare import (
 from kit.families import FAMILIES, save_tiny
 
 import layerstream as ls
-from layerstream.decisions import Residency
+from layerstream.spec.plans import Residency
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNSUPPORTED = {

@@ -11,7 +11,7 @@ import torch
 from kit.budgets import load
 from kit.compare import reference
 from kit.families import save_tiny
-from kit.riding import settled_reads
+from kit.tasks import settled_reads
 from kit.threads import no_thread_left
 from transformers import AutoTokenizer, PreTrainedModel
 

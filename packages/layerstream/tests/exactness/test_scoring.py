@@ -11,7 +11,7 @@ import torch
 from kit.budgets import BUDGETS, load
 from kit.compare import reference
 from kit.families import save_tiny
-from kit.riding import settled_reads
+from kit.tasks import settled_reads
 from kit.threads import no_thread_left
 from kit.two_steps import head_in_two_steps, head_whole, logprobs_in_two_steps, logprobs_whole, questions
 from safetensors.torch import save_file

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import layerstream as ls
-from layerstream.decisions import Residency
+from layerstream.spec.plans import Residency
 
 WORKLOAD = ls.Workload(batch_size=6, prompt_tokens=12, new_tokens=8)
 """Enough for every computation of `kit.compare`: two prompts with three beams each."""

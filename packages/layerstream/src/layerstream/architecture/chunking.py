@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .walk import forward_on_meta
+from .meta_forward import forward_on_meta
 
 _PROBE_TOKENS = 8
 

@@ -12,13 +12,13 @@ from math import prod
 
 from transformers import PreTrainedModel
 
-from ..decisions import Granularity
-from ..facts import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
-from ..units import KIB, MIB, dtype_bytes
+from ..spec.plans import Granularity
+from ..spec.profiles import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
+from ..spec.sizes import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
-from .observe import WeightReads
+from .weight_usage import WeightReads
 from .recipe import ModelRecipe
-from .walk import Walk, walk
+from .meta_forward import Walk, walk
 
 _WALK_TOKENS = (64, 128, 256)
 _READER_THREADS = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from ..facts import Piece, StoredTensor
+from ..spec.profiles import Piece, StoredTensor
 from . import compat
 
 

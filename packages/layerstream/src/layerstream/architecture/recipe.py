@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, TensorMissingError, UnsupportedModelError
-from ..facts import Conversion, Piece, StoredTensor, TensorRecipe
-from ..units import dtype_bytes
+from ..spec.profiles import Conversion, Piece, StoredTensor, TensorRecipe
+from ..spec.sizes import dtype_bytes
 from . import compat
 from .experts import direct_pieces
 

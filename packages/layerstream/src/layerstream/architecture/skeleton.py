@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import PlanError, UnsupportedFormatError, UnsupportedModelError
-from ..facts import StoredTensor
+from ..spec.profiles import StoredTensor
 from . import compat
 
 

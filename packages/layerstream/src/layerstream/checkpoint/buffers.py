@@ -11,7 +11,7 @@ import errno
 import mmap
 
 from ..errors import StreamError
-from ..units import KIB, MIB, align_up, format_bytes
+from ..spec.sizes import KIB, MIB, align_up, format_bytes
 
 HUGE_PAGE_BYTES = 2 * MIB
 

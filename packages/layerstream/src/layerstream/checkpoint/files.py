@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from ..units import align_up
+from ..spec.sizes import align_up
 from .buffers import AlignedBuffer, BounceBuffer
 
 if sys.platform != "win32":

@@ -19,8 +19,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, CheckpointNotFoundError, ShardCorruptError, UnsupportedFormatError
-from ..facts import StoredTensor
-from ..units import DTYPE_BITS
+from ..spec.profiles import StoredTensor
+from ..spec.sizes import DTYPE_BITS
 
 TORCH_DTYPES: dict[str, str] = {
     "F64": "float64",

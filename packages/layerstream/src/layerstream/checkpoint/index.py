@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, CheckpointNotFoundError, ShardCorruptError, TensorMissingError, UnsupportedFormatError
-from ..facts import StoredTensor
+from ..spec.profiles import StoredTensor
 from .header import header_entries, load_header
 
 CONFIG_NAME = "config.json"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ..errors import LayerstreamError, ReadFailedError, StreamClosedError
-from ..units import MIB
+from ..spec.sizes import MIB
 from .buffers import BounceBuffer
 from .files import MAX_ALIGNMENT, Opener, OpenFile, open_buffered, open_direct
 from .tickets import ReadRequest, ReadTicket

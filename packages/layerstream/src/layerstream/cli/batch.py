@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import load
-from ..tokenizer import load_tokenizer
+from ..engine.tokenizer import load_tokenizer
 from .batch_rows import PromptDefaults, PromptRows, RowKind
 from .options import Attention, Budget, Devices, Dtype, Revision, TrustRemoteCode, model_or_default, named_devices
 from .row_job import carry_out

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import BatchProgress, GenerationRequest, GenerationResult, ScoreProgress, StreamedModel, Workload, generate_many
 from ..errors import PlanError, StreamError
-from ..jobs import JobRow
+from .jobs import JobRow
 from .session import encode_prompt
 
 Write = Callable[[JobRow, Mapping[str, Any]], None]

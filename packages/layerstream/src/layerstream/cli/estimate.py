@@ -17,7 +17,7 @@ from rich.text import Text
 from .. import profile_model
 from ..architecture.known_models import KNOWN_MODELS, config_from_file, count_parameters, known_config
 from ..planning.estimate import bytes_by_precision
-from ..units import parse_size
+from ..spec.sizes import parse_size
 from .options import AsJson
 from .printing import out_console, print_json
 

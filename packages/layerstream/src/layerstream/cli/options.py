@@ -14,8 +14,8 @@ import typer
 
 from ..default_model import default_model_path
 from ..errors import PlanError
-from ..facts import Machine
-from ..units import parse_size
+from ..spec.profiles import Machine
+from ..spec.sizes import parse_size
 from .printing import err_console
 
 Model = Annotated[

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..decisions import PlacementPlan
+from ..spec.plans import PlacementPlan
 
 
 def out_console() -> Console:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from .. import Machine, probe_machine
-from ..units import format_bytes, format_rate
+from ..spec.sizes import format_bytes, format_rate
 from .options import AsJson, Device
 from .printing import err_console, out_console, print_json
 

@@ -14,8 +14,8 @@ import torch
 import typer
 
 from .. import BatchProgress, BudgetTooSmallError, ScoreProgress, StreamedModel, Workload
-from ..jobs import ResultFile, read_rows
-from ..units import format_seconds
+from .jobs import ResultFile, read_rows
+from ..spec.sizes import format_seconds
 from .batch_rows import RowKind, sort_rows
 from .printing import err_console, note
 from .terminal import StatusLine

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import load
-from ..tokenizer import load_tokenizer
+from ..engine.tokenizer import load_tokenizer
 from .batch import Batches, Model, Quiet, Results
 from .batch_rows import RowKind
 from .options import Attention, Budget, Devices, Dtype, Revision, TrustRemoteCode, model_or_default, named_devices

@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from .. import QuestionResult, StreamedModel, Workload, score
 from ..checkpoint.hub import resolve_model
 from ..errors import PlanError, StreamError
-from ..jobs import JobRow
-from ..scoring import PreparedQuestion, QuestionReader
+from .jobs import JobRow
+from ..uses.scoring import PreparedQuestion, QuestionReader
 from .batch_rows import Progress, Write
 
 _KEYS = ("prefix", "suffixes")

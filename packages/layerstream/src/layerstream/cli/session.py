@@ -14,10 +14,10 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TextStreamer
 
 from .. import StreamedModel
-from ..decisions import Granularity
+from ..spec.plans import Granularity
 from ..errors import PlanError
-from ..progress import ProgressLine, format_progress
-from ..units import format_seconds
+from .progress import ProgressLine, format_progress
+from ..spec.sizes import format_seconds
 from .terminal import StatusLine
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import PlanError
-from ..timeline import Span
-from ..trace_export import gantt_html, gantt_svg, perfetto_json
+from ..spec.timeline import Span
+from .trace_export import gantt_html, gantt_svg, perfetto_json
 
 
 def write_trace(spans: Sequence[Span], path: Path, *, model: str, subtitle: str = "") -> None:

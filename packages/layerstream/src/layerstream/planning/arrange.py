@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..decisions import LedgerLine, Residency
-from ..facts import Machine, ModelProfile
-from ..wishes import Workload
+from ..spec.plans import LedgerLine, Residency
+from ..spec.profiles import Machine, ModelProfile
+from ..spec.options import Workload
 from .candidates import Configuration, units_at, visited_units
 from .ledger import all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
 from .residency import spread, spread_within

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..decisions import Granularity, Residency
-from ..facts import HEAD_SLICE_ROWS, ModelProfile, UnitProfile
-from ..units import align_up
+from ..spec.plans import Granularity, Residency
+from ..spec.profiles import HEAD_SLICE_ROWS, ModelProfile, UnitProfile
+from ..spec.sizes import align_up
 
 SLOT_COUNTS = (2, 3)
 PAGE_BYTES = 4096

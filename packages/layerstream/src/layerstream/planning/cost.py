@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..decisions import Residency, SweepCost
+from ..spec.plans import Residency, SweepCost
 from .simulate import Buffers, sweep_ends
-from .work import VisitTimes
+from .visit_times import VisitTimes
 
 SIMULATED_SWEEPS = 3
 """Decode sweeps played to reach the steady state; the first is the way there and is not counted."""

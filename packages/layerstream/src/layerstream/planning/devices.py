@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import PlanError
-from ..facts import Machine
+from ..spec.profiles import Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from ..decisions import Granularity, LedgerLine, PlacementPlan, Residency
-from ..facts import ActivationProfile, Machine, ModelProfile, UnitProfile
-from ..wishes import Workload
+from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
+from ..spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+from ..spec.options import Workload
 from .candidates import Configuration
 
 CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..decisions import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..errors import BudgetTooSmallError, PlanError
-from ..facts import Machine, ModelProfile
-from ..units import format_bytes, parse_size
-from ..wishes import MemoryBudget, Workload
+from ..spec.profiles import Machine, ModelProfile
+from ..spec.sizes import format_bytes, parse_size
+from ..spec.options import MemoryBudget, Workload
 from .arrange import Arrangement, Problem
 from .candidates import Configuration, enumerate_configurations, visited_units
 from .devices import group_devices

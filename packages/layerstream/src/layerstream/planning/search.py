@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..decisions import Granularity, Residency, SweepCost
+from ..spec.plans import Granularity, Residency, SweepCost
 from .arrange import Arrangement, Problem
 from .candidates import Configuration, units_at, visited_units
 from .cost import SIMULATED_SWEEPS, WorkloadTimes, bound_s, sweep_cost, workload_s
 from .residency import spread_sizes
 from .simulate import Buffers
-from .work import Forward, visit_times
+from .visit_times import Forward, visit_times
 
 MAX_SIMULATED_VISITS = 30_000
 """After so many simulated visits the best so far is taken: it keeps planning of hundreds of units under a fifth of a second."""

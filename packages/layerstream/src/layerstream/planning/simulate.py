@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..decisions import PlacementPlan, Residency
-from ..facts import Machine, ModelProfile
-from ..timeline import Activity, Span
+from ..spec.plans import PlacementPlan, Residency
+from ..spec.profiles import Machine, ModelProfile
+from ..spec.timeline import Activity, Span
 from .devices import group_devices
-from .work import Forward, VisitTimes, visit_times
+from .visit_times import Forward, VisitTimes, visit_times
 
 
 class Buffers(NamedTuple):

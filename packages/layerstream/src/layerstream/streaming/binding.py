@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..facts import TensorRecipe
-from ..timeline import Activity, Timeline
+from ..spec.profiles import TensorRecipe
+from ..spec.timeline import Activity, Timeline
 from .stream import Lease, WeightStream
-from .sweep import SweepGroup
+from .sweep_group import SweepGroup
 
 Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""

@@ -12,8 +12,8 @@ from itertools import accumulate
 import torch
 
 from ..checkpoint.buffers import AlignedBuffer
-from ..facts import TensorRecipe
-from ..units import align_up
+from ..spec.profiles import TensorRecipe
+from ..spec.sizes import align_up
 from .layout import PAGE
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..checkpoint.reader import ReadTicket
 from ..errors import LayerstreamError
-from ..timeline import Activity, Span
+from ..spec.timeline import Activity, Span
 from .buffers import HostBuffer
 from .sources import UnitSource
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..facts import TensorRecipe, UnitRecipe
-from ..units import align_up, dtype_bytes
+from ..spec.profiles import TensorRecipe, UnitRecipe
+from ..spec.sizes import align_up, dtype_bytes
 
 PAGE = 4096
 """Buffers start on a page; congruence to file offsets is kept modulo this, which covers every disk's O_DIRECT alignment."""

@@ -12,8 +12,8 @@ from math import prod
 import torch
 
 from ..checkpoint.reader import DiskReader, ReadRequest
-from ..facts import Conversion, StoredTensor, TensorRecipe, UnitRecipe
-from ..units import dtype_bytes
+from ..spec.profiles import Conversion, StoredTensor, TensorRecipe, UnitRecipe
+from ..spec.sizes import dtype_bytes
 from .buffers import HostBuffer, typed_view
 from .layout import UnitLayout, lay_out
 

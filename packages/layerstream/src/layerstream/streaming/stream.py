@@ -26,10 +26,10 @@ import torch
 
 from ..checkpoint.reader import ReadTicket
 from ..errors import LaneStoppedError, LayerstreamError, StreamClosedError, StreamError
-from ..timeline import Activity
+from ..spec.timeline import Activity
 from .fetches import Fetch, Follower, StreamedUnit, VisitCounter
-from .lanes import Lane, Slot
-from .supply import Supply
+from .device_buffers import Lane, Slot
+from .prefetcher import Supply
 
 
 @dataclass(slots=True, eq=False)

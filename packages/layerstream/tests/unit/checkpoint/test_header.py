@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from layerstream.checkpoint.header import TORCH_DTYPES, header_entries, read_header
 from layerstream.errors import ShardCorruptError
-from layerstream.units import DTYPE_BITS
+from layerstream.spec.sizes import DTYPE_BITS
 
 
 def test_the_bytes_at_a_tensors_place_are_the_tensor(tmp_path: Path) -> None:

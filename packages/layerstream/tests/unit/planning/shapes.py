@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from layerstream.facts import ActivationProfile, Machine, ModelProfile, UnitProfile
-from layerstream.units import GIB, align_up
+from layerstream.spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+from layerstream.spec.sizes import GIB, align_up
 
 HIDDEN, INTERMEDIATE, KV_WIDTH, VOCABULARY = 8192, 28672, 1024, 32000
 READ_BUFFER_BYTES = 32 * 1024**2

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from layerstream.decisions import PlacementPlan, Residency
+from layerstream.spec.plans import PlacementPlan, Residency
 from layerstream.errors import BudgetTooSmallError, PlanError
-from layerstream.facts import Machine
+from layerstream.spec.profiles import Machine
 from layerstream.planning.devices import group_devices
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.simulate import simulate_spans
-from layerstream.timeline import Activity
-from layerstream.units import GIB
-from layerstream.wishes import MemoryBudget, Workload
+from layerstream.spec.timeline import Activity
+from layerstream.spec.sizes import GIB
+from layerstream.spec.options import MemoryBudget, Workload
 
 from .shapes import card, cpu, llama_70b, small_model
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from layerstream.decisions import Granularity, Residency
-from layerstream.facts import ActivationProfile
+from layerstream.spec.plans import Granularity, Residency
+from layerstream.spec.profiles import ActivationProfile
 from layerstream.planning.candidates import Configuration
 from layerstream.planning.ledger import (
     activation_bytes,
@@ -14,7 +14,7 @@ from layerstream.planning.ledger import (
     device_lines,
     host_lines,
 )
-from layerstream.wishes import Workload
+from layerstream.spec.options import Workload
 
 from .shapes import READ_BUFFER_BYTES, card, cpu, small_model
 

@@ -14,14 +14,14 @@ import torch
 
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
-from layerstream.facts import Piece, StoredTensor, TensorRecipe, UnitRecipe
+from layerstream.spec.profiles import Piece, StoredTensor, TensorRecipe, UnitRecipe
 from layerstream.streaming.fetches import StreamedUnit
-from layerstream.streaming.lanes import Lane
+from layerstream.streaming.device_buffers import Lane
 from layerstream.streaming.runtime import TorchRuntime
 from layerstream.streaming.sources import UnitSource
 from layerstream.streaming.stream import WeightStream
-from layerstream.streaming.supply import Supply
-from layerstream.timeline import Activity, Timeline
+from layerstream.streaming.prefetcher import Supply
+from layerstream.spec.timeline import Activity, Timeline
 
 NUM_UNITS = 5
 UNIT_BYTES = 40_000

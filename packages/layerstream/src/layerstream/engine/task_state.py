@@ -1,0 +1,84 @@
+"""What is global to the process or the model, but each of several interleaved `generate()` calls must have of its own.
+
+Layer: composition. Knows torch's random generators and the few settings that transformers changes on the model in the middle of a
+generation; knows nothing of units. A generator object that a ride brings along is its own anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architecture.module_state import StateOfModules
+
+_OF_THE_MODEL = ("_previous_max_cache_length",)
+"""generate() makes a static cache no shorter than the last one."""
+
+_OF_A_CONFIG = ("_experts_implementation_internal",)
+"""generate() takes another experts kernel for decoding on accelerators, and puts the first one back at its end."""
+
+_OF_A_ROTARY = ("max_seq_len_cached",)
+"""A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
+
+_ABSENT: Any = object()
+
+_Values = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+class OwnState:
+    """Captures and restores it; satisfies `streaming.sweep.KeptApart`."""
+
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, state: StateOfModules = (), *, has_host_random: bool = True
+    ) -> None:
+        """Find what there is in `model`.
+
+        Args:
+            model: whose computations interleave.
+            device: where it computes.
+            state: what its modules keep to themselves.
+            has_host_random: the CPU's random state is kept too. It is one for all threads: of models that run at the same time
+                only one may have it.
+        """
+        self._model, self._device, self._has_host_random = model, device, has_host_random
+        module = None if device.type == "cpu" else torch.get_device_module(device)
+        self._module: Any = module if hasattr(module, "get_rng_state") else None
+        configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+        self._configs = list(configs.values())
+        self._rotary = [module for module in model.modules() if _remembers_lengths(module)]
+        self._state = [(model.get_submodule(path), names) for path, names in state]
+
+    def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
+        """Return the state of now."""
+        values = [_some(self._model.__dict__, _OF_THE_MODEL)]
+        values += [_some(config.__dict__, _OF_A_CONFIG) for config in self._configs]
+        values += [_some(module.__dict__, names) for module, names in self._state]
+        for module in self._rotary:
+            values += [_some(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
+        on_device = None if self._module is None else self._module.get_rng_state(self._device)
+        return torch.get_rng_state() if self._has_host_random else None, on_device, values
+
+    def restore(self, state: tuple[torch.Tensor | None, Any, _Values]) -> None:
+        """Make `state` the present one."""
+        on_host, on_device, values = state
+        if on_host is not None:
+            torch.set_rng_state(on_host)
+        if self._module is not None:
+            self._module.set_rng_state(on_device, self._device)
+        for place, kept in values:
+            for name, value in kept.items():
+                if value is _ABSENT:
+                    place.pop(name, None)
+                else:
+                    place[name] = value
+
+
+def _remembers_lengths(module: nn.Module) -> bool:
+    return all(name in module.__dict__ for name in _OF_A_ROTARY) and "dynamic" in str(getattr(module, "rope_type", ""))
+
+
+def _some(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return place, {name: place.get(name, _ABSENT) for name in names}

@@ -1,0 +1,171 @@
+"""lm-evaluation-harness on a streamed model: a whole task in a few sweeps.
+
+Room: surfaces. Needs the extra `layerstream[lm-eval]`; nothing else imports this module. Knows the harness' `LM` interface and
+hands its requests on: those that share a context become one question of `score`, generations one batch of `generate_many`.
+What the harness does of its own (tokenizing pairs, rolling windows, cutting answers at stop texts) stays its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from ..uses.batching import GenerationRequest, generate_many
+from ..model import StreamedModel
+from ..uses.scoring import score
+from ..engine.tokenizer import load_tokenizer
+
+Pair = tuple[object, list[int], list[int]]
+
+
+class StreamedLM(TemplateLM):
+    """A streamed model as lm-evaluation-harness sees one; hand it to `lm_eval.simple_evaluate(model=...)`.
+
+    Log-probabilities are those of `score`: computed in two steps, prefix then suffix, where the harness' own model for
+    transformers computes contexts and continuations as one padded batch. In fp32 the two agree up to rounding.
+
+    Attributes:
+        tokenizer: of the checkpoint.
+        max_length: tokens of context at most; longer ones lose their beginning.
+        max_gen_toks: tokens generated where a task does not say.
+    """
+
+    backend = "causal"
+
+    def __init__(
+        self,
+        streamed: StreamedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batches: int | None = None,
+        isolate: bool = False,
+        max_gen_toks: int = 256,
+    ) -> None:
+        """Evaluate an open model, which stays the caller's to close.
+
+        Args:
+            streamed: the model.
+            tokenizer: the checkpoint's own where none is given.
+            batches: as for `score` and `generate_many`.
+            isolate: as for `generate_many`.
+            max_gen_toks: tokens generated where a task does not say.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        super().__init__()
+        self._streamed, self._batches, self._isolate = streamed, batches, isolate
+        self.tokenizer = load_tokenizer(streamed.plan.model_name) if tokenizer is None else tokenizer
+        config = streamed.model.config.get_text_config()
+        self.max_length = int(getattr(config, "max_position_embeddings", None) or 2048)
+        self.max_gen_toks = max_gen_toks
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        end = self.tokenizer.eos_token_id
+        return int(end if end is not None else self.prefix_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token in front of a text without context."""
+        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return next((int(each) for each in ids if each is not None), 0)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's name for the harness' caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Return the tokens of `string`; special ones as the tokenizer has it, and once."""
+        if add_special_tokens is None:
+            begin = self.tokenizer.bos_token
+            add_special_tokens = not (begin and string.startswith(begin))
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        return ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return the turns as one text in the checkpoint's chat template."""
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
+        """Return (sum of log-probabilities, is greedy) of each (text, context tokens, continuation tokens)."""
+        questions: dict[tuple[int, ...], list[int]] = {}
+        for place, (_text, context, continuation) in enumerate(requests):
+            kept = max(1, self.max_length + 1 - len(continuation))
+            questions.setdefault(tuple(context[-kept:]), []).append(place)
+        asked = [(prefix, [requests[place][2] for place in places]) for prefix, places in questions.items()]
+        answers: dict[int, tuple[float, bool]] = {}
+        for result in score(self._streamed, asked, batches=self._batches, tokenizer=self.tokenizer):
+            if result.error is not None:
+                raise result.error
+            places = questions[tuple(asked[result.index][0])]
+            answers |= {place: (each.sum, each.is_greedy) for place, each in zip(places, result.scores, strict=True)}
+        for place, (text, _context, _continuation) in enumerate(requests):
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, answers[place])
+        return [answers[place] for place in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-probability of each whole text, in windows of the model's length; all windows ride together."""
+        windows: list[Pair] = []
+        owners: list[int] = []
+        for owner, (text,) in enumerate(request.args for request in requests):
+            rolled = get_rolling_token_windows(
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            pairs = [make_disjoint_window(window) for window in rolled]
+            windows += [(None, context, continuation) for context, continuation in pairs]
+            owners += [owner] * len(pairs)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return each context's continuation up to one of its stop texts."""
+        end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
+        stops = [handle_stop_sequences(self._settings(request)["until"], eos=end) for request in requests]
+        asked = [self._request(request, stop) for request, stop in zip(requests, stops, strict=True)]
+        results = generate_many(self._streamed, asked, isolate=self._isolate, batches=self._batches, tokenizer=self.tokenizer)
+        texts = []
+        for request, stop, result in zip(requests, stops, results, strict=True):
+            if result.error is not None:
+                raise result.error
+            texts.append(str(postprocess_generated_text(generation=result.text or "", stop=stop, think_end_token=None)))
+            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        return texts
+
+    def _settings(self, request: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        return settings
+
+    def _request(self, request: Any, stop: list[str]) -> GenerationRequest:
+        settings = self._settings(request)
+        settings.pop("until", None)
+        new_tokens, draws = settings.pop("max_gen_toks"), settings.pop("do_sample")
+        temperature = settings.pop("temperature", None)
+        ids = self.tok_encode(request.args[0])[-max(1, self.max_length - new_tokens) :]
+        return GenerationRequest(
+            prompt=ids,
+            max_new_tokens=new_tokens,
+            do_sample=draws,
+            temperature=temperature if draws else None,
+            num_beams=settings.pop("num_beams", 1),
+            stop=tuple(stop),
+            options=settings,
+        )

@@ -1,0 +1,87 @@
+"""Look an embedding's rows up in host memory or on disk, so that the table need not be on the device.
+
+Room: streaming. The embedding's own forward runs, on a table of just the rows that the ids name, with the ids renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.reader import DiskReader
+from ..spec.profiles import TensorRecipe
+from .binding import as_installed, places_of
+
+
+class RowTable:
+    """One embedding's rows, wherever they are.
+
+    Attributes:
+        bytes_read: read from disk so far.
+    """
+
+    def __init__(self, tensor: TensorRecipe, reader: DiskReader, host: torch.Tensor | None) -> None:
+        """Look rows up in `host` (the whole table in host memory), or on disk where it is None."""
+        self._tensor, self._reader, self._host = tensor, reader, host
+        self._source = tensor.pieces[0].source
+        self._row_bytes = self._source.num_bytes // self._source.shape[0]
+        self.bytes_read = 0
+
+    def fetch(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows named by the CPU tensor `rows` (int64, any order) as (len(rows), width) in the run dtype, on the CPU."""
+        if self._host is not None:
+            return self._host[rows]
+        buffer = torch.empty(rows.numel() * self._row_bytes, dtype=torch.uint8)
+        view = memoryview(buffer.numpy())
+        for place, row in enumerate(rows.tolist()):
+            target = view[place * self._row_bytes : (place + 1) * self._row_bytes]
+            self._reader.read_now(self._source.path, self._source.offset + row * self._row_bytes, target)
+        self.bytes_read += buffer.numel()
+        stored = buffer.view(getattr(torch, self._source.dtype)).reshape(rows.numel(), *self._source.shape[1:])
+        return stored.to(getattr(torch, self._tensor.dtype))
+
+
+def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device: torch.device) -> Callable[[], None]:
+    """Serve the embedding that holds `tensor` from `table`; return what takes it off again.
+
+    An id outside the vocabulary is refused as torch refuses it.
+    """
+    path, _, _ = tensor.name.rpartition(".")
+    module = model.get_submodule(path)
+    assert isinstance(module, nn.Embedding)
+    place, name = places_of(model, tensor)
+    original, padding = place[name], module.padding_idx
+    # Some models send their inputs to the device of this weight; it has the right one, the right shape, and no memory.
+    nothing = torch.full((1,), float("nan"), dtype=original.dtype, device=device).expand(original.shape)
+    empty = place[name] = nn.Parameter(nothing, requires_grad=False)
+    # The padding row matters to gradients only, and its number means nothing among renumbered rows.
+    module.padding_idx = None
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = args[0] if args else kwargs["input"]
+        unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
+        if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
+            raise IndexError(
+                f"token id {int(unique[-1] if unique[0] >= 0 else unique[0])} is outside the vocabulary of {tensor.shape[0]}"
+            )
+        place[name] = as_installed(table.fetch(unique).to(device), is_buffer=False)
+        renumbered = renumbered.to(ids.device)
+        return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
+
+    def after(*_: Any) -> None:
+        place[name] = empty
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, always_call=True),
+    ]
+
+    def detach() -> None:
+        for handle in handles:
+            handle.remove()
+        place[name], module.padding_idx = original, padding
+
+    return detach

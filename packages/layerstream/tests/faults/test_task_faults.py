@@ -1,0 +1,235 @@
+"""Whatever happens to one of those that share a sweep: the others are exact, nothing hangs, the model is whole again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from kit.tasks import Call, generation, many_kinds, together
+from kit.threads import no_thread_left
+from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+import layerstream as ls
+from layerstream.streaming.scheduler import Arrival, Ride
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_keeps_running() -> Iterator[None]:
+    with no_thread_left():
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_llama_dir: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
+
+
+@pytest.fixture
+def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
+    with ls.load(tiny_llama_dir, budget="min") as opened:
+        yield opened
+
+
+class BreaksAfter(StoppingCriteria):
+    """Raises after so many tokens, or does something else there."""
+
+    def __init__(self, steps: int, deed: Callable[[], object]) -> None:
+        self.steps, self.deed = steps, deed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        self.steps -= 1
+        if self.steps <= 0:
+            self.deed()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def fail() -> None:
+    raise BrokenPipeError("nobody listens any more")
+
+
+def interrupt() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def breaking(length: int, steps: int, deed: Callable[[], object]) -> Call:
+    return generation(length, 12, do_sample=False, stopping_criteria=StoppingCriteriaList([BreaksAfter(steps, deed)]))
+
+
+def assert_whole(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """Alone and together, the model gives what the plain one gives."""
+    with torch.no_grad():
+        assert torch.equal(streamed.model(IDS).logits, plain(IDS).logits)
+    calls = many_kinds()[:2]
+    assert all(torch.equal(a, b) for a, b in zip(together(streamed, calls), [call(plain) for call in calls], strict=True))
+
+
+def test_a_call_that_breaks_off_does_not_touch_the_others(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    calls = many_kinds()
+    expected = [call(plain) for call in calls]
+    mixed = [breaking(5, 2, fail), *calls, breaking(6, 3, fail)]
+    arrivals = streamed.group.run([partial(call, streamed.model) for call in mixed])
+    assert [type(arrivals[place].error) for place in (0, -1)] == [BrokenPipeError] * 2
+    assert all(torch.equal(a, b.value) for a, b in zip(expected, arrivals[1:-1], strict=True))
+    assert_whole(streamed, plain)
+
+
+def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """Its hook is told apart by the length of the prompt."""
+
+    def refuse_seven(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[1] == 7:
+            raise ZeroDivisionError("in the middle of a block")
+
+    handle = streamed.model.model.layers[2].mlp.register_forward_pre_hook(refuse_seven)
+    calls = [generation(n, 4, do_sample=False) for n in (4, 7, 5)]
+    arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
+    handle.remove()
+    assert isinstance(arrivals[1].error, ZeroDivisionError)
+    for place in (0, 2):
+        assert torch.equal(arrivals[place].value, calls[place](plain))
+    assert_whole(streamed, plain)
+
+
+def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    calls = [breaking(5, 3, interrupt), *many_kinds()]
+    with pytest.raises(KeyboardInterrupt):
+        streamed.group.run([partial(call, streamed.model) for call in calls])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_whole(streamed, plain)
+
+
+def test_an_error_of_who_hears_the_results_ends_every_call(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    def refuse(_: Arrival) -> None:
+        raise ArithmeticError("the disk of the results is full")
+
+    with pytest.raises(ArithmeticError, match="is full"):
+        together(streamed, many_kinds(), on_arrival=refuse)
+    assert_whole(streamed, plain)
+
+
+@pytest.mark.parametrize("who", ["a rider", "the callback", "another thread"])
+def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Path, who: str) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min")
+    threads: list[threading.Thread] = []
+
+    def close_elsewhere() -> None:
+        if not threads:
+            threads.append(threading.Thread(target=streamed.close))
+            threads[0].start()
+
+    deed = {"a rider": streamed.close, "another thread": close_elsewhere}.get(who, lambda: None)
+    calls = [generation(4, 40, do_sample=False), breaking(6, 2, deed), generation(3, 1, do_sample=False)]
+    with pytest.raises(ls.StreamClosedError, match="closed"):
+        together(streamed, calls, on_arrival=lambda _: streamed.close() if who == "the callback" else None)
+    for thread in threads:
+        thread.join(20)
+    assert streamed.is_closed
+    with pytest.raises(ls.StreamClosedError, match="load it again"):
+        together(streamed, calls)
+
+
+def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    results: list[torch.Tensor] = []
+    other = threading.Thread(target=lambda: results.append(streamed.model(IDS).logits))
+    calls = [breaking(5, 2, lambda: other.ident or other.start()), *many_kinds()]
+    arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
+    other.join(60)
+    assert all(arrival.error is None for arrival in arrivals)
+    with torch.no_grad():
+        assert torch.equal(results[0], plain(IDS).logits)
+
+
+def test_a_forward_in_the_callback_is_refused_and_says_why(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    with pytest.raises(ls.StreamError, match="callback"):
+        together(streamed, many_kinds(), on_arrival=lambda _: streamed.model(IDS))
+    assert_whole(streamed, plain)
+
+
+def test_a_forward_inside_a_forward_is_refused_and_says_why(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """It would wait for itself."""
+    handle = streamed.model.model.layers[1].register_forward_pre_hook(lambda *_: streamed.model(IDS))
+    with pytest.raises(ls.StreamError, match="inside another"):
+        streamed.model(IDS)
+    (arrival,) = streamed.group.run([lambda: streamed.model(IDS)])
+    assert isinstance(arrival.error, ls.StreamError)
+    handle.remove()
+    assert_whole(streamed, plain)
+
+
+def test_a_disk_that_fails_fails_every_rider_and_recovers(tiny_llama_dir: Path, plain: PreTrainedModel, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
+    shard = sorted(checkpoint.glob("*.safetensors"))[-1]
+    whole = shard.read_bytes()
+    with ls.load(checkpoint, budget="min") as streamed:
+        with shard.open("r+b") as file:
+            file.truncate(len(whole) // 2)
+        calls = [generation(n, 4, do_sample=False) for n in (4, 5, 6)]
+        arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
+        assert [type(arrival.error) for arrival in arrivals] == [ls.ReadFailedError] * 3
+        shard.write_bytes(whole)
+        assert_whole(streamed, plain)
+
+
+@pytest.mark.slow
+def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """Random calls with random faults under random capacities, hundreds of boardings: each is exact or fails as it must.
+
+    No thread, file or memory is left; after a while in which caches fill, the process does not grow.
+    """
+    rng, process = random.Random(11), psutil.Process()
+    expected: dict[tuple[int, int], torch.Tensor] = {}
+    for _ in range(20):
+        _soak_once(rng, streamed, plain, expected)
+    before = (threading.active_count(), process.num_fds())
+    size = process.memory_info().rss
+    for _ in range(60):
+        _soak_once(rng, streamed, plain, expected)
+    assert (threading.active_count(), process.num_fds()) == before
+    # the timeline's ring of 20,000 spans fills up meanwhile; a leaked ride would hold its cache and its logits
+    assert process.memory_info().rss - size < 16 * 1024**2
+    assert_whole(streamed, plain)
+
+
+def _soak_once(
+    rng: random.Random, streamed: ls.StreamedModel, plain: PreTrainedModel, expected: dict[tuple[int, int], torch.Tensor]
+) -> None:
+    """Let up to eight random calls ride; now and then Ctrl-C comes or the callback raises."""
+    plans = [(rng.randrange(2, 12), rng.randrange(1, 7), rng.random() < 0.25) for _ in range(rng.randrange(1, 9))]
+    rides = []
+    for length, new_tokens, fails in plans:
+        call = breaking(length, 1, fail) if fails else generation(length, new_tokens, do_sample=True, seed=length)
+        rides.append(Ride(call=partial(call, streamed.model), weight=rng.choice((0.5, 1.0, 2.5))))
+    fault = rng.choice((None, None, None, KeyboardInterrupt, ArithmeticError))
+    arrivals: list[Arrival] = []
+
+    def hear(arrival: Arrival) -> None:
+        arrivals.append(arrival)
+        if fault is not None:
+            raise fault
+
+    with pytest.raises(fault) if fault is not None else nullcontext():
+        streamed.group.run(rides, capacity=rng.choice((None, 1.0, 3.0)), on_arrival=hear)
+    assert len(arrivals) == (len(plans) if fault is None else 1)
+    for arrival in arrivals:
+        length, new_tokens, fails = plans[arrival.number]
+        if fails:
+            assert isinstance(arrival.error, BrokenPipeError)
+            continue
+        key = (length, new_tokens)
+        if key not in expected:
+            expected[key] = generation(length, new_tokens, do_sample=True, seed=length)(plain)
+        assert torch.equal(arrival.value, expected[key])

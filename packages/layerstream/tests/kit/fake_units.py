@@ -1,0 +1,59 @@
+"""Numbered units without a model, for tests of the baton.
+
+Test kit. Knows the sweep group alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from layerstream.streaming.scheduler import Arrival
+from layerstream.streaming.sweep_group import SweepGroup
+
+
+class Road:
+    """Units that note who was there; `log` has one entry an event, in order."""
+
+    def __init__(self, group: SweepGroup | None = None) -> None:
+        self.group = group or SweepGroup()
+        self.log: list[tuple[Any, ...]] = []
+        self.running = 0
+        self.in_place: set[int] = set()
+
+    def visit(self, name: object, unit: int, inside: Callable[[], object] = lambda: None) -> None:
+        self.group.enter(unit, lambda: self._bring(unit), lambda: self._let_go(unit))
+        try:
+            assert unit in self.in_place
+            self.log.append((unit, name))
+            inside()
+        finally:
+            self.group.leave(unit)
+
+    def walker(self, name: object, units: Sequence[int]) -> Callable[[], object]:
+        def walk() -> object:
+            for unit in units:
+                self.visit(name, unit)
+            return name
+
+        return walk
+
+    def visits(self) -> list[int]:
+        return [unit for what, unit in self.log if what == "bring"]
+
+    def passages(self) -> list[tuple[Any, ...]]:
+        return [entry for entry in self.log if entry[0] not in ("bring", "let go")]
+
+    def _bring(self, unit: int) -> None:
+        assert unit not in self.in_place
+        self.in_place.add(unit)
+        self.log.append(("bring", unit))
+
+    def _let_go(self, unit: int) -> None:
+        self.in_place.remove(unit)
+        self.log.append(("let go", unit))
+
+
+def values(arrivals: list[Arrival]) -> list[Any]:
+    assert [arrival.error for arrival in arrivals] == [None] * len(arrivals)
+    return [arrival.value for arrival in arrivals]
