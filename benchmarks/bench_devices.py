@@ -1,4 +1,4 @@
-"""Several lanes: how much is read for two lanes beside one, and how long they take together against one after the other.
+"""Several replicas: how much is read for two replicas beside one, and how long they take together against one after the other.
 
 Lanes on the CPU share its cores, so a sweep of two can be shorter than two sweeps of one only by what the disk takes: nothing here
 says how two accelerators compute side by side.
@@ -33,9 +33,9 @@ WANTED_BYTES = 1.05
 WANTED_TIME = 0.75
 NOTES = [
     "Everything is streamed (the least budget), cold page cache before every pass, greedy `generate()` of the same prompt length "
-    "on every lane. *One lane, twice* is the same work as two lanes' on one device: two generations in turn. Bytes are "
+    "on every replica. *One replica, twice* is the same work as two replicas' on one device: two generations in turn. Bytes are "
     "those of the weights' reads, counted by the reader; embedding rows, a few kilobytes, are included. What is prefetched for a "
-    "sweep that does not come is included too. Every lane computes on one thread. Ratios are medians of the rounds' own.",
+    "sweep that does not come is included too. Every replica computes on one thread. Ratios are medians of the rounds' own.",
 ]
 
 
@@ -45,9 +45,9 @@ def main() -> int:
     # Lanes with several computing threads each would fight for the cores, and what waits for a core would be timed.
     torch.set_num_threads(1)
     outcome = Outcome(
-        theme="lanes",
-        title="Two lanes on one reading",
-        columns=("", "GB read", "of one lane's", "seconds", "of one lane, twice"),
+        theme="replicas",
+        title="Two replicas on one reading",
+        columns=("", "GB read", "of one replica's", "seconds", "of one replica, twice"),
         notes=NOTES,
     )
     with work_directory(options) as work:
@@ -59,12 +59,12 @@ def main() -> int:
 
 def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) -> None:
     workload = ls.Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=new_tokens)
-    cases = {"one lane": (1, 1), "one lane, twice": (1, 2), "two lanes": (2, 1), "three lanes": (3, 1)}
+    cases = {"one replica": (1, 1), "one replica, twice": (1, 2), "two replicas": (2, 1), "three replicas": (3, 1)}
     read: dict[str, list[int]] = {name: [] for name in cases}
 
     def run(name: str) -> float:
-        lanes, times = cases[name]
-        with ls.load(directory, budget="min", devices=["cpu"] * lanes, workload=workload) as streamed:
+        replicas, times = cases[name]
+        with ls.load(directory, budget="min", devices=["cpu"] * replicas, workload=workload) as streamed:
             drop_page_cache(directory)
             streamed.reset_report()
             seconds = timed(lambda: [_generate(streamed, new_tokens) for _ in range(times)])
@@ -73,8 +73,8 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
 
     seconds = interleave({name: lambda name=name: run(name) for name in cases}, rounds=rounds)
     read = {name: figures[1:] for name, figures in read.items()}  # the first round warms up
-    byte_ratios = {name: median_ratio(read[name], read["one lane"]) for name in cases}
-    time_ratios = {name: median_ratio(seconds[name], seconds["one lane, twice"]) for name in cases}
+    byte_ratios = {name: median_ratio(read[name], read["one replica"]) for name in cases}
+    time_ratios = {name: median_ratio(seconds[name], seconds["one replica, twice"]) for name in cases}
     for name in cases:
         gigabytes = f"{median(read[name]) / 1e9:.2f}"
         outcome.rows.append(
@@ -82,8 +82,8 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
         )
     outcome.figures = {"seconds": seconds, "bytes_read": read, "byte_ratios": byte_ratios, "time_ratios": time_ratios}
     outcome.verdicts = [
-        verdict("bytes read for two lanes, of one lane's", byte_ratios["two lanes"], WANTED_BYTES),
-        verdict("time of two lanes, of one lane's twice", time_ratios["two lanes"], WANTED_TIME),
+        verdict("bytes read for two replicas, of one replica's", byte_ratios["two replicas"], WANTED_BYTES),
+        verdict("time of two replicas, of one replica's twice", time_ratios["two replicas"], WANTED_TIME),
     ]
 
 

@@ -64,9 +64,9 @@ def main() -> int:
 
 def _measure(outcome: Outcome, directory: Path, shape: LlamaShape, rounds: int) -> None:
     workload = ls.Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=8)
-    opened = open_blocks(directory)
+    spec = open_blocks(directory)
     counts = [shape.num_blocks * quarter // 4 for quarter in range(5)]
-    plans = {str(count): plan_blocks(opened, count, workload) for count in counts}
+    plans = {str(count): plan_blocks(spec, count, workload) for count in counts}
 
     def sweep(plan: ls.PlacementPlan) -> float:
         with load_planned(directory, plan) as streamed:

@@ -1,4 +1,4 @@
-"""Scoring: many questions with five suffixes each in one sweep, against one question after another, everything streamed.
+"""Scoring: many requests with five suffixes each in one sweep, against one request after another, everything streamed.
 
 One after another every forward reads all streamed weights: one for the prefix, one for each suffix on its cache. In one sweep they
 are read once for all; the second part does it behind prefixes of 4,096 tokens, and holds the memory against its prediction.
@@ -43,74 +43,74 @@ LONG = LlamaShape(hidden_size=256, intermediate_size=704, num_blocks=4, num_head
 SAMPLE = 2
 NOTES = [
     "All blocks and the head are streamed from a cold disk, with two slots. one after another: transformers on the streamed model, "
-    "a prefix with a cache of its own and each suffix on a copy of it, for two questions in every round (any question alone costs "
-    "as many sweeps); its time for all is computed from theirs. in one sweep: `score` for all questions. 'of one after another' is "
-    "the median of the rounds' own ratios, in questions a second. The log-probabilities of the two ways are compared: equal.",
+    "a prefix with a cache of its own and each suffix on a copy of it, for two requests in every round (any request alone costs "
+    "as many sweeps); its time for all is computed from theirs. in one sweep: `score` for all requests. 'of one after another' is "
+    "the median of the rounds' own ratios, in requests a second. The log-probabilities of the two ways are compared: equal.",
     "weights read: bytes of streamed units in one run, counted once what was prefetched last was in place.",
     "4,096 tokens: a much smaller model, so that one pass over all the prefixes takes minutes. A process of its own opens the "
     "model, scores once, and ends. peak: VmHWM, reset before the model was opened, less the resident memory at that time. "
-    "predicted: the ledger's fixed lines, the allowance for runtime and allocator among them, and the two lines of the wave.",
+    "predicted: the ledger's fixed lines, the allowance for runtime and allocator among them, and the two lines of the sweep.",
 ]
 
 
 def main() -> int:
     options = arguments(__doc__)
-    questions, rounds = (8, 1) if options.quick else (100, options.rounds or 3)
+    requests, rounds = (8, 1) if options.quick else (100, options.rounds or 3)
     outcome = Outcome(
         theme="scoring",
-        title=f"{questions} questions of 5 suffixes each, all streamed",
-        columns=("way", "questions/s", "of one after another", "seconds for all", "sweeps", "weights read"),
+        title=f"{requests} requests of 5 suffixes each, all streamed",
+        columns=("way", "requests/s", "of one after another", "seconds for all", "sweeps", "weights read"),
         notes=list(NOTES),
     )
     with work_directory(options) as work:
         facts = environment(work)
-        spec = {"questions": questions, "suffixes": 5, "prefix_tokens": 128, "suffix_tokens": 12}
+        spec = {"requests": requests, "suffixes": 5, "prefix_tokens": 128, "suffix_tokens": 12}
         directory = write_llama(work / "model", SMALL if options.quick else HALF_GB)
         _short(outcome, directory, spec, rounds)
         shape = replace(LONG, num_blocks=2) if options.quick else LONG
-        long = {**spec, "model": str(write_llama(work / "long", shape)), "room_for": max(4, questions // 2)}
+        long = {**spec, "model": str(write_llama(work / "long", shape)), "room_for": max(4, requests // 2)}
         _long(outcome, {**long, "prefix_tokens": 1024 if options.quick else 4096 - 18})
     return publish(outcome, options, facts)
 
 
 def _short(outcome: Outcome, directory: Path, spec: dict[str, Any], rounds: int) -> None:
-    questions = questions_of(spec)
-    workload = ls.Workload(batch_size=len(questions), prompt_tokens=spec["prefix_tokens"], new_tokens=0)
+    requests = questions_of(spec)
+    workload = ls.Workload(batch_size=len(requests), prompt_tokens=spec["prefix_tokens"], new_tokens=0)
     plan = plan_blocks(open_blocks(directory), 0, workload)
     with load_planned(directory, plan) as streamed:
-        _check_sums(streamed, questions[:SAMPLE])
+        _check_sums(streamed, requests[:SAMPLE])
         cases: dict[str, Callable[[], float]] = {
             "one after another": lambda: _seconds_a_question(
-                directory, lambda: [_in_two_steps(streamed, each) for each in questions[:SAMPLE]], SAMPLE
+                directory, lambda: [_in_two_steps(streamed, each) for each in requests[:SAMPLE]], SAMPLE
             ),
-            "in one sweep": lambda: _seconds_a_question(directory, lambda: ls.score(streamed, questions), len(questions)),
+            "in one sweep": lambda: _seconds_a_question(directory, lambda: ls.score(streamed, requests), len(requests)),
         }
         figures = interleave(cases, rounds=rounds, warmups=0)
-    found = measure({**spec, "model": str(directory), "room_for": len(questions)})
+    found = measure({**spec, "model": str(directory), "room_for": len(requests)})
     alone, shared = figures["one after another"], figures["in one sweep"]
     ratio = median_ratio(alone, shared)
-    sweeps = sum(1 + sum(len(suffix) > 1 for suffix in suffixes) for _, suffixes in questions)
-    total_s = f"{median(alone) * len(questions):.1f} (computed)"
+    sweeps = sum(1 + sum(len(suffix) > 1 for suffix in suffixes) for _, suffixes in requests)
+    total_s = f"{median(alone) * len(requests):.1f} (computed)"
     outcome.rows.append(("one after another", f"{1 / median(alone):.3f}", "1.00", total_s, f"{sweeps} (computed)", ""))
     moved = (str(found["sweeps"]), f"{found['read_bytes']:,} B")
     outcome.rows.append(
-        ("in one sweep", f"{1 / median(shared):.3f}", f"{ratio:.1f}", f"{median(shared) * len(questions):.1f}", *moved)
+        ("in one sweep", f"{1 / median(shared):.3f}", f"{ratio:.1f}", f"{median(shared) * len(requests):.1f}", *moved)
     )
     outcome.figures["short"] = {"seconds_a_question": figures, "ratio": ratio, **found}
-    outcome.verdicts.append(verdict("sweeps for all questions", found["sweeps"], 1))
+    outcome.verdicts.append(verdict("sweeps for all requests", found["sweeps"], 1))
     outcome.verdicts.append(verdict("weights read, of one sweep's", found["read_bytes"] / found["one_sweep_bytes"], 1.0))
 
 
 def _long(outcome: Outcome, spec: dict[str, Any]) -> None:
     found = measure(spec)
     peak, predicted = found["peak_bytes"], found["predicted_bytes"]
-    rate = spec["questions"] / found["seconds"]
+    rate = spec["requests"] / found["seconds"]
     row = (f"{spec['prefix_tokens']:,} tokens before each", f"{rate:.3f}", "", f"{found['seconds']:.1f}")
     outcome.rows.append((*row, str(found["sweeps"]), f"{found['read_bytes']:,} B"))
     outcome.figures["long"] = {key: value for key, value in found.items() if key != "plan"}
     outcome.notes.append(
         f"Behind {spec['prefix_tokens']:,} tokens the peak was {peak / MIB:.0f} MiB, predicted were {predicted / MIB:.0f} MiB. "
-        f"The plan and the wave:\n\n```\n{found['plan']}\n```"
+        f"The plan and the sweep:\n\n```\n{found['plan']}\n```"
     )
     outcome.verdicts.append(verdict("long context: sweeps", found["sweeps"], 1))
     outcome.verdicts.append(verdict("long context: peak, of predicted", peak / predicted, 1.0))
@@ -122,8 +122,8 @@ def _seconds_a_question(directory: Path, work: Callable[[], object], count: int)
 
 
 @torch.no_grad()
-def _in_two_steps(streamed: ls.StreamedModel, question: tuple[list[int], list[list[int]]]) -> list[np.ndarray]:
-    model, (prefix, suffixes) = streamed.model, question
+def _in_two_steps(streamed: ls.StreamedModel, request: tuple[list[int], list[list[int]]]) -> list[np.ndarray]:
+    model, (prefix, suffixes) = streamed.model, request
     cache = DynamicCache(config=model.config)
     first = model(input_ids=torch.tensor([prefix]), past_key_values=cache, logits_to_keep=1).logits[0]
     found = []
@@ -137,9 +137,9 @@ def _in_two_steps(streamed: ls.StreamedModel, question: tuple[list[int], list[li
     return found
 
 
-def _check_sums(streamed: ls.StreamedModel, questions: list[tuple[list[int], list[list[int]]]]) -> None:
-    for question, result in zip(questions, ls.score(streamed, questions), strict=True):
-        for expected, score in zip(_in_two_steps(streamed, question), result.scores, strict=True):
+def _check_sums(streamed: ls.StreamedModel, requests: list[tuple[list[int], list[list[int]]]]) -> None:
+    for request, result in zip(requests, ls.score(streamed, requests), strict=True):
+        for expected, score in zip(_in_two_steps(streamed, request), result.scores, strict=True):
             np.testing.assert_array_equal(expected, score.token_logprobs)
 
 

@@ -27,7 +27,7 @@ VISITORS = 10
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 NOTES = [
     "First paint: from opening the address to the masthead's being drawn, by the script's clock, in a fresh browser context "
-    "with an empty cache, the app being up. First token: from the click on Compare to the first word in the first lane (streamed, "
+    "with an empty cache, the app being up. First token: from the click on Compare to the first word in the first replica (streamed, "
     "in the least memory that works): a process is started, libraries and weights are loaded and a warm-up is run before it. "
     "Stop: from the click to the worker's being gone.",
     "Visitors: ten programs ask /compare at the same moment, each with a prompt of its own; each must get the answer to its own "
@@ -100,7 +100,7 @@ def _visit(browser: Browser, address: str, pid: int) -> tuple[float, float, floa
     page.wait_for_function("document.querySelectorAll('#variants input:checked').length === 1")
     start = time.perf_counter()
     page.click("#compare")
-    page.wait_for_selector(".ls-lane .ls-text:not(:has(.ls-wait)):not(:has(.ls-ghost))", timeout=300_000)
+    page.wait_for_selector(".ls-replica .ls-text:not(:has(.ls-wait)):not(:has(.ls-ghost))", timeout=300_000)
     token = time.perf_counter() - start
     # a whole run ends by itself; a second one is stopped while its worker is loading
     page.wait_for_selector("a.ls-link", timeout=300_000)

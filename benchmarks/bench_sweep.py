@@ -78,7 +78,7 @@ def _measure(outcome: Outcome, directory: Path, requests: list[ls.GenerationRequ
     by_length = sorted(requests, key=lambda request: len(request.prompt))
     sample = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
     with load_planned(directory, plan) as streamed:
-        outcome.notes.append("The packs:\n\n```\n" + ls.plan_requests(streamed, requests).explain() + "\n```")
+        outcome.notes.append("The micro-batches:\n\n```\n" + ls.plan_requests(streamed, requests).explain() + "\n```")
         ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
             "one after another": lambda: [_alone(streamed, request) for request in sample],
             "isolated": lambda: [each.tokens for each in ls.generate_many(streamed, requests, isolate=True)],

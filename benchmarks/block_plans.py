@@ -14,24 +14,24 @@ from pathlib import Path
 import torch
 
 import layerstream as ls
-from layerstream.engine.build import build
 from layerstream.checkpoint.reader import DiskReader, ReadTicket
-from layerstream.spec.plans import Residency
+from layerstream.engine.build import build
+from layerstream.engine.inspect import ModelSpec, inspect_model
 from layerstream.machine import describe_machine
-from layerstream.engine.inspect import OpenedModel, open_model
 from layerstream.planning.placement import plan_placement
+from layerstream.spec.plans import Residency
 from layerstream.streaming.buffers import HostBuffer
 from layerstream.streaming.runtime import TorchRuntime
 from layerstream.streaming.sources import UnitSource
 
 
-def open_blocks(directory: Path) -> OpenedModel:
+def open_blocks(directory: Path) -> ModelSpec:
     """Open a checkpoint with whole blocks as its only units."""
-    opened = open_model(directory)
-    return replace(opened, profile=replace(opened.profile, parts=(), layers=()))
+    spec = inspect_model(directory)
+    return replace(spec, profile=replace(spec.profile, parts=(), layers=()))
 
 
-def plan_blocks(opened: OpenedModel, num_resident: int, workload: ls.Workload) -> ls.PlacementPlan:
+def plan_blocks(spec: ModelSpec, num_resident: int, workload: ls.Workload) -> ls.PlacementPlan:
     """Return the plan with `num_resident` decoder blocks on the device, the rest streamed through two slots.
 
     The budget that gives it is searched for: one slot's room at a time from the least that works.
@@ -39,11 +39,11 @@ def plan_blocks(opened: OpenedModel, num_resident: int, workload: ls.Workload) -
     machine = describe_machine(torch.device("cpu"))
 
     def plan(budget: int | str) -> ls.PlacementPlan:
-        wish = ls.MemoryBudget(device=budget)
-        return plan_placement(profile=opened.profile, budget=wish, workload=workload, machine=machine)
+        requested = ls.MemoryBudget(device=budget)
+        return plan_placement(profile=spec.profile, budget=requested, workload=workload, machine=machine)
 
     least = plan("min")
-    block_bytes = max(unit.slot_bytes for unit in opened.profile.blocks)
+    block_bytes = max(unit.slot_bytes for unit in spec.profile.blocks)
     budget_bytes = least.ledger.device_bytes
     found = least
     while resident_blocks(found) < num_resident:
@@ -75,12 +75,12 @@ class BareReads:
     """The reads of a plan's sweep by the same reader, through as many buffers of the same size, with nothing computed."""
 
     def __init__(self, directory: Path, plan: ls.PlacementPlan) -> None:
-        opened = open_blocks(directory)
-        recipes = {unit.name: unit for unit in opened.units.streamed[plan.granularity]}
+        spec = open_blocks(directory)
+        recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
         moving = [recipes[p.name] for p in plan.units if p.name in recipes and p.residency is not Residency.DEVICE]
-        head = opened.units.head
+        head = spec.units.head
         if head is not None and any(p.name == head.name and p.residency is not Residency.DEVICE for p in plan.units):
-            moving += opened.units.head_slices(plan.head_slices)
+            moving += spec.units.head_slices(plan.head_slices)
         self.sources = [UnitSource(recipe) for recipe in moving]
         self.read_bytes = sum(source.read_bytes for source in self.sources)
         self._closing = ExitStack()

@@ -153,7 +153,7 @@ def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], shape: LlamaSh
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(struct.micro_batch("<Q", len(text)) + text)
         if generator is None:
             file.truncate(8 + len(text) + end)
             return

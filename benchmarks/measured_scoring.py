@@ -18,28 +18,28 @@ from block_plans import load_planned, open_blocks, plan_blocks
 from measured_run import memory_status, reset_high_water
 
 import layerstream as ls
-from layerstream.machine import give_back_freed_memory
+from layerstream.machine import trim_malloc
 
 IN_MEMORY = ("edges (norms, buffers)", "input embedding", "output head", "resident blocks", "slots", "read buffers")
 OF_TOKENS = ("KV cache", "KV cache growth", "activations")
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run `spec` in a child: `model`, `questions`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once)."""
+    """Run `spec` in a child: `model`, `requests`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once)."""
     done = subprocess.run([sys.executable, __file__, json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def questions_of(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]]:
-    """Return random questions; lengths of suffixes differ by up to a half."""
+    """Return random requests; lengths of suffixes differ by up to a half."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
         return torch.randint(3, 500, (length,), generator=generator).tolist()
 
     lengths = [spec["suffix_tokens"] * (2 + place) // 4 for place in range(spec["suffixes"])]
-    return [(ids(spec["prefix_tokens"]), [ids(max(1, length)) for length in lengths]) for _ in range(spec["questions"])]
+    return [(ids(spec["prefix_tokens"]), [ids(max(1, length)) for length in lengths]) for _ in range(spec["requests"])]
 
 
 def settled_bytes(streamed: ls.StreamedModel) -> int:
@@ -53,19 +53,19 @@ def settled_bytes(streamed: ls.StreamedModel) -> int:
 
 
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    directory, questions = Path(spec["model"]), questions_of(spec)
+    directory, requests = Path(spec["model"]), questions_of(spec)
     workload = ls.Workload(batch_size=spec["room_for"], prompt_tokens=spec["prefix_tokens"], new_tokens=0)
     plan = plan_blocks(open_blocks(directory), 0, workload)
     # as `load` does, which is not used here since it would choose the units itself
-    give_back_freed_memory()
+    trim_malloc()
     reset_high_water()
     base = memory_status()["VmRSS"]
     with load_planned(directory, plan) as streamed:
-        waves = ls.plan_scores(streamed, questions)
+        scoring = ls.plan_scores(streamed, requests)
         before = settled_bytes(streamed)
         streamed.reset_report()
         start_s = perf_counter()
-        results = ls.score(streamed, questions)
+        results = ls.score(streamed, requests)
         seconds = perf_counter() - start_s
         assert all(result.error is None for result in results)
         sweeps, read = streamed.report().sweeps, settled_bytes(streamed) - before
@@ -76,16 +76,16 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
     fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in OF_TOKENS)
     return {
         "seconds": seconds,
-        "waves": len(waves.waves),
+        "planned_sweeps": len(scoring.sweeps),
         "sweeps": sweeps,
         "read_bytes": read,
         "one_sweep_bytes": one_sweep,
         "peak_bytes": peak,
-        "predicted_bytes": fixed + waves.wave_bytes,
-        "wave_bytes": {line.purpose: line.num_bytes for line in waves.lines},
+        "predicted_bytes": fixed + scoring.sweep_bytes,
+        "sweep_bytes": {line.purpose: line.num_bytes for line in scoring.lines},
         "fixed_bytes": fixed,
         "budget_bytes": plan.ledger.device_budget_bytes,
-        "plan": f"{plan.explain()}\n{waves.explain()}".replace(str(directory), "model"),
+        "plan": f"{plan.explain()}\n{scoring.explain()}".replace(str(directory), "model"),
     }
 
 

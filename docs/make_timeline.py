@@ -12,8 +12,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 import layerstream as ls
-from layerstream.default_model import default_model_path
 from layerstream.cli.trace_export import gantt_svg
+from layerstream.default_model import default_model_path
 
 WARM_UP_TOKENS = 3
 DRAWN_SWEEPS = 2

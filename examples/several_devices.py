@@ -1,4 +1,4 @@
-"""Split prompts over several devices that share one reading of the weights. Two CPU lanes stand in for two cards here."""
+"""Split prompts over several devices that share one reading of the weights. Two CPU replicas stand in for two cards here."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def main(path: str) -> None:
     devices = cards if len(cards) > 1 else ["cpu", "cpu"]
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
 
-    def answer(replica: PreTrainedModel, lane: int) -> list[str]:
-        inputs = tokenizer(PROMPTS[lane :: len(devices)], padding=True, return_tensors="pt").to(replica.device)
+    def answer(replica: PreTrainedModel, index: int) -> list[str]:
+        inputs = tokenizer(PROMPTS[index :: len(devices)], padding=True, return_tensors="pt").to(replica.device)
         rows = replica.generate(**inputs, max_new_tokens=12, do_sample=False)
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     workload = ls.Workload(batch_size=2, prompt_tokens=32, new_tokens=12)
     with ls.load(path, devices=devices, budget="min", workload=workload) as streamed:
-        for lane, texts in enumerate(streamed.run_on_devices(answer)):
+        for index, texts in enumerate(streamed.run_on_devices(answer)):
             for text in texts:
-                print(f"{devices[lane]}: {text!r}")
+                print(f"{devices[index]}: {text!r}")
         print(f"{streamed.report().sweeps} sweeps, {streamed.report().bytes_read:,} bytes read once", file=sys.stderr)
 
 

@@ -6,8 +6,6 @@ the resident model's, bit for bit. `plan` and `simulate` say beforehand where ev
 """
 
 from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
-from .uses.batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
-from .spec.plans import BatchPlan, Granularity, LedgerLine, MemoryLedger, Pack, PlacementPlan, Residency, SweepCost, UnitPlacement
 from .default_model import default_model_path
 from .errors import (
     BlocksNotFoundError,
@@ -15,11 +13,11 @@ from .errors import (
     CheckpointError,
     CheckpointNotFoundError,
     JobError,
-    LaneStoppedError,
     LayerstreamError,
     ModelError,
     PlanError,
     ReadFailedError,
+    ReplicaStoppedError,
     ScoreError,
     ShardCorruptError,
     StreamClosedError,
@@ -28,16 +26,28 @@ from .errors import (
     UnsupportedFormatError,
     UnsupportedModelError,
 )
-from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
 from .loading import load, plan, profile_model, simulate
 from .machine import probe_machine
 from .model import StreamedModel
 from .planning.estimate import bytes_by_precision
-from .planning.scoring_sweeps import WavePlan
-from .spec.report import StreamReport
-from .uses.scoring import QuestionResult, ScoreProgress, SuffixScore, load_head, plan_scores, score
-from .spec.timeline import Activity, Span, Timeline
+from .planning.scoring_sweeps import ScoringPlan
 from .spec.options import MemoryBudget, Workload
+from .spec.plans import (
+    BatchPlan,
+    Granularity,
+    LedgerLine,
+    MemoryLedger,
+    MicroBatch,
+    PlacementPlan,
+    Residency,
+    SweepCost,
+    UnitPlacement,
+)
+from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+from .spec.report import StreamReport
+from .spec.timeline import Activity, Span, Timeline
+from .uses.batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
+from .uses.scoring import ScoreProgress, ScoringResult, SuffixScore, load_head, plan_scores, score
 
 __version__ = "0.1.0"
 
@@ -56,7 +66,7 @@ __all__ = [
     "Granularity",
     "JobError",
     "KnownModel",
-    "LaneStoppedError",
+    "ReplicaStoppedError",
     "LayerstreamError",
     "LedgerLine",
     "Machine",
@@ -64,10 +74,10 @@ __all__ = [
     "MemoryLedger",
     "ModelError",
     "ModelProfile",
-    "Pack",
+    "MicroBatch",
     "PlacementPlan",
     "PlanError",
-    "QuestionResult",
+    "ScoringResult",
     "ReadFailedError",
     "Residency",
     "ScoreError",
@@ -86,7 +96,7 @@ __all__ = [
     "UnitProfile",
     "UnsupportedFormatError",
     "UnsupportedModelError",
-    "WavePlan",
+    "ScoringPlan",
     "Workload",
     "bytes_by_precision",
     "default_model_path",

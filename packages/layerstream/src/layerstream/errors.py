@@ -122,7 +122,7 @@ class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
 
 
-class LaneStoppedError(StreamError):
+class ReplicaStoppedError(StreamError):
     """The work on this device was stopped because that on another one, beside which it ran, failed."""
 
 

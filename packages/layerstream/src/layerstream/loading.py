@@ -14,15 +14,15 @@ import torch
 from transformers import PreTrainedConfig
 
 from .engine.build import build
-from .spec.plans import PlacementPlan
+from .engine.inspect import ModelSpec, inspect_config, inspect_model
 from .errors import PlanError
-from .spec.profiles import Machine, ModelProfile
-from .machine import describe_machine, give_back_freed_memory, settle_device
+from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
-from .engine.inspect import OpenedModel, open_config, open_model
 from .planning.placement import plan_placement
-from .streaming.runtime import DeviceRuntime, TorchRuntime
 from .spec.options import MemoryBudget, Workload
+from .spec.plans import PlacementPlan
+from .spec.profiles import Machine, ModelProfile
+from .streaming.runtime import DeviceRuntime, TorchRuntime
 
 Budget = str | int | MemoryBudget
 
@@ -60,9 +60,9 @@ def plan(
         CheckpointError, ModelError, PlanError: what is wrong with the files, the model or the wish.
     """
     machines = None if machine is None else _as_list(machine)
-    settled = [] if machines is not None else _settle_devices(device, devices)
-    on_host = settled[0].type == "cpu" if machines is None else machines[0].device_is_host
-    opened = open_model(
+    resolved = [] if machines is not None else _resolve_devices(device, devices)
+    on_host = resolved[0].type == "cpu" if machines is None else machines[0].device_is_host
+    spec = inspect_model(
         model,
         dtype=dtype,
         attn_implementation=attn_implementation,
@@ -73,8 +73,8 @@ def plan(
         weights=False,
     )
     if machines is None:
-        machines = [describe_machine(each, dtype=opened.profile.dtype) for each in settled]
-    return _plan_opened(opened, budget, workload, machines)
+        machines = [describe_machine(each, dtype=spec.profile.dtype) for each in resolved]
+    return _plan_spec(spec, budget, workload, machines)
 
 
 def simulate(
@@ -103,8 +103,8 @@ def simulate(
     machines = _as_list(machine)
     if isinstance(model, ModelProfile):
         return _plan_profile(_of_dtype(model, dtype), budget, workload, machines)
-    opened = _open_any(model, dtype, on_host=machines[0].device_is_host, chunk=_chunk(workload))
-    return _plan_opened(opened, budget, workload, machines)
+    spec = _inspect_any(model, dtype, on_host=machines[0].device_is_host, chunk=_chunk(workload))
+    return _plan_spec(spec, budget, workload, machines)
 
 
 def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> ModelProfile:
@@ -115,28 +115,28 @@ def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dt
         dtype: the run dtype.
         device: the kind of device to lay slots out for; it need not exist here.
     """
-    return _open_any(model, dtype, on_host=device.split(":")[0] == "cpu").profile
+    return _inspect_any(model, dtype, on_host=device.split(":")[0] == "cpu").profile
 
 
-def _open_any(
+def _inspect_any(
     model: str | Path | PreTrainedConfig, dtype: str | torch.dtype, *, on_host: bool, chunk: int | None = None
-) -> OpenedModel:
+) -> ModelSpec:
     if isinstance(model, PreTrainedConfig):
-        return open_config(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host)
-    return open_model(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host, weights=False)
+        return inspect_config(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host)
+    return inspect_model(model, dtype=dtype, prefill_chunk_tokens=chunk, on_host=on_host, weights=False)
 
 
 def _chunk(workload: Workload | None) -> int | None:
     return None if workload is None else workload.prefill_chunk_tokens
 
 
-def _plan_opened(opened: OpenedModel, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
-    return _plan_profile(opened.profile, budget, workload, machines)
+def _plan_spec(spec: ModelSpec, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
+    return _plan_profile(spec.profile, budget, workload, machines)
 
 
 def _plan_profile(profile: ModelProfile, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
-    wish = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
-    return plan_placement(profile=profile, budget=wish, workload=workload or Workload(), machine=machines[0], beside=machines[1:])
+    requested = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
+    return plan_placement(profile=profile, budget=requested, workload=workload or Workload(), machine=machines[0], beside=machines[1:])
 
 
 def _of_dtype(profile: ModelProfile, dtype: str | torch.dtype) -> ModelProfile:
@@ -155,14 +155,14 @@ def _as_list(machine: Machine | Sequence[Machine]) -> list[Machine]:
     return machines
 
 
-def _settle_devices(device: str, devices: Sequence[str] | None) -> list[torch.device]:
+def _resolve_devices(device: str, devices: Sequence[str] | None) -> list[torch.device]:
     if devices is None:
-        return [settle_device(device)]
+        return [resolve_device(device)]
     if device != "auto":
         raise PlanError(f"device={device!r} and devices={devices!r} were both given: name one device, or several")
     if isinstance(devices, str) or not devices:
         raise PlanError(f"devices takes a list of devices, such as ['cuda:0', 'cuda:1']; got {devices!r}")
-    return [_numbered(settle_device(each)) for each in devices]
+    return [_numbered(resolve_device(each)) for each in devices]
 
 
 def _numbered(device: torch.device) -> torch.device:
@@ -213,8 +213,8 @@ def load(
         ReadFailedError: the disk did not give what it holds.
     """
     baseline_bytes = psutil.Process().memory_info().rss
-    runtimes = _settle_runtimes(device, devices, runtime)
-    opened = open_model(
+    runtimes = _resolve_runtimes(device, devices, runtime)
+    spec = inspect_model(
         model,
         dtype=dtype,
         attn_implementation=attn_implementation,
@@ -223,16 +223,16 @@ def load(
         prefill_chunk_tokens=_chunk(workload),
         on_host=runtimes[0].is_host,
     )
-    machines = [replace(describe_machine(each.device, dtype=opened.profile.dtype), device=each.name) for each in runtimes]
-    decided = _plan_opened(opened, budget, workload, machines)
-    if runtimes[0].is_host and not decided.is_resident:
-        give_back_freed_memory()
-    return StreamedModel(build(opened, decided, runtimes), baseline_bytes=baseline_bytes)
+    machines = [replace(describe_machine(each.device, dtype=spec.profile.dtype), device=each.name) for each in runtimes]
+    placement = _plan_spec(spec, budget, workload, machines)
+    if runtimes[0].is_host and not placement.is_resident:
+        trim_malloc()
+    return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes)
 
 
-def _settle_runtimes(
+def _resolve_runtimes(
     device: str, devices: Sequence[str] | None, runtime: DeviceRuntime | Sequence[DeviceRuntime] | None
 ) -> list[DeviceRuntime]:
     if runtime is None:
-        return [TorchRuntime(each) for each in _settle_devices(device, devices)]
+        return [TorchRuntime(each) for each in _resolve_devices(device, devices)]
     return list(runtime) if isinstance(runtime, Sequence) else [runtime]

@@ -41,24 +41,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PROBE_BYTES = 256 * MIB
 
 
-def settle_device(wish: str) -> torch.device:
+def resolve_device(requested: str) -> torch.device:
     """Return the torch device that `wish` names; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
         PlanError: no such device here.
     """
-    if wish == "auto":
+    if requested == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found if found is not None else torch.device("cpu")
     try:
-        device = torch.device(wish)
+        device = torch.device(requested)
     except RuntimeError as error:
-        raise PlanError(f"device {wish!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ...") from error
+        raise PlanError(f"device {requested!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ...") from error
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
-        raise PlanError(f"device {wish!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'")
+        raise PlanError(f"device {requested!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'")
     if device.index is not None and device.type != "cpu" and device.index >= torch.get_device_module(device).device_count():
         count = torch.get_device_module(device).device_count()
-        raise PlanError(f"device {wish!r} was asked for, but there are {count} of that kind here, counted from 0")
+        raise PlanError(f"device {requested!r} was asked for, but there are {count} of that kind here, counted from 0")
     return device
 
 
@@ -108,7 +108,7 @@ def free_host_bytes() -> int:
     return free
 
 
-def give_back_freed_memory() -> bool:
+def trim_malloc() -> bool:
     """Make this process return freed memory to the system at once; True where that is known to work (glibc).
 
     glibc raises the size from which it does so whenever a large allocation is freed: after a long prompt, freed activations and
@@ -170,7 +170,7 @@ def probe_machine(path: Path | None = None, device: str = "auto", *, dtype: str 
     Raises:
         PlanError: unknown device, or nothing can be written or read at `path`.
     """
-    chosen = settle_device(device)
+    chosen = resolve_device(device)
     machine = replace(
         describe_machine(chosen, dtype=dtype),
         disk_bytes_per_s=_measure_disk(path or _rates_file().parent),

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from .engine.build import BuiltModel
-from .spec.plans import Residency
-from .errors import StreamClosedError, StreamError
 from .engine.replica import Replica
+from .engine.run_parallel import run_in_parallel
+from .errors import StreamClosedError, StreamError
+from .spec.plans import Residency
 from .spec.report import StreamReport
-from .engine.run_parallel import run_side_by_side
-from .streaming.sweep_group import SweepGroup
 from .spec.timeline import Activity
+from .streaming.sweep_group import SweepGroup
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class StreamedModel:
         """
         self.plan, self.profile, self.timeline = built.plan, built.profile, built.timeline
         self._built = built
-        self._replicas = tuple(Replica(lane, baseline_bytes=baseline_bytes) for lane in built.lanes)
+        self._replicas = tuple(Replica(index, baseline_bytes=baseline_bytes) for index in built.replicas)
         self.replicas: tuple[PreTrainedModel, ...] = tuple(replica.model for replica in self._replicas)
         self.groups: tuple[SweepGroup, ...] = tuple(replica.group for replica in self._replicas)
         self.model, self.group = self.replicas[0], self.groups[0]
@@ -95,7 +95,7 @@ class StreamedModel:
 
         Raises:
             BaseException: the first error of any work. The others' next forward, or their next unit in one under way, raises
-                `LaneStoppedError`; all have ended when this returns, and the model can be used again.
+                `ReplicaStoppedError`; all have ended when this returns, and the model can be used again.
             StreamClosedError: the model is closed.
             StreamError: another `run_on_devices` of this model is under way.
         """
@@ -105,10 +105,10 @@ class StreamedModel:
         if not self._side_by_side.acquire(blocking=False):
             raise StreamError("run_on_devices is under way already: give all the work to one call, or wait until it is over")
         try:
-            if self._built.supply is not None:
-                self._built.supply.gather()
+            if self._built.prefetcher is not None:
+                self._built.prefetcher.gather()
             works = [partial(self._work_on, work, number) for number in range(len(self._replicas))]
-            return run_side_by_side(works, on_failure=self._stop_others)
+            return run_in_parallel(works, on_failure=self._stop_others)
         finally:
             for replica in self._replicas:
                 replica.resume()
@@ -116,7 +116,7 @@ class StreamedModel:
 
     def _work_on(self, work: Callable[[PreTrainedModel, int], T], number: int) -> T:
         try:
-            with self._built.lanes[number].runtime.current():
+            with self._built.replicas[number].runtime.current():
                 return work(self.replicas[number], number)
         finally:
             self._replicas[number].expect_no_more()
@@ -185,8 +185,8 @@ class StreamedModel:
         self._is_closed = True
         for replica in self._replicas:
             replica.stop_streaming()
-        if self._built.supply is not None:
-            self._built.supply.close()
+        if self._built.prefetcher is not None:
+            self._built.prefetcher.close()
         self._built.reader.close()
         for replica in self._replicas:
             replica.make_empty()

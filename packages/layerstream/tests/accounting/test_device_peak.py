@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig
 
 import layerstream as ls
-from layerstream.spec.plans import Granularity
-from layerstream.engine.inspect import OpenedModel, open_config
+from layerstream.engine.inspect import ModelSpec, inspect_config
 from layerstream.planning.placement import plan_placement
+from layerstream.spec.plans import Granularity
 from layerstream.streaming.binding import UnitBinding
 from layerstream.streaming.sources import UnitSource
 
@@ -63,7 +63,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def llama_70b() -> OpenedModel:
+def llama_70b() -> ModelSpec:
     config = LlamaConfig(
         hidden_size=8192,
         num_hidden_layers=80,
@@ -73,32 +73,32 @@ def llama_70b() -> OpenedModel:
         vocab_size=32000,
         max_position_embeddings=8192,
     )
-    return open_config(config, dtype="float16", name="70B", on_host=False)
+    return inspect_config(config, dtype="float16", name="70B", on_host=False)
 
 
 @contextmanager
-def streamed_on_shapes(opened: OpenedModel, plan: ls.PlacementPlan) -> Iterator[None]:
+def streamed_on_shapes(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None]:
     """Let the model stream from slots that are shapes, as the plan has it; residents and slots are allocated under the counter."""
     slots = [torch.empty(plan.slot_bytes, dtype=torch.uint8, device="meta") for _ in range(plan.num_slots)]
-    recipes = {unit.name: unit for unit in opened.units.streamed[plan.granularity]}
-    if opened.units.head is not None:
-        recipes[opened.units.head.name] = opened.units.head
+    recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
+    if spec.units.head is not None:
+        recipes[spec.units.head.name] = spec.units.head
     handles, bindings, kept, undo, turn = [], [], [], [], 0
-    edges = UnitSource(opened.units.edges[plan.granularity])
+    edges = UnitSource(spec.units.edges[plan.granularity])
     kept.append(torch.empty(edges.layout.device_bytes, dtype=torch.uint8, device="meta"))
     for placement in plan.units:
         source = UnitSource(recipes[placement.name])
-        binding = UnitBinding(opened.model, source.unit.tensors)
+        binding = UnitBinding(spec.model, source.unit.tensors)
         bindings.append(binding)
         if placement.residency is ls.Residency.DEVICE:
             memory = torch.empty(source.layout.device_bytes, dtype=torch.uint8, device="meta")
             binding.install((0, 0), lambda source=source, memory=memory: source.device_views(memory))
             continue
-        if opened.units.head is not None and placement.name == opened.units.head.name and plan.head_slices > 1:
-            undo.append(sliced_head(opened, plan, slots[0]))
+        if spec.units.head is not None and placement.name == spec.units.head.name and plan.head_slices > 1:
+            undo.append(sliced_head(spec, plan, slots[0]))
             continue
         slot, turn = slots[turn % len(slots)], turn + 1
-        module = opened.model.get_submodule(placement.name)
+        module = spec.model.get_submodule(placement.name)
 
         def enter(*_: Any, binding: UnitBinding = binding, source: UnitSource = source, slot: torch.Tensor = slot) -> None:
             binding.install((0, 0), lambda: source.device_views(slot))
@@ -118,18 +118,18 @@ def streamed_on_shapes(opened: OpenedModel, plan: ls.PlacementPlan) -> Iterator[
             each()
 
 
-def sliced_head(opened: OpenedModel, plan: ls.PlacementPlan, slot: torch.Tensor) -> Callable[[], object]:
+def sliced_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> Callable[[], object]:
     """Let the head visit its slices in `slot`; return what undoes it."""
-    assert opened.units.head is not None
-    head = opened.model.get_submodule(opened.units.head.name)
+    assert spec.units.head is not None
+    head = spec.model.get_submodule(spec.units.head.name)
     plain = head.forward
-    sources = [UnitSource(unit) for unit in opened.units.head_slices(plan.head_slices)]
+    sources = [UnitSource(unit) for unit in spec.units.head_slices(plan.head_slices)]
     assert max(source.layout.device_bytes for source in sources) <= plan.slot_bytes
 
     def forward(given: torch.Tensor) -> torch.Tensor:
         results = []
         for source in sources:
-            binding = UnitBinding(opened.model, source.unit.tensors)
+            binding = UnitBinding(spec.model, source.unit.tensors)
             binding.install((0, 0), lambda source=source: source.device_views(slot))
             results.append(plain(given))
             binding.forget()
@@ -139,19 +139,19 @@ def sliced_head(opened: OpenedModel, plan: ls.PlacementPlan, slot: torch.Tensor)
     return lambda: head.__dict__.pop("forward")
 
 
-def peak_of_real_forward(opened: OpenedModel, plan: ls.PlacementPlan) -> int:
+def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     """Prefill and one decoded token; return the peak in bytes."""
-    with torch.no_grad(), EfficientAttention(), LiveStorages() as counter, torch.device("meta"), streamed_on_shapes(opened, plan):
+    with torch.no_grad(), EfficientAttention(), LiveStorages() as counter, torch.device("meta"), streamed_on_shapes(spec, plan):
         ids = torch.zeros((1, PROMPT_TOKENS), dtype=torch.long)
-        output = opened.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        output = spec.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         del output
-        opened.model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        spec.model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
     return counter.peak_bytes
 
 
 @pytest.mark.parametrize("card_bytes", [16 * GB, 4 * GB], ids=["16 GB card", "4 GB card"])
-def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(llama_70b: OpenedModel, card_bytes: int) -> None:
+def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(llama_70b: ModelSpec, card_bytes: int) -> None:
     machine = ls.Machine(
         name="card",
         device="cuda:0",

@@ -1,4 +1,4 @@
-"""The ledger of a wave holds what its questions really take: every storage that their operations make is counted."""
+"""The ledger of a sweep holds what its requests really take: every storage that their operations make is counted."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
 from layerstream.engine.build import build
+from layerstream.engine.inspect import inspect_model
 from layerstream.machine import describe_machine
-from layerstream.engine.inspect import open_model
 from layerstream.planning.placement import plan_placement
-from layerstream.planning.scoring_sweeps import RIDER_BYTES
+from layerstream.planning.scoring_sweeps import TASK_BYTES
 from layerstream.streaming.runtime import TorchRuntime
 
 QUESTIONS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)
@@ -44,13 +44,13 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def streamed_in(path: tuple[Path, str], granularity: ls.Granularity) -> ls.StreamedModel:
-    opened = open_model(path[0], attn_implementation=path[1])
+    spec = inspect_model(path[0], attn_implementation=path[1])
     if granularity is ls.Granularity.BLOCK:
-        opened = replace(opened, profile=replace(opened.profile, parts=(), layers=()))
+        spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
     machine = describe_machine(torch.device("cpu"))
-    plan = plan_placement(profile=opened.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
+    plan = plan_placement(profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
     assert plan.granularity is granularity
-    return ls.StreamedModel(build(opened, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
+    return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
 def watch(part: nn.Module, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,5 +75,5 @@ def test_a_wave_takes_no_more_than_its_ledger_and_not_much_less(
         results = ls.score(streamed, asked, batches=1)
     assert all(result.error is None for result in results)
     # stacks of threads are no storages
-    promised = plan.wave_bytes - RIDERS * RIDER_BYTES
+    promised = plan.sweep_bytes - RIDERS * TASK_BYTES
     assert 0.35 * promised < alive.peak_bytes <= promised, f"{alive.peak_bytes / promised:.2f} of {promised:,}"

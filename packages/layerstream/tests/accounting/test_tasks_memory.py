@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
 from layerstream.engine.build import build
+from layerstream.engine.inspect import inspect_model
 from layerstream.machine import describe_machine
-from layerstream.engine.inspect import open_model
 from layerstream.planning.placement import plan_placement
 from layerstream.streaming.runtime import TorchRuntime
 
@@ -40,13 +40,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def streamed_in(path: Path, granularity: ls.Granularity) -> ls.StreamedModel:
-    opened = open_model(path)
+    spec = inspect_model(path)
     if granularity is ls.Granularity.BLOCK:
-        opened = replace(opened, profile=replace(opened.profile, parts=(), layers=()))
+        spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
     machine = describe_machine(torch.device("cpu"))
-    plan = plan_placement(profile=opened.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
+    plan = plan_placement(profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
     assert plan.granularity is granularity
-    return ls.StreamedModel(build(opened, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
+    return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
 @pytest.mark.parametrize("isolate", [True, False], ids=["isolated", "packed"])

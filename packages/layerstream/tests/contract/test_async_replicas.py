@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
 from layerstream.streaming.fetches import Fetch
-from layerstream.streaming.prefetcher import Supply
+from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.testing import FakeAsyncRuntime, FakeEvent, FakeStream
 
 IDS = (torch.arange(1, 13).reshape(2, 6), torch.arange(40, 55).reshape(3, 5))
@@ -50,12 +50,12 @@ def reference(tiny_llama_dir: Path) -> list[torch.Tensor]:
         return [model(ids).logits for ids in IDS]
 
 
-def forwards(replica: PreTrainedModel, lane: int) -> list[torch.Tensor]:
-    return [replica(IDS[lane]).logits for _ in range(SWEEPS)]
+def forwards(replica: PreTrainedModel, index: int) -> list[torch.Tensor]:
+    return [replica(IDS[index]).logits for _ in range(SWEEPS)]
 
 
-def is_exact(results: list[list[torch.Tensor]], reference: list[torch.Tensor], lane: int) -> bool:
-    return all(torch.equal(logits, reference[lane]) for logits in results[lane])
+def is_exact(results: list[list[torch.Tensor]], reference: list[torch.Tensor], index: int) -> bool:
+    return all(torch.equal(logits, reference[index]) for logits in results[index])
 
 
 def load(path: Path, *runtimes: FakeAsyncRuntime, host: str | int = "min", device: str | int = "min") -> ls.StreamedModel:
@@ -79,25 +79,25 @@ def test_two_of_the_worst_devices_give_the_exact_results(tiny_llama_dir: Path, r
         assert report.bytes_read == 0
 
 
-@pytest.mark.parametrize("lane", [0, 1])
+@pytest.mark.parametrize("replica", [0, 1])
 @pytest.mark.parametrize("broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies])
 def test_removing_any_wait_of_one_lane_breaks_a_result(
-    tiny_llama_dir: Path, reference: list[torch.Tensor], broken: type[FakeAsyncRuntime], lane: int
+    tiny_llama_dir: Path, reference: list[torch.Tensor], broken: type[FakeAsyncRuntime], index: int
 ) -> None:
     runtimes = [FakeAsyncRuntime(lag_s=0.0, name="fake:0"), FakeAsyncRuntime(lag_s=0.0, name="fake:1")]
-    runtimes[lane] = broken(lag_s=0.01, name=f"fake:{lane}")
+    runtimes[index] = broken(lag_s=0.01, name=f"fake:{index}")
     with load(tiny_llama_dir, *runtimes) as streamed:
         results = streamed.run_on_devices(forwards)
-    assert not is_exact(results, reference, lane)
-    assert is_exact(results, reference, 1 - lane)
+    assert not is_exact(results, reference, index)
+    assert is_exact(results, reference, 1 - index)
 
 
 def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
     tiny_llama_dir: Path, reference: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, given = Supply.let_go, []
+    plain, given = Prefetcher.release, []
 
-    def let_go_at_the_first(self: Supply, fetch: Fetch) -> None:
+    def let_go_at_the_first(self: Prefetcher, fetch: Fetch) -> None:
         if fetch in given:
             return
         given.append(fetch)
@@ -105,7 +105,7 @@ def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
         plain(self, fetch)
         fetch.buffer = buffer
 
-    monkeypatch.setattr(Supply, "let_go", let_go_at_the_first)
+    monkeypatch.setattr(Prefetcher, "release", let_go_at_the_first)
     with load(tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")) as streamed:
         results = streamed.run_on_devices(forwards)
     assert not is_exact(results, reference, 1)
@@ -139,11 +139,11 @@ def test_an_asynchronous_lane_that_fails_stops_the_other(tiny_llama_dir: Path, r
     threads = set(threading.enumerate())
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1")) as streamed:
 
-        def fail_at_once(replica: PreTrainedModel, lane: int) -> None:
-            if lane == 1:
+        def fail_at_once(replica: PreTrainedModel, index: int) -> None:
+            if index == 1:
                 raise ValueError("no questions for this device")
             for _ in range(1000):
-                replica(IDS[lane])
+                replica(IDS[index])
 
         with pytest.raises(ValueError, match="no questions"):
             streamed.run_on_devices(fail_at_once)

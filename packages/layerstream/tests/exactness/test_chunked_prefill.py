@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import layerstream as ls
-from layerstream.engine.inspect import open_config
+from layerstream.engine.inspect import inspect_config
 
 NUM_TOKENS = 60
 
@@ -44,6 +44,6 @@ def test_the_weights_are_read_once_for_all_chunks(tiny_llama_dir: Path) -> None:
 
 def test_the_ledger_counts_on_the_smaller_activations() -> None:
     config = LlamaConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512)
-    plain = open_config(config, dtype="float16").profile.activation
-    chunked = open_config(config, dtype="float16", prefill_chunk_tokens=32).profile.activation
+    plain = inspect_config(config, dtype="float16").profile.activation
+    chunked = inspect_config(config, dtype="float16", prefill_chunk_tokens=32).profile.activation
     assert chunked.bytes_per_token < 0.5 * plain.bytes_per_token

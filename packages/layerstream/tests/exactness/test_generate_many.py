@@ -92,10 +92,10 @@ def test_packed_equals_generate_on_the_same_padded_batch(family: str, dtype: str
     with load(path, dtype, "min") as streamed:
         plan = ls.plan_requests(streamed, requests, batches=1)
         results = ls.generate_many(streamed, requests, batches=1)
-    assert [pack.requests for pack in plan.packs] == [(0, 2), (1, 4), (3, 6), (5,), (7,)]
-    for pack in plan.packs:
-        expected = generated(plain, [requests[index] for index in pack.requests])
-        assert [list(results[index].tokens) for index in pack.requests] == expected
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 2), (1, 4), (3, 6), (5,), (7,)]
+    for micro_batch in plan.micro_batches:
+        expected = generated(plain, [requests[index] for index in micro_batch.requests])
+        assert [list(results[index].tokens) for index in micro_batch.requests] == expected
 
 
 def test_weights_are_read_for_the_longest_request_alone(tmp_path: Path) -> None:
@@ -189,10 +189,10 @@ def test_a_request_that_fails_has_its_error_and_the_others_have_their_answers(tm
         results = ls.generate_many(streamed, [good[0], bad, good[1]])
         plan = ls.plan_requests(streamed, [good[0], bad, good[1]])
     assert isinstance(results[1].error, ValueError) and results[1].finish_reason == "error"
-    for pack in plan.packs:
-        if 1 not in pack.requests:
-            expected = generated(plain, [[good[0], bad, good[1]][index] for index in pack.requests])
-            assert [list(results[index].tokens) for index in pack.requests] == expected
+    for micro_batch in plan.micro_batches:
+        if 1 not in micro_batch.requests:
+            expected = generated(plain, [[good[0], bad, good[1]][index] for index in micro_batch.requests])
+            assert [list(results[index].tokens) for index in micro_batch.requests] == expected
 
 
 def test_an_assistant_and_a_prompt_lookup_ride_along(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ import layerstream as ls
 
 FAMILIES = ("llama", "gpt2", "bloom", "mixtral", "gemma2", "qwen3_moe", "deepseek_v3", "zamba2", "mamba2", "llama_tied")
 PROGRAMS = (("logits", "greedy", "beam"), ("static_cache", "hidden_states", "greedy", "logits"))
-"""What each lane computes: other things, in another order, in other numbers of sweeps."""
+"""What each replica computes: other things, in another order, in other numbers of sweeps."""
 NEEDED = sorted({name for program in PROGRAMS for name in program})
 
 
 def computing(results: ReferenceResults, what: str) -> Callable[[PreTrainedModel, int], None]:
-    def work(replica: PreTrainedModel, lane: int) -> None:
-        assert_equals_reference(replica, results, PROGRAMS[lane % 2], f"{what}, lane {lane}")
+    def work(replica: PreTrainedModel, index: int) -> None:
+        assert_equals_reference(replica, results, PROGRAMS[index % 2], f"{what}, replica {replica}")
 
     return work
 
@@ -35,28 +35,28 @@ def test_each_lane_equals_the_plain_model_in_every_bit(family: str, dtype: str, 
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     results = compute_reference(reference(path, getattr(torch, dtype)), NEEDED)
     for budget in BUDGETS:
-        with load(path, dtype, budget, lanes=2) as streamed:
+        with load(path, dtype, budget, replicas=2) as streamed:
             assert len({id(replica) for replica in streamed.replicas}) == 2
             streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
-            if budget == "min":  # once more, from where unequal works left off; and one lane after the other
+            if budget == "min":  # once more, from where unequal works left off; and one replica after the other
                 streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}, again"))
-                for lane, replica in enumerate(streamed.replicas):
-                    assert_equals_reference(replica, results, ("logits",), f"{family} {dtype} at {budget}, lane {lane} alone")
+                for index, replica in enumerate(streamed.replicas):
+                    assert_equals_reference(replica, results, ("logits",), f"{family} {dtype} at {budget}, replica {replica} alone")
 
 
 def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     results = compute_reference(reference(path), NEEDED)
-    with load(path, "float32", "min", lanes=3) as streamed:
+    with load(path, "float32", "min", replicas=3) as streamed:
         failed: list[BaseException] = []
 
-        def run(lane: int) -> None:
+        def run(index: int) -> None:
             try:
-                computing(results, "free threads")(streamed.replicas[lane], lane)
+                computing(results, "free threads")(streamed.replicas[index], index)
             except BaseException as error:  # noqa: BLE001  (the test looks at it)
                 failed.append(error)
 
-        threads = [threading.Thread(target=run, args=(lane,)) for lane in range(3)]
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -76,18 +76,18 @@ def test_chunked_prefill_works_on_every_lane(tmp_path: Path) -> None:
         assert torch.equal(streamed(ids).logits, one)
 
 
-@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("replicas", [2, 3])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_several_lanes_read_the_disk_once(family: str, lanes: int, tmp_path: Path) -> None:
+def test_several_lanes_read_the_disk_once(family: str, replicas: int, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path)
     ids = torch.arange(5, 29).reshape(2, 12)
 
     def bytes_read(count: int) -> tuple[int, int]:
         """Return what the reader has read for units, and what may lie ready for a seventh sweep."""
-        with load(path, "float32", "min", lanes=count) as streamed:
+        with load(path, "float32", "min", replicas=count) as streamed:
             streamed.run_on_devices(lambda replica, _: replica.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False))
             report, reader_bytes = streamed.report(), streamed._built.reader.bytes_read
-            # each lane looks up the embedding rows of its own tokens
+            # each replica looks up the embedding rows of its own tokens
             rows_bytes = sum(replica.bytes_looked_up for replica in streamed._replicas)
             assert (report.sweeps, rows_bytes > 0) == (6, family == "llama")
             prefetched = max(unit.read_bytes for unit in streamed.plan.units) * 2 * streamed.plan.num_slots
@@ -95,14 +95,14 @@ def test_several_lanes_read_the_disk_once(family: str, lanes: int, tmp_path: Pat
             return reader_bytes - rows_bytes, prefetched
 
     alone, prefetched = bytes_read(1)
-    shared, _ = bytes_read(lanes)
+    shared, _ = bytes_read(replicas)
     assert alone > 3 * prefetched
     assert abs(shared - alone) <= prefetched
 
 
 def test_lanes_on_the_cpu_share_what_stays(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
-    with load(path, "float32", "resident", lanes=2) as streamed:
+    with load(path, "float32", "resident", replicas=2) as streamed:
         first, second = (dict(replica.named_parameters()) for replica in streamed.replicas)
         assert first.keys() == second.keys()
         assert all(first[name].data_ptr() == second[name].data_ptr() for name in first)

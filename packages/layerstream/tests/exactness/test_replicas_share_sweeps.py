@@ -1,4 +1,4 @@
-"""Several devices, and several computations on each: all of them ride on one reading."""
+"""Several devices, and several computations on each: all of them task on one reading."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
     wanted = [answer(plain, ids) for ids in PROMPTS]
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
 
-        def work(replica: PreTrainedModel, lane: int) -> list[torch.Tensor]:
-            rides = [partial(answer, replica, ids) for ids in PROMPTS[lane::2]]
-            return [arrival.value for arrival in streamed.groups[lane].run(rides)]
+        def work(replica: PreTrainedModel, index: int) -> list[torch.Tensor]:
+            tasks = [partial(answer, replica, ids) for ids in PROMPTS[index::2]]
+            return [task_result.value for task_result in streamed.groups[index].run(tasks)]
 
         found = streamed.run_on_devices(work)
         report = streamed.report()
@@ -33,22 +33,22 @@ def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
         ahead = 4 * streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
         rows_bytes = 6 * 14 * 64 * 4
         assert report.bytes_read <= 5 * sum(unit.read_bytes for unit in streamed.plan.units) + ahead + rows_bytes
-    for lane in (0, 1):
-        assert all(torch.equal(a, b) for a, b in zip(found[lane], wanted[lane::2], strict=True))
+    for index in (0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(found[index], wanted[index::2], strict=True))
 
 
 def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         ended: list[BaseException] = []
 
-        def work(replica: PreTrainedModel, lane: int) -> None:
-            if lane == 1:
+        def work(replica: PreTrainedModel, index: int) -> None:
+            if index == 1:
                 replica(PROMPTS[0])
                 raise ValueError("this device is done for")
-            rides = [partial(answer, replica, ids) for ids in PROMPTS * 100]
+            tasks = [partial(answer, replica, ids) for ids in PROMPTS * 100]
             try:
-                streamed.groups[lane].run(rides)
-            except ls.LaneStoppedError as error:
+                streamed.groups[index].run(tasks)
+            except ls.ReplicaStoppedError as error:
                 ended.append(error)
                 raise
 

@@ -13,7 +13,7 @@ from kit.compare import reference
 from kit.families import save_tiny
 from kit.tasks import settled_reads
 from kit.threads import no_thread_left
-from kit.two_steps import head_in_two_steps, head_whole, logprobs_in_two_steps, logprobs_whole, questions
+from kit.two_steps import head_in_two_steps, head_whole, logprobs_in_two_steps, logprobs_whole, requests
 from safetensors.torch import save_file
 from torch import nn
 
@@ -76,7 +76,7 @@ def head_for(width: int, dtype: torch.dtype) -> nn.Linear:
     return nn.Linear(width, 8).to(dtype).requires_grad_(False)
 
 
-def assert_logprobs(results: Sequence[ls.QuestionResult], expected: list[list[tuple[torch.Tensor, bool]]]) -> None:
+def assert_logprobs(results: Sequence[ls.ScoringResult], expected: list[list[tuple[torch.Tensor, bool]]]) -> None:
     for result, wanted in zip(results, expected, strict=True):
         assert result.error is None, result.error
         for score, (values, is_greedy) in zip(result.scores, wanted, strict=True):
@@ -87,7 +87,7 @@ def assert_logprobs(results: Sequence[ls.QuestionResult], expected: list[list[tu
             assert score.mean == score.sum / len(values)
 
 
-def assert_outputs(results: Sequence[ls.QuestionResult], expected: list[list[torch.Tensor]]) -> None:
+def assert_outputs(results: Sequence[ls.ScoringResult], expected: list[list[torch.Tensor]]) -> None:
     for result, wanted in zip(results, expected, strict=True):
         assert result.error is None, result.error
         for score, values in zip(result.scores, wanted, strict=True):
@@ -101,7 +101,7 @@ def test_scores_equal_two_steps(family: str, dtype: str, tmp_path: Path) -> None
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     plain = reference(path)
     head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
-    asked = questions()
+    asked = requests()
     with load(path, dtype, "min") as streamed:
         results = ls.score(streamed, asked, batches=1)
         assert streamed.report().sweeps == 1
@@ -118,7 +118,7 @@ def test_scores_equal_two_steps_at_every_budget(family: str, budget: str, tmp_pa
     path = save_tiny(family, tmp_path, torch.bfloat16)
     plain = reference(path)
     with load(path, "auto", budget) as streamed:
-        assert_logprobs(ls.score(streamed, questions()), [logprobs_in_two_steps(plain, each) for each in questions()])
+        assert_logprobs(ls.score(streamed, requests()), [logprobs_in_two_steps(plain, each) for each in requests()])
 
 
 @pytest.mark.parametrize(("family", "dtype"), [*((family, "bfloat16") for family in WHOLE), ("jamba", "float32")])
@@ -126,7 +126,7 @@ def test_families_with_a_state_score_each_suffix_with_its_prefix(family: str, dt
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     plain = reference(path)
     head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
-    asked = questions()
+    asked = requests()
     with load(path, dtype, "min") as streamed:
         results = ls.score(streamed, asked, batches=1)
         assert streamed.report().sweeps == 1
@@ -139,8 +139,8 @@ def test_families_with_a_state_score_each_suffix_with_its_prefix(family: str, dt
 def test_two_steps_mean_what_one_text_means(family: str, tmp_path: Path) -> None:
     """Positions and masks behind the prefix are right: in fp32 the two ways agree up to rounding."""
     plain = reference(save_tiny(family, tmp_path, torch.float32))
-    for question in questions():
-        for (steps, _), (whole, _) in zip(logprobs_in_two_steps(plain, question), logprobs_whole(plain, question), strict=True):
+    for request in requests():
+        for (steps, _), (whole, _) in zip(logprobs_in_two_steps(plain, request), logprobs_whole(plain, request), strict=True):
             torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-3)
 
 
@@ -150,14 +150,14 @@ def test_all_questions_read_the_weights_once(tmp_path: Path) -> None:
         streamed.model(input_ids=torch.tensor([[5, 6, 7]]))
         once = settled_reads(streamed)
     with load(path, "auto", "min") as streamed:
-        ls.score(streamed, questions() * 20, batches=1)
+        ls.score(streamed, requests() * 20, batches=1)
         assert settled_reads(streamed) == once
 
 
 def test_batches_are_sweeps(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     plain = reference(path)
-    asked = questions() * 2
+    asked = requests() * 2
     with load(path, "auto", "min") as streamed:
         results = ls.score(streamed, asked, batches=3)
         assert streamed.report().sweeps == 3
@@ -170,9 +170,9 @@ def test_a_head_from_a_file_scores_as_the_module(tmp_path: Path) -> None:
     head = head_for(64, torch.float32)
     save_file({"score.weight": head.weight.data, "score.bias": head.bias.data}, tmp_path / "head.safetensors")
     plain = reference(path)
-    expected = [head_in_two_steps(plain, head, each) for each in questions()]
+    expected = [head_in_two_steps(plain, head, each) for each in requests()]
     with load(path, "auto", "min") as streamed:
-        results = ls.score(streamed, questions(), head=tmp_path / "head.safetensors")
+        results = ls.score(streamed, requests(), head=tmp_path / "head.safetensors")
     assert_outputs(results, expected)
     score = results[0].scores[0]
     assert score.outputs.shape == (8,)
@@ -183,5 +183,5 @@ def test_scores_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) 
     plain = reference(tiny_llama_dir)
     budget = ls.MemoryBudget(device="min", host="min")
     with ls.load(tiny_llama_dir, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0005)) as streamed:
-        results = ls.score(streamed, questions())
-    assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in questions()])
+        results = ls.score(streamed, requests())
+    assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in requests()])

@@ -12,14 +12,14 @@ import torch
 from kit.budgets import BUDGETS, load
 from kit.compare import reference
 from kit.families import save_tiny, save_tiny_config
-from kit.tasks import LONGEST, Call, generation, many_kinds, settled_reads, together
 from kit.shrink import shrunken_config
+from kit.tasks import LONGEST, Call, generation, many_kinds, settled_reads, together
 from kit.threads import no_thread_left
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 import layerstream as ls
-from layerstream.streaming.scheduler import Ride
+from layerstream.streaming.scheduler import Task
 from layerstream.testing import FakeAsyncRuntime
 
 FAMILIES = (
@@ -108,9 +108,9 @@ def test_calls_board_as_others_leave(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     calls, expected = calls_for("llama", reference(path))
     with load(path, "auto", "min") as streamed:
-        rides = [Ride(call=partial(call, streamed.model), weight=1) for call in calls]
-        arrivals = streamed.group.run(rides, capacity=2)
-        assert_all_equal(expected, [arrival.value for arrival in arrivals])
+        tasks = [Task(call=partial(call, streamed.model), weight=1) for call in calls]
+        task_results = streamed.group.run(tasks, capacity=2)
+        assert_all_equal(expected, [task_result.value for task_result in task_results])
         assert 9 < streamed.report().sweeps < 5 + 9 + 4 + 2 + 6 + 1
 
 
@@ -202,7 +202,7 @@ def test_suffixes_read_the_cache_of_a_prefix_that_rides_before_them(budget: str,
 
     expected = [call() for call in prefix_and_suffixes(plain)]
     with load(path, "auto", budget) as streamed:
-        arrivals = streamed.group.run(prefix_and_suffixes(streamed.model))
+        task_results = streamed.group.run(prefix_and_suffixes(streamed.model))
         assert budget == "resident" or streamed.report().sweeps == 1
-    assert [arrival.error for arrival in arrivals] == [None] * 3
-    assert_all_equal(expected, [arrival.value for arrival in arrivals])
+    assert [task_result.error for task_result in task_results] == [None] * 3
+    assert_all_equal(expected, [task_result.value for task_result in task_results])

@@ -56,8 +56,8 @@ def plain(path: Path) -> PreTrainedModel:
 @pytest.fixture
 def streamed(path: Path) -> Iterator[ls.StreamedModel]:
     """Return `path` streamed at the least budget."""
-    with load(path, "auto", "min") as opened:
-        yield opened
+    with load(path, "auto", "min") as spec:
+        yield spec
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ class TestAgainAndAgain:
     """One model many times, many models at once."""
 
     def test_ten_calls_of_changing_shape_all_agree(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
-        """Calls end in the middle of the supply's read-ahead; the next one must not find the wrong block."""
+        """Calls end in the middle of the prefetcher's read-ahead; the next one must not find the wrong block."""
         for turn in range(10):
             settings: dict[str, Any] = {"do_sample": False, **left_padded_batch(plain, (4 + turn, 3, 5)[: 1 + turn % 3])}
             assert_same(generate(plain, **settings), generate(streamed.model, **settings), f"call {turn}")

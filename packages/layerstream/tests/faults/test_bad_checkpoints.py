@@ -42,7 +42,7 @@ def write_weights(path: Path, *names: str) -> Path:
 
 def write_raw(path: Path, header: Any, num_bytes: int = 8) -> Path:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(num_bytes))
+    path.write_bytes(struct.micro_batch("<Q", len(raw)) + raw + bytes(num_bytes))
     return path
 
 
@@ -102,7 +102,7 @@ def test_a_lying_header_is_refused_with_its_path(header: Any, num_bytes: int, tm
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\1\2\3", struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 3) + b"{}"])
+@pytest.mark.parametrize("content", [b"", b"\1\2\3", struct.micro_batch("<Q", 2**63) + b"{}", struct.micro_batch("<Q", 3) + b"{}"])
 def test_a_file_too_short_for_its_header_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)

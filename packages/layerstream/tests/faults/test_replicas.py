@@ -63,8 +63,8 @@ def test_a_failing_lane_stops_the_other_with_its_error(
     def fail(*_: object) -> None:
         raise ValueError("deep inside")
 
-    def work(replica: PreTrainedModel, lane: int) -> None:
-        if lane == failing:
+    def work(replica: PreTrainedModel, index: int) -> None:
+        if index == failing:
             replica(IDS)
             if where == "inside a block":
                 handle = replica.model.layers[2].mlp.register_forward_pre_hook(fail)
@@ -76,7 +76,7 @@ def test_a_failing_lane_stops_the_other_with_its_error(
         try:
             for _ in range(MANY):
                 replica(IDS)
-        except ls.LaneStoppedError as error:
+        except ls.ReplicaStoppedError as error:
             told.append(error)
             raise
 
@@ -121,8 +121,8 @@ def test_a_read_error_while_loading_leaves_nothing(checkpoint: Path) -> None:
 def test_lanes_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
-    def work(replica: PreTrainedModel, lane: int) -> int:
-        return sum(torch.equal(replica(IDS).logits, reference) for _ in range((7, 0, 2)[lane]))
+    def work(replica: PreTrainedModel, index: int) -> int:
+        return sum(torch.equal(replica(IDS).logits, reference) for _ in range((7, 0, 2)[index]))
 
     assert streamed.run_on_devices(work) == [7, 0]
     assert_usable(streamed, reference)
@@ -174,7 +174,7 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
         runner.join(60)
         assert not runner.is_alive()
         # what was being computed when the weights went may end with torch's own complaint about meta tensors
-        assert isinstance(raised[0], ls.StreamClosedError | ls.LaneStoppedError | RuntimeError | NotImplementedError)
+        assert isinstance(raised[0], ls.StreamClosedError | ls.ReplicaStoppedError | RuntimeError | NotImplementedError)
     with pytest.raises(ls.StreamClosedError):
         streamed.run_on_devices(lambda replica, _: replica(IDS))
     with pytest.raises(ls.StreamClosedError):
@@ -183,9 +183,9 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
 
 
 def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
-    def work(replica: PreTrainedModel, lane: int) -> None:
+    def work(replica: PreTrainedModel, index: int) -> None:
         replica(IDS)
-        if lane == 0:
+        if index == 0:
             replica.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
         for _ in range(MANY):
             replica(IDS)
@@ -197,8 +197,8 @@ def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Te
 
 
 def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
-    def work(replica: PreTrainedModel, lane: int) -> None:
-        if lane == 0:
+    def work(replica: PreTrainedModel, index: int) -> None:
+        if index == 0:
             return
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         for _ in range(MANY):
@@ -213,9 +213,9 @@ def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_l
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         done = threading.Event()
 
-        def work(replica: PreTrainedModel, lane: int) -> None:
+        def work(replica: PreTrainedModel, index: int) -> None:
             replica(IDS)
-            if lane == 1:
+            if index == 1:
                 assert done.wait(60)
                 replica(IDS)
                 return
@@ -227,19 +227,19 @@ def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_l
 
 
 def test_running_on_devices_from_inside_such_a_run_is_refused(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
-    for lane in (0, 1):
+    for index in (0, 1):
         with pytest.raises(ls.StreamError, match="under way already"):
-            streamed.run_on_devices(lambda replica, number, lane=lane: number == lane and streamed.run_on_devices(print))
+            streamed.run_on_devices(lambda replica, number, index=index: number == index and streamed.run_on_devices(print))
     assert_usable(streamed, reference)
 
 
 def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
-        streamed.run_on_devices(lambda replica, lane: [replica(IDS) for _ in range(3 + lane)])
+        streamed.run_on_devices(lambda replica, index: [replica(IDS) for _ in range(3 + index)])
         report = streamed.report()
         assert (report.sweeps, report.device) == (4, "cpu, cpu")
         assert 0 < report.wait_s + report.compute_s <= report.elapsed_s * 1.001
-        assert {span.lane for span in streamed.timeline.spans()} == {0, 1}
+        assert {span.index for span in streamed.timeline.spans()} == {0, 1}
         streamed.reset_report()
         assert (streamed.report().sweeps, streamed.report().elapsed_s) == (0, 0.0)
 
@@ -250,11 +250,11 @@ def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tin
         ({"devices": []}, "takes a list of devices"),
         ({"devices": "cpu"}, "takes a list of devices"),
         ({"devices": ["cpu"], "device": "cpu"}, "both given"),
-        ({"devices": ["cpu", "cpu"], "budget": "10 MiB"}, "on cpu, shared by 2 lanes, cannot hold"),
+        ({"devices": ["cpu", "cpu"], "budget": "10 MiB"}, "on cpu, shared by 2 replicas, cannot hold"),
         ({"devices": ["cpu", "nonsense"]}, "no torch device"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_is_explained(tiny_llama_dir: Path, wish: dict[str, object], complaint: str) -> None:
+def test_a_wish_that_cannot_be_granted_is_explained(tiny_llama_dir: Path, requested: dict[str, object], complaint: str) -> None:
     for verb in (ls.load, ls.plan):
         with pytest.raises(ls.PlanError, match=complaint):
-            verb(tiny_llama_dir, **wish)  # type: ignore[operator]
+            verb(tiny_llama_dir, **requested)  # type: ignore[operator]

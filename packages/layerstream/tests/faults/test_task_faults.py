@@ -20,7 +20,7 @@ from kit.threads import no_thread_left
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 import layerstream as ls
-from layerstream.streaming.scheduler import Arrival, Ride
+from layerstream.streaming.scheduler import Task, TaskResult
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 
@@ -38,8 +38,8 @@ def plain(tiny_llama_dir: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
-    with ls.load(tiny_llama_dir, budget="min") as opened:
-        yield opened
+    with ls.load(tiny_llama_dir, budget="min") as spec:
+        yield spec
 
 
 class BreaksAfter(StoppingCriteria):
@@ -79,9 +79,9 @@ def test_a_call_that_breaks_off_does_not_touch_the_others(streamed: ls.StreamedM
     calls = many_kinds()
     expected = [call(plain) for call in calls]
     mixed = [breaking(5, 2, fail), *calls, breaking(6, 3, fail)]
-    arrivals = streamed.group.run([partial(call, streamed.model) for call in mixed])
-    assert [type(arrivals[place].error) for place in (0, -1)] == [BrokenPipeError] * 2
-    assert all(torch.equal(a, b.value) for a, b in zip(expected, arrivals[1:-1], strict=True))
+    task_results = streamed.group.run([partial(call, streamed.model) for call in mixed])
+    assert [type(task_results[place].error) for place in (0, -1)] == [BrokenPipeError] * 2
+    assert all(torch.equal(a, b.value) for a, b in zip(expected, task_results[1:-1], strict=True))
     assert_whole(streamed, plain)
 
 
@@ -94,11 +94,11 @@ def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(streamed: ls
 
     handle = streamed.model.model.layers[2].mlp.register_forward_pre_hook(refuse_seven)
     calls = [generation(n, 4, do_sample=False) for n in (4, 7, 5)]
-    arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
+    task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
     handle.remove()
-    assert isinstance(arrivals[1].error, ZeroDivisionError)
+    assert isinstance(task_results[1].error, ZeroDivisionError)
     for place in (0, 2):
-        assert torch.equal(arrivals[place].value, calls[place](plain))
+        assert torch.equal(task_results[place].value, calls[place](plain))
     assert_whole(streamed, plain)
 
 
@@ -113,15 +113,15 @@ def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(streamed: ls.Strea
 
 
 def test_an_error_of_who_hears_the_results_ends_every_call(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
-    def refuse(_: Arrival) -> None:
+    def refuse(_: TaskResult) -> None:
         raise ArithmeticError("the disk of the results is full")
 
     with pytest.raises(ArithmeticError, match="is full"):
-        together(streamed, many_kinds(), on_arrival=refuse)
+        together(streamed, many_kinds(), on_result=refuse)
     assert_whole(streamed, plain)
 
 
-@pytest.mark.parametrize("who", ["a rider", "the callback", "another thread"])
+@pytest.mark.parametrize("who", ["a task", "the callback", "another thread"])
 def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Path, who: str) -> None:
     streamed = ls.load(tiny_llama_dir, budget="min")
     threads: list[threading.Thread] = []
@@ -131,10 +131,10 @@ def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Pat
             threads.append(threading.Thread(target=streamed.close))
             threads[0].start()
 
-    deed = {"a rider": streamed.close, "another thread": close_elsewhere}.get(who, lambda: None)
+    deed = {"a task": streamed.close, "another thread": close_elsewhere}.get(who, lambda: None)
     calls = [generation(4, 40, do_sample=False), breaking(6, 2, deed), generation(3, 1, do_sample=False)]
     with pytest.raises(ls.StreamClosedError, match="closed"):
-        together(streamed, calls, on_arrival=lambda _: streamed.close() if who == "the callback" else None)
+        together(streamed, calls, on_result=lambda _: streamed.close() if who == "the callback" else None)
     for thread in threads:
         thread.join(20)
     assert streamed.is_closed
@@ -146,16 +146,16 @@ def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(streamed:
     results: list[torch.Tensor] = []
     other = threading.Thread(target=lambda: results.append(streamed.model(IDS).logits))
     calls = [breaking(5, 2, lambda: other.ident or other.start()), *many_kinds()]
-    arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
+    task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
     other.join(60)
-    assert all(arrival.error is None for arrival in arrivals)
+    assert all(task_result.error is None for task_result in task_results)
     with torch.no_grad():
         assert torch.equal(results[0], plain(IDS).logits)
 
 
 def test_a_forward_in_the_callback_is_refused_and_says_why(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
     with pytest.raises(ls.StreamError, match="callback"):
-        together(streamed, many_kinds(), on_arrival=lambda _: streamed.model(IDS))
+        together(streamed, many_kinds(), on_result=lambda _: streamed.model(IDS))
     assert_whole(streamed, plain)
 
 
@@ -164,8 +164,8 @@ def test_a_forward_inside_a_forward_is_refused_and_says_why(streamed: ls.Streame
     handle = streamed.model.model.layers[1].register_forward_pre_hook(lambda *_: streamed.model(IDS))
     with pytest.raises(ls.StreamError, match="inside another"):
         streamed.model(IDS)
-    (arrival,) = streamed.group.run([lambda: streamed.model(IDS)])
-    assert isinstance(arrival.error, ls.StreamError)
+    (task_result,) = streamed.group.run([lambda: streamed.model(IDS)])
+    assert isinstance(task_result.error, ls.StreamError)
     handle.remove()
     assert_whole(streamed, plain)
 
@@ -178,8 +178,8 @@ def test_a_disk_that_fails_fails_every_rider_and_recovers(tiny_llama_dir: Path, 
         with shard.open("r+b") as file:
             file.truncate(len(whole) // 2)
         calls = [generation(n, 4, do_sample=False) for n in (4, 5, 6)]
-        arrivals = streamed.group.run([partial(call, streamed.model) for call in calls])
-        assert [type(arrival.error) for arrival in arrivals] == [ls.ReadFailedError] * 3
+        task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
+        assert [type(task_result.error) for task_result in task_results] == [ls.ReadFailedError] * 3
         shard.write_bytes(whole)
         assert_whole(streamed, plain)
 
@@ -199,7 +199,7 @@ def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: 
     for _ in range(60):
         _soak_once(rng, streamed, plain, expected)
     assert (threading.active_count(), process.num_fds()) == before
-    # the timeline's ring of 20,000 spans fills up meanwhile; a leaked ride would hold its cache and its logits
+    # the timeline's ring of 20,000 spans fills up meanwhile; a leaked task would hold its cache and its logits
     assert process.memory_info().rss - size < 16 * 1024**2
     assert_whole(streamed, plain)
 
@@ -207,29 +207,29 @@ def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: 
 def _soak_once(
     rng: random.Random, streamed: ls.StreamedModel, plain: PreTrainedModel, expected: dict[tuple[int, int], torch.Tensor]
 ) -> None:
-    """Let up to eight random calls ride; now and then Ctrl-C comes or the callback raises."""
+    """Let up to eight random calls task; now and then Ctrl-C comes or the callback raises."""
     plans = [(rng.randrange(2, 12), rng.randrange(1, 7), rng.random() < 0.25) for _ in range(rng.randrange(1, 9))]
-    rides = []
+    tasks = []
     for length, new_tokens, fails in plans:
         call = breaking(length, 1, fail) if fails else generation(length, new_tokens, do_sample=True, seed=length)
-        rides.append(Ride(call=partial(call, streamed.model), weight=rng.choice((0.5, 1.0, 2.5))))
+        tasks.append(Task(call=partial(call, streamed.model), weight=rng.choice((0.5, 1.0, 2.5))))
     fault = rng.choice((None, None, None, KeyboardInterrupt, ArithmeticError))
-    arrivals: list[Arrival] = []
+    task_results: list[TaskResult] = []
 
-    def hear(arrival: Arrival) -> None:
-        arrivals.append(arrival)
+    def hear(task_result: TaskResult) -> None:
+        task_results.append(task_result)
         if fault is not None:
             raise fault
 
     with pytest.raises(fault) if fault is not None else nullcontext():
-        streamed.group.run(rides, capacity=rng.choice((None, 1.0, 3.0)), on_arrival=hear)
-    assert len(arrivals) == (len(plans) if fault is None else 1)
-    for arrival in arrivals:
-        length, new_tokens, fails = plans[arrival.number]
+        streamed.group.run(tasks, capacity=rng.choice((None, 1.0, 3.0)), on_result=hear)
+    assert len(task_results) == (len(plans) if fault is None else 1)
+    for task_result in task_results:
+        length, new_tokens, fails = plans[task_result.number]
         if fails:
-            assert isinstance(arrival.error, BrokenPipeError)
+            assert isinstance(task_result.error, BrokenPipeError)
             continue
         key = (length, new_tokens)
         if key not in expected:
             expected[key] = generation(length, new_tokens, do_sample=True, seed=length)(plain)
-        assert torch.equal(arrival.value, expected[key])
+        assert torch.equal(task_result.value, expected[key])

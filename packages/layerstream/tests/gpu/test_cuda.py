@@ -71,7 +71,7 @@ def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: s
 
 
 def lanes_of(device: str) -> list[str]:
-    """Return every device of this kind, or the only one twice: then it has two lanes."""
+    """Return every device of this kind, or the only one twice: then it has two replicas."""
     kind = torch.device(device).type
     module = torch.get_device_module(kind)
     count = module.device_count() if hasattr(module, "device_count") else 1

@@ -16,25 +16,25 @@ PLENTY = "4 GiB"
 BUDGETS = ("min", "mixed", "resident")
 
 
-def total_bytes(path: str | Path, dtype: str, budget: str | int, lanes: int = 1) -> int:
+def total_bytes(path: str | Path, dtype: str, budget: str | int, replicas: int = 1) -> int:
     """Return what the plan for `budget` takes on the CPU, in bytes."""
-    plan = ls.plan(str(path), budget=budget, dtype=dtype, devices=["cpu"] * lanes, workload=WORKLOAD)
+    plan = ls.plan(str(path), budget=budget, dtype=dtype, devices=["cpu"] * replicas, workload=WORKLOAD)
     return plan.ledger.device_bytes
 
 
-def budget_bytes(path: str | Path, dtype: str, name: str, lanes: int = 1) -> str | int:
+def budget_bytes(path: str | Path, dtype: str, name: str, replicas: int = 1) -> str | int:
     """Return the budget called `name`: one of `BUDGETS`."""
     if name == "min":
         return "min"
     if name == "resident":
         return PLENTY
-    return (total_bytes(path, dtype, "min", lanes) + total_bytes(path, dtype, PLENTY, lanes)) // 2
+    return (total_bytes(path, dtype, "min", replicas) + total_bytes(path, dtype, PLENTY, replicas)) // 2
 
 
-def load(path: str | Path, dtype: str, name: str, lanes: int = 1) -> ls.StreamedModel:
-    """Load `path` on the CPU, `lanes` times side by side, under the budget called `name`; check that the plan is what it says."""
-    budget = budget_bytes(path, dtype, name, lanes)
-    streamed = ls.load(str(path), dtype=dtype, devices=["cpu"] * lanes, budget=budget, workload=WORKLOAD)
+def load(path: str | Path, dtype: str, name: str, replicas: int = 1) -> ls.StreamedModel:
+    """Load `path` on the CPU, `replicas` times side by side, under the budget called `name`; check that the plan is what it says."""
+    budget = budget_bytes(path, dtype, name, replicas)
+    streamed = ls.load(str(path), dtype=dtype, devices=["cpu"] * replicas, budget=budget, workload=WORKLOAD)
     plan = streamed.plan
     if name == "resident":
         assert plan.is_resident, f"{PLENTY} do not make {path} resident:\n{plan.explain()}"

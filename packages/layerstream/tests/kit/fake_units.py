@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from layerstream.streaming.scheduler import Arrival
+from layerstream.streaming.scheduler import TaskResult
 from layerstream.streaming.sweep_group import SweepGroup
 
 
-class Road:
+class FakeUnits:
     """Units that note who was there; `log` has one entry an event, in order."""
 
     def __init__(self, group: SweepGroup | None = None) -> None:
@@ -22,7 +22,7 @@ class Road:
         self.in_place: set[int] = set()
 
     def visit(self, name: object, unit: int, inside: Callable[[], object] = lambda: None) -> None:
-        self.group.enter(unit, lambda: self._bring(unit), lambda: self._let_go(unit))
+        self.group.enter(unit, lambda: self._acquire(unit), lambda: self._release(unit))
         try:
             assert unit in self.in_place
             self.log.append((unit, name))
@@ -44,16 +44,16 @@ class Road:
     def passages(self) -> list[tuple[Any, ...]]:
         return [entry for entry in self.log if entry[0] not in ("bring", "let go")]
 
-    def _bring(self, unit: int) -> None:
+    def _acquire(self, unit: int) -> None:
         assert unit not in self.in_place
         self.in_place.add(unit)
         self.log.append(("bring", unit))
 
-    def _let_go(self, unit: int) -> None:
+    def _release(self, unit: int) -> None:
         self.in_place.remove(unit)
         self.log.append(("let go", unit))
 
 
-def values(arrivals: list[Arrival]) -> list[Any]:
-    assert [arrival.error for arrival in arrivals] == [None] * len(arrivals)
-    return [arrival.value for arrival in arrivals]
+def values(task_results: list[TaskResult]) -> list[Any]:
+    assert [task_result.error for task_result in task_results] == [None] * len(task_results)
+    return [task_result.value for task_result in task_results]

@@ -57,11 +57,11 @@ LONGEST = 1
 
 def together(streamed: ls.StreamedModel, calls: list[Call], **settings: Any) -> list[torch.Tensor]:
     """Return what `calls` return when they share their sweeps."""
-    arrivals = streamed.group.run([partial(call, streamed.model) for call in calls], **settings)
-    for arrival in arrivals:
-        if arrival.error is not None:
-            raise arrival.error
-    return [arrival.value for arrival in arrivals]
+    task_results = streamed.group.run([partial(call, streamed.model) for call in calls], **settings)
+    for task_result in task_results:
+        if task_result.error is not None:
+            raise task_result.error
+    return [task_result.value for task_result in task_results]
 
 
 def settled_reads(streamed: ls.StreamedModel) -> tuple[int, int]:

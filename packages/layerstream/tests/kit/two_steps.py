@@ -1,6 +1,6 @@
 """The plain computation of scores with transformers alone: the prefix, then each suffix on a copy of its cache.
 
-Test kit. What `layerstream.score` must equal bit for bit. Knows transformers' public classes only; runs one question after another.
+Test kit. What `layerstream.score` must equal bit for bit. Knows transformers' public classes only; runs one request after another.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Ids = Sequence[int]
 IdQuestion = tuple[Ids, Sequence[Ids]]
 
 
-def questions(vocab_size: int = 120) -> list[IdQuestion]:
-    """Return three questions of different lengths: suffixes of one token and of many, a prefix of one token."""
+def requests(vocab_size: int = 120) -> list[IdQuestion]:
+    """Return three requests of different lengths: suffixes of one token and of many, a prefix of one token."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(length: int) -> list[int]:
@@ -38,9 +38,9 @@ def _logprobs(logits: torch.Tensor, targets: Ids) -> tuple[torch.Tensor, bool]:
 
 
 @torch.no_grad()
-def logprobs_in_two_steps(model: PreTrainedModel, question: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+def logprobs_in_two_steps(model: PreTrainedModel, request: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
     """Return (log-probabilities, greedy) of each suffix: float32 (tokens,)."""
-    prefix, suffixes = question
+    prefix, suffixes = request
     cache = DynamicCache(config=model.config)
     first = model(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
     found = []
@@ -56,9 +56,9 @@ def logprobs_in_two_steps(model: PreTrainedModel, question: IdQuestion) -> list[
 
 
 @torch.no_grad()
-def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, question: IdQuestion) -> list[torch.Tensor]:
+def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, request: IdQuestion) -> list[torch.Tensor]:
     """Return the head's outputs for each suffix' last token, with every position through the final norm."""
-    prefix, suffixes = question
+    prefix, suffixes = request
     cache = DynamicCache(config=model.config)
     backbone(model)(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True)
     found = []
@@ -70,9 +70,9 @@ def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, question: IdQuest
 
 
 @torch.no_grad()
-def logprobs_whole(model: PreTrainedModel, question: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+def logprobs_whole(model: PreTrainedModel, request: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
     """Return (log-probabilities, greedy) of each suffix, computed with its prefix as one text."""
-    prefix, suffixes = question
+    prefix, suffixes = request
     found = []
     for suffix in suffixes:
         ids = torch.tensor([[*prefix, *suffix[:-1]]])
@@ -81,9 +81,9 @@ def logprobs_whole(model: PreTrainedModel, question: IdQuestion) -> list[tuple[t
 
 
 @torch.no_grad()
-def head_whole(model: PreTrainedModel, head: nn.Linear, question: IdQuestion) -> list[torch.Tensor]:
+def head_whole(model: PreTrainedModel, head: nn.Linear, request: IdQuestion) -> list[torch.Tensor]:
     """Return the head's outputs for each suffix' last token, computed with its prefix as one text."""
-    prefix, suffixes = question
+    prefix, suffixes = request
     return [
         head(
             backbone(model)(input_ids=torch.tensor([[*prefix, *suffix]]), use_cache=False)

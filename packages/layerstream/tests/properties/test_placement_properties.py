@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerstream.spec.plans import Granularity, PlacementPlan, Residency
 from layerstream.errors import BudgetTooSmallError
-from layerstream.spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.residency import spread, spread_within
 from layerstream.spec.options import MemoryBudget, Workload
+from layerstream.spec.plans import Granularity, PlacementPlan, Residency
+from layerstream.spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
 
 MB = 1_000_000
 WORKLOAD = Workload(prompt_tokens=64, new_tokens=32)

@@ -15,8 +15,8 @@ CARD = ls.Machine(name="a card", device="cuda:0", device_memory_bytes=2**30, hos
 def test_a_profile_gives_the_plan_that_its_config_gives(budget: str) -> None:
     profile = ls.profile_model(SHAPE, dtype="float16", device="cuda")
     workload = ls.Workload(prompt_tokens=16, new_tokens=4)
-    wish = ls.MemoryBudget(device=budget)
-    given = [ls.simulate(model, machine=CARD, budget=wish, dtype="float16", workload=workload) for model in (profile, SHAPE)]
+    requested = ls.MemoryBudget(device=budget)
+    given = [ls.simulate(model, machine=CARD, budget=requested, dtype="float16", workload=workload) for model in (profile, SHAPE)]
     assert given[0] == given[1]
 
 

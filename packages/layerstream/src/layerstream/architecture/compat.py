@@ -42,7 +42,7 @@ def has_causal_class(config: PreTrainedConfig) -> bool:
 def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config that the causal model is built from: a composite's text part where the class asks for that.
 
-    `AutoModelForCausalLM` does the same swap silently; here it must happen before the dtype is settled.
+    `AutoModelForCausalLM` does the same swap silently; here it must happen before the dtype is resolved.
     """
     if not has_causal_class(config):
         return config

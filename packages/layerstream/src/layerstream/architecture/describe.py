@@ -16,9 +16,9 @@ from ..spec.plans import Granularity
 from ..spec.profiles import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
 from ..spec.sizes import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
-from .weight_usage import WeightReads
+from .meta_forward import ForwardMemory, walk
 from .recipe import ModelRecipe
-from .meta_forward import Walk, walk
+from .weight_usage import WeightUsage
 
 _WALK_TOKENS = (64, 128, 256)
 _READER_THREADS = 4
@@ -57,7 +57,7 @@ class ModelUnits:
         return tuple(_slice_rows(self.head, start, min(rows, self.head_rows - start)) for start in starts)
 
 
-def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, reads: WeightReads | None) -> ModelUnits:
+def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, reads: WeightUsage | None) -> ModelUnits:
     """Sort every tensor of the model into blocks, smaller units, head, row tables and edges.
 
     Args:
@@ -94,7 +94,7 @@ def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, reads: WeightRe
     )
 
 
-def _moving_with(path: str, recipe: ModelRecipe, reads: WeightReads | None) -> list[TensorRecipe]:
+def _moving_with(path: str, recipe: ModelRecipe, reads: WeightUsage | None) -> list[TensorRecipe]:
     """Return the tensors under `path` that are needed only while that module runs."""
     under = [tensor for name, tensor in recipe.tensors.items() if name.startswith(f"{path}.")]
     return [tensor for tensor in under if reads is None or reads.moves_with(tensor.name, path)]
@@ -112,14 +112,14 @@ def _block_of(name: str, block_paths: tuple[str, ...]) -> int:
 
 
 def _row_tables(
-    model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...], reads: WeightReads
+    model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...], reads: WeightUsage
 ) -> tuple[TensorRecipe, ...]:
     paths = [path for path in find_row_tables(model, block_paths) if reads.values_move_with(f"{path}.weight", path)]
     found = [recipe.tensors[f"{path}.weight"] for path in paths if f"{path}.weight" in recipe.tensors]
     return tuple(tensor for tensor in found if len(tensor.pieces) == 1)
 
 
-def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str], reads: WeightReads | None) -> UnitRecipe | None:
+def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str], reads: WeightUsage | None) -> UnitRecipe | None:
     path = find_head(model)
     tensors = _moving_with(path, recipe, reads) if path else []
     if not path or not tensors or any(tensor.name in in_blocks for tensor in tensors):
@@ -163,7 +163,7 @@ def _rows_of(source: StoredTensor, start: int, rows: int) -> StoredTensor:
 
 
 def _finer_units(
-    recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], reads: WeightReads | None
+    recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], reads: WeightUsage | None
 ) -> dict[Granularity, tuple[UnitRecipe, ...]]:
     """Split blocks into parts and single layers, where the walk shows that these are called in the middle of their block."""
     if reads is None:
@@ -180,7 +180,7 @@ def _finer_units(
     return finer
 
 
-def _split(recipe: ModelRecipe, block: UnitRecipe, reads: WeightReads, depth: int | None) -> list[UnitRecipe]:
+def _split(recipe: ModelRecipe, block: UnitRecipe, reads: WeightUsage, depth: int | None) -> list[UnitRecipe]:
     """Return the units within one block in calling order; what is small is left out and stays resident."""
     chosen, seen = [], set()
     floor = _weight_bytes(block) // 256
@@ -204,8 +204,8 @@ def _weight_bytes(unit: UnitRecipe) -> int:
     return sum(tensor.num_bytes for tensor in unit.tensors)
 
 
-def walk_lengths(model: PreTrainedModel, chunk_tokens: int | None = None) -> tuple[Walk, ...]:
-    """Walk the model at three prompt lengths; empty when its forward cannot run without values.
+def measure_forwards(model: PreTrainedModel, chunk_tokens: int | None = None) -> tuple[ForwardMemory, ...]:
+    """ForwardMemory the model at three prompt lengths; empty when its forward cannot run without values.
 
     Args:
         model: the skeleton.
@@ -223,7 +223,7 @@ def walk_lengths(model: PreTrainedModel, chunk_tokens: int | None = None) -> tup
 def describe_model(
     model: PreTrainedModel,
     units: ModelUnits,
-    walks: tuple[Walk, ...],
+    walks: tuple[ForwardMemory, ...],
     *,
     name: str,
     dtype: str,
@@ -298,7 +298,7 @@ def _conversion_bytes(units: ModelUnits) -> int:
     return max(sizes, default=0)
 
 
-def _fit_activation(walks: tuple[Walk, ...]) -> ActivationProfile:
+def _fit_activation(walks: tuple[ForwardMemory, ...]) -> ActivationProfile:
     """Lay a parabola through the memory beside weights and cache at three lengths."""
     x0, x1, x2 = (seen.num_tokens for seen in walks)
     y0, y1, y2 = (seen.peak_bytes - seen.cache_bytes - seen.window_bytes for seen in walks)

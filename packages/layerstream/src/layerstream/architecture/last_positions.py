@@ -52,7 +52,7 @@ def _has_vectors_only(module: nn.Module) -> bool:
     return bool(shapes) and set(shapes) == {1}
 
 
-class Tail:
+class LastPositions:
     """The final norm of a model, narrowed for threads that ask for it; for all others it is as it was."""
 
     def __init__(self, model: PreTrainedModel) -> None:

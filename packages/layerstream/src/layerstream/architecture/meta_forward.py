@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
 
-from .weight_usage import WeightReads, observe_reads
+from .weight_usage import WeightUsage, record_weight_usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Walk:
+class ForwardMemory:
     """What one forward did.
 
     Attributes:
@@ -42,7 +42,7 @@ class Walk:
     largest_layer_bytes: int
 
 
-def walk(model: PreTrainedModel, num_tokens: int) -> Walk | None:
+def walk(model: PreTrainedModel, num_tokens: int) -> ForwardMemory | None:
     """Run one prefill of `num_tokens` tokens (batch 1) on the meta device.
 
     Returns:
@@ -55,9 +55,9 @@ def walk(model: PreTrainedModel, num_tokens: int) -> Walk | None:
     return _with_cache(num_tokens, counter.peak_bytes, getattr(output, "past_key_values", None))
 
 
-def observe(model: PreTrainedModel) -> WeightReads | None:
+def observe(model: PreTrainedModel) -> WeightUsage | None:
     """Return which modules one prefill and one decoded token call, and where each weight is read; None when they cannot be run."""
-    return observe_reads(model, lambda num_tokens, cache: forward_on_meta(model, num_tokens, cache))
+    return record_weight_usage(model, lambda num_tokens, cache: forward_on_meta(model, num_tokens, cache))
 
 
 def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) -> Any:
@@ -127,7 +127,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _with_cache(num_tokens: int, peak_bytes: int, cache: Any) -> Walk:
+def _with_cache(num_tokens: int, peak_bytes: int, cache: Any) -> ForwardMemory:
     plain, windowed, window, largest = 0, 0, 0, 0
     for layer in getattr(cache, "layers", None) or ([cache] if cache is not None else []):
         size = sum(tensor.untyped_storage().nbytes() for tensor in _state_of(layer))
@@ -136,7 +136,7 @@ def _with_cache(num_tokens: int, peak_bytes: int, cache: Any) -> Walk:
             windowed, window = windowed + size, max(window, width)
         else:
             plain += size
-    return Walk(
+    return ForwardMemory(
         num_tokens=num_tokens,
         peak_bytes=peak_bytes,
         cache_bytes=plain,

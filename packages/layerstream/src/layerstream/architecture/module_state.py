@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-StateOfModules = tuple[tuple[str, tuple[str, ...]], ...]
+ModuleState = tuple[tuple[str, tuple[str, ...]], ...]
 """Paths of modules, each with the names of the attributes that hold its state."""
 
 _TORCHS_OWN = frozenset({"_parameters", "_buffers", "_modules"})
 
 
-class PlainAttributes:
+class AttributeSnapshot:
     """What the attributes of every module of a model are before forwards on shapes."""
 
     def __init__(self, model: nn.Module) -> None:
         """Remember them."""
         self._before = [(path, module, _plain(module)) for path, module in model.named_modules()]
 
-    def put_back(self) -> StateOfModules:
+    def put_back(self) -> ModuleState:
         """Give every attribute its value from before; return those that were left holding a tensor."""
         found = []
         for path, module, before in self._before:

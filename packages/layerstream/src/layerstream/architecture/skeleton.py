@@ -66,22 +66,22 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def settle_dtype(config: PreTrainedConfig, wish: str | torch.dtype, stored: Iterable[StoredTensor] = ()) -> torch.dtype:
+def resolve_dtype(config: PreTrainedConfig, requested: str | torch.dtype, stored: Iterable[StoredTensor] = ()) -> torch.dtype:
     """Return the run dtype: the wish, or for `"auto"` the config's, or else that of the first stored floating tensor.
 
     Raises:
         PlanError: when the wish names no floating dtype of torch.
     """
-    if isinstance(wish, torch.dtype):
-        dtype: object = wish
-    elif wish == "auto":
+    if isinstance(requested, torch.dtype):
+        dtype: object = requested
+    elif requested == "auto":
         dtype = config.dtype or next((t.dtype for t in stored if "float" in t.dtype), "float32")
     else:
-        dtype = wish
+        dtype = requested
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise PlanError(f"dtype {wish!r} is not one to run in: use 'auto', 'float16', 'bfloat16' or 'float32'")
+        raise PlanError(f"dtype {requested!r} is not one to run in: use 'auto', 'float16', 'bfloat16' or 'float32'")
     return dtype
 
 

@@ -23,7 +23,7 @@ _PROMPT_TOKENS = 16
 _DEVICE = torch.Tensor.device.__get__
 
 
-class WeightReads(TorchFunctionMode):
+class WeightUsage(TorchFunctionMode):
     """Note, under this mode, every read of a parameter or persistent buffer.
 
     Attributes:
@@ -43,7 +43,7 @@ class WeightReads(TorchFunctionMode):
         self._handles: list[Any] = []
         self._model = model
 
-    def __enter__(self) -> WeightReads:
+    def __enter__(self) -> WeightUsage:
         """Put the hooks on."""
         for path, module in self._model.named_modules():
             if path:
@@ -93,7 +93,7 @@ class WeightReads(TorchFunctionMode):
         return leave
 
 
-def observe_reads(model: PreTrainedModel, run: Callable[[int, Any], Any]) -> WeightReads | None:
+def record_weight_usage(model: PreTrainedModel, run: Callable[[int, Any], Any]) -> WeightUsage | None:
     """Run a prefill and one decoded token under observation.
 
     Args:
@@ -104,7 +104,7 @@ def observe_reads(model: PreTrainedModel, run: Callable[[int, Any], Any]) -> Wei
     Returns:
         What was read where; None when the model cannot be run on shapes.
     """
-    with WeightReads(model) as reads:
+    with WeightUsage(model) as reads:
         output = run(_PROMPT_TOKENS, None)
         if output is None:
             return None

@@ -78,15 +78,15 @@ class OpenFile:
             OSError: when the disk fails.
         """
         end = offset + num_bytes
-        inner, tail = align_up(offset, self.alignment), end - end % self.alignment
+        inner, last_positions = align_up(offset, self.alignment), end - end % self.alignment
         if not self.direct:
             self._fill(address, offset, num_bytes, num_bytes)
-        elif (address - offset) % self.alignment or inner >= tail:
+        elif (address - offset) % self.alignment or inner >= last_positions:
             self._copy(address, offset, num_bytes, bounce)
         else:
             self._copy(address, offset, inner - offset, bounce)
-            self._fill(address + inner - offset, inner, tail - inner, tail - inner)
-            self._copy(address + tail - offset, tail, end - tail, bounce)
+            self._fill(address + inner - offset, inner, last_positions - inner, last_positions - inner)
+            self._copy(address + last_positions - offset, last_positions, end - last_positions, bounce)
 
     def read_aside(self, offset: int, num_bytes: int, bounce: BounceBuffer) -> tuple[AlignedBuffer, int]:
         """Read `num_bytes` from `offset` into a buffer of `bounce`; return that buffer and where in it they start.

@@ -50,10 +50,10 @@ class PromptDefaults:
     Attributes:
         max_new_tokens: tokens at most.
         temperature: None is greedy.
-        seed: isolated rows draw from it and their number; packs from torch's generator that it was given to.
+        seed: isolated rows draw from it and their number; micro-batches from torch's generator that it was given to.
         chat: put each prompt into the chat template.
         isolate: give every row a tensor of its own.
-        batches: ride in that many batches; None lets the budget decide.
+        batches: task in that many batches; None lets the budget decide.
     """
 
     max_new_tokens: int = 128

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from ..spec.timeline import Activity, Span
 from ..spec.sizes import format_rate, format_seconds
+from ..spec.timeline import Activity, Span
 
 _BAR_CELLS = 12
 _OBSERVED_SWEEPS = 5

@@ -14,9 +14,9 @@ import torch
 import typer
 
 from .. import BatchProgress, BudgetTooSmallError, ScoreProgress, StreamedModel, Workload
-from .jobs import ResultFile, read_rows
 from ..spec.sizes import format_seconds
 from .batch_rows import RowKind, sort_rows
+from .jobs import ResultFile, read_rows
 from .printing import err_console, note
 from .terminal import StatusLine
 
@@ -122,4 +122,4 @@ def _where(state: BatchProgress | ScoreProgress) -> str:
     if isinstance(state, BatchProgress):
         return f"{state.tokens}/{state.most_tokens} tokens · sweep {state.sweeps}"
     unit = f" · unit {state.unit}/{state.units}" if state.units else ""
-    return f"sweep {state.wave + 1}/{state.waves}{unit}"
+    return f"sweep {state.sweep + 1}/{state.sweeps}{unit}"

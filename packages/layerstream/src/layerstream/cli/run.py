@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from .. import Workload, load
-from ..errors import PlanError
 from ..engine.tokenizer import load_tokenizer
+from ..errors import PlanError
 from .options import AsJson, Attention, Budget, Device, Dtype, Model, Revision, TrustRemoteCode, model_or_default
 from .printing import err_console, note, print_json
 from .session import Sampling, answer, encode_prompt

@@ -1,4 +1,4 @@
-"""`layerstream score`: questions of the multiple-choice form in shared sweeps, resumable at any instant.
+"""`layerstream score`: requests of the multiple-choice form in shared sweeps, resumable at any instant.
 
 Room: surfaces. Results go to the file, progress and notes to stderr, nothing to stdout.
 """

@@ -11,12 +11,12 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from .. import QuestionResult, StreamedModel, Workload, score
+from .. import ScoringResult, StreamedModel, Workload, score
 from ..checkpoint.hub import resolve_model
 from ..errors import PlanError, StreamError
-from .jobs import JobRow
-from ..uses.scoring import PreparedQuestion, QuestionReader
+from ..uses.scoring import ScoringTokenizer, TokenizedScoring
 from .batch_rows import Progress, Write
+from .jobs import JobRow
 
 _KEYS = ("prefix", "suffixes")
 
@@ -37,8 +37,8 @@ class ScoreRows:
     ) -> None:
         """Score with `head`, a safetensors file, or by log-probabilities; in `batches` sweeps, or as few as memory allows."""
         self._head, self._batches = head, batches
-        self._reader = QuestionReader(config, int(config.vocab_size), tokenizer, feeds_last=head is not None)
-        self._taken: list[tuple[JobRow, PreparedQuestion]] = []
+        self._reader = ScoringTokenizer(config, int(config.vocab_size), tokenizer, feeds_last=head is not None)
+        self._taken: list[tuple[JobRow, TokenizedScoring]] = []
 
     def claims(self, row: JobRow) -> bool:
         """Return whether `row` has a prefix or suffixes."""
@@ -60,10 +60,10 @@ class ScoreRows:
         self._taken.append((row, self._reader.read(row.number, (prefix, suffixes))))
 
     def workload(self, most_rows: int) -> Workload | None:
-        """Return room for the longest texts, `most_rows` at once: more than their rides take, which keep no cache."""
+        """Return room for the longest texts, `most_rows` at once: more than their tasks take, which keep no cache."""
         if not self._taken:
             return None
-        longest = max(len(question.prefix) + max(map(len, question.suffixes)) for _, question in self._taken)
+        longest = max(len(request.prefix) + max(map(len, request.suffixes)) for _, request in self._taken)
         return Workload(batch_size=min(most_rows, len(self._taken)), prompt_tokens=longest, new_tokens=0)
 
     def run(self, streamed: StreamedModel, write: Write, progress: Progress) -> None:
@@ -75,14 +75,14 @@ class ScoreRows:
         if not self._taken:
             return
 
-        def hear(result: QuestionResult) -> None:
+        def hear(result: ScoringResult) -> None:
             write(self._taken[result.index][0], score_fields(result))
 
-        questions = [(question.prefix, question.suffixes) for _, question in self._taken]
-        score(streamed, questions, head=self._head, batches=self._batches, on_result=hear, on_progress=progress)
+        requests = [(request.prefix, request.suffixes) for _, request in self._taken]
+        score(streamed, requests, head=self._head, batches=self._batches, on_result=hear, on_progress=progress)
 
 
-def score_fields(result: QuestionResult) -> dict[str, Any]:
+def score_fields(result: ScoringResult) -> dict[str, Any]:
     """Return a result as the fields of its line.
 
     Raises:

@@ -14,10 +14,10 @@ import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TextStreamer
 
 from .. import StreamedModel
-from ..spec.plans import Granularity
 from ..errors import PlanError
-from .progress import ProgressLine, format_progress
+from ..spec.plans import Granularity
 from ..spec.sizes import format_seconds
+from .progress import ProgressLine, format_progress
 from .terminal import StatusLine
 
 

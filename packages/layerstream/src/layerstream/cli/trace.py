@@ -13,9 +13,9 @@ import typer
 
 from .. import Workload, load, probe_machine, profile_model
 from ..architecture.known_models import KNOWN_MODELS, known_config
+from ..engine.tokenizer import load_tokenizer
 from ..planning.simulate import simulate_spans
 from ..spec.timeline import Span
-from ..engine.tokenizer import load_tokenizer
 from .options import Budget, Device, Dtype, MachineText, Model, machine_from_text, model_or_default
 from .plan import plan_on_machine
 from .printing import err_console, out_console

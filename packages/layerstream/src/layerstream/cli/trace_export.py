@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ..spec.timeline import Activity, Span
 from ..spec.sizes import format_bytes, format_rate, format_seconds
+from ..spec.timeline import Activity, Span
 
 _ORDER = (Activity.READ, Activity.COPY, Activity.WAIT, Activity.COMPUTE)
 _MEANING = {
@@ -32,7 +32,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){
 .gantt{--ink:#e8ebee;--soft:#9aa4b0;--grid:#39414b;--band:#1d2229;--read:#56b4e9;--copy:#e0a3c6;--wait:#f0883e;--compute:#2fbf94}}
 .gantt text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}
-.gantt .lane{fill:var(--ink);font-weight:600}
+.gantt .track{fill:var(--ink);font-weight:600}
 .gantt .band{fill:var(--band)}
 .gantt .grid{stroke:var(--grid);stroke-width:1}
 .gantt .sweep{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
@@ -70,13 +70,13 @@ def perfetto_json(spans: Iterable[Span], *, process_name: str = "layerstream") -
     Times are microseconds from the first span on.
     """
     packed = _pack(spans)
-    begin_s = min((span.start_s for lane in packed for row in lane.rows for span in row), default=0.0)
+    begin_s = min((span.start_s for track in packed for row in track.rows for span in row), default=0.0)
     events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": process_name}}]
     tid = 0
-    for lane in packed:
-        for index, row in enumerate(lane.rows):
+    for track in packed:
+        for index, row in enumerate(track.rows):
             tid += 1
-            track = lane.activity.value if len(lane.rows) == 1 else f"{lane.activity.value} {index + 1}"
+            track = track.activity.value if len(track.rows) == 1 else f"{track.activity.value} {index + 1}"
             events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": track}})
             events.append({"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": tid, "args": {"sort_index": tid}})
             events += [_complete_event(span, tid, begin_s) for span in row]
@@ -92,26 +92,26 @@ def _complete_event(span: Span, tid: int, begin_s: float) -> dict[str, Any]:
         "tid": tid,
         "ts": round((span.start_s - begin_s) * 1e6, 3),
         "dur": round(max(0.0, span.duration_s) * 1e6, 3),
-        "args": {"sweep": span.sweep, "unit_index": span.unit_index, "num_bytes": span.num_bytes, "lane": span.lane},
+        "args": {"sweep": span.sweep, "unit_index": span.unit_index, "num_bytes": span.num_bytes, "track": span.track},
     }
 
 
 def gantt_svg(spans: Iterable[Span], *, width_px: int = 1180, label: str = "timeline") -> str:
-    """Return `spans` as a standalone SVG: a lane each for reads, copies, waits and computing, over one time axis.
+    """Return `spans` as a standalone SVG: a track each for reads, copies, waits and computing, over one time axis.
 
     Args:
-        spans: what to draw; lanes without a span are left out.
+        spans: what to draw; tracks without a span are left out.
         width_px: the width of the drawing.
         label: what screen readers say.
     """
     packed = _pack(spans)
     scale = _scale(packed, width_px)
-    height = _TOP + sum(len(lane.rows) * _ROW + _GAP for lane in packed) + _AXIS
+    height = _TOP + sum(len(track.rows) * _ROW + _GAP for track in packed) + _AXIS
     body = [*_axis(scale, height), *_sweep_marks(packed, scale, height)]
     y = _TOP
-    for lane in packed:
-        body += _draw_lane(lane, y, scale)
-        y += len(lane.rows) * _ROW + _GAP
+    for track in packed:
+        body += _draw_track(track, y, scale)
+        y += len(track.rows) * _ROW + _GAP
     return "\n".join(
         [
             f'<svg class="gantt" xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}" '
@@ -143,7 +143,7 @@ def gantt_html(spans: Iterable[Span], *, title: str, subtitle: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lane:
+class _Track:
     activity: Activity
     rows: tuple[tuple[Span, ...], ...]
 
@@ -159,11 +159,11 @@ class _Scale:
         return _LEFT + (time_s - self.begin_s) * self.px_per_s
 
 
-def _pack(spans: Iterable[Span]) -> tuple[_Lane, ...]:
+def _pack(spans: Iterable[Span]) -> tuple[_Track, ...]:
     by_activity: dict[Activity, list[Span]] = {}
     for span in spans:
         by_activity.setdefault(span.activity, []).append(span)
-    return tuple(_Lane(activity=kind, rows=_rows(by_activity[kind])) for kind in _ORDER if kind in by_activity)
+    return tuple(_Track(activity=kind, rows=_rows(by_activity[kind])) for kind in _ORDER if kind in by_activity)
 
 
 def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
@@ -181,8 +181,8 @@ def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _scale(packed: Sequence[_Lane], width_px: int) -> _Scale:
-    every = [span for lane in packed for row in lane.rows for span in row]
+def _scale(packed: Sequence[_Track], width_px: int) -> _Scale:
+    every = [span for track in packed for row in track.rows for span in row]
     begin_s = min((span.start_s for span in every), default=0.0)
     total_s = max((span.end_s for span in every), default=1.0) - begin_s or 1.0
     return _Scale(begin_s=begin_s, total_s=total_s, width_px=width_px, px_per_s=(width_px - _LEFT - _RIGHT) / total_s)
@@ -216,11 +216,11 @@ def _tick(time_s: float, step_s: float) -> str:
     return f"{time_s:.{decimals}f} s"
 
 
-def _sweep_marks(packed: Sequence[_Lane], scale: _Scale, height: int) -> list[str]:
+def _sweep_marks(packed: Sequence[_Track], scale: _Scale, height: int) -> list[str]:
     starts: dict[int, float] = {}
-    for lane in packed:
-        if lane.activity in (Activity.COMPUTE, Activity.WAIT):
-            for row in lane.rows:
+    for track in packed:
+        if track.activity in (Activity.COMPUTE, Activity.WAIT):
+            for row in track.rows:
                 for span in row:
                     starts[span.sweep] = min(span.start_s, starts.get(span.sweep, span.start_s))
     lines, free_from = [], 0.0
@@ -233,13 +233,13 @@ def _sweep_marks(packed: Sequence[_Lane], scale: _Scale, height: int) -> list[st
     return lines
 
 
-def _draw_lane(lane: _Lane, top: int, scale: _Scale) -> list[str]:
-    height = len(lane.rows) * _ROW
-    name = lane.activity.value
+def _draw_track(track: _Track, top: int, scale: _Scale) -> list[str]:
+    height = len(track.rows) * _ROW
+    name = track.activity.value
     lines = [
-        f'<text class="lane" x="{_LEFT - 12}" y="{top + height / 2 + 4:.0f}" text-anchor="end">{name}</text>',
+        f'<text class="track" x="{_LEFT - 12}" y="{top + height / 2 + 4:.0f}" text-anchor="end">{name}</text>',
     ]
-    for index, row in enumerate(lane.rows):
+    for index, row in enumerate(track.rows):
         y = top + index * _ROW
         lines.append(f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>')
         for span in row:

@@ -28,7 +28,7 @@ _FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretra
 class Gate:
     """What surrounds every forward of the model: one at a time, without gradients, counted.
 
-    Forwards that ride in `group` pass together: their run holds the gate for all of them. The instance's `forward` is wrapped,
+    Forwards that task in `group` pass together: their run holds the gate for all of them. The instance's `forward` is wrapped,
     not hooked: a hook after the forward does not run when Ctrl-C ends it.
 
     Attributes:
@@ -51,19 +51,19 @@ class Gate:
         @wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:
             # Slots are overwritten while a graph would still point at them; streaming is for inference.
-            with self._together() if group.rides_here() else self._alone(), torch.no_grad():
+            with self._together() if group.is_task_thread() else self._alone(), torch.no_grad():
                 return plain(*args, **kwargs)
 
         model.__dict__["forward"] = forward
 
     @property
     def sweeps(self) -> int:
-        """Sweeps that were begun: forwards, those that ride together counted once."""
+        """Sweeps that were begun: forwards, those that task together counted once."""
         return self._num_alone + self.group.sweeps
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep everybody out but the group's riders."""
+        """Keep everybody out but the group's tasks."""
         if self._inside == threading.get_ident():
             raise StreamError(
                 "a forward of this model cannot start inside another one, nor in a callback of those that share its sweeps"
@@ -72,7 +72,7 @@ class Gate:
             try:
                 self._inside = threading.get_ident()
                 self._check_open()
-                self.group.settle()
+                self.group.drain()
                 with self._passage():
                     yield
             finally:

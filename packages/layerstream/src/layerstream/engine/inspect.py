@@ -17,11 +17,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.blocks import find_blocks
 from ..architecture.chunking import chunk_feed_forward
-from ..architecture.describe import ModelUnits, describe_model, sort_into_units, walk_lengths
-from ..architecture.module_state import PlainAttributes, StateOfModules
-from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
-from ..architecture.skeleton import build_skeleton, check_config, read_config, settle_dtype
+from ..architecture.describe import ModelUnits, describe_model, measure_forwards, sort_into_units
 from ..architecture.meta_forward import observe
+from ..architecture.module_state import AttributeSnapshot, ModuleState
+from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
+from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
 from ..checkpoint.hub import remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..spec.profiles import ModelProfile
@@ -31,7 +31,7 @@ Replicate = Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedModel:
+class ModelSpec:
     """A model that is known but not loaded.
 
     Attributes:
@@ -53,11 +53,11 @@ class OpenedModel:
     units: ModelUnits
     profile: ModelProfile
     chunked: tuple[nn.Module, ...]
-    state: StateOfModules
+    state: ModuleState
     replicate: Replicate
 
 
-def open_model(
+def inspect_model(
     name: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
@@ -67,7 +67,7 @@ def open_model(
     prefill_chunk_tokens: int | None = None,
     on_host: bool = True,
     weights: bool = True,
-) -> OpenedModel:
+) -> ModelSpec:
     """Open a checkpoint: config and headers only.
 
     Args:
@@ -85,32 +85,32 @@ def open_model(
     """
     checkpoint, directory = _open_checkpoint(str(name), revision, weights=weights)
     config = read_config(directory, trust_remote_code=trust_remote_code)
-    settled = settle_dtype(config, dtype, checkpoint.tensors.values())
-    make = partial(build_skeleton, config, settled, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
+    resolved = resolve_dtype(config, dtype, checkpoint.tensors.values())
+    make = partial(build_skeleton, config, resolved, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
     model = make()
-    recipe = learn_recipe(model, checkpoint.tensors, settled)
+    recipe = learn_recipe(model, checkpoint.tensors, resolved)
     again = partial(_replicate, make, recipe, prefill_chunk_tokens)
     return _describe(str(name), directory, model, recipe, on_host, prefill_chunk_tokens, again)
 
 
-def open_config(
+def inspect_config(
     config: PreTrainedConfig,
     *,
     dtype: str | torch.dtype = "auto",
     name: str | None = None,
     prefill_chunk_tokens: int | None = None,
     on_host: bool = True,
-) -> OpenedModel:
+) -> ModelSpec:
     """Describe a model of which only the config exists, as if its checkpoint held each tensor as the model uses it.
 
     Raises:
         ModelError: transformers has no causal model for it, or it has no blocks.
     """
     config = check_config(config)
-    settled = settle_dtype(config, dtype)
-    make = partial(build_skeleton, config, settled)
+    resolved = resolve_dtype(config, dtype)
+    make = partial(build_skeleton, config, resolved)
     model = make()
-    recipe = recipe_of_shapes(model, settled)
+    recipe = recipe_of_shapes(model, resolved)
     again = partial(_replicate, make, recipe, prefill_chunk_tokens)
     name = name or config.name_or_path or config.model_type
     return _describe(name, Path(), model, recipe, on_host, prefill_chunk_tokens, again)
@@ -144,19 +144,19 @@ def _describe(
     on_host: bool,
     chunk: int | None,
     replicate: Replicate,
-) -> OpenedModel:
+) -> ModelSpec:
     chunked = _prepare(model, recipe, chunk)
-    attributes = PlainAttributes(model)
+    attributes = AttributeSnapshot(model)
     units = sort_into_units(model, recipe, observe(model))
     profile = describe_model(
         model,
         units,
-        walk_lengths(model, chunk if chunked else None),
+        measure_forwards(model, chunk if chunked else None),
         name=name,
         dtype=str(model.config.dtype).removeprefix("torch."),
         slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
     )
-    return OpenedModel(
+    return ModelSpec(
         name=name,
         directory=directory,
         model=model,

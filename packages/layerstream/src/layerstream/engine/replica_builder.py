@@ -1,6 +1,6 @@
 """One device's model, being put together: what stays goes into its places, hooks bring what moves.
 
-Layer: composition. Knows one lane; what is read, and that others may share it, is the business of `build`.
+Layer: composition. Knows one replica; what is read, and that others may share it, is the business of `build`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from ..architecture.skeleton import load_generation_config, materialize_buffers
 from ..checkpoint.reader import DiskReader
 from ..spec.plans import PlacementPlan, Residency
 from ..spec.profiles import UnitRecipe
-from .task_state import OwnState
-from .inspect import OpenedModel
 from ..streaming.binding import StreamedModule, StreamHooks, UnitBinding, as_installed, places_of
-from ..streaming.device_buffers import Lane
+from ..streaming.device_buffers import DeviceBuffers
 from ..streaming.embedding_rows import RowTable, attach_rows
+from ..streaming.prefetcher import Prefetcher
 from ..streaming.runtime import DeviceRuntime
 from ..streaming.sources import UnitSource
 from ..streaming.stream import WeightStream
-from ..streaming.prefetcher import Supply
 from ..streaming.sweep_group import SweepGroup
+from .inspect import ModelSpec
+from .task_state import ModelTaskState
 
 
 @dataclass(slots=True, kw_only=True)
-class BuiltLane:
+class ReplicaParts:
     """One device's model with everything that moves its weights.
 
     Attributes:
-        index: the lane's number.
+        index: the replica's number.
         model: the real `PreTrainedModel`, with hooks on.
         runtime: the device's operations.
-        lane: its slots.
+        replica: its slots.
         group: lets computations share its sweeps.
         stream: has ready what moves; None when everything stays.
         hooks: brings and releases what moves; None when everything stays.
@@ -48,7 +48,7 @@ class BuiltLane:
     index: int
     model: PreTrainedModel
     runtime: DeviceRuntime
-    lane: Lane
+    replica: DeviceBuffers
     group: SweepGroup
     stream: WeightStream | None = None
     hooks: StreamHooks | None = None
@@ -64,17 +64,17 @@ class BuiltLane:
         self.tables.clear()
 
 
-class LaneBuilder:
-    """Puts one lane together, step by step."""
+class ReplicaBuilder:
+    """Puts one replica together, step by step."""
 
-    def __init__(self, opened: OpenedModel, plan: PlacementPlan, runtime: DeviceRuntime, index: int) -> None:
-        """Take the skeleton, or another one for any lane but the first, and fill in what no checkpoint holds."""
-        self._opened, self._plan, self._runtime = opened, plan, runtime
-        model, chunked = (opened.model, opened.chunked) if index == 0 else opened.replicate()
-        keep = OwnState(model, runtime.device, opened.state, has_host_random=index == 0)
-        self.built = BuiltLane(index=index, model=model, runtime=runtime, lane=Lane(runtime=runtime), group=SweepGroup(keep))
-        load_generation_config(model, opened.directory)
-        materialize_buffers(model, runtime.device, set(opened.recipe.tensors))
+    def __init__(self, spec: ModelSpec, plan: PlacementPlan, runtime: DeviceRuntime, index: int) -> None:
+        """Take the skeleton, or another one for any replica but the first, and fill in what no checkpoint holds."""
+        self._opened, self._plan, self._runtime = spec, plan, runtime
+        model, chunked = (spec.model, spec.chunked) if index == 0 else spec.replicate()
+        keep = ModelTaskState(model, runtime.device, spec.state, has_host_random=index == 0)
+        self.built = ReplicaParts(index=index, model=model, runtime=runtime, replica=DeviceBuffers(runtime=runtime), group=SweepGroup(keep))
+        load_generation_config(model, spec.directory)
+        materialize_buffers(model, runtime.device, set(spec.recipe.tensors))
         for module in chunked:
             self.built.detach.append(partial(module.__dict__.pop, "forward", None))
 
@@ -84,8 +84,8 @@ class LaneBuilder:
             self._put_in_place(source, source.host_views(host))
             return
         memory = self._runtime.allocate(source.layout.device_bytes)
-        self.built.lane.copy_runs(host, source.layout, memory)
-        self.built.lane.finish()
+        self.built.replica.copy_runs(host, source.layout, memory)
+        self.built.replica.finish()
         self._put_in_place(source, source.device_views(memory))
 
     def _put_in_place(self, source: UnitSource, views: dict[str, torch.Tensor]) -> None:
@@ -112,12 +112,12 @@ class LaneBuilder:
             self.built.detach.append(attach_rows(self.built.model, tensor, table, self._runtime.device))
             self.built.tables.append(table)
 
-    def attach_stream(self, supply: Supply, recipes: list[UnitRecipe]) -> WeightStream:
-        """Allocate the slots and let hooks bring the units of `recipes`, in the supply's order."""
+    def attach_stream(self, prefetcher: Prefetcher, recipes: list[UnitRecipe]) -> WeightStream:
+        """Allocate the slots and let hooks bring the units of `recipes`, in the prefetcher's order."""
         if not self._runtime.is_host:
-            self.built.lane.allocate(self._plan.num_slots, self._plan.slot_bytes)
-        stream = self.built.stream = WeightStream(supply, self.built.lane, index=self.built.index)
-        hooks = self.built.hooks = StreamHooks(stream, supply.timeline, self.built.group)
+            self.built.replica.allocate(self._plan.num_slots, self._plan.slot_bytes)
+        stream = self.built.stream = WeightStream(prefetcher, self.built.replica, index=self.built.index)
+        hooks = self.built.hooks = StreamHooks(stream, prefetcher.timeline, self.built.group)
         model = self.built.model
         whole = [(i, r) for i, r in enumerate(recipes) if "[" not in r.name]
         sliced = [(i, r) for i, r in enumerate(recipes) if "[" in r.name]
@@ -130,7 +130,7 @@ class LaneBuilder:
             hooks.slice_linear(head, [(i, UnitBinding(model, r.tensors)) for i, r in sliced])
         return stream
 
-    def finish(self) -> BuiltLane:
+    def finish(self) -> ReplicaParts:
         """Tell transformers that placement is taken care of: it then neither moves the model nor compiles it by itself."""
         where = {Residency.DEVICE: str(self._runtime.device), Residency.HOST: "cpu", Residency.DISK: "disk"}
         moving = {p.name: where[p.residency] for p in self._plan.units if p.residency is not Residency.DEVICE}

@@ -38,7 +38,7 @@ class _Outcome(Generic[T]):
             return True
 
 
-def run_side_by_side(works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]) -> list[T]:
+def run_in_parallel(works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]) -> list[T]:
     """Return the results of all `works`, run at the same time: the first in the calling thread, each other in one of its own.
 
     Returns or raises only when every one of them has ended.

@@ -1,7 +1,7 @@
 """What is global to the process or the model, but each of several interleaved `generate()` calls must have of its own.
 
 Layer: composition. Knows torch's random generators and the few settings that transformers changes on the model in the middle of a
-generation; knows nothing of units. A generator object that a ride brings along is its own anyway.
+generation; knows nothing of units. A generator object that a task brings along is its own anyway.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..architecture.module_state import StateOfModules
+from ..architecture.module_state import ModuleState
 
 _OF_THE_MODEL = ("_previous_max_cache_length",)
 """generate() makes a static cache no shorter than the last one."""
@@ -28,11 +28,11 @@ _ABSENT: Any = object()
 _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
-class OwnState:
-    """Captures and restores it; satisfies `streaming.sweep.KeptApart`."""
+class ModelTaskState:
+    """Captures and restores it; satisfies `streaming.sweep.TaskState`."""
 
     def __init__(
-        self, model: PreTrainedModel, device: torch.device, state: StateOfModules = (), *, has_host_random: bool = True
+        self, model: PreTrainedModel, device: torch.device, state: ModuleState = (), *, has_host_random: bool = True
     ) -> None:
         """Find what there is in `model`.
 

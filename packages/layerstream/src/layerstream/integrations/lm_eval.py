@@ -15,10 +15,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from ..uses.batching import GenerationRequest, generate_many
-from ..model import StreamedModel
-from ..uses.scoring import score
 from ..engine.tokenizer import load_tokenizer
+from ..model import StreamedModel
+from ..uses.batching import GenerationRequest, generate_many
+from ..uses.scoring import score
 
 Pair = tuple[object, list[int], list[int]]
 
@@ -119,7 +119,7 @@ class StreamedLM(TemplateLM):
         return [answers[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text, in windows of the model's length; all windows ride together."""
+        """Return the log-probability of each whole text, in windows of the model's length; all windows task together."""
         windows: list[Pair] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..spec.options import Workload
 from ..spec.plans import LedgerLine, Residency
 from ..spec.profiles import Machine, ModelProfile
-from ..spec.options import Workload
 from .candidates import Configuration, units_at, visited_units
 from .ledger import all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
 from .residency import spread, spread_within
@@ -38,25 +38,25 @@ class Problem:
 
     Attributes:
         profile: the model.
-        workload: what each lane runs.
+        workload: what each replica runs.
         machine: the machine.
-        lanes: how many lanes one device has.
+        replicas: how many replicas one device has.
     """
 
     profile: ModelProfile
     workload: Workload
     machine: Machine
-    lanes: int = 1
+    replicas: int = 1
 
     @property
     def weight_copies(self) -> int:
         """How often one device holds each unit that stays on it."""
-        return weight_copies(self.machine, self.lanes)
+        return weight_copies(self.machine, self.replicas)
 
     def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
         """Return the device lines of `configuration` with no more residents than it must have."""
         resident = 0 if configuration.num_slots else all_unit_bytes(units_at(self.profile, configuration.granularity))
-        return device_lines(self.profile, self.workload, self.machine, configuration, resident, lanes=self.lanes)
+        return device_lines(self.profile, self.workload, self.machine, configuration, resident, replicas=self.replicas)
 
     def least_device_bytes(self, configuration: Configuration) -> int:
         """Return the device memory of `configuration` with no more residents than it must have."""
@@ -104,7 +104,7 @@ class Problem:
         host = host_lines(profile, machine, configuration, num_staging, all_unit_bytes([units[index] for index in paid]))
         if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
             return None
-        device = device_lines(profile, self.workload, machine, configuration, resident_bytes, lanes=self.lanes)
+        device = device_lines(profile, self.workload, machine, configuration, resident_bytes, replicas=self.replicas)
         return Arrangement(configuration=configuration, residencies=residencies, num_staging=num_staging, lines=device + host)
 
     def _place_in_host(self, configuration: Configuration, on_device: set[int], host_budget_bytes: int) -> tuple[set[int], int]:

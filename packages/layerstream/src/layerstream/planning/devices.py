@@ -21,13 +21,13 @@ class DeviceGroup:
 
     Attributes:
         machine: the least of each device's memory and rates; `device` is the one with the least memory.
-        names: the devices in order; one that is named twice has two lanes.
-        lanes: how many lanes one device has at most.
+        names: the devices in order; one that is named twice has two replicas.
+        replicas: how many replicas one device has at most.
     """
 
     machine: Machine
     names: tuple[str, ...]
-    lanes: int
+    replicas: int
 
 
 def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
@@ -44,19 +44,19 @@ def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
             f"devices {', '.join(names)} cannot share one plan: weights for a CPU stay in host memory, those for an accelerator "
             "are copied; name devices of one kind"
         )
-    lanes = Counter(names)
+    replicas = Counter(names)
     smallest = min(machines, key=lambda machine: machine.device_memory_bytes)
     return DeviceGroup(
         machine=replace(
             smallest,
             host_memory_bytes=min(machine.host_memory_bytes for machine in machines),
             disk_bytes_per_s=min(machine.disk_bytes_per_s for machine in machines),
-            copy_bytes_per_s=min(machine.copy_bytes_per_s / lanes[machine.device] for machine in machines),
-            memory_bytes_per_s=min(machine.memory_bytes_per_s / lanes[machine.device] for machine in machines),
-            flops_per_s=min(machine.flops_per_s / lanes[machine.device] for machine in machines),
+            copy_bytes_per_s=min(machine.copy_bytes_per_s / replicas[machine.device] for machine in machines),
+            memory_bytes_per_s=min(machine.memory_bytes_per_s / replicas[machine.device] for machine in machines),
+            flops_per_s=min(machine.flops_per_s / replicas[machine.device] for machine in machines),
             runtime_bytes=max(machine.runtime_bytes for machine in machines),
             measured=all(machine.measured for machine in machines),
         ),
         names=names,
-        lanes=max(lanes.values()),
+        replicas=max(replicas.values()),
     )

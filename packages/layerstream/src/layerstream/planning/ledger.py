@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from ..spec.options import Workload
 from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
 from ..spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
-from ..spec.options import Workload
 from .candidates import Configuration
 
 CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
@@ -39,9 +39,9 @@ def activation_bytes(activation: ActivationProfile, workload: Workload) -> int:
     return math.ceil(activation.fixed_bytes + linear + activation.bytes_per_token_squared * tokens * prompt)
 
 
-def weight_copies(machine: Machine, lanes: int) -> int:
-    """Return how often one device holds what its `lanes` lanes hold: on a CPU all look into the same memory."""
-    return 1 if machine.device_is_host else lanes
+def weight_copies(machine: Machine, replicas: int) -> int:
+    """Return how often one device holds what its `replicas` replicas hold: on a CPU all look into the same memory."""
+    return 1 if machine.device_is_host else replicas
 
 
 def device_lines(
@@ -51,7 +51,7 @@ def device_lines(
     configuration: Configuration,
     resident_bytes: int,
     *,
-    lanes: int = 1,
+    replicas: int = 1,
 ) -> tuple[LedgerLine, ...]:
     """Return the device lines of a configuration.
 
@@ -61,7 +61,7 @@ def device_lines(
         machine: the machine; on a CPU device the read buffers count here.
         configuration: how the model is arranged.
         resident_bytes: room for the decoder's units that stay on the device.
-        lanes: how often the workload runs on this device at the same time, each time with activations and a cache of its own.
+        replicas: how often the workload runs on this device at the same time, each time with activations and a cache of its own.
 
     Returns:
         The lines in bytes, without those of 0.
@@ -72,7 +72,7 @@ def device_lines(
     rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(
         configuration.granularity, 0
     )
-    copies = weight_copies(machine, lanes)
+    copies = weight_copies(machine, replicas)
     return _lines(
         "device",
         {
@@ -81,9 +81,9 @@ def device_lines(
             "output head": copies * head,
             "resident blocks": copies * resident_bytes,
             "slots": copies * configuration.num_slots * configuration.slot_bytes,
-            "KV cache": lanes * cache_bytes(activation, workload),
-            "KV cache growth": lanes * cache_growth_bytes(activation, workload),
-            "activations": lanes * activation_bytes(activation, workload),
+            "KV cache": replicas * cache_bytes(activation, workload),
+            "KV cache growth": replicas * cache_growth_bytes(activation, workload),
+            "activations": replicas * activation_bytes(activation, workload),
             "read buffers": profile.read_buffer_bytes if machine.device_is_host else 0,
             "conversion": profile.conversion_bytes if machine.device_is_host else 0,
             "runtime and allocator": machine.runtime_bytes,
@@ -132,7 +132,7 @@ def _lines(where: str, sizes: dict[str, int]) -> tuple[LedgerLine, ...]:
 
 
 def room_bytes(plan: PlacementPlan) -> int:
-    """Return what a plan's budget leaves on each device beside weights, slots and buffers; lanes of one device share it."""
+    """Return what a plan's budget leaves on each device beside weights, slots and buffers; replicas of one device share it."""
     tokens = ("KV cache", "KV cache growth", "activations")
     fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens)
     return (plan.ledger.device_budget_bytes - fixed) // plan.devices.count(plan.devices[0])

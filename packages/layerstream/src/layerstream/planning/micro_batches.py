@@ -1,6 +1,6 @@
-"""Which requests share a tensor, and how many may ride at once within the memory that is left.
+"""Which requests share a tensor, and how many may task at once within the memory that is left.
 
-Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what a request asks or how riders take turns.
+Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what a request asks or how tasks take turns.
 
 Every micro-batch on board keeps its KV cache, and what it carries from unit to unit while others run; one at a time is inside a
 unit and needs room for its activations there. The ledger of a batch counts all three.
@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..spec.plans import BatchPlan, Granularity, LedgerLine, Pack, PlacementPlan
 from ..errors import PlanError
+from ..spec.options import Workload
+from ..spec.plans import BatchPlan, Granularity, LedgerLine, MicroBatch, PlacementPlan
 from ..spec.profiles import ModelProfile
 from ..spec.sizes import dtype_bytes
-from ..spec.options import Workload
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
-"""Padding's share of a pack's tokens, answers included: beyond it, what is computed for nothing outweighs the larger product."""
+"""Padding's share of a micro-batch's tokens, answers included: beyond it, what is computed for nothing outweighs the larger product."""
 
 MOST_ROWS = 256
-"""Rows of one pack: products gain nothing from more."""
+"""Rows of one micro-batch: products gain nothing from more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class _Memory:
     granularity: Granularity
 
     def kept_bytes(self, size: Workload) -> int:
-        """Return what a micro-batch holds as long as it rides."""
+        """Return what a micro-batch holds as long as it tasks."""
         return cache_bytes(self.profile.activation, size) + self._carried_bytes(size)
 
     def inside_bytes(self, size: Workload) -> int:
@@ -73,17 +73,17 @@ class _Memory:
 def plan_batch(
     *, plan: PlacementPlan, profile: ModelProfile, requests: Sequence[RowRequest], packed: bool = True, batches: int | None = None
 ) -> BatchPlan:
-    """Return which requests share a micro-batch and how much may ride at once.
+    """Return which requests share a micro-batch and how much may task at once.
 
     Args:
         plan: of the loaded model; what its budget leaves beside the weights is what micro-batches may take.
         profile: of the same model.
         requests: in the order given by the user.
         packed: put requests of a kind and of similar lengths into one tensor; False gives each a micro-batch of its own.
-        batches: ride in that many batches, whatever memory says; None lets the budget decide.
+        batches: task in that many batches, whatever memory says; None lets the budget decide.
 
     Returns:
-        The packs in boarding order. One that alone takes more than there is rides alone.
+        The micro-batches in boarding order. One that alone takes more than there is tasks alone.
 
     Raises:
         PlanError: `batches` is less than 1.
@@ -95,16 +95,16 @@ def plan_batch(
     if batches is None:
         groups = _grouped(requests, memory, packed, most_bytes=room)
         if sum(_kept(memory, requests, group) for group in groups) > room:
-            # half of the room each: while one pack ends, another is on its way
+            # half of the room each: while one micro-batch ends, another is on its way
             groups = _grouped(requests, memory, packed, most_bytes=room // 2)
-        packs = tuple(_as_pack(requests, group, _kept(memory, requests, group)) for group in groups)
+        micro_batches = tuple(_as_micro_batch(requests, group, _kept(memory, requests, group)) for group in groups)
         inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
         capacity = max(0, room - inside)
-        return BatchPlan(packs=packs, capacity=capacity, lines=_lines(packs, capacity, inside), room_bytes=room)
+        return BatchPlan(micro_batches=micro_batches, capacity=capacity, lines=_lines(micro_batches, capacity, inside), room_bytes=room)
     most_rows = -(-sum(request.rows for request in requests) // batches)
     groups = _grouped(requests, memory, packed, most_rows=most_rows)
-    packs = tuple(_as_pack(requests, group, sum(requests[index].rows for index in group)) for group in groups)
-    return BatchPlan(packs=packs, capacity=most_rows, lines=(), room_bytes=room)
+    micro_batches = tuple(_as_micro_batch(requests, group, sum(requests[index].rows for index in group)) for group in groups)
+    return BatchPlan(micro_batches=micro_batches, capacity=most_rows, lines=(), room_bytes=room)
 
 
 def _grouped(
@@ -148,21 +148,21 @@ def _kept(memory: _Memory, requests: Sequence[RowRequest], group: list[int]) -> 
     return memory.kept_bytes(_size(requests, group))
 
 
-def _as_pack(requests: Sequence[RowRequest], group: list[int], weight: int) -> Pack:
+def _as_micro_batch(requests: Sequence[RowRequest], group: list[int], weight: int) -> MicroBatch:
     size = _size(requests, group)
-    return Pack(
+    return MicroBatch(
         requests=tuple(group), rows=size.batch_size, prompt_tokens=size.prompt_tokens, new_tokens=size.new_tokens, weight=weight
     )
 
 
-def _lines(packs: Sequence[Pack], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
-    """Return what is taken when as much rides as may: the heaviest run of packs that board together."""
-    riding = max(_riding_bytes(packs, capacity), max((pack.weight for pack in packs), default=0))
+def _lines(micro_batches: Sequence[MicroBatch], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
+    """Return what is taken when as much tasks as may: the heaviest run of micro-batches that board together."""
+    riding = max(_admitted_bytes(micro_batches, capacity), max((micro_batch.weight for micro_batch in micro_batches), default=0))
     return (
-        LedgerLine(purpose="riders: KV cache and carried", where="device", num_bytes=riding),
+        LedgerLine(purpose="tasks: KV cache and carried", where="device", num_bytes=riding),
         LedgerLine(purpose="inside a unit", where="device", num_bytes=inside),
     )
 
 
-def _riding_bytes(packs: Sequence[Pack], capacity: int) -> int:
-    return min(capacity, sum(pack.weight for pack in packs))
+def _admitted_bytes(micro_batches: Sequence[MicroBatch], capacity: int) -> int:
+    return min(capacity, sum(micro_batch.weight for micro_batch in micro_batches))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..errors import BudgetTooSmallError, PlanError
+from ..spec.options import MemoryBudget, Workload
+from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..spec.profiles import Machine, ModelProfile
 from ..spec.sizes import format_bytes, parse_size
-from ..spec.options import MemoryBudget, Workload
 from .arrange import Arrangement, Problem
 from .candidates import Configuration, enumerate_configurations, visited_units
 from .devices import group_devices
@@ -47,7 +47,7 @@ def plan_placement(
     """
     group = group_devices((machine, *beside))
     _check(profile, group.machine)
-    problem = Problem(profile=profile, workload=workload, machine=group.machine, lanes=group.lanes)
+    problem = Problem(profile=profile, workload=workload, machine=group.machine, replicas=group.replicas)
     everything = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
     device_budget_bytes, configurations = _within_device_budget(problem, everything, budget)
     configurations = _resident_if_it_fits(configurations)
@@ -125,7 +125,7 @@ def _resident_if_it_fits(configurations: list[Configuration]) -> list[Configurat
 def _too_small(problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int) -> BudgetTooSmallError:
     lines = sorted(problem.least_device_lines(least), key=lambda line: -line.num_bytes)
     uses = [f"{line.purpose} {format_bytes(line.num_bytes)}" for line in lines]
-    where = problem.machine.device + (f", shared by {problem.lanes} lanes," if problem.lanes > 1 else "")
+    where = problem.machine.device + (f", shared by {problem.replicas} replicas," if problem.replicas > 1 else "")
     return BudgetTooSmallError(
         f"a device budget of {format_bytes(budget_bytes)} on {where} cannot hold {problem.profile.name}: "
         f"the least is {', '.join(uses)}; "

@@ -1,10 +1,10 @@
-"""How many questions may share a sweep: waves, formed from lengths and the memory that is left.
+"""How many requests may share a sweep: sweeps, formed from lengths and the memory that is left.
 
-Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what is asked nor how riders take turns.
+Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what is asked nor how tasks take turns.
 
-Every rider on board carries its hidden states from unit to unit while the others run. The keys and values of a prefix live only
-until its last suffix has read them in the same unit, so what is held of them is one question's, over the layers between two units
-that are moved; and one rider at a time is inside a unit.
+Every task on board carries its hidden states from unit to unit while the others run. The keys and values of a prefix live only
+until its last suffix has read them in the same unit, so what is held of them is one request's, over the layers between two units
+that are moved; and one task at a time is inside a unit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
 from ..errors import PlanError
+from ..spec.options import Workload
+from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
 from ..spec.profiles import ModelProfile
 from ..spec.sizes import dtype_bytes, format_bytes
-from ..spec.options import Workload
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, room_bytes
 
-RIDER_BYTES = 640 * 1024
+TASK_BYTES = 640 * 1024
 """A suspended thread: its stack, its frames, and the team of threads that OpenMP keeps for it. Measured with teams of two."""
 
 _SOFTMAX_BYTES = 8
@@ -31,8 +31,8 @@ SOFTMAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuestionSize:
-    """A question as lengths.
+class ScoringSize:
+    """A request as lengths.
 
     Attributes:
         forwards: tokens of each forward that it takes, in boarding order: the prefix first where it is shared.
@@ -48,80 +48,80 @@ class QuestionSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WavePlan:
-    """Which questions share a sweep.
+class ScoringPlan:
+    """Which requests share a sweep.
 
     Attributes:
-        waves: places of the questions, in the order given; each wave is one sweep.
-        lines: the ledger of the heaviest wave.
+        sweeps: places of the requests, in the order given; each sweep is one sweep.
+        lines: the ledger of the heaviest sweep.
         room_bytes: what the budget leaves for it.
     """
 
-    waves: tuple[tuple[int, ...], ...]
+    sweeps: tuple[tuple[int, ...], ...]
     lines: tuple[LedgerLine, ...]
     room_bytes: int
 
     @property
-    def wave_bytes(self) -> int:
-        """What the heaviest wave takes."""
+    def sweep_bytes(self) -> int:
+        """What the heaviest sweep takes."""
         return sum(line.num_bytes for line in self.lines)
 
     def explain(self) -> str:
         """Return the plan as text for people."""
-        num_questions = sum(len(wave) for wave in self.waves)
-        lines = [f"  scoring     {num_questions} questions in {len(self.waves)} sweeps"]
+        num_questions = sum(len(sweep) for sweep in self.sweeps)
+        lines = [f"  scoring     {num_questions} requests in {len(self.sweeps)} sweeps"]
         lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
         return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])
 
 
-def plan_waves(
-    *, plan: PlacementPlan, profile: ModelProfile, questions: Sequence[QuestionSize], batches: int | None = None
-) -> WavePlan:
-    """Return which questions ride together, in their order.
+def plan_scoring_sweeps(
+    *, plan: PlacementPlan, profile: ModelProfile, requests: Sequence[ScoringSize], batches: int | None = None
+) -> ScoringPlan:
+    """Return which requests task together, in their order.
 
     Args:
-        plan: of the loaded model; what its budget leaves beside the weights is what riders may take.
+        plan: of the loaded model; what its budget leaves beside the weights is what tasks may take.
         profile: of the same model.
-        questions: in the order given by the user.
-        batches: form that many waves of about the same number of tokens, whatever memory says; None lets the budget decide.
+        requests: in the order given by the user.
+        batches: form that many sweeps of about the same number of tokens, whatever memory says; None lets the budget decide.
 
     Returns:
-        The waves. A question that alone takes more than there is rides alone.
+        The sweeps. A request that alone takes more than there is tasks alone.
 
     Raises:
         PlanError: `batches` is less than 1.
     """
     if batches is not None and batches < 1:
         raise PlanError(f"batches must be at least 1, or None for as few as memory allows; got {batches}")
-    needs = [_Needs.of(question, plan, profile) for question in questions]
+    needs = [_Needs.of(request, plan, profile) for request in requests]
     room = room_bytes(plan)
-    waves = _filled(needs, room) if batches is None else _divided(questions, batches)
-    heaviest = max((_together(needs, wave) for wave in waves), key=lambda need: need.carried + need.inside, default=_Needs())
+    sweeps = _filled(needs, room) if batches is None else _divided(requests, batches)
+    heaviest = max((_together(needs, sweep) for sweep in sweeps), key=lambda need: need.carried + need.inside, default=_Needs())
     lines = (
-        LedgerLine(purpose="riders: what they carry", where="device", num_bytes=heaviest.carried),
+        LedgerLine(purpose="tasks: what they carry", where="device", num_bytes=heaviest.carried),
         LedgerLine(purpose="inside a unit, with its prefix", where="device", num_bytes=heaviest.inside),
     )
-    return WavePlan(waves=waves, lines=lines, room_bytes=room)
+    return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=room)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Needs:
-    """What one question takes while it waits, and the most that it takes while one of its forwards is inside a unit."""
+    """What one request takes while it waits, and the most that it takes while one of its forwards is inside a unit."""
 
     carried: int = 0
     inside: int = 0
 
     @staticmethod
-    def of(question: QuestionSize, plan: PlacementPlan, profile: ModelProfile) -> _Needs:
-        forwards = list(zip(question.forwards, question.context, question.logit_rows, strict=True))
+    def of(request: ScoringSize, plan: PlacementPlan, profile: ModelProfile) -> _Needs:
+        forwards = list(zip(request.forwards, request.context, request.logit_rows, strict=True))
         if plan.is_resident:
             # nobody waits anywhere: each forward runs to its end
             carried = 0
         else:
             carried = sum(_carried_bytes(profile, plan.granularity, tokens, context) for tokens, context, _ in forwards)
-            carried += RIDER_BYTES * len(forwards)
-        lent = _lent_bytes(profile, plan, question.forwards[0]) if question.is_shared else 0
-        inside = max(_inside_bytes(profile, *forward, own_cache=question.is_shared) for forward in forwards)
+            carried += TASK_BYTES * len(forwards)
+        lent = _lent_bytes(profile, plan, request.forwards[0]) if request.is_shared else 0
+        inside = max(_inside_bytes(profile, *forward, own_cache=request.is_shared) for forward in forwards)
         return _Needs(carried=carried, inside=lent + inside)
 
 
@@ -145,7 +145,7 @@ def _lent_bytes(profile: ModelProfile, plan: PlacementPlan, prefix_tokens: int) 
 
 
 def _longest_stretch(plan: PlacementPlan) -> int:
-    """Return how many blocks a rider goes through at most before it hands the baton on."""
+    """Return how many blocks a task goes through at most before it hands the baton on."""
     moved = {unit.block for unit in plan.units if unit.residency is not Residency.DEVICE}
     blocks = sorted({unit.block for unit in plan.units if unit.block is not None})
     longest = here = 0
@@ -169,30 +169,30 @@ def _inside_bytes(profile: ModelProfile, tokens: int, context: int, logit_rows: 
     return working + logits
 
 
-def _together(needs: Sequence[_Needs], wave: Sequence[int]) -> _Needs:
-    return _Needs(carried=sum(needs[place].carried for place in wave), inside=max(needs[place].inside for place in wave))
+def _together(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
+    return _Needs(carried=sum(needs[place].carried for place in sweep), inside=max(needs[place].inside for place in sweep))
 
 
 def _filled(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
-    waves: list[list[int]] = []
+    sweeps: list[list[int]] = []
     carried = inside = 0
     for place, need in enumerate(needs):
         carried, inside = carried + need.carried, max(inside, need.inside)
-        if waves and carried + inside <= room:
-            waves[-1].append(place)
+        if sweeps and carried + inside <= room:
+            sweeps[-1].append(place)
         else:
-            waves.append([place])
+            sweeps.append([place])
             carried, inside = need.carried, need.inside
-    return tuple(tuple(wave) for wave in waves)
+    return tuple(tuple(sweep) for sweep in sweeps)
 
 
-def _divided(questions: Sequence[QuestionSize], batches: int) -> tuple[tuple[int, ...], ...]:
-    total = sum(sum(question.forwards) for question in questions)
-    waves: list[list[int]] = [[] for _ in range(batches)]
+def _divided(requests: Sequence[ScoringSize], batches: int) -> tuple[tuple[int, ...], ...]:
+    total = sum(sum(request.forwards) for request in requests)
+    sweeps: list[list[int]] = [[] for _ in range(batches)]
     passed = 0
-    for place, question in enumerate(questions):
-        tokens = sum(question.forwards)
+    for place, request in enumerate(requests):
+        tokens = sum(request.forwards)
         middle = (passed + tokens / 2) / max(1, total)
-        waves[min(batches - 1, int(middle * batches))].append(place)
+        sweeps[min(batches - 1, int(middle * batches))].append(place)
         passed += tokens
-    return tuple(tuple(wave) for wave in waves if wave)
+    return tuple(tuple(sweep) for sweep in sweeps if sweep)

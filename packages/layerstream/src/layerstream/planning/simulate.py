@@ -109,7 +109,7 @@ def simulate_spans(
         head_slices=plan.head_slices,
         embedding=plan.embedding,
     )
-    # lanes on one device share its rates
+    # replicas on one device share its rates
     machine = group_devices([replace(machine, device=name) for name in plan.devices]).machine
     times = visit_times(profile, machine, forward)
     residencies = [unit.residency for unit in plan.units]

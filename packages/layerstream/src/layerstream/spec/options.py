@@ -26,9 +26,9 @@ class MemoryBudget:
 
     def __post_init__(self) -> None:
         """Refuse anything that is neither a size nor `auto` or `min`."""
-        for wish in (self.device, self.host):
-            if wish not in ("auto", "min"):
-                parse_size(wish)
+        for requested in (self.device, self.host):
+            if requested not in ("auto", "min"):
+                parse_size(requested)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,7 +213,7 @@ class PlacementPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
+class MicroBatch:
     """Requests that share one micro-batch.
 
     Attributes:
@@ -221,7 +221,7 @@ class Pack:
         rows: sequences in the tensor (beams included).
         prompt_tokens: the longest prompt; shorter ones are padded on the left.
         new_tokens: the longest answer at most.
-        weight: what it takes of `BatchPlan.capacity` while it rides.
+        weight: what it takes of `BatchPlan.capacity` while it tasks.
     """
 
     requests: tuple[int, ...]
@@ -236,21 +236,21 @@ class BatchPlan:
     """How many requests go through the sweeps, and which together.
 
     Attributes:
-        packs: in boarding order.
-        capacity: how much may ride at once: bytes, or rows where the number of batches was given.
-        lines: the ledger of what rides; empty where the number of batches was given.
+        micro-batches: in boarding order.
+        capacity: how much may task at once: bytes, or rows where the number of batches was given.
+        lines: the ledger of what tasks; empty where the number of batches was given.
         room_bytes: what the budget leaves for it.
     """
 
-    packs: tuple[Pack, ...]
+    micro_batches: tuple[MicroBatch, ...]
     capacity: int
     lines: tuple[LedgerLine, ...]
     room_bytes: int
 
     def explain(self) -> str:
         """Return the plan of the batch as text for people."""
-        rows = sum(pack.rows for pack in self.packs)
-        sizes = f"{min(pack.rows for pack in self.packs)} to {max(pack.rows for pack in self.packs)}" if self.packs else "0"
-        lines = [f"  batch       {rows} rows in {len(self.packs)} micro-batches of {sizes} rows"]
+        rows = [micro_batch.rows for micro_batch in self.micro_batches]
+        sizes = f"{min(rows)} to {max(rows)}" if rows else "0"
+        lines = [f"  batch       {sum(rows)} rows in {len(self.micro_batches)} micro-batches of {sizes} rows"]
         lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
         return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])

@@ -33,7 +33,7 @@ class Span:
         start_s: when it began (`perf_counter`).
         end_s: when it ended.
         num_bytes: bytes moved; 0 for waits and computing.
-        lane: the device's number where there are several; a read serves them all and has 0.
+        replica: the device's number where there are several; a read serves them all and has 0.
     """
 
     activity: Activity
@@ -43,7 +43,7 @@ class Span:
     start_s: float
     end_s: float
     num_bytes: int = 0
-    lane: int = 0
+    replica: int = 0
 
     @property
     def duration_s(self) -> float:

@@ -90,7 +90,7 @@ class StreamedModule:
 class StreamHooks:
     """The hooks that bring a unit before its module's forward and let it go afterwards, also when it raised.
 
-    A computation that rides in `group` waits for its turn before each unit, and finds the weights of those before it in place.
+    A computation that tasks in `group` waits for its turn before each unit, and finds the weights of those before it in place.
     """
 
     def __init__(self, stream: WeightStream, timeline: Timeline, group: SweepGroup) -> None:
@@ -112,39 +112,39 @@ class StreamHooks:
 
     def enter(self, index: int, binding: UnitBinding) -> None:
         """Bring unit `index` into `binding`, waiting for it, and before that for the turn of whoever shares this sweep."""
-        if self._group.rides_here():
-            self._group.enter(index, partial(self._bring, index, binding), partial(self._let_go, index))
+        if self._group.is_task_thread():
+            self._group.enter(index, partial(self._acquire, index, binding), partial(self._release, index))
         else:
-            self._group.keep_off()
-            self._bring(index, binding)
+            self._group.refuse_outsiders()
+            self._acquire(index, binding)
 
     def leave(self, index: int) -> None:
         """Let unit `index` go, if it is here and nobody else needs it in this visit."""
-        if self._group.rides_here():
+        if self._group.is_task_thread():
             self._group.leave(index)
         else:
-            self._let_go(index)
+            self._release(index)
 
-    def _bring(self, index: int, binding: UnitBinding) -> None:
+    def _acquire(self, index: int, binding: UnitBinding) -> None:
         lease = self._stream.acquire(index)
         binding.install(lease.key, lambda: self._stream.views(lease))
         self._open[index] = (lease, binding, perf_counter())
 
-    def _let_go(self, index: int) -> None:
+    def _release(self, index: int) -> None:
         entry = self._open.pop(index, None)
         if entry is None:
             return
         lease, binding, start_s = entry
         binding.release()
         span = self._stream.units[index].span(Activity.COMPUTE, lease.sweep, start_s, perf_counter())
-        self._stream.give_back(lease)
+        self._stream.release(lease)
         self._timeline.record(span)
 
     def leave_all(self) -> None:
         """Let go what an interrupted forward left behind."""
         for index in tuple(self._open):
-            self._let_go(index)
-        self._stream.give_back_all()
+            self._release(index)
+        self._stream.release_all()
 
     def detach(self) -> None:
         """Take every hook off and every view out of the model."""

@@ -31,7 +31,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class Lane:
+class DeviceBuffers:
     """The way onto one device.
 
     Attributes:
@@ -51,7 +51,7 @@ class Lane:
         """Allocate the slots."""
         self.slots = [Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)]
 
-    def bring(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
+    def acquire(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
         """Start the copy of a unit from its host buffer into `slot`; return the event that says it is there.
 
         The copy waits, on the device, for the last computation that used the slot: without that wait it would overwrite weights

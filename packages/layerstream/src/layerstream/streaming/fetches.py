@@ -1,6 +1,6 @@
-"""What passes between the supply and the lanes' streams: units, their fetches, and a lane as the supply sees it.
+"""What passes between the prefetcher and the replicas' streams: units, their fetches, and a replica as the prefetcher sees it.
 
-Room: streaming. Plain state; who waits for whom is decided in `supply`, what becomes of a fetched unit in `stream`.
+Room: streaming. Plain state; who waits for whom is decided in `prefetcher`, what becomes of a fetched unit in `stream`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class StreamedUnit:
         position: its place among all units of the plan, for timelines.
         source: where its bytes come from.
         pinned: its own host buffer when it lives in host memory; None when it is read from the disk each time.
-        lane: the lane that looks at it, for timelines.
+        replica: the replica that looks at it, for timelines.
     """
 
     name: str
     position: int
     source: UnitSource
     pinned: HostBuffer | None = None
-    lane: int = 0
+    replica: int = 0
 
     def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
         """Return what happened to this unit, for the timeline."""
@@ -45,7 +45,7 @@ class StreamedUnit:
             start_s=start_s,
             end_s=end_s,
             num_bytes=num_bytes,
-            lane=self.lane,
+            replica=self.replica,
         )
 
 
@@ -70,7 +70,7 @@ class Fetch:
         holders: leases that may still look into the buffer.
         wanted_by: those of them that were not cancelled.
         is_finished: the bytes are read and converted, or never will be.
-        finishing: held by the lane that waits for the read and converts it.
+        finishing: held by the replica that waits for the read and converts it.
     """
 
     unit: int
@@ -100,8 +100,8 @@ class VisitCounter:
         return self.sweep
 
 
-class Follower(ABC):
-    """One lane's stream as the supply sees it; all of it is read and written under the supply's lock.
+class Consumer(ABC):
+    """One replica's stream as the prefetcher sees it; all of it is read and written under the prefetcher's lock.
 
     Attributes:
         is_attached: what is read is delivered to it.

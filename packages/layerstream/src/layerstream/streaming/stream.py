@@ -1,7 +1,7 @@
-"""One lane's stream: have each unit ready on its device when it is asked for.
+"""One replica's stream: have each unit ready on its device when it is asked for.
 
-Room: streaming. The computation calls `acquire(unit)` and gives the lease back; what the supply reads is queued here, and a thread,
-*delivery*, takes it in order onto the device. Knows its own lane only: that others share the reading is the supply's business.
+Room: streaming. The computation calls `acquire(unit)` and gives the lease back; what the prefetcher reads is queued here, and a thread,
+*delivery*, takes it in order onto the device. Knows its own replica only: that others share the reading is the prefetcher's business.
 
 Invariants (each with the test that holds it, in tests/unit/streaming/test_stream.py and tests/contract/test_async_device.py):
  1. A host buffer is read into only when every copy out of it is done (test_removing_any_wait_breaks_the_result).
@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from ..checkpoint.reader import ReadTicket
-from ..errors import LaneStoppedError, LayerstreamError, StreamClosedError, StreamError
+from ..errors import LayerstreamError, ReplicaStoppedError, StreamClosedError, StreamError
 from ..spec.timeline import Activity
-from .fetches import Fetch, Follower, StreamedUnit, VisitCounter
-from .device_buffers import Lane, Slot
-from .prefetcher import Supply
+from .device_buffers import DeviceBuffers, Slot
+from .fetches import Consumer, Fetch, StreamedUnit, VisitCounter
+from .prefetcher import Prefetcher
 
 
 @dataclass(slots=True, eq=False)
@@ -63,28 +63,28 @@ class Lease:
         return self.fetch.buffer.index if self.fetch is not None and self.fetch.buffer is not None else -1
 
 
-class WeightStream(Follower):
-    """The units of one lane, in the order in which they are asked for."""
+class WeightStream(Consumer):
+    """The units of one replica, in the order in which they are asked for."""
 
-    def __init__(self, supply: Supply, lane: Lane, *, index: int = 0) -> None:
-        """Start the delivery; nothing comes before the supply is started.
+    def __init__(self, prefetcher: Prefetcher, buffers: DeviceBuffers, *, index: int = 0) -> None:
+        """Start the delivery; nothing comes before the prefetcher is started.
 
         Args:
-            supply: reads the disk, for this lane and others.
-            lane: the device's slots; on a CPU device it has none and the host buffers are the slots.
-            index: the lane's number, for timelines.
+            prefetcher: reads the disk, for this replica and others.
+            replica: the device's slots; on a CPU device it has none and the host buffers are the slots.
+            index: the replica's number, for timelines.
         """
         super().__init__()
-        self.units: tuple[StreamedUnit, ...] = tuple(replace(unit, lane=index) for unit in supply.units)
-        self._supply, self._lane, self._timeline = supply, lane, supply.timeline
-        self._is_host = lane.runtime.is_host
-        self._free_slots: deque[Slot] = deque(lane.slots)
-        self._depth = supply.num_buffers + len(lane.slots)
-        self._num_memories = len(lane.slots) or supply.num_buffers
-        # The supply's lock, two reasons to wait: each thread is woken only for its own.
-        self._lock = supply.lock
+        self.units: tuple[StreamedUnit, ...] = tuple(replace(unit, buffers=index) for unit in prefetcher.units)
+        self._prefetcher, self._buffers, self._timeline = prefetcher, buffers, prefetcher.timeline
+        self._is_host = buffers.runtime.is_host
+        self._free_slots: deque[Slot] = deque(buffers.slots)
+        self._depth = prefetcher.num_buffers + len(buffers.slots)
+        self._num_memories = len(buffers.slots) or prefetcher.num_buffers
+        # The prefetcher's lock, two reasons to wait: each thread is woken only for its own.
+        self._lock = prefetcher.lock
         self._may_deliver = threading.Condition(self._lock)
-        self._arrived = threading.Condition(self._lock)
+        self._finished = threading.Condition(self._lock)
         self._queue: deque[Lease] = deque()
         self._deliveries: deque[tuple[Lease, Fetch]] = deque()
         self._leased: list[Lease] = []
@@ -103,7 +103,7 @@ class WeightStream(Follower):
         Raises:
             ReadFailedError: its bytes could not be read; the next `acquire` tries again.
             StreamClosedError: the stream is closed.
-            LaneStoppedError: another lane failed that this one runs beside.
+            ReplicaStoppedError: another replica failed that this one runs beside.
             StreamError: every slot is leased already, so that it could never come.
         """
         start_s = perf_counter()
@@ -111,20 +111,20 @@ class WeightStream(Follower):
             sweep = self._visited.visit(unit)
             lease = self._wait_for(unit)
             self._queue.popleft()
-            self._supply.wake()
+            self._prefetcher.wake()
             if lease.error is not None:
                 error = lease.error
                 self._recycle(lease)
                 self.detach()
                 raise error
             self._leased.append(lease)
-        self._lane.ready_for_compute(lease.event)
+        self._buffers.ready_for_compute(lease.event)
         self._timeline.record(self.units[unit].span(Activity.WAIT, sweep, start_s, perf_counter()))
         return lease
 
-    def give_back(self, lease: Lease) -> None:
+    def release(self, lease: Lease) -> None:
         """Free the memory of a lease; a copy into it will wait for the computation that was started so far."""
-        event = self._lane.after_compute()
+        event = self._buffers.after_compute()
         with self._lock:
             if lease in self._leased:
                 self._leased.remove(lease)
@@ -132,10 +132,10 @@ class WeightStream(Follower):
                     lease.slot.free_after = event
                 self._recycle(lease)
 
-    def give_back_all(self) -> None:
+    def release_all(self) -> None:
         """Free what an interrupted computation left behind."""
         for lease in tuple(self._leased):
-            self.give_back(lease)
+            self.release(lease)
 
     def views(self, lease: Lease) -> dict[str, torch.Tensor]:
         """Return the unit's tensors in the memory of `lease`."""
@@ -147,28 +147,28 @@ class WeightStream(Follower):
         return unit.source.host_views(lease.fetch.buffer.host.bytes)
 
     def begin_forward(self) -> None:
-        """Let other lanes wait for this one; each call needs its `end_forward`."""
+        """Let other replicas wait for this one; each call needs its `end_forward`."""
         with self._lock:
             self.forwards += 1
 
     def end_forward(self) -> None:
-        """Say that a forward is over: other lanes need not wait for this one any more, unless it is expected back."""
+        """Say that a forward is over: other replicas need not wait for this one any more, unless it is expected back."""
         with self._lock:
             self.forwards = max(0, self.forwards - 1)
             self.idle_since_s = perf_counter()
-            self._supply.wake()
+            self._prefetcher.wake()
 
     def expect_no_more(self) -> None:
-        """Say that this lane will not come back soon."""
+        """Say that this replica will not come back soon."""
         with self._lock:
             self.is_expected = False
-            self._supply.wake()
+            self._prefetcher.wake()
 
     def stop(self, error: BaseException) -> None:
-        """Let every `acquire` fail, those that wait included, because another lane did; until `resume`."""
+        """Let every `acquire` fail, those that wait included, because another replica did; until `resume`."""
         with self._lock:
             self._stopped_by = error
-            self._arrived.notify_all()
+            self._finished.notify_all()
 
     def resume(self) -> None:
         """Take `stop` back, and forget forwards that Ctrl-C may have ended before they could say so."""
@@ -177,20 +177,20 @@ class WeightStream(Follower):
             self.forwards = 0
 
     def close(self) -> None:
-        """Stop the delivery and let go of everything; then the supply is closed. Safe to call twice and from any state."""
+        """Stop the delivery and let go of everything; then the prefetcher is closed. Safe to call twice and from any state."""
         with self._lock:
             self._closed = True
             self.detach()
             self._may_deliver.notify_all()
-            self._arrived.notify_all()
-            self._supply.wake()
+            self._finished.notify_all()
+            self._prefetcher.wake()
         if self._thread is not threading.current_thread():
             self._thread.join()
         with self._lock:
             self._deliveries.clear()
             self._leased.clear()
             self._free_slots.clear()
-            self._lane.slots.clear()
+            self._buffers.slots.clear()
             for unit in self.units:
                 unit.pinned = None
 
@@ -198,13 +198,13 @@ class WeightStream(Follower):
         """Return the lease of `unit` at the head of the queue once it is there."""
         self._check_open()
         if self._last_given is not None:
-            self._supply.learn(self._last_given, unit)
+            self._prefetcher.learn(self._last_given, unit)
         self._last_given = unit
         self.is_waiting = True
         try:
             lease = self._expect(unit)
             while not lease.is_ready or lease.is_cancelled:
-                self._arrived.wait()
+                self._finished.wait()
                 self._check_open()
                 if lease.is_cancelled:
                     lease = self._expect(unit)
@@ -216,12 +216,12 @@ class WeightStream(Follower):
     def _expect(self, unit: int) -> Lease:
         """Return the lease of `unit` at the head of the queue; where another was expected, wait for the reading to come there."""
         while not (self._queue and self._queue[0].unit == unit):
-            if self._queue or not self.is_attached or self._supply.upcoming != unit:
+            if self._queue or not self.is_attached or self._prefetcher.upcoming != unit:
                 self.detach()
                 self.joins_at = unit
             self._check_room(unit)
-            self._supply.wake()
-            self._arrived.wait()
+            self._prefetcher.wake()
+            self._finished.wait()
             self._check_open()
         return self._queue[0]
 
@@ -229,24 +229,24 @@ class WeightStream(Follower):
         if len(self._leased) >= self._num_memories:
             raise StreamError(f"unit {self.units[unit].name!r} was asked for while all {self._num_memories} slots are in use")
         if self._is_host:
-            self._supply.check_room(self)
+            self._prefetcher.check_room(self)
 
     def _check_open(self) -> None:
         if self._closed:
             raise StreamClosedError("the weights' stream is closed: the model was closed, or its `with` block was left")
         if self._stopped_by is not None:
-            raise LaneStoppedError(f"stopped, because the work on another device failed: {self._stopped_by}") from self._stopped_by
+            raise ReplicaStoppedError(f"stopped, because the work on another device failed: {self._stopped_by}") from self._stopped_by
 
-    # -- what the supply asks, under its lock --------------------------------------------------------------------------
+    # -- what the prefetcher asks, under its lock --------------------------------------------------------------------------
 
     @property
     def num_queued(self) -> int:
-        """How many units were fetched for this lane that it has not asked for yet."""
+        """How many units were fetched for this replica that it has not asked for yet."""
         return len(self._queue)
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more may be fetched for this lane."""
+        """Whether nothing more may be fetched for this replica."""
         return len(self._queue) >= self._depth
 
     def leased_buffers(self) -> set[int]:
@@ -257,21 +257,21 @@ class WeightStream(Follower):
         """Queue a lease for `fetch`; return what takes it up once its read was begun, to be called without the lock."""
         lease = Lease(unit=fetch.unit, sweep=fetch.sweep, fetch=fetch)
         self._queue.append(lease)
-        self._arrived.notify_all()
+        self._finished.notify_all()
         return partial(self._take_up, lease, fetch)
 
     def drop_queue(self) -> None:
-        """Forget what was fetched for this lane and not asked for yet."""
+        """Forget what was fetched for this replica and not asked for yet."""
         for lease in self._queue:
             self._cancel(lease)
         self._queue.clear()
-        self._arrived.notify_all()
+        self._finished.notify_all()
 
     def _cancel(self, lease: Lease) -> None:
         lease.is_cancelled = True
         self._may_deliver.notify()
         if lease.fetch is not None:
-            self._supply.cancel(lease.fetch)
+            self._prefetcher.cancel(lease.fetch)
         if lease.is_ready:
             self._recycle(lease)
 
@@ -280,7 +280,7 @@ class WeightStream(Follower):
         if lease.slot is not None:
             self._free_slots.append(lease.slot)
         if lease.fetch is not None:
-            self._supply.let_go(lease.fetch)
+            self._prefetcher.release(lease.fetch)
         lease.slot = lease.fetch = None
         self._may_deliver.notify()
 
@@ -302,7 +302,7 @@ class WeightStream(Follower):
     def _read_done(self, lease: Lease, fetch: Fetch, ticket: ReadTicket) -> None:
         lease.error = ticket.error
         if lease.error is None:
-            self._supply.note_read(fetch)
+            self._prefetcher.note_read(fetch)
         self._announce(lease)
 
     def _deliver_next(self) -> bool:
@@ -314,7 +314,7 @@ class WeightStream(Follower):
                 return False
             lease, fetch = self._deliveries.popleft()
         try:
-            self._supply.finish(fetch)
+            self._prefetcher.finish(fetch)
         except LayerstreamError as error:
             lease.error = error
         if self._is_host or lease.error is not None or lease.is_cancelled:
@@ -328,7 +328,7 @@ class WeightStream(Follower):
             lease.is_ready = True
             if lease.is_cancelled:
                 self._recycle(lease)
-            self._arrived.notify_all()
+            self._finished.notify_all()
 
     def _copy(self, lease: Lease, fetch: Fetch) -> None:
         with self._lock:
@@ -342,12 +342,12 @@ class WeightStream(Follower):
         unit = self.units[lease.unit]
         host = unit.pinned or (fetch.buffer.host if fetch.buffer is not None else None)
         assert host is not None
-        event = self._lane.bring(host.bytes, unit.source.layout, slot)
+        event = self._buffers.acquire(host.bytes, unit.source.layout, slot)
         lease.event, lease.slot, lease.fetch = event, slot, None
         self._announce(lease)
         # The host buffer may be read into again only when the copy out of it is done.
-        self._lane.runtime.host_wait(event)
+        self._buffers.runtime.host_wait(event)
         num_bytes = sum(run.num_bytes for run in unit.source.layout.copies)
         self._timeline.record(unit.span(Activity.COPY, lease.sweep, start_s, perf_counter(), num_bytes))
         with self._lock:
-            self._supply.let_go(fetch)
+            self._prefetcher.release(fetch)

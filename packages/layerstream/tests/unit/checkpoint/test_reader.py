@@ -384,10 +384,10 @@ def test_closing_from_a_callback_does_not_wait_for_itself(path: str) -> None:
 
 
 def test_a_file_is_opened_once_for_the_queue_and_once_for_rows(path: str) -> None:
-    opened: list[str] = []
+    spec: list[str] = []
 
     def opener(path: str) -> int:
-        opened.append(path)
+        spec.append(path)
         return open_buffered(path)
 
     buffer = AlignedBuffer(FILE_BYTES)
@@ -395,4 +395,4 @@ def test_a_file_is_opened_once_for_the_queue_and_once_for_rows(path: str) -> Non
         for _ in range(3):
             assert reader.submit([into(buffer, 0, path, 0, FILE_BYTES)]).wait(30)
             reader.read_now(path, 0, buffer.view(0, 10))
-    assert opened == [path, path]
+    assert spec == [path, path]

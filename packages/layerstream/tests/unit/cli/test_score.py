@@ -38,7 +38,7 @@ def results_of(path: Path) -> dict[int, dict[str, Any]]:
     return by_row
 
 
-def expected_for(path: Path, **settings: Any) -> list[ls.QuestionResult]:
+def expected_for(path: Path, **settings: Any) -> list[ls.ScoringResult]:
     with ls.load(path, budget="min") as streamed:
         return ls.score(streamed, [(row["prefix"], row["suffixes"]) for row in ROWS], **settings)  # type: ignore[misc]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerstream.spec.timeline import Activity, Span
 from layerstream.cli.trace_export import gantt_html, gantt_svg, perfetto_json
+from layerstream.spec.timeline import Activity, Span
 
 
 def span(activity: Activity, start_s: float, end_s: float, *, unit: int = 0, sweep: int = 0, num_bytes: int = 0) -> Span:
@@ -61,7 +61,7 @@ def test_every_span_is_an_event_in_microseconds_from_the_first_one() -> None:
     assert min(event["ts"] for event in events) == 0
     copy = next(event for event in events if event["cat"] == "copy")
     assert (copy["ts"], copy["dur"]) == (pytest.approx(400_000), pytest.approx(100_000))
-    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20, "lane": 0}
+    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20, "track": 0}
 
 
 @given(any_spans())
@@ -96,7 +96,7 @@ def test_a_bar_tells_block_sweep_length_bytes_and_rate() -> None:
 
 def test_lanes_without_spans_are_left_out() -> None:
     root = ET.fromstring(gantt_svg([each for each in PIPELINE if each.activity is not Activity.COPY]))
-    assert [each.text for each in root.iter(f"{SVG}text") if each.get("class") == "lane"] == ["read", "wait", "compute"]
+    assert [each.text for each in root.iter(f"{SVG}text") if each.get("class") == "track"] == ["read", "wait", "compute"]
 
 
 def test_no_spans_make_an_empty_chart_and_an_empty_trace() -> None:

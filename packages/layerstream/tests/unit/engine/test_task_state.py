@@ -1,4 +1,4 @@
-"""What is global but must be each rider's own: captured, changed by another, and put back."""
+"""What is global but must be each task's own: captured, changed by another, and put back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kit.compare import reference
 from kit.families import save_tiny
 from transformers import PreTrainedModel
 
-from layerstream.engine.task_state import OwnState
+from layerstream.engine.task_state import ModelTaskState
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 
 
 def test_random_numbers_go_on_where_they_were(model: PreTrainedModel) -> None:
-    own = OwnState(model, torch.device("cpu"))
+    own = ModelTaskState(model, torch.device("cpu"))
     torch.manual_seed(1)
     state, expected = own.capture(), torch.rand(3)
     torch.manual_seed(2)
@@ -29,7 +29,7 @@ def test_random_numbers_go_on_where_they_were(model: PreTrainedModel) -> None:
 
 def test_what_generate_changes_on_the_model_is_put_back(model: PreTrainedModel) -> None:
     """The experts kernel of decoding, and the length of the last static cache, which is absent at first."""
-    own = OwnState(model, torch.device("cpu"))
+    own = ModelTaskState(model, torch.device("cpu"))
     before, kernel = own.capture(), model.config._experts_implementation
     model.set_experts_implementation("batched_mm")
     model._previous_max_cache_length = 77
@@ -46,7 +46,7 @@ def test_the_longest_length_that_a_rotary_embedding_has_seen_is_put_back(tmp_pat
     path = save_tiny("llama", tmp_path)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     model = reference(path, rope_parameters=rope, max_position_embeddings=8)
-    own, rotary = OwnState(model, torch.device("cpu")), model.model.rotary_emb
+    own, rotary = ModelTaskState(model, torch.device("cpu")), model.model.rotary_emb
     before, frequencies = own.capture(), rotary.inv_freq.clone()
     with torch.no_grad():
         model(torch.arange(5, 25)[None])

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from layerstream.spec.plans import PlacementPlan, Residency
 from layerstream.errors import BudgetTooSmallError, PlanError
-from layerstream.spec.profiles import Machine
 from layerstream.planning.devices import group_devices
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.simulate import simulate_spans
-from layerstream.spec.timeline import Activity
-from layerstream.spec.sizes import GIB
 from layerstream.spec.options import MemoryBudget, Workload
+from layerstream.spec.plans import PlacementPlan, Residency
+from layerstream.spec.profiles import Machine
+from layerstream.spec.sizes import GIB
+from layerstream.spec.timeline import Activity
 
 from .shapes import card, cpu, llama_70b, small_model
 
@@ -84,7 +84,7 @@ def test_a_budget_too_small_for_one_of_the_devices_names_it() -> None:
         plan(cards(16, 1, 16))
     assert caught.value.budget_bytes == 1 * GIB
     assert caught.value.needed_bytes > 1 * GIB
-    with pytest.raises(BudgetTooSmallError, match="on cpu, shared by 2 lanes, cannot hold"):
+    with pytest.raises(BudgetTooSmallError, match="on cpu, shared by 2 replicas, cannot hold"):
         plan([cpu()] * 2, MemoryBudget(device=plan([cpu()], MemoryBudget(device="min")).ledger.device_bytes))
 
 
@@ -106,8 +106,8 @@ def test_lanes_on_one_device_share_its_rates() -> None:
 def test_the_simulated_timeline_of_shared_lanes_computes_at_their_rates() -> None:
     profile, machine = llama_70b(), cpu(64 * GIB)
     spans = []
-    for lanes in (1, 2):
-        shared = plan([machine] * lanes, MemoryBudget(device="min"))
+    for replicas in (1, 2):
+        shared = plan([machine] * replicas, MemoryBudget(device="min"))
         spans.append(sum(s.duration_s for s in simulate_spans(shared, profile, machine, 1, 1) if s.activity is Activity.COMPUTE))
     assert spans[1] == pytest.approx(2 * spans[0], rel=0.05)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from layerstream.spec.plans import Granularity, Residency
-from layerstream.spec.profiles import ActivationProfile
 from layerstream.planning.candidates import Configuration
 from layerstream.planning.ledger import (
     activation_bytes,
@@ -15,6 +13,8 @@ from layerstream.planning.ledger import (
     host_lines,
 )
 from layerstream.spec.options import Workload
+from layerstream.spec.plans import Granularity, Residency
+from layerstream.spec.profiles import ActivationProfile
 
 from .shapes import READ_BUFFER_BYTES, card, cpu, small_model
 

@@ -1,4 +1,4 @@
-"""Who shares a tensor and how much rides at once, as a table of lengths and bytes."""
+"""Who shares a tensor and how much tasks at once, as a table of lengths and bytes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerstream.spec.plans import BatchPlan, PlacementPlan
 from layerstream.errors import PlanError
 from layerstream.planning.ledger import activation_bytes, cache_bytes
 from layerstream.planning.micro_batches import MOST_PADDING, MOST_ROWS, RowRequest, plan_batch
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.options import MemoryBudget, Workload
+from layerstream.spec.plans import BatchPlan, PlacementPlan
 
 from .shapes import card, cpu, llama_70b
 
@@ -37,68 +37,68 @@ def row(prompt_tokens: int, new_tokens: int = 128, *, kind: int = 0, rows: int =
 
 def test_what_is_alike_shares_one_tensor() -> None:
     plan = packed(placed(8), [row(500), row(512), row(480)])
-    assert [pack.requests for pack in plan.packs] == [(0, 1, 2)]
-    assert (plan.packs[0].rows, plan.packs[0].prompt_tokens, plan.packs[0].new_tokens) == (3, 512, 128)
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 1, 2)]
+    assert (plan.micro_batches[0].rows, plan.micro_batches[0].prompt_tokens, plan.micro_batches[0].new_tokens) == (3, 512, 128)
 
 
 def test_isolated_requests_share_nothing() -> None:
     plan = packed(placed(8), [row(500), row(512), row(480)], packed=False)
-    assert [pack.requests for pack in plan.packs] == [(0,), (1,), (2,)]
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("other", [row(500, kind=1), row(500, is_alone=True)], ids=["kind", "alone"])
 def test_what_differs_does_not(other: RowRequest) -> None:
     plan = packed(placed(8), [row(500), other, row(501)])
-    assert [pack.requests for pack in plan.packs] == [(0, 2), (1,)]
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 2), (1,)]
 
 
 def test_short_prompts_are_not_padded_to_a_long_one() -> None:
     plan = packed(placed(8), [row(500), *[row(20, 4)] * 5])
-    assert [pack.requests for pack in plan.packs] == [(0, 1), (2, 3, 4, 5)]
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 1), (2, 3, 4, 5)]
 
 
 def test_beams_count_as_rows() -> None:
     plan = packed(placed(8), [row(100, rows=3), row(100, rows=3)])
-    assert [pack.rows for pack in plan.packs] == [6]
+    assert [micro_batch.rows for micro_batch in plan.micro_batches] == [6]
 
 
 def test_no_more_rides_than_the_budget_has_room_for() -> None:
-    """Room for eight sequences: forty cannot ride at once, but all get their turn."""
+    """Room for eight sequences: forty cannot task at once, but all get their turn."""
     plan = packed(placed(8), [row(512)] * 40)
     inside = next(line.num_bytes for line in plan.lines if line.purpose == "inside a unit")
     assert plan.capacity + inside <= plan.room_bytes
-    assert all(pack.weight <= plan.capacity for pack in plan.packs)
-    assert sum(pack.weight for pack in plan.packs) > plan.capacity
+    assert all(micro_batch.weight <= plan.capacity for micro_batch in plan.micro_batches)
+    assert sum(micro_batch.weight for micro_batch in plan.micro_batches) > plan.capacity
     assert sum(line.num_bytes for line in plan.lines) <= plan.room_bytes
-    assert sum(pack.rows for pack in plan.packs) == 40
+    assert sum(micro_batch.rows for micro_batch in plan.micro_batches) == 40
 
 
 def test_a_larger_budget_lets_more_ride() -> None:
     requests = [row(512)] * 40
     small, large = packed(placed(4), requests), packed(placed(16), requests)
     assert small.capacity < large.capacity
-    assert len(small.packs) > len(large.packs)
+    assert len(small.micro_batches) > len(large.micro_batches)
 
 
 def test_what_rides_counts_its_whole_cache_and_what_it_carries() -> None:
-    (pack,) = packed(placed(8), [row(512), row(512)]).packs
+    (micro_batch,) = packed(placed(8), [row(512), row(512)]).micro_batches
     size = Workload(batch_size=2, prompt_tokens=512, new_tokens=128)
     cache, activations = cache_bytes(PROFILE.activation, size), activation_bytes(PROFILE.activation, size)
-    assert cache < pack.weight <= cache + activations
+    assert cache < micro_batch.weight <= cache + activations
 
 
 def test_a_request_too_large_for_the_room_rides_alone() -> None:
     plan = packed(placed(1), [row(4096), row(512), row(4000)])
-    assert [pack.requests for pack in plan.packs] == [(0,), (1,), (2,)]
-    assert plan.packs[0].weight > plan.capacity
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0,), (1,), (2,)]
+    assert plan.micro_batches[0].weight > plan.capacity
 
 
 def test_a_number_of_batches_overrides_the_budget() -> None:
     requests = [row(512)] * 40
     plan = packed(placed(1), requests, batches=2)
     assert plan.capacity == 20
-    assert [pack.rows for pack in plan.packs] == [20, 20]
-    assert [pack.weight for pack in plan.packs] == [20, 20]
+    assert [micro_batch.rows for micro_batch in plan.micro_batches] == [20, 20]
+    assert [micro_batch.weight for micro_batch in plan.micro_batches] == [20, 20]
     with pytest.raises(PlanError, match="batches must be at least 1"):
         packed(placed(1), requests, batches=0)
 
@@ -125,13 +125,13 @@ def test_every_request_is_in_one_pack_of_its_kind(requests: list[RowRequest], ba
     machine = cpu(200 * 1024**3)
     placement = plan_placement(profile=PROFILE, budget=MemoryBudget(device="min"), workload=Workload(batch_size=4), machine=machine)
     plan = packed(placement, requests, batches=batches, packed=is_packed)
-    assert sorted(index for pack in plan.packs for index in pack.requests) == list(range(len(requests)))
-    for pack in plan.packs:
-        members = [requests[index] for index in pack.requests]
+    assert sorted(index for micro_batch in plan.micro_batches for index in micro_batch.requests) == list(range(len(requests)))
+    for micro_batch in plan.micro_batches:
+        members = [requests[index] for index in micro_batch.requests]
         assert len({member.kind for member in members}) == 1
         assert len(members) == 1 or not any(member.is_alone for member in members)
-        assert pack.rows == sum(member.rows for member in members)
-        assert len(members) == 1 or pack.rows <= MOST_ROWS
-        whole = pack.rows * (pack.prompt_tokens + pack.new_tokens)
+        assert micro_batch.rows == sum(member.rows for member in members)
+        assert len(members) == 1 or micro_batch.rows <= MOST_ROWS
+        whole = micro_batch.rows * (micro_batch.prompt_tokens + micro_batch.new_tokens)
         needed = sum(member.rows * (member.prompt_tokens + member.new_tokens) for member in members)
         assert whole - needed <= MOST_PADDING * whole

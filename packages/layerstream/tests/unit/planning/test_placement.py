@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from layerstream.spec.plans import Granularity, PlacementPlan, Residency
 from layerstream.errors import BudgetTooSmallError, PlanError
-from layerstream.spec.profiles import Machine, ModelProfile
 from layerstream.planning.placement import plan_placement
-from layerstream.spec.sizes import GIB
 from layerstream.spec.options import MemoryBudget, Workload
+from layerstream.spec.plans import Granularity, PlacementPlan, Residency
+from layerstream.spec.profiles import Machine, ModelProfile
+from layerstream.spec.sizes import GIB
 
 from .shapes import READ_BUFFER_BYTES, card, cpu, llama_70b, small_model, unit
 

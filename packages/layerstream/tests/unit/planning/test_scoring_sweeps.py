@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from layerstream.spec.plans import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from layerstream.errors import PlanError
+from layerstream.planning.scoring_sweeps import ScoringSize, plan_scoring_sweeps
+from layerstream.spec.plans import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from layerstream.spec.profiles import ActivationProfile, ModelProfile, UnitProfile
-from layerstream.planning.scoring_sweeps import QuestionSize, plan_waves
 
 NUM_BLOCKS = 10
 FIXED = 1_000_000
@@ -63,27 +63,27 @@ def plan_with(room: int, resident: frozenset[int] = frozenset()) -> PlacementPla
     )
 
 
-def shared(prefix: int, *suffixes: int) -> QuestionSize:
-    return QuestionSize(
+def shared(prefix: int, *suffixes: int) -> ScoringSize:
+    return ScoringSize(
         forwards=(prefix, *suffixes),
         context=(prefix, *(prefix + each for each in suffixes)),
         logit_rows=(1, *suffixes),
     )
 
 
-def sizes_of(room: int, questions: list[QuestionSize], **settings: int) -> list[int]:
-    waves = plan_waves(plan=plan_with(room), profile=PROFILE, questions=questions, **settings).waves
-    assert [place for wave in waves for place in wave] == list(range(len(questions)))
-    return [len(wave) for wave in waves]
+def sizes_of(room: int, requests: list[ScoringSize], **settings: int) -> list[int]:
+    sweeps = plan_scoring_sweeps(plan=plan_with(room), profile=PROFILE, requests=requests, **settings).sweeps
+    assert [place for sweep in sweeps for place in sweep] == list(range(len(requests)))
+    return [len(sweep) for sweep in sweeps]
 
 
-# a prefix of 100 tokens carries 100 x 4 x 100 x 2 B, a suffix of 10 10 x (800 + 110) B, a rider 640 KiB
+# a prefix of 100 tokens carries 100 x 4 x 100 x 2 B, a suffix of 10 10 x (800 + 110) B, a task 640 KiB
 CARRIED = 100 * 800 + 10 * 910 + 2 * 640 * 1024
 
 
 @pytest.mark.parametrize(("fitting", "expected"), [(12, [12]), (6, [6, 6]), (5, [5, 5, 2]), (1, [1] * 12)])
 def test_as_many_questions_ride_as_the_room_holds(fitting: int, expected: list[int]) -> None:
-    one = plan_waves(plan=plan_with(0), profile=PROFILE, questions=[shared(100, 10)])
+    one = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[shared(100, 10)])
     carried, inside = (line.num_bytes for line in one.lines)
     assert carried == CARRIED
     assert sizes_of(fitting * carried + inside, [shared(100, 10)] * 12) == expected
@@ -91,8 +91,8 @@ def test_as_many_questions_ride_as_the_room_holds(fitting: int, expected: list[i
 
 def test_a_question_that_is_too_large_rides_alone() -> None:
     small, large = shared(10, 2), shared(5000, 2)
-    one = plan_waves(plan=plan_with(0), profile=PROFILE, questions=[small])
-    assert sizes_of(3 * one.wave_bytes, [small, large, small, small]) == [1, 1, 2]
+    one = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[small])
+    assert sizes_of(3 * one.sweep_bytes, [small, large, small, small]) == [1, 1, 2]
 
 
 @pytest.mark.parametrize(("batches", "expected"), [(1, [9]), (2, [5, 4]), (3, [3, 3, 3]), (20, [1] * 9)])
@@ -101,19 +101,19 @@ def test_batches_override_memory(batches: int, expected: list[int]) -> None:
 
 
 def test_batches_are_of_about_the_same_number_of_tokens() -> None:
-    questions = [shared(1000, 10), *[shared(100, 10)] * 10]
-    assert sizes_of(0, questions, batches=2) == [1, 10]
+    requests = [shared(1000, 10), *[shared(100, 10)] * 10]
+    assert sizes_of(0, requests, batches=2) == [1, 10]
 
 
 def test_no_batches_are_refused() -> None:
     with pytest.raises(PlanError, match="at least 1"):
-        plan_waves(plan=plan_with(0), profile=PROFILE, questions=[shared(1, 1)], batches=0)
+        plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[shared(1, 1)], batches=0)
 
 
 def test_nothing_asked_takes_nothing() -> None:
-    made = plan_waves(plan=plan_with(0), profile=PROFILE, questions=[])
-    assert made.waves == ()
-    assert made.wave_bytes == 0
+    made = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[])
+    assert made.sweeps == ()
+    assert made.sweep_bytes == 0
 
 
 def test_only_the_keys_and_values_between_two_moved_blocks_are_counted() -> None:
@@ -121,7 +121,7 @@ def test_only_the_keys_and_values_between_two_moved_blocks_are_counted() -> None
     inside = []
     for resident in (frozenset(), frozenset({1}), frozenset({1, 2, 3})):
         plan = plan_with(0, resident)
-        inside.append(plan_waves(plan=plan, profile=PROFILE, questions=[shared(1000, 10)]).lines[1].num_bytes)
+        inside.append(plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(1000, 10)]).lines[1].num_bytes)
     one_layer = 1000 * 400
     assert inside[1] - inside[0] == one_layer
     assert inside[2] - inside[0] == 3 * one_layer
@@ -130,22 +130,22 @@ def test_only_the_keys_and_values_between_two_moved_blocks_are_counted() -> None
 def test_on_a_resident_model_nobody_waits() -> None:
     plan = plan_with(0, frozenset(range(NUM_BLOCKS)))
     assert plan.is_resident
-    one, ten = (plan_waves(plan=plan, profile=PROFILE, questions=[shared(100, 10)] * n, batches=1) for n in (1, 10))
-    assert one.wave_bytes == ten.wave_bytes
+    one, ten = (plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(100, 10)] * n, batches=1) for n in (1, 10))
+    assert one.sweep_bytes == ten.sweep_bytes
 
 
 def test_a_whole_text_has_no_cache() -> None:
-    whole = QuestionSize(forwards=(109,), context=(109,), logit_rows=(10,), is_shared=False)
-    made = plan_waves(plan=plan_with(0), profile=PROFILE, questions=[whole])
+    whole = ScoringSize(forwards=(109,), context=(109,), logit_rows=(10,), is_shared=False)
+    made = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[whole])
     assert made.lines[1].num_bytes == 109 * 2000 + 10 * 1000 * (2 + 8)
 
 
 def test_the_plan_explains_itself() -> None:
-    text = plan_waves(plan=plan_with(0), profile=PROFILE, questions=[shared(100, 10)] * 3, batches=2).explain()
-    assert "3 questions in 2 sweeps" in text
+    text = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[shared(100, 10)] * 3, batches=2).explain()
+    assert "3 requests in 2 sweeps" in text
 
 
 def test_scores_squared_in_length_are_counted_across_the_prefix() -> None:
     eager = replace(PROFILE, activation=replace(PROFILE.activation, bytes_per_token_squared=8.0))
-    made = [plan_waves(plan=plan_with(0), profile=each, questions=[shared(1000, 500)]) for each in (PROFILE, eager)]
+    made = [plan_scoring_sweeps(plan=plan_with(0), profile=each, requests=[shared(1000, 500)]) for each in (PROFILE, eager)]
     assert made[1].lines[1].num_bytes > made[0].lines[1].num_bytes

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from layerstream.spec.plans import Residency
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.simulate import Buffers, simulate_pipeline, simulate_spans, sweep_ends
 from layerstream.planning.visit_times import VisitTimes
-from layerstream.spec.timeline import Activity
 from layerstream.spec.options import MemoryBudget, Workload
+from layerstream.spec.plans import Residency
+from layerstream.spec.timeline import Activity
 
 from .shapes import cpu, small_model
 

@@ -1,4 +1,4 @@
-"""Several lanes, one reading: units are read once, nobody is held up by a lane that does not run, nothing hangs."""
+"""Several replicas, one reading: units are read once, nobody is held up by a replica that does not run, nothing hangs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from layerstream.checkpoint.reader import DiskReader
-from layerstream.errors import LaneStoppedError, ReadFailedError, StreamClosedError, StreamError
+from layerstream.errors import ReadFailedError, ReplicaStoppedError, StreamClosedError, StreamError
 from layerstream.spec.profiles import Piece, StoredTensor, TensorRecipe, UnitRecipe
+from layerstream.spec.timeline import Activity, Timeline
+from layerstream.streaming.device_buffers import DeviceBuffers
 from layerstream.streaming.fetches import StreamedUnit
-from layerstream.streaming.device_buffers import Lane
+from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.streaming.runtime import DeviceRuntime, TorchRuntime
 from layerstream.streaming.sources import UnitSource
 from layerstream.streaming.stream import WeightStream
-from layerstream.streaming.prefetcher import Supply
 from layerstream.testing import FakeAsyncRuntime
-from layerstream.spec.timeline import Activity, Timeline
 
 NUM_UNITS = 5
 UNIT_BYTES = 40_000
@@ -49,10 +49,10 @@ def unit(path: Path, index: int) -> StreamedUnit:
 
 
 class Lanes:
-    """A supply, its lanes' streams and what they read."""
+    """A prefetcher, its replicas' streams and what they read."""
 
-    def __init__(self, supply: Supply, streams: Sequence[WeightStream], timeline: Timeline) -> None:
-        self.supply, self.streams, self._timeline = supply, streams, timeline
+    def __init__(self, prefetcher: Prefetcher, streams: Sequence[WeightStream], timeline: Timeline) -> None:
+        self.prefetcher, self.streams, self._timeline = prefetcher, streams, timeline
 
     @property
     def num_reads(self) -> int:
@@ -60,10 +60,10 @@ class Lanes:
 
 
 @contextmanager
-def lanes(path: Path, runtimes: Sequence[DeviceRuntime], patience_s: float = LONG_S) -> Iterator[Lanes]:
+def replicas(path: Path, runtimes: Sequence[DeviceRuntime], patience_s: float = LONG_S) -> Iterator[Lanes]:
     timeline = Timeline()
     with DiskReader() as reader:
-        supply = Supply(
+        prefetcher = Prefetcher(
             [unit(path, index) for index in range(NUM_UNITS)],
             reader,
             num_buffers=NUM_BUFFERS,
@@ -73,17 +73,17 @@ def lanes(path: Path, runtimes: Sequence[DeviceRuntime], patience_s: float = LON
         )
         streams = []
         for index, runtime in enumerate(runtimes):
-            lane = Lane(runtime=runtime)
+            replica = DeviceBuffers(runtime=runtime)
             if not runtime.is_host:
-                lane.allocate(2, UNIT_BYTES + 8192)
-            streams.append(WeightStream(supply, lane, index=index))
-        supply.start(streams)
+                replica.allocate(2, UNIT_BYTES + 8192)
+            streams.append(WeightStream(prefetcher, replica, index=index))
+        prefetcher.start(streams)
         try:
-            yield Lanes(supply, streams, timeline)
+            yield Lanes(prefetcher, streams, timeline)
         finally:
             for stream in streams:
                 stream.close()
-            supply.close()
+            prefetcher.close()
 
 
 KINDS: dict[str, Callable[[int], list[DeviceRuntime]]] = {
@@ -97,7 +97,7 @@ def visit(stream: WeightStream, index: int) -> None:
     lease = stream.acquire(index)
     (tensor,) = stream.views(lease).values()
     assert bool((tensor == index + 1).all())
-    stream.give_back(lease)
+    stream.release(lease)
 
 
 def sweep(stream: WeightStream, order: Sequence[int] = tuple(range(NUM_UNITS))) -> None:
@@ -106,7 +106,7 @@ def sweep(stream: WeightStream, order: Sequence[int] = tuple(range(NUM_UNITS))) 
         for index in order:
             visit(stream, index)
     finally:
-        stream.give_back_all()
+        stream.release_all()
         stream.end_forward()
 
 
@@ -125,13 +125,13 @@ def side_by_side(*works: Callable[[], object]) -> list[BaseException | None]:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert not any(thread.is_alive() for thread in threads), "a lane hangs"
+    assert not any(thread.is_alive() for thread in threads), "a replica hangs"
     return raised
 
 
 def together(shared: Lanes, *works: Callable[[], object]) -> list[BaseException | None]:
-    """Run one work a lane, each lane being expected until its work is over."""
-    shared.supply.gather()
+    """Run one work a replica, each replica being expected until its work is over."""
+    shared.prefetcher.gather()
 
     def until_over(work: Callable[[], object], stream: WeightStream) -> None:
         try:
@@ -147,7 +147,7 @@ def together(shared: Lanes, *works: Callable[[], object]) -> list[BaseException 
 @pytest.mark.parametrize("count", [2, 3])
 def test_two_lanes_read_each_unit_once(file: Path, kind: str, count: int) -> None:
     sweeps = 6
-    with lanes(file, KINDS[kind](count)) as shared:
+    with replicas(file, KINDS[kind](count)) as shared:
         works = [lambda stream=stream: [sweep(stream) for _ in range(sweeps)] for stream in shared.streams]
         assert together(shared, *works) == [None] * count
         # what was prefetched for a seventh sweep is bounded by the buffers
@@ -167,11 +167,11 @@ def test_lanes_that_take_their_time_in_turns_keep_in_step(file: Path, kind: str)
                 time.sleep(pauses[number * NUM_UNITS + index])
                 (tensor,) = stream.views(lease).values()
                 assert bool((tensor == index + 1).all())
-                stream.give_back(lease)
+                stream.release(lease)
             stream.end_forward()
             time.sleep(pauses[number])
 
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         works = [lambda s=s, d=d: dawdle(s, d) for s, d in zip(shared.streams, delays, strict=True)]
         assert together(shared, *works) == [None, None]
         assert shared.num_reads <= 10 * NUM_UNITS + NUM_BUFFERS + 2
@@ -179,7 +179,7 @@ def test_lanes_that_take_their_time_in_turns_keep_in_step(file: Path, kind: str)
 
 @both_kinds
 def test_an_idle_lane_is_passed_over(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
         assert side_by_side(lambda: [sweep(first) for _ in range(3)]) == [None]
         assert shared.num_reads <= 3 * NUM_UNITS + NUM_BUFFERS + 2
@@ -190,7 +190,7 @@ def test_an_idle_lane_is_passed_over(file: Path, kind: str) -> None:
 
 @both_kinds
 def test_a_lane_with_fewer_sweeps_does_not_hold_the_other_up(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
         assert together(shared, lambda: [sweep(first) for _ in range(9)], lambda: sweep(second)) == [None, None]
         assert shared.num_reads <= 9 * NUM_UNITS + NUM_BUFFERS + 2
@@ -198,7 +198,7 @@ def test_a_lane_with_fewer_sweeps_does_not_hold_the_other_up(file: Path, kind: s
 
 @both_kinds
 def test_patience_with_an_expected_lane_ends(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2), patience_s=0.05) as shared:
+    with replicas(file, KINDS[kind](2), patience_s=0.05) as shared:
         first, second = shared.streams
         done = threading.Event()
 
@@ -223,7 +223,7 @@ def test_lanes_in_any_order_are_served(file: Path, kind: str) -> None:
             order = [chance.randrange(NUM_UNITS) for _ in range(chance.randrange(1, 7))]
             sweep(stream, order)
 
-    with lanes(file, KINDS[kind](3), patience_s=0.01) as shared:
+    with replicas(file, KINDS[kind](3), patience_s=0.01) as shared:
         works = [lambda stream=stream, seed=seed: wander(stream, seed) for seed, stream in enumerate(shared.streams)]
         assert together(shared, *works) == [None, None, None]
         assert side_by_side(*works) == [None, None, None]
@@ -231,7 +231,7 @@ def test_lanes_in_any_order_are_served(file: Path, kind: str) -> None:
 
 @both_kinds
 def test_a_unit_that_the_other_lane_never_comes_to_is_served_all_the_same(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
         done = threading.Event()
 
@@ -265,7 +265,7 @@ def test_a_lane_whose_forward_breaks_off_joins_again(file: Path, kind: str) -> N
         for number in range(6):
             sweep(stream, range(NUM_UNITS) if number % 2 else range(2))
 
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
         assert together(shared, lambda: [sweep(first) for _ in range(6)], lambda: break_off(second)) == [None, None]
         sweep(first)
@@ -275,7 +275,7 @@ def test_a_lane_whose_forward_breaks_off_joins_again(file: Path, kind: str) -> N
 @both_kinds
 def test_a_failing_read_is_told_to_every_lane_and_both_recover(file: Path, kind: str) -> None:
     whole = file.read_bytes()
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
         assert together(shared, lambda: sweep(first), lambda: sweep(second)) == [None, None]
         os.truncate(file, 2 * UNIT_BYTES)
@@ -287,7 +287,7 @@ def test_a_failing_read_is_told_to_every_lane_and_both_recover(file: Path, kind:
 
 @both_kinds
 def test_a_stopped_lane_is_told_why_while_it_waits(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
 
         def stop_soon() -> None:
@@ -297,7 +297,7 @@ def test_a_stopped_lane_is_told_why_while_it_waits(file: Path, kind: str) -> Non
             second.end_forward()
 
         raised = together(shared, lambda: [sweep(first) for _ in range(3)], stop_soon)
-        assert isinstance(raised[0], LaneStoppedError)
+        assert isinstance(raised[0], ReplicaStoppedError)
         assert "the other one" in str(raised[0])
         first.resume()
         sweep(first)
@@ -305,7 +305,7 @@ def test_a_stopped_lane_is_told_why_while_it_waits(file: Path, kind: str) -> Non
 
 @both_kinds
 def test_close_wakes_every_waiting_lane(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](2)) as shared:
+    with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
 
         def close_soon() -> None:
@@ -320,24 +320,24 @@ def test_close_wakes_every_waiting_lane(file: Path, kind: str) -> None:
 
 
 def test_lanes_that_hold_every_buffer_and_want_more_are_refused(file: Path) -> None:
-    with lanes(file, KINDS["cpu"](2)) as shared:
+    with replicas(file, KINDS["cpu"](2)) as shared:
         first, second = shared.streams
         held = [first.acquire(0), second.acquire(0)]
-        second.give_back(held.pop())
+        second.release(held.pop())
         held.append(second.acquire(1))
 
         def want_one_more(stream: WeightStream, index: int) -> None:
             try:
                 visit(stream, index)
             finally:
-                stream.give_back_all()  # as the end of a forward does
+                stream.release_all()  # as the end of a forward does
 
         raised = side_by_side(lambda: want_one_more(first, 3), lambda: want_one_more(second, 4))
         assert [error for error in raised if isinstance(error, StreamError) and "slots are in use" in str(error)]
 
 
 def test_many_side_by_side_runs_leave_no_buffer_behind(file: Path) -> None:
-    with lanes(file, KINDS["cpu"](2), patience_s=0.01) as shared:
+    with replicas(file, KINDS["cpu"](2), patience_s=0.01) as shared:
         chance = random.Random(3)
         for _ in range(100):
             counts = [chance.randrange(3) for _ in shared.streams]
@@ -347,7 +347,7 @@ def test_many_side_by_side_runs_leave_no_buffer_behind(file: Path) -> None:
         leases = [shared.streams[0].acquire(0), shared.streams[0].acquire(1)]
         assert len({lease.key[1] for lease in leases}) == NUM_BUFFERS
         for lease in leases:
-            shared.streams[0].give_back(lease)
+            shared.streams[0].release(lease)
 
 
 class BrokenOffError(Exception):
@@ -373,7 +373,7 @@ def random_work(stream: WeightStream, seed: int) -> None:
 
 @both_kinds
 def test_random_works_and_faults_never_hang_and_never_mix_weights_up(file: Path, kind: str) -> None:
-    with lanes(file, KINDS[kind](3), patience_s=0.005) as shared:
+    with replicas(file, KINDS[kind](3), patience_s=0.005) as shared:
         for number in range(60):
             seeded = zip(shared.streams, range(3 * number, 3 * number + 3), strict=True)
             works = [lambda stream=stream, seed=seed: random_work(stream, seed) for stream, seed in seeded]

@@ -1,4 +1,4 @@
-"""The supply alone: units served in any order, errors told once, nothing left behind."""
+"""The prefetcher alone: units served in any order, errors told once, nothing left behind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
 from layerstream.spec.profiles import Piece, StoredTensor, TensorRecipe, UnitRecipe
+from layerstream.spec.timeline import Activity, Timeline
+from layerstream.streaming.device_buffers import DeviceBuffers
 from layerstream.streaming.fetches import StreamedUnit
-from layerstream.streaming.device_buffers import Lane
+from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.streaming.runtime import TorchRuntime
 from layerstream.streaming.sources import UnitSource
 from layerstream.streaming.stream import WeightStream
-from layerstream.streaming.prefetcher import Supply
-from layerstream.spec.timeline import Activity, Timeline
 
 NUM_UNITS = 5
 UNIT_BYTES = 40_000
@@ -51,25 +51,25 @@ def timeline() -> Timeline:
 @pytest.fixture
 def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
     with DiskReader() as reader:
-        supply = Supply(
+        prefetcher = Prefetcher(
             [unit(file, index) for index in range(NUM_UNITS)],
             reader,
             num_buffers=2,
             buffer_bytes=UNIT_BYTES + 8192,
             timeline=timeline,
         )
-        made = WeightStream(supply, Lane(runtime=TorchRuntime(torch.device("cpu"))))
-        supply.start([made])
+        made = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
+        prefetcher.start([made])
         yield made
         made.close()
-        supply.close()
+        prefetcher.close()
 
 
 def visit(stream: WeightStream, index: int) -> None:
     lease = stream.acquire(index)
     (tensor,) = stream.views(lease).values()
     assert torch.equal(tensor, torch.full((UNIT_BYTES,), index + 1, dtype=torch.uint8))
-    stream.give_back(lease)
+    stream.release(lease)
 
 
 def test_sweeps_in_order_are_served(stream: WeightStream, timeline: Timeline) -> None:
@@ -105,7 +105,7 @@ def test_more_leases_than_slots_are_refused_instead_of_hanging(stream: WeightStr
     with pytest.raises(StreamError, match="all 2 slots are in use"):
         stream.acquire(4)
     for lease in leases:
-        stream.give_back(lease)
+        stream.release(lease)
     visit(stream, 4)
 
 
@@ -126,9 +126,9 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
     fifo = file.with_name("never")
     os.mkfifo(fifo)
     with DiskReader(opener=lambda path: os.open(path, os.O_RDWR)) as reader:
-        supply = Supply([unit(fifo, 0), unit(fifo, 1)], reader, num_buffers=2, buffer_bytes=UNIT_BYTES + 8192, timeline=timeline)
-        stream = WeightStream(supply, Lane(runtime=TorchRuntime(torch.device("cpu"))))
-        supply.start([stream])
+        prefetcher = Prefetcher([unit(fifo, 0), unit(fifo, 1)], reader, num_buffers=2, buffer_bytes=UNIT_BYTES + 8192, timeline=timeline)
+        stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
+        prefetcher.start([stream])
         caught: list[BaseException] = []
 
         def wait() -> None:
@@ -140,7 +140,7 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
         waiting = threading.Thread(target=wait)
         waiting.start()
         stream.close()
-        supply.close()
+        prefetcher.close()
         waiting.join(10)
     assert not waiting.is_alive()
     assert len(caught) == 1
@@ -152,7 +152,7 @@ def test_a_thousand_sweeps_leak_nothing(stream: WeightStream) -> None:
     def sweeps(count: int) -> None:
         for _ in range(count):
             for index in range(NUM_UNITS):
-                stream.give_back(stream.acquire(index))
+                stream.release(stream.acquire(index))
 
     sweeps(200)
     before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()

@@ -1,6 +1,6 @@
 """Generate for many requests in the same sweeps.
 
-Layer: uses. Lets planning form packs and decide what may ride at once, and hands each pack to the sweep group as one ride that
+Layer: uses. Lets planning form micro-batches and decide what may task at once, and hands each micro-batch to the sweep group as one task that
 calls transformers' own `generate()`.
 """
 
@@ -14,14 +14,14 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
-from ...spec.plans import BatchPlan, Pack
+from ...engine.tokenizer import load_tokenizer
 from ...errors import PlanError
 from ...model import StreamedModel
 from ...planning.micro_batches import RowRequest, plan_batch
-from ...streaming.scheduler import Arrival, Ride
+from ...spec.plans import BatchPlan, MicroBatch
+from ...streaming.scheduler import Task, TaskResult
 from ...streaming.sweep_group import SweepGroup
-from ...engine.tokenizer import load_tokenizer
-from .packing import AnswerReader, PreparedRequest, left_padded, pad_token
+from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token
 from .progress import BatchProgress, CountTokens, ProgressCounter
 from .requests import GenerationRequest, GenerationResult
 
@@ -40,20 +40,20 @@ def generate_many(
 ) -> list[GenerationResult]:
     """Answer many requests, each with its own settings, reading the streamed weights for the longest instead of for each.
 
-    Requests that ride together share every sweep. Packed, which is the default and much the faster way, those of the same kind and
-    of similar length share one left-padded tensor, and each pack gives what transformers' `generate()` gives for that very tensor.
+    Requests that task together share every sweep. Packed, which is the default and much the faster way, those of the same kind and
+    of similar length share one left-padded tensor, and each micro-batch gives what transformers' `generate()` gives for that very tensor.
     With `isolate` every request is a tensor of its own and gives, bit for bit, what it gives alone.
 
-    How many ride at once follows from the memory that the plan left beside the weights: tell `load` of them with
-    `Workload(batch_size=…)`. The rest board as others end. A request that alone needs more than that rides alone, as in
-    `generate()`. Several devices each take a share of the requests and ride on one reading; what samples rides on the first, since
+    How many task at once follows from the memory that the plan left beside the weights: tell `load` of them with
+    `Workload(batch_size=…)`. The rest board as others end. A request that alone needs more than that tasks alone, as in
+    `generate()`. Several devices each take a share of the requests and task on one reading; what samples tasks on the first, since
     torch has one random generator for all threads.
 
     Args:
         streamed: an open model.
         requests: a text alone is a request with nothing but a prompt.
         isolate: give every request a tensor of its own.
-        batches: let about 1/`batches` of all rows ride at once, whatever memory says.
+        batches: let about 1/`batches` of all rows task at once, whatever memory says.
         tokenizer: for prompts and stop texts, and for answers as text; the checkpoint's own is loaded where a request has text.
         on_result: told of each answer as it comes, where the model cannot run then; may raise. In the calling thread; with several
             devices in the threads of the others too, one call at a time.
@@ -73,13 +73,13 @@ def generate_many(
         tokenizer = load_tokenizer(streamed.plan.model_name)
     shares = deal(prepare(streamed, asked, tokenizer), len(streamed.replicas))
     plans = [_plan(streamed, share, isolate, batches) for share in shares]
-    seeds = [[_seed(share, pack) for pack in plan.packs] for share, plan in zip(shares, plans, strict=True)]
+    seeds = [[_seed(share, micro_batch) for micro_batch in plan.micro_batches] for share, plan in zip(shares, plans, strict=True)]
     most_tokens = sum(each.max_new_tokens for each in asked)
     counter = ProgressCounter(len(asked), most_tokens, lambda: max(g.sweeps for g in streamed.groups), on_progress or _nobody)
     common = Listeners(counter=counter, on_result=on_result or _nobody)
 
-    def work(replica: PreTrainedModel, lane: int) -> None:
-        Batch(replica, streamed.groups[lane], shares[lane], plans[lane], seeds[lane], tokenizer, common).run()
+    def work(replica: PreTrainedModel, index: int) -> None:
+        Batch(replica, streamed.groups[index], shares[index], plans[index], seeds[index], tokenizer, common).run()
 
     streamed.run_on_devices(work)
     return [common.results[index] for index in range(len(asked))]
@@ -93,7 +93,7 @@ def plan_requests(
     batches: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> BatchPlan:
-    """Return how `generate_many` would pack these requests and how many would ride at once; nothing is run.
+    """Return how `generate_many` would micro-batch these requests and how many would task at once; nothing is run.
 
     With several devices: those of the first one's share.
 
@@ -105,7 +105,7 @@ def plan_requests(
 
 def prepare(
     streamed: StreamedModel, requests: Sequence[GenerationRequest], tokenizer: PreTrainedTokenizerBase | None
-) -> list[PreparedRequest]:
+) -> list[TokenizedRequest]:
     """Return every request with its prompt as tokens.
 
     Raises:
@@ -121,29 +121,29 @@ def prepare(
             raise PlanError(f"the prompt of request {index} has no tokens")
         if max(ids) >= vocabulary:
             raise PlanError(f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocabulary - 1}")
-        prepared.append(PreparedRequest(index=index, request=request, ids=tuple(int(token) for token in ids)))
+        prepared.append(TokenizedRequest(index=index, request=request, ids=tuple(int(token) for token in ids)))
     return prepared
 
 
-def deal(prepared: Sequence[PreparedRequest], num_devices: int) -> list[list[PreparedRequest]]:
+def deal(prepared: Sequence[TokenizedRequest], num_devices: int) -> list[list[TokenizedRequest]]:
     """Return each device's share: what samples to the first one, the others so that all have about as many tokens.
 
-    The longest are dealt first, so that each pack holds its like; a share is in the order of the requests.
+    The longest are dealt first, so that each micro-batch holds its like; a share is in the order of the requests.
     """
-    shares: list[list[PreparedRequest]] = [[] for _ in range(num_devices)]
+    shares: list[list[TokenizedRequest]] = [[] for _ in range(num_devices)]
     tokens = [0] * num_devices
     for each in sorted(prepared, key=lambda one: (not one.request.do_sample, -_tokens(one))):
-        lane = 0 if each.request.do_sample else tokens.index(min(tokens))
-        shares[lane].append(each)
-        tokens[lane] += _tokens(each)
+        index = 0 if each.request.do_sample else tokens.index(min(tokens))
+        shares[index].append(each)
+        tokens[index] += _tokens(each)
     return [sorted(share, key=lambda one: one.index) for share in shares]
 
 
-def _tokens(prepared: PreparedRequest) -> int:
+def _tokens(prepared: TokenizedRequest) -> int:
     return (len(prepared.ids) + prepared.request.max_new_tokens) * prepared.request.num_beams
 
 
-def _plan(streamed: StreamedModel, prepared: Sequence[PreparedRequest], isolate: bool, batches: int | None) -> BatchPlan:
+def _plan(streamed: StreamedModel, prepared: Sequence[TokenizedRequest], isolate: bool, batches: int | None) -> BatchPlan:
     kinds: dict[object, int] = {}
     rows = [
         RowRequest(
@@ -158,9 +158,9 @@ def _plan(streamed: StreamedModel, prepared: Sequence[PreparedRequest], isolate:
     return plan_batch(plan=streamed.plan, profile=streamed.profile, requests=rows, packed=not isolate, batches=batches)
 
 
-def _seed(prepared: Sequence[PreparedRequest], pack: Pack) -> int | None:
-    """Return what the pack draws from; where it has none, the caller's generator gives one, pack by pack."""
-    request = prepared[pack.requests[0]].request
+def _seed(prepared: Sequence[TokenizedRequest], micro_batch: MicroBatch) -> int | None:
+    """Return what the micro-batch draws from; where it has none, the caller's generator gives one, micro-batch by micro-batch."""
+    request = prepared[micro_batch.requests[0]].request
     if not request.do_sample:
         return None
     return request.seed if request.seed is not None else int(torch.randint(_SEEDS, ()).item())
@@ -196,22 +196,22 @@ class Batch:
 
     model: PreTrainedModel
     group: SweepGroup
-    prepared: list[PreparedRequest]
+    prepared: list[TokenizedRequest]
     plan: BatchPlan
     seeds: list[int | None]
     tokenizer: PreTrainedTokenizerBase | None
     listeners: Listeners
 
     def run(self) -> None:
-        """Let every pack ride to its end."""
-        rides = [Ride(call=partial(self._generate, number), weight=pack.weight) for number, pack in enumerate(self.plan.packs)]
-        self.group.run(rides, capacity=self.plan.capacity, on_arrival=self._arrived)
+        """Let every micro-batch task to its end."""
+        tasks = [Task(call=partial(self._generate, number), weight=micro_batch.weight) for number, micro_batch in enumerate(self.plan.micro_batches)]
+        self.group.run(tasks, capacity=self.plan.capacity, on_result=self._finished)
 
-    def _members(self, number: int) -> list[PreparedRequest]:
-        return [self.prepared[index] for index in self.plan.packs[number].requests]
+    def _members(self, number: int) -> list[TokenizedRequest]:
+        return [self.prepared[index] for index in self.plan.micro_batches[number].requests]
 
     def _generate(self, number: int) -> list[list[int]]:
-        """Return the new tokens of every row of a pack: (rows, tokens)."""
+        """Return the new tokens of every row of a micro-batch: (rows, tokens)."""
         model, members, seed = self.model, self._members(number), self.seeds[number]
         pad = int(members[0].request.options.get("pad_token_id", pad_token(model)))
         inputs = left_padded([each.ids for each in members], pad, model.device)
@@ -234,19 +234,19 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - the listener's: it belongs to no request, so it ends the run
             self.group.stop(error)
 
-    def _arrived(self, arrival: Arrival) -> None:
-        members, seed = self._members(arrival.number), self.seeds[arrival.number]
+    def _finished(self, task_result: TaskResult) -> None:
+        members, seed = self._members(task_result.number), self.seeds[task_result.number]
         reader = AnswerReader(self.model, self.tokenizer)
         for place, each in enumerate(members):
-            if arrival.error is None:
-                result = reader.read(each, arrival.value[place], seed)
-                made = len(arrival.value[place])
+            if task_result.error is None:
+                result = reader.read(each, task_result.value[place], seed)
+                made = len(task_result.value[place])
             else:
-                result, made = _failed(each, arrival.error), each.request.max_new_tokens
+                result, made = _failed(each, task_result.error), each.request.max_new_tokens
             self.listeners.tell(result, each.request.max_new_tokens - made)
 
 
-def _failed(prepared: PreparedRequest, error: BaseException) -> GenerationResult:
+def _failed(prepared: TokenizedRequest, error: BaseException) -> GenerationResult:
     if not isinstance(error, Exception):
         raise error
     return GenerationResult(index=prepared.index, request=prepared.request, prompt_tokens=len(prepared.ids), error=error)

@@ -1,4 +1,4 @@
-"""A pack as tensors, and its rows as answers.
+"""A micro-batch as tensors, and its rows as answers.
 
 Layer: uses. Knows padding, end tokens and stop texts; knows nothing of sweeps.
 """
@@ -16,7 +16,7 @@ from .requests import GenerationRequest, GenerationResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedRequest:
+class TokenizedRequest:
     """A request whose prompt is tokens.
 
     Attributes:
@@ -57,7 +57,7 @@ class AnswerReader:
         self._ends = frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
         self._tokenizer = tokenizer
 
-    def read(self, prepared: PreparedRequest, new_tokens: Sequence[int], seed: int | None) -> GenerationResult:
+    def read(self, prepared: TokenizedRequest, new_tokens: Sequence[int], seed: int | None) -> GenerationResult:
         """Return the answer in one row's new tokens: up to its end, and no longer than was asked for."""
         request = prepared.request
         tokens, is_ended = self._cut(request, list(new_tokens)[: request.max_new_tokens])

@@ -1,6 +1,6 @@
 """A head in place of the language model's: any module, or a weight in a safetensors file.
 
-Layer: uses. Knows what a head takes and gives; knows nothing of questions.
+Layer: uses. Knows what a head takes and gives; knows nothing of requests.
 """
 
 from __future__ import annotations

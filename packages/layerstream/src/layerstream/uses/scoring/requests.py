@@ -21,13 +21,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ...errors import PlanError
 
 Text = str | Sequence[int]
-Question = tuple[Text, Sequence[Text]]
+ScoringRequest = tuple[Text, Sequence[Text]]
 """A prefix and its suffixes, each text or token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedQuestion:
-    """A question as tokens.
+class TokenizedScoring:
+    """A request as tokens.
 
     Attributes:
         index: its place among those given.
@@ -40,8 +40,8 @@ class PreparedQuestion:
     suffixes: tuple[tuple[int, ...], ...]
 
 
-class QuestionReader:
-    """Turns questions into tokens, and refuses what the model cannot take."""
+class ScoringTokenizer:
+    """Turns requests into tokens, and refuses what the model cannot take."""
 
     def __init__(
         self, config: PreTrainedConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None, *, feeds_last: bool
@@ -54,18 +54,18 @@ class QuestionReader:
         begins = (getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None))
         self._bos = next((each for each in begins if isinstance(each, int)), None)
 
-    def read(self, index: int, question: Question) -> PreparedQuestion:
-        """Return question `index` as tokens.
+    def read(self, index: int, request: ScoringRequest) -> TokenizedScoring:
+        """Return request `index` as tokens.
 
         Raises:
-            PlanError: it is no question, a part of it has no tokens or too many, or text meets no tokenizer.
+            PlanError: it is no request, a part of it has no tokens or too many, or text meets no tokenizer.
         """
-        where = f"question {index}"
-        prefix, suffixes = _as_pair(question, where)
+        where = f"request {index}"
+        prefix, suffixes = _as_pair(request, where)
         if not suffixes:
             raise PlanError(f"{where} has no suffixes: give at least one")
         ids = self._prefix(prefix, where)
-        prepared = PreparedQuestion(
+        prepared = TokenizedScoring(
             index=index,
             prefix=ids,
             suffixes=tuple(
@@ -104,11 +104,11 @@ class QuestionReader:
         ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def _check(self, question: PreparedQuestion, where: str) -> None:
-        largest = max(*question.prefix, *(max(suffix) for suffix in question.suffixes))
+    def _check(self, request: TokenizedScoring, where: str) -> None:
+        largest = max(*request.prefix, *(max(suffix) for suffix in request.suffixes))
         if largest >= self._vocabulary:
             raise PlanError(f"{where} has token {largest}, but the vocabulary ends at {self._vocabulary - 1}")
-        longest = len(question.prefix) + max(map(len, question.suffixes)) - (not self._feeds_last)
+        longest = len(request.prefix) + max(map(len, request.suffixes)) - (not self._feeds_last)
         if self._most_tokens is not None and longest > self._most_tokens:
             raise PlanError(
                 f"{where} is {longest} tokens long with its longest suffix, but the model has {self._most_tokens} positions: "
@@ -116,10 +116,10 @@ class QuestionReader:
             )
 
 
-def _as_pair(question: Question, where: str) -> tuple[Text, Sequence[Text]]:
-    if isinstance(question, str) or not isinstance(question, Sequence) or len(question) != 2 or isinstance(question[1], str):
+def _as_pair(request: ScoringRequest, where: str) -> tuple[Text, Sequence[Text]]:
+    if isinstance(request, str) or not isinstance(request, Sequence) or len(request) != 2 or isinstance(request[1], str):
         raise PlanError(f"{where} is no pair of a prefix and a list of suffixes")
-    return question[0], question[1]
+    return request[0], request[1]
 
 
 def _as_ids(ids: Sequence[int], where: str) -> tuple[int, ...]:

@@ -36,11 +36,11 @@ class SuffixScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class QuestionResult:
+class ScoringResult:
     """The scores of one prefix' suffixes.
 
     Attributes:
-        index: the question's place among those given.
+        index: the request's place among those given.
         scores: one a suffix, in their order; empty after an error.
         error: why there are no scores; None when there are.
         is_shared: the suffixes read the keys and values of their prefix; False where each went with a prefix of its own.

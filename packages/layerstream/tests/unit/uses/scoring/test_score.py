@@ -1,4 +1,4 @@
-"""How questions are read, what is refused, and what comes back."""
+"""How requests are read, what is refused, and what comes back."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ def test_what_a_listener_raises_ends_everything(streamed: ls.StreamedModel) -> N
 def test_progress_goes_through_the_units_to_the_end(streamed: ls.StreamedModel) -> None:
     states: list[ls.ScoreProgress] = []
     ls.score(streamed, [([5, 6], [[6, 7], [8]])] * 4, batches=2, on_progress=states.append)
-    assert [state.unit for state in states if state.wave == 0 and state.done == 0 and state.unit < state.units]
-    assert {state.wave for state in states} == {0, 1}
+    assert [state.unit for state in states if state.sweep == 0 and state.done == 0 and state.unit < state.units]
+    assert {state.sweep for state in states} == {0, 1}
     assert states[-1].done == states[-1].total == 4
     assert states[-1].eta_s == 0.0
     assert all(state.eta_s is None or state.eta_s >= 0 for state in states)
 
 
 REFUSED: dict[str, tuple[list[Any], str]] = {
-    "no suffixes": ([("a", [])], "question 0 has no suffixes"),
-    "an empty suffix": ([("a", ["b"]), ("a", ["b", ""])], "suffix 1 of question 1 is empty"),
-    "an empty suffix of ids": ([([5], [[]])], "suffix 0 of question 0 is empty"),
-    "no pair": (["ab"], "question 0 is no pair"),
-    "suffixes as one text": ([("a", "bc")], "question 0 is no pair"),
+    "no suffixes": ([("a", [])], "request 0 has no suffixes"),
+    "an empty suffix": ([("a", ["b"]), ("a", ["b", ""])], "suffix 1 of request 1 is empty"),
+    "an empty suffix of ids": ([([5], [[]])], "suffix 0 of request 0 is empty"),
+    "no pair": (["ab"], "request 0 is no pair"),
+    "suffixes as one text": ([("a", "bc")], "request 0 is no pair"),
     "too long": ([([5] * 500, [[6] * 14])], "513 tokens long .* 512 positions"),
     "a token outside": ([([5, 128], [[6]])], "token 128, but the vocabulary ends at 127"),
     "no ids": ([([5, "a"], [[6]])], "neither text nor a sequence of token ids"),
@@ -121,10 +121,10 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_makes_no_sense_is_refused_before_anything_runs(what: str, streamed: ls.StreamedModel) -> None:
-    questions, message = REFUSED[what]
+    requests, message = REFUSED[what]
     before = streamed.report().sweeps
     with pytest.raises(ls.PlanError, match=message):
-        ls.score(streamed, questions)
+        ls.score(streamed, requests)
     assert streamed.report().sweeps == before
 
 
@@ -258,7 +258,7 @@ def test_the_norm_and_the_head_see_the_scored_positions_only(streamed: ls.Stream
 
 
 def test_a_prefix_is_dropped_behind_its_last_suffix(streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer of one question is all that is held of keys and values, however many questions ride."""
+    """One layer of one request is all that is held of keys and values, however many requests task."""
     lent: list[Any] = []
     held: list[int] = []
     make, lend = _Lent.__init__, _Lent.lend
@@ -279,8 +279,8 @@ def test_a_prefix_is_dropped_behind_its_last_suffix(streamed: ls.StreamedModel, 
 
 
 def test_the_plan_says_how_many_sweeps_there_will_be(streamed: ls.StreamedModel) -> None:
-    questions = [([5] * 30, [[6, 7]])] * 50
-    planned = ls.plan_scores(streamed, questions)
+    requests = [([5] * 30, [[6, 7]])] * 50
+    planned = ls.plan_scores(streamed, requests)
     streamed.reset_report()
-    ls.score(streamed, questions)
-    assert streamed.report().sweeps == len(planned.waves)
+    ls.score(streamed, requests)
+    assert streamed.report().sweeps == len(planned.sweeps)
