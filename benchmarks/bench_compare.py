@@ -12,10 +12,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Outcome, arguments, environment, hardware_slug, median, publish, verdict, work_directory
+from common import (
+    RESULTS,
+    Outcome,
+    arguments,
+    environment,
+    hardware_slug,
+    median,
+    publish,
+    verdict,
+    work_directory,
+)
 
 import layerstream as ls
-from layerstream_compare import METRICS, Experiment, Measurement, compare, drawings, html_report, list_variants
+from layerstream_compare import (
+    METRICS,
+    Experiment,
+    Measurement,
+    compare,
+    drawings,
+    html_report,
+    list_variants,
+)
 
 PROMPT = "Write a Python function that transforms bytes to giga bytes."
 COLUMNS = (
@@ -54,7 +72,9 @@ def main() -> int:
             outcome.rows.append(_row([each for each in every if each.case.label == measurement.case.label]))
     outcome.verdicts += [_exact(every), *_repeated(every, again), *_growth(lengths)]
     outcome.figures["measurements"] = [_record(each) for each in (*every, *again, *lengths)]
-    outcome.drawings = drawings(every) | {name: text for name, text in drawings(lengths).items() if name.startswith("lengths")}
+    outcome.drawings = drawings(every) | {
+        name: text for name, text in drawings(lengths).items() if name.startswith("lengths")
+    }
     status = publish(outcome, options, facts)
     _write_page([*every, *lengths], options)
     return status
@@ -62,7 +82,11 @@ def main() -> int:
 
 def _variants(options: Namespace, out: Path) -> Experiment:
     quick = options.quick
-    names = ("streamed", "resident", "bnb-nf4") if quick else tuple(variant.name for variant in list_variants("weights"))
+    names = (
+        ("streamed", "resident", "bnb-nf4")
+        if quick
+        else tuple(variant.name for variant in list_variants("weights"))
+    )
     rounds = 1 if quick else options.rounds or 2
     return Experiment(
         model=str(ls.default_model_path()),
@@ -104,7 +128,11 @@ def _row(rounds: list[Measurement]) -> tuple[str, ...]:
              if metric.key in COLUMNS]  # fmt: skip
     found = shown.divergence
     answer = (
-        shown.reason if shown.status != "ok" else "the reference's" if found is None else f"differs at token {found.position + 1}"
+        shown.reason
+        if shown.status != "ok"
+        else "the reference's"
+        if found is None
+        else f"differs at token {found.position + 1}"
     )
     if found is not None:
         answer += f" (margin {found.margin:.2g})"
@@ -128,8 +156,16 @@ def _repeated(first: list[Measurement], second: list[Measurement]) -> list[str]:
     earlier = {each.case.label: each for each in first if each.case.round == 0}
     pairs = [(earlier[each.case.label], each) for each in second if each.status == "ok"]
     # the second run compares on the answer alone, which comes first
-    different = [a.case.label for a, b in pairs if (a.token_ids, a.agreements[:1]) != (b.token_ids, b.agreements[:1])]
-    lines = [verdict(f"cases of {len(pairs)} whose answer or agreement on it differs in a second run", len(different), 0)]
+    different = [
+        a.case.label for a, b in pairs if (a.token_ids, a.agreements[:1]) != (b.token_ids, b.agreements[:1])
+    ]
+    lines = [
+        verdict(
+            f"cases of {len(pairs)} whose answer or agreement on it differs in a second run",
+            len(different),
+            0,
+        )
+    ]
     for name in ("held_bytes", "peak_over_baseline_bytes"):
         off = max(abs(getattr(a.memory, name) / getattr(b.memory, name) - 1) for a, b in pairs)
         lines.append(verdict(f"largest relative difference of {name} between two runs", off, 0.01))
@@ -139,7 +175,11 @@ def _repeated(first: list[Measurement], second: list[Measurement]) -> list[str]:
 def _growth(measurements: list[Measurement]) -> list[str]:
     """Return how prefill memory grows over the last doubling of the prompt: 2 is linear, 4 is quadratic."""
     extra = next(metric for metric in METRICS if metric.key == "prefill_extra_bytes")
-    found = {(each.case.attention, each.case.prompt_tokens): extra.value(each) or 0 for each in measurements if each.status == "ok"}
+    found = {
+        (each.case.attention, each.case.prompt_tokens): extra.value(each) or 0
+        for each in measurements
+        if each.status == "ok"
+    }
     *_, shorter, longer = sorted({length for _, length in found})
     return [
         f"{kernel}: prefill extra {found[kernel, longer] / found[kernel, shorter]:.2f} times from {shorter} to {longer} tokens"

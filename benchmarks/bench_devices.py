@@ -59,7 +59,12 @@ def main() -> int:
 
 def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) -> None:
     workload = ls.Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=new_tokens)
-    cases = {"one replica": (1, 1), "one replica, twice": (1, 2), "two replicas": (2, 1), "three replicas": (3, 1)}
+    cases = {
+        "one replica": (1, 1),
+        "one replica, twice": (1, 2),
+        "two replicas": (2, 1),
+        "three replicas": (3, 1),
+    }
     read: dict[str, list[int]] = {name: [] for name in cases}
 
     def run(name: str) -> float:
@@ -78,9 +83,20 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
     for name in cases:
         gigabytes = f"{median(read[name]) / 1e9:.2f}"
         outcome.rows.append(
-            (name, gigabytes, f"{byte_ratios[name]:.3f}", f"{median(seconds[name]):.2f}", f"{time_ratios[name]:.3f}")
+            (
+                name,
+                gigabytes,
+                f"{byte_ratios[name]:.3f}",
+                f"{median(seconds[name]):.2f}",
+                f"{time_ratios[name]:.3f}",
+            )
         )
-    outcome.figures = {"seconds": seconds, "bytes_read": read, "byte_ratios": byte_ratios, "time_ratios": time_ratios}
+    outcome.figures = {
+        "seconds": seconds,
+        "bytes_read": read,
+        "byte_ratios": byte_ratios,
+        "time_ratios": time_ratios,
+    }
     outcome.verdicts = [
         verdict("bytes read for two replicas, of one replica's", byte_ratios["two replicas"], WANTED_BYTES),
         verdict("time of two replicas, of one replica's twice", time_ratios["two replicas"], WANTED_TIME),

@@ -41,7 +41,19 @@ def main() -> int:
     outcome = Outcome(
         theme="memory",
         title="Peak memory against the ledger, MiB",
-        columns=("case", "weights", "limit", "budget", "ledger", "peak", "peak / ledger", "code", "load", "group's peak", "ended"),
+        columns=(
+            "case",
+            "weights",
+            "limit",
+            "budget",
+            "ledger",
+            "peak",
+            "peak / ledger",
+            "code",
+            "load",
+            "group's peak",
+            "ended",
+        ),
         notes=NOTES,
     )
     with work_directory(options) as work:
@@ -51,7 +63,9 @@ def main() -> int:
             directory = write_llama(work / name.replace(" ", ""), shape)
             for prompt_tokens in (16, 512):
                 _add(outcome, f"{name}, prompt {prompt_tokens}", _case(directory, shape, prompt_tokens))
-        outcome.figures["cases"] = {row[0]: case for row, case in zip(outcome.rows, outcome.figures.pop("list"), strict=True)}
+        outcome.figures["cases"] = {
+            row[0]: case for row, case in zip(outcome.rows, outcome.figures.pop("list"), strict=True)
+        }
     return publish(outcome, options, facts)
 
 
@@ -79,7 +93,13 @@ def _add(outcome: Outcome, name: str, found: dict[str, Any]) -> None:
     peak_bytes = max(phase["VmHWM"] for phase in phases.values()) - base["VmRSS"]
     at_load = sum(found["ledger"].get(line, 0) for line in LOADED_LINES)
     load_bytes = phases["load"]["RssAnon"] - base["RssAnon"] - at_load
-    sizes = (found["weight_bytes"], found["limit_bytes"], found["budget_bytes"], found["ledger_bytes"], peak_bytes)
+    sizes = (
+        found["weight_bytes"],
+        found["limit_bytes"],
+        found["budget_bytes"],
+        found["ledger_bytes"],
+        peak_bytes,
+    )
     ratio = peak_bytes / found["ledger_bytes"]
     rest = (last["RssFile"] - base["RssFile"], load_bytes, found["group_peak_bytes"])
     outcome.rows.append((name, *map(_mib, sizes), f"{ratio:.3f}", *map(_mib, rest), found["ended"]))
@@ -88,7 +108,14 @@ def _add(outcome: Outcome, name: str, found: dict[str, Any]) -> None:
     outcome.verdicts.append(verdict(f"{name}: peak / budget", peak_bytes / found["budget_bytes"], 1.0))
 
 
-LOADED_LINES = ("edges (norms, buffers)", "input embedding", "output head", "resident blocks", "slots", "read buffers")
+LOADED_LINES = (
+    "edges (norms, buffers)",
+    "input embedding",
+    "output head",
+    "resident blocks",
+    "slots",
+    "read buffers",
+)
 """Lines of the ledger that are in memory before the first forward."""
 
 

@@ -63,10 +63,17 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
             return new_tokens / (whole_s - first_s)
 
         rates = interleave({name: lambda name=name: tokens_per_s(name) for name in models}, rounds=rounds)
-    outcome.rows = [(name, f"{median(rates[name]):.2f}", f"{median(cpu_s[name][1:]) * 1e3:.1f}") for name in models]
+    outcome.rows = [
+        (name, f"{median(rates[name]):.2f}", f"{median(cpu_s[name][1:]) * 1e3:.1f}") for name in models
+    ]
     ratio = median_ratio(rates["layerstream"], rates["plain transformers"])
     cpu_ratio = median_ratio(cpu_s["layerstream"][1:], cpu_s["plain transformers"][1:])
-    outcome.figures = {"tokens_per_s": rates, "cpu_s_per_token": cpu_s, "ratio": ratio, "cpu_ratio": cpu_ratio}
+    outcome.figures = {
+        "tokens_per_s": rates,
+        "cpu_s_per_token": cpu_s,
+        "ratio": ratio,
+        "cpu_ratio": cpu_ratio,
+    }
     outcome.verdicts = [verdict("tokens/s, of plain transformers", ratio, WANTED, at_most=False)]
     outcome.notes.append(f"CPU seconds a token, of plain transformers: {cpu_ratio:.3f} (median of rounds).")
 
@@ -75,7 +82,11 @@ def _generate(model: Any, new_tokens: int) -> tuple[float, float]:
     """Return the wall and CPU seconds of one generation."""
     ids = torch.arange(3, 19).reshape(1, -1)
     start_cpu_s = time.process_time()
-    wall_s = timed(lambda: model.generate(input_ids=ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False))
+    wall_s = timed(
+        lambda: model.generate(
+            input_ids=ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+        )
+    )
     return wall_s, time.process_time() - start_cpu_s
 
 

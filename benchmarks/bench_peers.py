@@ -68,9 +68,14 @@ def _measure(outcome: Outcome, directory: Path, shape: LlamaShape, work: Path, r
             return decode_seconds(models[name], batch_size=1, steps=3)
 
         figures = interleave({name: lambda name=name: seconds(name) for name in models}, rounds=rounds)
-        outcome.notes = [*outcome.notes, "The plan:\n\n```\n" + streamed.plan.explain().replace(str(directory), "model") + "\n```"]
+        outcome.notes = [
+            *outcome.notes,
+            "The plan:\n\n```\n" + streamed.plan.explain().replace(str(directory), "model") + "\n```",
+        ]
     first = figures["accelerate disk offload"]
-    outcome.rows = [(name, f"{median(found):.3f}", f"{median_ratio(found, first):.3f}") for name, found in figures.items()]
+    outcome.rows = [
+        (name, f"{median(found):.3f}", f"{median_ratio(found, first):.3f}") for name, found in figures.items()
+    ]
     outcome.figures = {"seconds": figures}
 
 

@@ -78,10 +78,14 @@ def _measure(outcome: Outcome, directory: Path, shape: LlamaShape, rounds: int) 
     for name, plan in plans.items():
         ratio = median_ratio(figures[name], figures["0"])
         share, sweep_s = resident_share(plan), median(figures[name])
-        outcome.figures["points"].append({"share": share, "map": plan.placement_map(), "ratio": ratio, "sweep": figures[name]})
+        outcome.figures["points"].append(
+            {"share": share, "map": plan.placement_map(), "ratio": ratio, "sweep": figures[name]}
+        )
         budget = f"{plan.ledger.device_bytes / 1024**3:.2f}"
         rate = f"{plan.cost.read_bytes / sweep_s / 1e9:.2f}"
-        outcome.rows.append((f"{name} of {shape.num_blocks}", f"{share:.0%}", budget, f"{sweep_s:.3f}", f"{ratio:.3f}", rate))
+        outcome.rows.append(
+            (f"{name} of {shape.num_blocks}", f"{share:.0%}", budget, f"{sweep_s:.3f}", f"{ratio:.3f}", rate)
+        )
         if int(name) == shape.num_blocks // 2:
             outcome.verdicts.append(verdict("half of the blocks resident, of all streamed", ratio, WANTED))
 

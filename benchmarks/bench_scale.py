@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common import GIB, LLAMA_70B, Outcome, arguments, environment, publish, verdict, work_directory, write_llama
+from common import (
+    GIB,
+    LLAMA_70B,
+    Outcome,
+    arguments,
+    environment,
+    publish,
+    verdict,
+    work_directory,
+    write_llama,
+)
 from measured_run import measure
 
 LIMIT_BYTES = 16 * GIB
@@ -35,7 +45,10 @@ def main() -> int:
         spec = {"model": str(directory), "budget": "rest", "prompt_tokens": 4, "new_tokens": 2, "repeats": 1}
         found = measure(spec, limit_bytes)
     outcome.figures = found
-    outcome.rows = [("ended", found["ended"]), ("bound", f"{limit_bytes / GIB:.2f} GiB ({found['limit_kind']})")]
+    outcome.rows = [
+        ("ended", found["ended"]),
+        ("bound", f"{limit_bytes / GIB:.2f} GiB ({found['limit_kind']})"),
+    ]
     if "phases" in found:
         _add(outcome, limit_bytes)
     return publish(outcome, options, facts)
@@ -52,7 +65,10 @@ def _add(outcome: Outcome, limit_bytes: int) -> None:
         ("computing / waiting", f"{report['compute_s']:.1f} s / {report['wait_s']:.1f} s"),
         ("peak of the process", f"{peak_bytes / GIB:.3f} GiB"),
         ("peak of the group", "-" if group_bytes is None else f"{group_bytes / GIB:.3f} GiB"),
-        ("ledger and baseline", f"{(found['ledger_bytes'] + found['phases']['imports']['VmRSS']) / GIB:.3f} GiB"),
+        (
+            "ledger and baseline",
+            f"{(found['ledger_bytes'] + found['phases']['imports']['VmRSS']) / GIB:.3f} GiB",
+        ),
     ]
     outcome.verdicts = [verdict("peak / bound", (group_bytes or peak_bytes) / limit_bytes, 1.0)]
     outcome.notes = [*outcome.notes, "The plan:\n\n```\n" + found["plan"] + "\n```"]

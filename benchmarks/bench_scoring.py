@@ -39,7 +39,9 @@ from transformers import DynamicCache
 import layerstream as ls
 
 # 11 MB: what takes the time is 4,096 tokens in 100 prefixes
-LONG = LlamaShape(hidden_size=256, intermediate_size=704, num_blocks=4, num_heads=4, num_kv_heads=2, vocab_size=4000)
+LONG = LlamaShape(
+    hidden_size=256, intermediate_size=704, num_blocks=4, num_heads=4, num_kv_heads=2, vocab_size=4000
+)
 SAMPLE = 2
 NOTES = [
     "All blocks and the head are streamed from a cold disk, with two slots. one after another: transformers on the streamed model, "
@@ -83,7 +85,9 @@ def _short(outcome: Outcome, directory: Path, spec: dict[str, Any], rounds: int)
             "one after another": lambda: _seconds_a_question(
                 directory, lambda: [_in_two_steps(streamed, each) for each in requests[:SAMPLE]], SAMPLE
             ),
-            "in one sweep": lambda: _seconds_a_question(directory, lambda: ls.score(streamed, requests), len(requests)),
+            "in one sweep": lambda: _seconds_a_question(
+                directory, lambda: ls.score(streamed, requests), len(requests)
+            ),
         }
         figures = interleave(cases, rounds=rounds, warmups=0)
     found = measure({**spec, "model": str(directory), "room_for": len(requests)})
@@ -91,14 +95,24 @@ def _short(outcome: Outcome, directory: Path, spec: dict[str, Any], rounds: int)
     ratio = median_ratio(alone, shared)
     sweeps = sum(1 + sum(len(suffix) > 1 for suffix in suffixes) for _, suffixes in requests)
     total_s = f"{median(alone) * len(requests):.1f} (computed)"
-    outcome.rows.append(("one after another", f"{1 / median(alone):.3f}", "1.00", total_s, f"{sweeps} (computed)", ""))
+    outcome.rows.append(
+        ("one after another", f"{1 / median(alone):.3f}", "1.00", total_s, f"{sweeps} (computed)", "")
+    )
     moved = (str(found["sweeps"]), f"{found['read_bytes']:,} B")
     outcome.rows.append(
-        ("in one sweep", f"{1 / median(shared):.3f}", f"{ratio:.1f}", f"{median(shared) * len(requests):.1f}", *moved)
+        (
+            "in one sweep",
+            f"{1 / median(shared):.3f}",
+            f"{ratio:.1f}",
+            f"{median(shared) * len(requests):.1f}",
+            *moved,
+        )
     )
     outcome.figures["short"] = {"seconds_a_question": figures, "ratio": ratio, **found}
     outcome.verdicts.append(verdict("sweeps for all requests", found["sweeps"], 1))
-    outcome.verdicts.append(verdict("weights read, of one sweep's", found["read_bytes"] / found["one_sweep_bytes"], 1.0))
+    outcome.verdicts.append(
+        verdict("weights read, of one sweep's", found["read_bytes"] / found["one_sweep_bytes"], 1.0)
+    )
 
 
 def _long(outcome: Outcome, spec: dict[str, Any]) -> None:

@@ -14,7 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MIB, TINY, Outcome, arguments, environment, median, publish, verdict, work_directory, write_llama
+from common import (
+    MIB,
+    TINY,
+    Outcome,
+    arguments,
+    environment,
+    median,
+    publish,
+    verdict,
+    work_directory,
+    write_llama,
+)
 from gradio_client import Client
 from playwright.sync_api import Browser, sync_playwright
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,7 +35,13 @@ import layerstream as ls
 
 PROMPT = "What is the capital of France, and what is it known for?"
 VISITORS = 10
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 NOTES = [
     "First paint: from opening the address to the masthead's being drawn, by the script's clock, in a fresh browser context "
     "with an empty cache, the app being up. First token: from the click on Compare to the first word in the first replica (streamed, "
@@ -39,7 +56,12 @@ NOTES = [
 def main() -> int:
     options = arguments(__doc__)
     rounds, runs = (1, 6) if options.quick else (options.rounds or 5, 50)
-    outcome = Outcome(theme="space", title="The app: waiting and memory", columns=("what", "median", "least", "most"), notes=NOTES)
+    outcome = Outcome(
+        theme="space",
+        title="The app: waiting and memory",
+        columns=("what", "median", "least", "most"),
+        notes=NOTES,
+    )
     with work_directory(options) as work:
         facts = environment(work)
         model = str(_tiny(work / "model") if options.quick else ls.default_model_path())
@@ -83,7 +105,11 @@ def _look(outcome: Outcome, address: str, pid: int, rounds: int) -> None:
             tokens.append(token)
             stops.append(stop)
         browser.close()
-    for name, values in (("first paint", paints), ("first token after Compare", tokens), ("worker gone after Stop", stops)):
+    for name, values in (
+        ("first paint", paints),
+        ("first token after Compare", tokens),
+        ("worker gone after Stop", stops),
+    ):
         outcome.rows.append((name, f"{median(values):.2f} s", f"{min(values):.2f} s", f"{max(values):.2f} s"))
         outcome.figures[name] = values
     outcome.verdicts.append(verdict("worker gone after Stop, seconds, at most", max(stops), 1.0))
@@ -121,7 +147,10 @@ def _many_visitors(outcome: Outcome, address: str, pid: int) -> None:
     prompts = [f"Visitor number {number} says hello." for number in range(VISITORS)]
     alone = _ask(address, prompts[0])["token_ids"]
     answers: dict[str, dict[str, Any]] = {}
-    threads = [threading.Thread(target=lambda each=prompt: answers.update({each: _ask(address, each)})) for prompt in prompts]
+    threads = [
+        threading.Thread(target=lambda each=prompt: answers.update({each: _ask(address, each)}))
+        for prompt in prompts
+    ]
     start = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -130,17 +159,33 @@ def _many_visitors(outcome: Outcome, address: str, pid: int) -> None:
         most = max(most, len(_workers(pid)))
         time.sleep(0.05)
     elapsed = time.perf_counter() - start
-    right = sum(answers[prompt]["case"]["prompt"] == prompt and answers[prompt]["status"] == "ok" for prompt in prompts)
+    right = sum(
+        answers[prompt]["case"]["prompt"] == prompt and answers[prompt]["status"] == "ok"
+        for prompt in prompts
+    )
     same = answers[prompts[0]]["token_ids"] == alone
-    outcome.rows.append((f"{VISITORS} visitors at once, until the last has its answer", f"{elapsed:.1f} s", "", ""))
-    outcome.verdicts.append(verdict(f"visitors of {VISITORS} with the answer to their own prompt", right, VISITORS, at_most=False))
+    outcome.rows.append(
+        (f"{VISITORS} visitors at once, until the last has its answer", f"{elapsed:.1f} s", "", "")
+    )
+    outcome.verdicts.append(
+        verdict(f"visitors of {VISITORS} with the answer to their own prompt", right, VISITORS, at_most=False)
+    )
     outcome.verdicts.append(verdict("workers at the same time", most, 1))
-    outcome.verdicts.append(verdict("the first one's tokens are those it gets alone (1 is yes)", int(same), 1, at_most=False))
-    outcome.figures["visitors"] = {"seconds": elapsed, "right": right, "most_workers": most, "same_alone": same}
+    outcome.verdicts.append(
+        verdict("the first one's tokens are those it gets alone (1 is yes)", int(same), 1, at_most=False)
+    )
+    outcome.figures["visitors"] = {
+        "seconds": elapsed,
+        "right": right,
+        "most_workers": most,
+        "same_alone": same,
+    }
 
 
 def _ask(address: str, prompt: str) -> dict[str, Any]:
-    (result,) = Client(address, verbose=False).predict(prompt, ["resident"], 8, "min", "", "none", api_name="/compare")
+    (result,) = Client(address, verbose=False).predict(
+        prompt, ["resident"], 8, "min", "", "none", api_name="/compare"
+    )
     return result
 
 
@@ -151,7 +196,12 @@ def _many_runs(outcome: Outcome, address: str, pid: int, runs: int) -> None:
         sizes.append(_resident_mib(pid))
     counted = sizes[5:] or sizes
     growth = counted[-1] - counted[0]
-    outcome.rows.append((f"resident memory of the app over {runs} runs", *(f"{f(counted):.1f} MiB" for f in (median, min, max))))
+    outcome.rows.append(
+        (
+            f"resident memory of the app over {runs} runs",
+            *(f"{f(counted):.1f} MiB" for f in (median, min, max)),
+        )
+    )
     outcome.verdicts.append(verdict(f"growth over {len(counted)} runs in MiB", growth, 5.0))
     outcome.figures["resident_mib"] = sizes
 

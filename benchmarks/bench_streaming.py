@@ -54,7 +54,9 @@ def main() -> int:
         directory = write_llama(work / "model", SMALL if options.quick else ONE_AND_A_HALF_GB)
         _measure(outcome, directory, batches, rounds, sweeps)
     points = outcome.figures["points"]
-    series = {name: [(p["tokens"], median(p[name])) for p in points] for name in ("sweep", "reads", "forward")}
+    series = {
+        name: [(p["tokens"], median(p[name])) for p in points] for name in ("sweep", "reads", "forward")
+    }
     outcome.svg = line_plot(series, title=outcome.title, x="tokens a sweep", y="seconds", log_x=True)
     return publish(outcome, options, facts)
 
@@ -65,13 +67,18 @@ def _measure(outcome: Outcome, directory: Path, batches: tuple[int, ...], rounds
     reads = BareReads(directory, plan)
     outcome.notes.append("The plan:\n\n```\n" + plan.explain().replace(str(directory), "model") + "\n```")
     outcome.figures = {"plan": plan.placement_map(), "read_bytes": reads.read_bytes, "points": []}
-    with load_planned(directory, plan) as streamed, ls.load(directory, device="cpu", workload=workload) as resident:
+    with (
+        load_planned(directory, plan) as streamed,
+        ls.load(directory, device="cpu", workload=workload) as resident,
+    ):
         assert resident.plan.is_resident, "too little memory for the forward with everything resident"
         for tokens in batches:
             point = _point(directory, streamed, resident, reads, tokens=tokens, rounds=rounds, sweeps=sweeps)
             outcome.figures["points"].append(point)
             outcome.rows.append(_row(point, reads.read_bytes))
-            outcome.verdicts.append(verdict(f"{tokens} tokens a sweep: sweep / max(reads, forward)", point["ratio"], WANTED))
+            outcome.verdicts.append(
+                verdict(f"{tokens} tokens a sweep: sweep / max(reads, forward)", point["ratio"], WANTED)
+            )
     reads.close()
 
 

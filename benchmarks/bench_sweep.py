@@ -65,7 +65,12 @@ def main() -> int:
 def ragged_requests(count: int, new_tokens: int) -> list[ls.GenerationRequest]:
     """Return prompts of random tokens whose lengths are spread evenly over 8 to 96, shuffled."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.linspace(SHORTEST, LONGEST, count).round().int()[torch.randperm(count, generator=generator)].tolist()
+    lengths = (
+        torch.linspace(SHORTEST, LONGEST, count)
+        .round()
+        .int()[torch.randperm(count, generator=generator)]
+        .tolist()
+    )
     prompts = [torch.randint(3, 500, (length,), generator=generator).tolist() for length in lengths]
     return [ls.GenerationRequest(prompt=prompt, max_new_tokens=new_tokens) for prompt in prompts]
 
@@ -78,7 +83,9 @@ def _measure(outcome: Outcome, directory: Path, requests: list[ls.GenerationRequ
     by_length = sorted(requests, key=lambda request: len(request.prompt))
     sample = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
     with load_planned(directory, plan) as streamed:
-        outcome.notes.append("The micro-batches:\n\n```\n" + ls.plan_requests(streamed, requests).explain() + "\n```")
+        outcome.notes.append(
+            "The micro-batches:\n\n```\n" + ls.plan_requests(streamed, requests).explain() + "\n```"
+        )
         ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
             "one after another": lambda: [_alone(streamed, request) for request in sample],
             "isolated": lambda: [each.tokens for each in ls.generate_many(streamed, requests, isolate=True)],
@@ -94,7 +101,11 @@ def _measure(outcome: Outcome, directory: Path, requests: list[ls.GenerationRequ
 
 def _alone(streamed: ls.StreamedModel, request: ls.GenerationRequest) -> tuple[int, ...]:
     ids = torch.tensor([list(request.prompt)])
-    settings: dict[str, Any] = {"max_new_tokens": request.max_new_tokens, "do_sample": False, "pad_token_id": 0}
+    settings: dict[str, Any] = {
+        "max_new_tokens": request.max_new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     rows = streamed.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
     return tuple(rows[0, ids.shape[1] :].tolist())
 
@@ -111,7 +122,11 @@ def _counted(streamed: ls.StreamedModel, way: Callable[[], list[tuple[int, ...]]
     before = _settled_bytes(streamed)
     streamed.reset_report()
     answers = way()
-    return {"answers": answers, "sweeps": streamed.report().sweeps, "read_bytes": _settled_bytes(streamed) - before}
+    return {
+        "answers": answers,
+        "sweeps": streamed.report().sweeps,
+        "read_bytes": _settled_bytes(streamed) - before,
+    }
 
 
 def _settled_bytes(streamed: ls.StreamedModel) -> int:
@@ -135,19 +150,33 @@ def _check_answers(
 
 
 def _report(
-    outcome: Outcome, figures: dict[str, list[float]], counts: dict[str, dict[str, Any]], longest: dict[str, Any], tokens: int
+    outcome: Outcome,
+    figures: dict[str, list[float]],
+    counts: dict[str, dict[str, Any]],
+    longest: dict[str, Any],
+    tokens: int,
 ) -> None:
     alone = figures["one after another"]
-    outcome.figures = {"seconds_a_token": figures, "longest_alone": {k: longest[k] for k in ("sweeps", "read_bytes")}}
+    outcome.figures = {
+        "seconds_a_token": figures,
+        "longest_alone": {k: longest[k] for k in ("sweeps", "read_bytes")},
+    }
     for name, seconds in figures.items():
         ratio = median_ratio(alone, seconds)
         count = counts.get(name)
         moved = ("", "") if count is None else (str(count["sweeps"]), f"{count['read_bytes']:,} B")
         total_s = f"{median(seconds) * tokens:.1f}" + ("" if count else " (computed)")
         outcome.rows.append((name, f"{1 / median(seconds):.2f}", f"{ratio:.2f}", total_s, *moved))
-        outcome.figures[name] = {"ratio": ratio, **({} if count is None else {k: count[k] for k in ("sweeps", "read_bytes")})}
-    outcome.rows.append(("the longest alone", "", "", "", str(longest["sweeps"]), f"{longest['read_bytes']:,} B"))
-    outcome.verdicts.append(verdict("packed, of one after another", outcome.figures["packed"]["ratio"], WANTED, at_most=False))
+        outcome.figures[name] = {
+            "ratio": ratio,
+            **({} if count is None else {k: count[k] for k in ("sweeps", "read_bytes")}),
+        }
+    outcome.rows.append(
+        ("the longest alone", "", "", "", str(longest["sweeps"]), f"{longest['read_bytes']:,} B")
+    )
+    outcome.verdicts.append(
+        verdict("packed, of one after another", outcome.figures["packed"]["ratio"], WANTED, at_most=False)
+    )
     for name, count in counts.items():
         share = count["read_bytes"] / longest["read_bytes"]
         outcome.verdicts.append(verdict(f"weights read {name}, of the longest request alone", share, 1.0))

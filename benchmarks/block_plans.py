@@ -77,9 +77,13 @@ class BareReads:
     def __init__(self, directory: Path, plan: ls.PlacementPlan) -> None:
         spec = open_blocks(directory)
         recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
-        moving = [recipes[p.name] for p in plan.units if p.name in recipes and p.residency is not Residency.DEVICE]
+        moving = [
+            recipes[p.name] for p in plan.units if p.name in recipes and p.residency is not Residency.DEVICE
+        ]
         head = spec.units.head
-        if head is not None and any(p.name == head.name and p.residency is not Residency.DEVICE for p in plan.units):
+        if head is not None and any(
+            p.name == head.name and p.residency is not Residency.DEVICE for p in plan.units
+        ):
             moving += spec.units.head_slices(plan.head_slices)
         self.sources = [UnitSource(recipe) for recipe in moving]
         self.read_bytes = sum(source.read_bytes for source in self.sources)

@@ -30,7 +30,16 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("layerstream", "torch", "transformers", "accelerate", "safetensors", "bitsandbytes", "torchao", "auto-round")
+PACKAGES = (
+    "layerstream",
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "bitsandbytes",
+    "torchao",
+    "auto-round",
+)
 SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MIB, GIB = 1024**2, 1024**3
 
@@ -70,7 +79,11 @@ class LlamaShape:
     def edges(self) -> dict[str, tuple[int, ...]]:
         """Return the stored names and shapes of all that is not a block."""
         table = (self.vocab_size, self.hidden_size)
-        return {"model.embed_tokens.weight": table, "model.norm.weight": (self.hidden_size,), "lm_head.weight": table}
+        return {
+            "model.embed_tokens.weight": table,
+            "model.norm.weight": (self.hidden_size,),
+            "lm_head.weight": table,
+        }
 
     @property
     def element_bytes(self) -> int:
@@ -81,7 +94,9 @@ class LlamaShape:
     def weight_bytes(self) -> int:
         """All weights together."""
         blocks = [self.tensors_of_block(block) for block in range(self.num_blocks)]
-        return self.element_bytes * sum(prod(shape) for part in [*blocks, self.edges()] for shape in part.values())
+        return self.element_bytes * sum(
+            prod(shape) for part in [*blocks, self.edges()] for shape in part.values()
+        )
 
     def config(self) -> dict[str, Any]:
         """Return transformers' config."""
@@ -107,16 +122,26 @@ class LlamaShape:
 # 0.44 GB of blocks + 0.13 GB of edges
 HALF_GB = LlamaShape(hidden_size=1024, intermediate_size=2816, num_blocks=20, num_heads=16, num_kv_heads=8)
 # 1.54 GB
-ONE_AND_A_HALF_GB = LlamaShape(hidden_size=2048, intermediate_size=5632, num_blocks=16, num_heads=16, num_kv_heads=8)
+ONE_AND_A_HALF_GB = LlamaShape(
+    hidden_size=2048, intermediate_size=5632, num_blocks=16, num_heads=16, num_kv_heads=8
+)
 # 3.05 GB
 THREE_GB = replace(ONE_AND_A_HALF_GB, num_blocks=33)
-TINY = LlamaShape(hidden_size=64, intermediate_size=160, num_blocks=4, num_heads=4, num_kv_heads=2, vocab_size=512)
+TINY = LlamaShape(
+    hidden_size=64, intermediate_size=160, num_blocks=4, num_heads=4, num_kv_heads=2, vocab_size=512
+)
 # 0.21 GB, for --quick
-SMALL = LlamaShape(hidden_size=768, intermediate_size=2112, num_blocks=12, num_heads=12, num_kv_heads=6, vocab_size=16000)
-LLAMA_70B = LlamaShape(hidden_size=8192, intermediate_size=28672, num_blocks=80, num_heads=64, num_kv_heads=8, dtype="float16")
+SMALL = LlamaShape(
+    hidden_size=768, intermediate_size=2112, num_blocks=12, num_heads=12, num_kv_heads=6, vocab_size=16000
+)
+LLAMA_70B = LlamaShape(
+    hidden_size=8192, intermediate_size=28672, num_blocks=80, num_heads=64, num_kv_heads=8, dtype="float16"
+)
 
 
-def write_llama(directory: Path, shape: LlamaShape, *, blocks_per_shard: int = 4, sparse: bool = False) -> Path:
+def write_llama(
+    directory: Path, shape: LlamaShape, *, blocks_per_shard: int = 4, sparse: bool = False
+) -> Path:
     """Write a random Llama as sharded safetensors, tensor by tensor: no more than one tensor is ever in memory.
 
     Args:
@@ -129,7 +154,9 @@ def write_llama(directory: Path, shape: LlamaShape, *, blocks_per_shard: int = 4
     (directory / "config.json").write_text(json.dumps(shape.config(), indent=1))
     (directory / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "pad_token_id": 0}))
     starts = range(0, shape.num_blocks, blocks_per_shard)
-    shards = [_join(shape, range(start, min(start + blocks_per_shard, shape.num_blocks))) for start in starts] + [shape.edges()]
+    shards = [
+        _join(shape, range(start, min(start + blocks_per_shard, shape.num_blocks))) for start in starts
+    ] + [shape.edges()]
     places, generator = {}, torch.Generator().manual_seed(0)
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -144,12 +171,18 @@ def _join(shape: LlamaShape, blocks: range) -> dict[str, tuple[int, ...]]:
     return {name: size for block in blocks for name, size in shape.tensors_of_block(block).items()}
 
 
-def _write_shard(path: Path, tensors: dict[str, tuple[int, ...]], shape: LlamaShape, generator: torch.Generator | None) -> None:
+def _write_shard(
+    path: Path, tensors: dict[str, tuple[int, ...]], shape: LlamaShape, generator: torch.Generator | None
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, size in tensors.items():
         start, end = end, end + prod(size) * shape.element_bytes
-        header[name] = {"dtype": SAFETENSORS_DTYPE[shape.dtype], "shape": list(size), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPE[shape.dtype],
+            "shape": list(size),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -189,7 +222,9 @@ def timed(work: Callable[[], object]) -> float:
     return perf_counter() - start_s
 
 
-def interleave(cases: dict[str, Callable[[], float]], *, rounds: int, warmups: int = 1) -> dict[str, list[float]]:
+def interleave(
+    cases: dict[str, Callable[[], float]], *, rounds: int, warmups: int = 1
+) -> dict[str, list[float]]:
     """Return each case's figures, one a round.
 
     Every round runs every case once, odd rounds in the reverse order, so that drift of the machine falls on all alike.
@@ -254,14 +289,24 @@ def arguments(description: str) -> argparse.Namespace:
     """Return what every benchmark takes from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--quick", action="store_true", help="a small version that shows that the script works; its figures mean little"
+        "--quick",
+        action="store_true",
+        help="a small version that shows that the script works; its figures mean little",
     )
     parser.add_argument("--rounds", type=int, help="interleaved rounds")
     parser.add_argument(
-        "--work", type=Path, help="where checkpoints are made and removed; a real disk, not tmpfs (default: temp dir)"
+        "--work",
+        type=Path,
+        help="where checkpoints are made and removed; a real disk, not tmpfs (default: temp dir)",
     )
-    parser.add_argument("--out", type=Path, help="where the result files go (default: benchmarks/results, nowhere with --quick)")
-    parser.add_argument("--hardware", help="the machine's name in file names (default: made of processor, cores and memory)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the result files go (default: benchmarks/results, nowhere with --quick)",
+    )
+    parser.add_argument(
+        "--hardware", help="the machine's name in file names (default: made of processor, cores and memory)"
+    )
     parser.add_argument("--date", default=date.today().isoformat(), help="the date in file names")
     return parser.parse_args()
 
@@ -315,13 +360,21 @@ def _cpu_flags() -> set[str]:
 
 def _disk_facts(directory: Path) -> str:
     """Return the file system's type and, on Linux, what kind of device is behind it."""
-    matches = [part for part in psutil.disk_partitions(all=True) if directory.resolve().is_relative_to(part.mountpoint)]
+    matches = [
+        part
+        for part in psutil.disk_partitions(all=True)
+        if directory.resolve().is_relative_to(part.mountpoint)
+    ]
     if not matches:
         return "unknown"
     part = max(matches, key=lambda each: len(each.mountpoint))
     device = Path(part.device).name
     rotational = Path(f"/sys/block/{device}/queue/rotational")
-    kind = {"0": "no seek", "1": "rotational"}.get(rotational.read_text().strip(), "?") if rotational.exists() else "?"
+    kind = (
+        {"0": "no seek", "1": "rotational"}.get(rotational.read_text().strip(), "?")
+        if rotational.exists()
+        else "?"
+    )
     return f"{part.fstype} on {device} ({kind})"
 
 
@@ -356,10 +409,15 @@ def publish(outcome: Outcome, options: argparse.Namespace, facts: dict[str, str]
     stem = f"{outcome.theme}_{options.hardware or hardware_slug()}_{options.date}"
     (out / f"{stem}.md").write_text(_as_markdown(outcome, facts, stem))
     # where the checkpoints lay is nobody's business
-    told = [option for option in sys.argv[1:] if not Path(option).is_absolute() and option not in ("--work", "--out")]
+    told = [
+        option
+        for option in sys.argv[1:]
+        if not Path(option).is_absolute() and option not in ("--work", "--out")
+    ]
     content = {"environment": facts, "command": " ".join([Path(sys.argv[0]).name, *told]), **asdict(outcome)}
     (out / f"{stem}.json").write_text(
-        json.dumps({key: value for key, value in content.items() if key not in ("svg", "drawings")}, indent=1) + "\n"
+        json.dumps({key: value for key, value in content.items() if key not in ("svg", "drawings")}, indent=1)
+        + "\n"
     )
     if outcome.svg is not None:
         (out / f"{stem}.svg").write_text(outcome.svg)

@@ -27,8 +27,12 @@ def measure(spec: dict[str, Any], limit_bytes: int | None) -> dict[str, Any]:
         limit_bytes: the bound on the whole child; None for none.
     """
     with limited(limit_bytes) as limit:
-        given = json.dumps({**spec, "limit": {"kind": limit.kind, "num_bytes": limit.num_bytes, "group": limit.group}})
-        done = subprocess.run([sys.executable, __file__, given], stdout=subprocess.PIPE, text=True, check=False)
+        given = json.dumps(
+            {**spec, "limit": {"kind": limit.kind, "num_bytes": limit.num_bytes, "group": limit.group}}
+        )
+        done = subprocess.run(
+            [sys.executable, __file__, given], stdout=subprocess.PIPE, text=True, check=False
+        )
         found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
         ended = "to the end" if done.returncode == 0 else f"exit status {done.returncode}"
         return {
@@ -70,7 +74,12 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
         ids = torch.arange(3, 3 + spec["prompt_tokens"]).reshape(1, -1) % streamed.profile.vocab_size
         for number in range(spec["repeats"]):
             start_s = perf_counter()
-            streamed.generate(input_ids=ids, max_new_tokens=spec["new_tokens"], min_new_tokens=spec["new_tokens"], do_sample=False)
+            streamed.generate(
+                input_ids=ids,
+                max_new_tokens=spec["new_tokens"],
+                min_new_tokens=spec["new_tokens"],
+                do_sample=False,
+            )
             seconds.append(perf_counter() - start_s)
             phases["later sweeps" if number else "first sweeps"] = memory_status()
         plan, report = streamed.plan, streamed.report()

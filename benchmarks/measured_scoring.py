@@ -20,13 +20,22 @@ from measured_run import memory_status, reset_high_water
 import layerstream as ls
 from layerstream.machine import trim_malloc
 
-IN_MEMORY = ("edges (norms, buffers)", "input embedding", "output head", "resident blocks", "slots", "read buffers")
+IN_MEMORY = (
+    "edges (norms, buffers)",
+    "input embedding",
+    "output head",
+    "resident blocks",
+    "slots",
+    "read buffers",
+)
 OF_TOKENS = ("KV cache", "KV cache growth", "activations")
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Run `spec` in a child: `model`, `requests`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once)."""
-    done = subprocess.run([sys.executable, __file__, json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -39,7 +48,10 @@ def questions_of(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]
         return torch.randint(3, 500, (length,), generator=generator).tolist()
 
     lengths = [spec["suffix_tokens"] * (2 + place) // 4 for place in range(spec["suffixes"])]
-    return [(ids(spec["prefix_tokens"]), [ids(max(1, length)) for length in lengths]) for _ in range(spec["requests"])]
+    return [
+        (ids(spec["prefix_tokens"]), [ids(max(1, length)) for length in lengths])
+        for _ in range(spec["requests"])
+    ]
 
 
 def settled_bytes(streamed: ls.StreamedModel) -> int:
@@ -73,7 +85,11 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
         before = settled_bytes(streamed)
         streamed.model(input_ids=torch.tensor([[5, 6, 7]]))
         one_sweep = settled_bytes(streamed) - before
-    fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in OF_TOKENS)
+    fixed = sum(
+        line.num_bytes
+        for line in plan.ledger.lines
+        if line.where == "device" and line.purpose not in OF_TOKENS
+    )
     return {
         "seconds": seconds,
         "planned_sweeps": len(scoring.sweeps),

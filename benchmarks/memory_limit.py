@@ -68,7 +68,9 @@ def _make_group(num_bytes: int) -> tuple[str, Path] | None:
     name = f"layerstream-bench-{os.getpid()}"
     choices = []
     if "memory" in kinds:
-        choices.append(("cgroup v1", ROOT / "memory" / kinds["memory"].lstrip("/") / name, "memory.limit_in_bytes"))
+        choices.append(
+            ("cgroup v1", ROOT / "memory" / kinds["memory"].lstrip("/") / name, "memory.limit_in_bytes")
+        )
     if "" in kinds:
         choices.append(("cgroup v2", ROOT / kinds[""].lstrip("/") / name, "memory.max"))
     for kind, group, file in choices:

@@ -13,7 +13,9 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib.figure import Figure  # noqa: E402
 
 
-def line_plot(series: dict[str, list[tuple[float, float]]], *, title: str, x: str, y: str, log_x: bool = False) -> str:
+def line_plot(
+    series: dict[str, list[tuple[float, float]]], *, title: str, x: str, y: str, log_x: bool = False
+) -> str:
     """Return a plot of `series` (points by name), both axes from zero unless `log_x`, as the text of an SVG file."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()

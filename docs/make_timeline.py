@@ -37,7 +37,9 @@ def run(budget: str) -> tuple[list[ls.Span], ls.PlacementPlan]:
     """Return the spans of a few decode sweeps in the steady state, and the plan they ran under."""
     path = default_model_path()
     inputs = AutoTokenizer.from_pretrained(path)("The capital of France is", return_tensors="pt")
-    workload = ls.Workload(prompt_tokens=inputs["input_ids"].shape[1], new_tokens=WARM_UP_TOKENS + DRAWN_SWEEPS + 1)
+    workload = ls.Workload(
+        prompt_tokens=inputs["input_ids"].shape[1], new_tokens=WARM_UP_TOKENS + DRAWN_SWEEPS + 1
+    )
     with ls.load(path, budget=budget, device="cpu", workload=workload) as streamed:
         streamed.generate(**inputs, max_new_tokens=workload.new_tokens, do_sample=False)
         spans = streamed.timeline.spans()

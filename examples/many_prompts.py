@@ -10,16 +10,23 @@ from layerstream.default_model import default_model_path
 REQUESTS = [
     ls.GenerationRequest(prompt="The capital of France is", max_new_tokens=8),
     ls.GenerationRequest(prompt="Two and two make", max_new_tokens=12),
-    ls.GenerationRequest(prompt="Once upon a time", max_new_tokens=10, do_sample=True, temperature=0.8, seed=1),
+    ls.GenerationRequest(
+        prompt="Once upon a time", max_new_tokens=10, do_sample=True, temperature=0.8, seed=1
+    ),
     ls.GenerationRequest(prompt="The sea is", max_new_tokens=6, num_beams=2),
 ]
 
 
 def main(path: str) -> None:
-    workload = ls.Workload(batch_size=5, prompt_tokens=32, new_tokens=12)  # rows at once, a beam counts as one
+    workload = ls.Workload(
+        batch_size=5, prompt_tokens=32, new_tokens=12
+    )  # rows at once, a beam counts as one
 
     def show(progress: ls.BatchProgress) -> None:
-        print(f"{progress.done} of {progress.total} answers, {progress.tokens} tokens, {progress.sweeps} sweeps", file=sys.stderr)
+        print(
+            f"{progress.done} of {progress.total} answers, {progress.tokens} tokens, {progress.sweeps} sweeps",
+            file=sys.stderr,
+        )
 
     with ls.load(path, budget="min", workload=workload) as streamed:
         for result in ls.generate_many(streamed, REQUESTS, isolate=True, on_progress=show):

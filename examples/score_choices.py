@@ -16,7 +16,9 @@ QUESTIONS = [
 def main(path: str) -> None:
     workload = ls.Workload(batch_size=len(QUESTIONS), prompt_tokens=48, new_tokens=0)
     with ls.load(path, budget="min", workload=workload) as streamed:
-        for (prefix, suffixes), result in zip(QUESTIONS, ls.score(streamed, QUESTIONS, batches=1), strict=True):
+        for (prefix, suffixes), result in zip(
+            QUESTIONS, ls.score(streamed, QUESTIONS, batches=1), strict=True
+        ):
             assert result.best is not None, result.error
             print(f"{prefix}{suffixes[result.best]}: {[round(score.sum, 3) for score in result.scores]}")
         print(f"{streamed.report().sweeps} sweep")

@@ -19,7 +19,9 @@ def main(path: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
 
     def answer(replica: PreTrainedModel, index: int) -> list[str]:
-        inputs = tokenizer(PROMPTS[index :: len(devices)], padding=True, return_tensors="pt").to(replica.device)
+        inputs = tokenizer(PROMPTS[index :: len(devices)], padding=True, return_tensors="pt").to(
+            replica.device
+        )
         rows = replica.generate(**inputs, max_new_tokens=12, do_sample=False)
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
@@ -28,7 +30,10 @@ def main(path: str) -> None:
         for index, texts in enumerate(streamed.run_on_devices(answer)):
             for text in texts:
                 print(f"{devices[index]}: {text!r}")
-        print(f"{streamed.report().sweeps} sweeps, {streamed.report().bytes_read:,} bytes read once", file=sys.stderr)
+        print(
+            f"{streamed.report().sweeps} sweeps, {streamed.report().bytes_read:,} bytes read once",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

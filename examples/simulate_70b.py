@@ -29,4 +29,8 @@ def main(model: str | PreTrainedConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else LlamaConfig(**SHAPE, num_key_value_heads=8, name_or_path="a 70B Llama"))
+    main(
+        sys.argv[1]
+        if len(sys.argv) > 1
+        else LlamaConfig(**SHAPE, num_key_value_heads=8, name_or_path="a 70B Llama")
+    )

@@ -32,7 +32,9 @@ def house_files() -> Iterator[Path]:
     """Yield every Python file of the repository that is ours."""
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if not any(part.startswith(".") or part in ("build", "dist") for part in path.relative_to(ROOT).parts):
+            if not any(
+                part.startswith(".") or part in ("build", "dist") for part in path.relative_to(ROOT).parts
+            ):
                 yield path
 
 
@@ -57,7 +59,11 @@ def complaints_about(path: Path) -> Iterator[str]:
 def code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
     """Return the lines of a function that hold code, its docstring and its `def` included in neither."""
     first = node.body[0]
-    has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    has_docstring = (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
     begin = first.end_lineno if has_docstring and first.end_lineno else first.lineno - 1
     body = lines[begin : node.end_lineno]
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in body)

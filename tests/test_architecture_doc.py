@@ -29,9 +29,15 @@ def files_of_the_tree(text: str, heading: str) -> set[str]:
 def test_the_tree_lists_every_file_and_no_other(heading: str, package: str) -> None:
     source = ROOT / "packages" / package
     there = {str(path.relative_to(source)) for path in source.rglob("*.py") if path.name != "__init__.py"}
-    assert files_of_the_tree((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), heading) == there
+    assert (
+        files_of_the_tree((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), heading) == there
+    )
 
 
 def test_every_decision_is_reached_from_the_architecture() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert [path.name for path in sorted((ROOT / "docs" / "decisions").glob("*.md")) if f"decisions/{path.name}" not in text] == []
+    assert [
+        path.name
+        for path in sorted((ROOT / "docs" / "decisions").glob("*.md"))
+        if f"decisions/{path.name}" not in text
+    ] == []

@@ -33,13 +33,17 @@ def is_there(document: Path, target: str) -> bool:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     text = CODE.sub("", document.read_text(encoding="utf-8"))
-    targets = [target for target in LINK.findall(text) + IMAGE.findall(text) if not re.match(r"[a-z]+:", target)]
+    targets = [
+        target for target in LINK.findall(text) + IMAGE.findall(text) if not re.match(r"[a-z]+:", target)
+    ]
     assert [target for target in targets if not is_there(document, target)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_document_names_somebodys_home(document: Path) -> None:
-    found = re.findall(r"(?:/home/\w+|/Users/\w+|/root/|[A-Z]:\\Users)\S*", document.read_text(encoding="utf-8"))
+    found = re.findall(
+        r"(?:/home/\w+|/Users/\w+|/root/|[A-Z]:\\Users)\S*", document.read_text(encoding="utf-8")
+    )
     assert found == []
 
 

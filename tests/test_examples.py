@@ -35,7 +35,11 @@ def resident_answers(path: Path, prompts: list[str], new_tokens: int) -> list[st
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     with torch.no_grad():
-        rows = model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"), max_new_tokens=new_tokens, do_sample=False)
+        rows = model.generate(
+            **tokenizer(prompts, padding=True, return_tensors="pt"),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+        )
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
@@ -52,21 +56,29 @@ def test_pipeline_gives_what_the_resident_model_gives(run: Run, tiny_llama_dir: 
 
 def test_batch_left_padded_gives_what_the_resident_model_gives(run: Run, tiny_llama_dir: Path) -> None:
     prompts = ["The capital of France is", "Two and two make", "The sea is"]
-    assert run("batch_left_padded.py").splitlines() == [repr(text) for text in resident_answers(tiny_llama_dir, prompts, 12)]
+    assert run("batch_left_padded.py").splitlines() == [
+        repr(text) for text in resident_answers(tiny_llama_dir, prompts, 12)
+    ]
 
 
 def test_score_choices_tells_what_the_library_tells(run: Run, tiny_llama_dir: Path) -> None:
     first, second, sweeps = run("score_choices.py").splitlines()
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         france, sums = ls.score(
-            streamed, [("The capital of France is", [" Paris", " Rome", " a fish"]), ("Two and two make", [" four", " five"])]
+            streamed,
+            [
+                ("The capital of France is", [" Paris", " Rome", " a fish"]),
+                ("Two and two make", [" four", " five"]),
+            ],
         )
     assert first.endswith(str([round(score.sum, 3) for score in france.scores]))
     assert second.endswith(str([round(score.sum, 3) for score in sums.scores]))
     assert sweeps == "1 sweep"
 
 
-def test_many_prompts_gives_each_what_the_resident_model_gives_it_alone(run: Run, tiny_llama_dir: Path) -> None:
+def test_many_prompts_gives_each_what_the_resident_model_gives_it_alone(
+    run: Run, tiny_llama_dir: Path
+) -> None:
     *answers, sweeps = run("many_prompts.py").splitlines()
     (whole,) = resident_answers(tiny_llama_dir, ["The capital of France is"], 8)
     assert answers[0] == f"0: {whole.removeprefix('The capital of France is')!r}"
@@ -74,7 +86,9 @@ def test_many_prompts_gives_each_what_the_resident_model_gives_it_alone(run: Run
     assert int(sweeps.split()[0]) <= 12
 
 
-def test_several_devices_gives_what_the_resident_model_gives_for_each_part(run: Run, tiny_llama_dir: Path) -> None:
+def test_several_devices_gives_what_the_resident_model_gives_for_each_part(
+    run: Run, tiny_llama_dir: Path
+) -> None:
     parts = [["The capital of France is", "The sea is"], ["Two and two make", "Once upon a time"]]
     wanted = [f"cpu: {text!r}" for part in parts for text in resident_answers(tiny_llama_dir, part, 12)]
     assert run("several_devices.py").splitlines() == wanted
@@ -104,7 +118,9 @@ def test_simulate_70b_plans_the_large_shape_and_any_other(run: Run, tiny_llama_d
 def test_the_plan_that_the_readme_shows_is_what_the_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     code, shown = re.findall(
-        r"^```python\n(from transformers import LlamaConfig.*?)^```.*?^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+        r"^```python\n(from transformers import LlamaConfig.*?)^```.*?^```text\n(.*?)^```",
+        text,
+        re.DOTALL | re.MULTILINE,
     )[0]
     exec(compile(code, "README.md", "exec"), {"ls": ls})
     assert capsys.readouterr().out == shown

@@ -21,5 +21,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_no_file_or_function_has_outgrown_the_house() -> None:
-    done = subprocess.run([sys.executable, "tests/check_house.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "tests/check_house.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -38,7 +38,9 @@ def test_every_public_method_is_documented(package: ModuleType, name: str) -> No
     member = getattr(package, name)
     own = [(key, value) for key, value in vars(member).items() if not key.startswith("_")]
     undocumented = [
-        key for key, value in own if (inspect.isroutine(value) or isinstance(value, property)) and not inspect.getdoc(value)
+        key
+        for key, value in own
+        if (inspect.isroutine(value) or isinstance(value, property)) and not inspect.getdoc(value)
     ]
     assert not undocumented, f"{name}: {', '.join(undocumented)}"
 
@@ -48,5 +50,9 @@ def test_importing_it_says_nothing_and_starts_no_thread() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
     # transformers imports torchao where it is installed, which is not silent
-    said = [line for line in done.stderr.splitlines() if "torchao" not in line and "torch/utils/_pytree.py" not in line]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if "torchao" not in line and "torch/utils/_pytree.py" not in line
+    ]
     assert said == []

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from pathlib import Path
-
 import tomllib
+from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -13,7 +13,13 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 COLOURS = 256
 LONG_MS = 900_000
 

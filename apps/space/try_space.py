@@ -40,7 +40,13 @@ def ask(client: Client) -> None:
     answer = client.predict("Llama-2-70B", choices["machines"][0], api_name="/plan")
     assert answer["plan"]["units"], answer
     results = client.predict(
-        "What is the capital of France?", ["streamed", "resident"], 8, "100 MiB", "", "none", api_name="/compare"
+        "What is the capital of France?",
+        ["streamed", "resident"],
+        8,
+        "100 MiB",
+        "",
+        "none",
+        api_name="/compare",
     )
     assert [result["status"] for result in results] == ["ok", "ok"], results
     assert results[0]["token_ids"] == results[1]["token_ids"], results

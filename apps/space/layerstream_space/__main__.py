@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = make_page(services)
     try:
         _, address, _ = page.launch(
-            server_name=options.host, server_port=options.port, prevent_thread_lock=True, inbrowser=options.open, **launch_options()
+            server_name=options.host,
+            server_port=options.port,
+            prevent_thread_lock=True,
+            inbrowser=options.open,
+            **launch_options(),
         )
         sys.stdout.write(f"layerstream is open at {address}\n")
         sys.stdout.flush()
@@ -61,7 +65,9 @@ def _problem(options: argparse.Namespace) -> str:
         return str(error)
     try:
         # gradio would try a hundred ports one after another on an address that is not this machine's
-        socket.create_server((options.host, 0), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET).close()
+        socket.create_server(
+            (options.host, 0), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        ).close()
     except OSError:
         return f"--host {options.host} is no address of this machine; 127.0.0.1 is for this machine alone, 0.0.0.0 for the network"
     return ""
@@ -74,16 +80,30 @@ def _port(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="layerstream_space", description="The same prompt side by side, in a browser.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    parser = argparse.ArgumentParser(
+        prog="layerstream_space", description="The same prompt side by side, in a browser."
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network"
+    )
     parser.add_argument("--port", type=_port, default=None, help="by default the first free one from 7860 on")
     parser.add_argument(
-        "--model", action="append", help="a directory or Hub id; give it again for more; a small chat model if none"
+        "--model",
+        action="append",
+        help="a directory or Hub id; give it again for more; a small chat model if none",
     )
-    parser.add_argument("--budget", default="100 MiB", help="the streamed lane's memory at first: min, or a size")
-    parser.add_argument("--any-model", action="store_true", help="let the page name any model or directory; for one's own use")
-    parser.add_argument("--public", action="store_true", help="with the limits of a page that anybody can open")
-    parser.add_argument("--in-process", action="store_true", help="run models in this process, where children may not")
+    parser.add_argument(
+        "--budget", default="100 MiB", help="the streamed lane's memory at first: min, or a size"
+    )
+    parser.add_argument(
+        "--any-model", action="store_true", help="let the page name any model or directory; for one's own use"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="with the limits of a page that anybody can open"
+    )
+    parser.add_argument(
+        "--in-process", action="store_true", help="run models in this process, where children may not"
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser
 

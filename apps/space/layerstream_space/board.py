@@ -102,7 +102,10 @@ class Board:
         if event.measurement is not None:
             lane.measurement, lane.status = event.measurement, event.measurement.status
             if event.measurement.status == "ok":
-                lane.token_ids, lane.token_texts = list(event.measurement.token_ids), list(event.measurement.token_texts)
+                lane.token_ids, lane.token_texts = (
+                    list(event.measurement.token_ids),
+                    list(event.measurement.token_texts),
+                )
         elif event.kind == "started":
             lane.status, lane.phase, lane.since_s = "running", "starting", now_s
         elif event.kind == "phase":
@@ -143,5 +146,9 @@ class Board:
     def margin_at(self, index: int) -> float | None:
         """Return the reference's own margin p1 - p2 at its new token `index`, where it is known."""
         reference = self.reference
-        margins = [] if reference is None or reference.measurement is None else reference.measurement.facts.get("margins") or []
+        margins = (
+            []
+            if reference is None or reference.measurement is None
+            else reference.measurement.facts.get("margins") or []
+        )
         return float(margins[index]) if index < len(margins) else None

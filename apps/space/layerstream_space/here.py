@@ -25,12 +25,18 @@ class Here:
 def look_around() -> Here:
     """Return what this machine is."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if "SC_PHYS_PAGES" in os.sysconf_names else []
+    sizes = (
+        [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        if "SC_PHYS_PAGES" in os.sysconf_names
+        else []
+    )
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
     except OSError:
         limit = ""
     sizes += [int(limit)] if limit.isdigit() else []
     return Here(
-        cores=cores, memory_bytes=min(sizes, default=0), has_gpu=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
+        cores=cores,
+        memory_bytes=min(sizes, default=0),
+        has_gpu=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd")),
     )

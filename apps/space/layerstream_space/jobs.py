@@ -11,7 +11,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from layerstream_compare import Case, CompareError, Event, Experiment, list_variants, run, run_in_process, run_isolated
+from layerstream_compare import (
+    Case,
+    CompareError,
+    Event,
+    Experiment,
+    list_variants,
+    run,
+    run_in_process,
+    run_isolated,
+)
 
 from .board import Board
 from .errors import VisitorError
@@ -86,7 +95,9 @@ class Step:
 class Runs:
     """Carries out wishes."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, planner: Planner, runner: Runner | None = None) -> None:
+    def __init__(
+        self, settings: Settings, catalogue: Catalogue, planner: Planner, runner: Runner | None = None
+    ) -> None:
         """Know what may be run, and how.
 
         Args:
@@ -115,7 +126,9 @@ class Runs:
 
     def source_of(self, name: str) -> str:
         """Return the directory or Hub id of a model, fetched where it must be. May take half a minute."""
-        return self._catalogue.source_of(name) or str(self._planner.ask("default_model", within_s=FETCH_WITHIN_S)["path"])
+        return self._catalogue.source_of(name) or str(
+            self._planner.ask("default_model", within_s=FETCH_WITHIN_S)["path"]
+        )
 
     def _fetched(self, board: Board) -> Generator[Step, None, str]:
         """Wait until the default model is there; return its directory."""
@@ -132,7 +145,9 @@ class Runs:
         limits = self._settings.limits
         experiment = _experiment(wish, source, limits)
         deadline = time.monotonic() + limits.run_s
-        runner = self._runner if not wish.timeline else lambda case: self._runner(case.with_changes(timeline=True))
+        runner = (
+            self._runner if not wish.timeline else lambda case: self._runner(case.with_changes(timeline=True))
+        )
         with closing(run(experiment, runner=runner)) as events:
             for event in _without_comparison_errors(events, source, wish.model):
                 event = self._shown(event, source, wish.model)
@@ -192,15 +207,21 @@ def check(wish: Wish, limits: Limits) -> None:
     if not wish.prompt.strip():
         raise VisitorError("The prompt is empty: write something, or pick an example.")
     if len(wish.prompt) > limits.prompt_characters:
-        raise VisitorError(f"The prompt has {len(wish.prompt)} characters; at most {limits.prompt_characters} fit here.")
+        raise VisitorError(
+            f"The prompt has {len(wish.prompt)} characters; at most {limits.prompt_characters} fit here."
+        )
     if not wish.variants:
         raise VisitorError("No variant is chosen: tick at least one.")
     known = {each.name for each in list_variants("weights")}
     strangers = [name for name in wish.variants if name not in known]
     if strangers:
-        raise VisitorError(f"There is no variant called {strangers[0]!r}; there are {', '.join(sorted(known))}.")
+        raise VisitorError(
+            f"There is no variant called {strangers[0]!r}; there are {', '.join(sorted(known))}."
+        )
     if len(wish.variants) > limits.variants:
-        raise VisitorError(f"{len(wish.variants)} variants are chosen; at most {limits.variants} in one run here.")
+        raise VisitorError(
+            f"{len(wish.variants)} variants are chosen; at most {limits.variants} in one run here."
+        )
     if not 1 <= wish.new_tokens <= limits.new_tokens:
         raise VisitorError(f"{wish.new_tokens} new tokens; between 1 and {limits.new_tokens} here.")
     _check_lengths(wish.lengths, limits)

@@ -12,7 +12,9 @@ THIS_MACHINE = "This machine"
 """The choice whose figures are measured here."""
 
 
-def _card(memory_gb: int, host_gb: int, *, disk: float, copy: float, memory: float, flops: float) -> dict[str, Any]:
+def _card(
+    memory_gb: int, host_gb: int, *, disk: float, copy: float, memory: float, flops: float
+) -> dict[str, Any]:
     return {
         "device": "cuda:0",
         "device_memory_bytes": memory_gb * GB,

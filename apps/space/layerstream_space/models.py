@@ -53,7 +53,9 @@ class Catalogue:
                 f"this page runs {', '.join(self._sources)} only; start the app yourself with --any-model for others"
             )
         if not name:
-            raise VisitorError("name a model: a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a directory")
+            raise VisitorError(
+                "name a model: a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a directory"
+            )
         return name
 
 
@@ -65,7 +67,9 @@ def hub_id(text: str) -> str:
     """
     found = text.strip().removeprefix("https://huggingface.co/").rstrip("/")
     if not _HUB_ID.fullmatch(found) or ".." in found:
-        raise VisitorError(f"{text.strip()[:80]!r} is no Hub id; write owner/name, or paste the content of a config.json")
+        raise VisitorError(
+            f"{text.strip()[:80]!r} is no Hub id; write owner/name, or paste the content of a config.json"
+        )
     return found
 
 

@@ -29,7 +29,9 @@ _READ_BYTES = 65536
 class Planner:
     """Questions to layerstream's planner, answered by a child process."""
 
-    def __init__(self, command: Sequence[str] = WORKER_COMMAND, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
+    def __init__(
+        self, command: Sequence[str] = WORKER_COMMAND, *, answer_within_s: float = ANSWER_WITHIN_S
+    ) -> None:
         """Prepare; the child starts at the first question.
 
         Args:
@@ -61,12 +63,16 @@ class Planner:
                 answer = self._exchange(line, time.monotonic() + (within_s or self._answer_within_s))
             except (OSError, ValueError, EOFError) as error:
                 self._end()
-                raise VisitorError("the planner stopped at this question; try again, or ask for a smaller model") from error
+                raise VisitorError(
+                    "the planner stopped at this question; try again, or ask for a smaller model"
+                ) from error
         if "error" in answer:
             raise VisitorError(str(answer["error"]))
         return answer
 
-    def submit(self, question: str, *, within_s: float | None = None, **arguments: Any) -> Future[dict[str, Any]]:
+    def submit(
+        self, question: str, *, within_s: float | None = None, **arguments: Any
+    ) -> Future[dict[str, Any]]:
         """Ask without waiting; the future's result, or error, is that of `ask`."""
         return self._pool.submit(self.ask, question, within_s=within_s, **arguments)
 
@@ -87,7 +93,9 @@ class Planner:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
                 self._end()
-                raise VisitorError("the planner took too long over this and was stopped; ask for a smaller model")
+                raise VisitorError(
+                    "the planner took too long over this and was stopped; ask for a smaller model"
+                )
             chunk = os.read(process.stdout.fileno(), _READ_BYTES)
             if not chunk:
                 raise EOFError("the planner's child ended")

@@ -102,7 +102,9 @@ class Answerer:
 
         least = _least_bytes(plan_within, budget)
         if share is not None:
-            budget = least + round(min(max(share, 0.0), 1.0) * max(0, _all_bytes(plan_within, profile) - least))
+            budget = least + round(
+                min(max(share, 0.0), 1.0) * max(0, _all_bytes(plan_within, profile) - least)
+            )
         try:
             plan, error = plan_within(budget), ""
         except ls.BudgetTooSmallError as too_small:
@@ -154,7 +156,11 @@ def _config(text: str) -> PreTrainedConfig:
         raise QuestionError('this config has no "model_type"; paste the whole content of a config.json')
     for name, value in fields.items():
         most = MOST_LAYERS if "layer" in name else MOST_WIDTH
-        if isinstance(value, int) and name.startswith(("num_", "n_", "hidden", "inter", "d_")) and abs(value) > most:
+        if (
+            isinstance(value, int)
+            and name.startswith(("num_", "n_", "hidden", "inter", "d_"))
+            and abs(value) > most
+        ):
             raise QuestionError(f"{name} is {value}: at most {most} here")
     fields.pop("auto_map", None)  # code of a repository is never run here
     if fields.get("quantization_config"):
@@ -162,7 +168,9 @@ def _config(text: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.for_model(**fields)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise QuestionError(f"transformers knows no such config: {' '.join(str(error).split())[:200]}") from error
+        raise QuestionError(
+            f"transformers knows no such config: {' '.join(str(error).split())[:200]}"
+        ) from error
     config.name_or_path = str(fields.get("_name_or_path") or fields["model_type"])
     return config
 

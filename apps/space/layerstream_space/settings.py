@@ -77,7 +77,9 @@ def settings_of_space(environment: Mapping[str, str] = os.environ) -> Settings:
     `LAYERSTREAM_MODELS` (separated by commas) and `LAYERSTREAM_BUDGET` are the Space's own variables; `SPACES_ZERO_GPU` is set by
     Hugging Face where the GPU is lent to single calls.
     """
-    models = tuple(name.strip() for name in environment.get("LAYERSTREAM_MODELS", "").split(",") if name.strip())
+    models = tuple(
+        name.strip() for name in environment.get("LAYERSTREAM_MODELS", "").split(",") if name.strip()
+    )
     return Settings(
         models=models,
         budget=environment.get("LAYERSTREAM_BUDGET", "100 MiB"),

@@ -25,7 +25,9 @@ def space_page(settings: Settings | None = None) -> gr.Blocks:
     Args:
         settings: in place of the environment's.
     """
-    return make_page(make_services(settings or settings_of_space(), zero_gpu_runner() if is_zero_gpu() else None))
+    return make_page(
+        make_services(settings or settings_of_space(), zero_gpu_runner() if is_zero_gpu() else None)
+    )
 
 
 def zero_gpu_runner() -> Runner:

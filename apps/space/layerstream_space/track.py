@@ -85,4 +85,8 @@ class Track:
             if bar.activity == "compute":
                 starts[bar.sweep] = min(starts.get(bar.sweep, bar.start_s), bar.start_s)
         times = [starts[sweep] for sweep in sorted(starts)]
-        return (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else (times[-1] - times[0] if len(times) > 1 else 0.0)
+        return (
+            (times[-1] - times[1]) / (len(times) - 2)
+            if len(times) > 2
+            else (times[-1] - times[0] if len(times) > 1 else 0.0)
+        )

@@ -9,20 +9,34 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 class App:
     """A running app; a context manager."""
 
-    def __init__(self, *options: str, command: tuple[str, ...] = ("-m", "layerstream_space"), python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        *options: str,
+        command: tuple[str, ...] = ("-m", "layerstream_space"),
+        python: str = sys.executable,
+    ) -> None:
         """Know how to start it."""
         self._command = [python, *command, *options]
         self.address = ""
 
     def __enter__(self) -> App:
         self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **ENVIRONMENT}
+            self._command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
         )
         told = ""
         assert self._process.stdout is not None
@@ -33,7 +47,9 @@ class App:
                 return self
         raise AssertionError(f"the app did not start: {told}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         self._process.wait(timeout=20)
         if self._process.stdout is not None:

@@ -14,7 +14,11 @@ def case(variant: str = "streamed", **changes: Any) -> Case:
 
 
 def measurement(
-    of: Case, *, ids: tuple[int, ...] = (1, 2, 3), texts: tuple[str, ...] = ("The", " sky", " is"), **changes: Any
+    of: Case,
+    *,
+    ids: tuple[int, ...] = (1, 2, 3),
+    texts: tuple[str, ...] = ("The", " sky", " is"),
+    **changes: Any,
 ) -> Measurement:
     held = {"streamed": 50, "resident": 250}.get(of.variant, 120) * MIB
     phases = (
@@ -93,7 +97,13 @@ def finished(result: Measurement) -> Event:
 def plan(places: str = "D.H.") -> dict[str, Any]:
     kinds = {"D": "device", "H": "host", ".": "disk"}
     units = [
-        {"name": f"layers.{index}", "block": index, "residency": kinds[letter], "weight_bytes": 8 * MIB, "read_bytes": 8 * MIB}
+        {
+            "name": f"layers.{index}",
+            "block": index,
+            "residency": kinds[letter],
+            "weight_bytes": 8 * MIB,
+            "read_bytes": 8 * MIB,
+        }
         for index, letter in enumerate(places)
     ]
     lines = [
@@ -127,7 +137,9 @@ def plan(places: str = "D.H.") -> dict[str, Any]:
     }
 
 
-def answer(plan_record: dict[str, Any] | None, *, device_bytes: int = 64 * MIB, why_not: str = "") -> dict[str, Any]:
+def answer(
+    plan_record: dict[str, Any] | None, *, device_bytes: int = 64 * MIB, why_not: str = ""
+) -> dict[str, Any]:
     parameters = 16 * MIB
     sizes = {"float32": 4.0, "float16": 2.0, "8-bit": 1.0, "4-bit": 0.5, "3-bit": 0.375, "2-bit": 0.25}
     return {

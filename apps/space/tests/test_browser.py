@@ -13,15 +13,25 @@ import pytest
 from app_process import App
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 SHOTS = Path(__file__).resolve().parents[3] / ".artefacts" / "app"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 FLAGS += ("--disable-component-update", "--disable-sync")
 LONG_S = 120_000
 
 pytestmark = [
     # in CI a browser that is missing is a failure: .ci/run installs it
-    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"
+    ),
     pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
     pytest.mark.xdist_group("app"),
     pytest.mark.timeout(400),
@@ -40,19 +50,27 @@ def browser() -> Iterator[Browser]:
 class Visit:
     """One visitor's page, and what it asked and complained about."""
 
-    def __init__(self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+    def __init__(
+        self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False
+    ) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        self.page.on(
+            "console", lambda line: self.complaints.append(line.text) if line.type == "error" else None
+        )
         self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
         if wished := parse_qs(query.removeprefix("?")).get("variants"):
             # the page fills itself from its address a moment after it is drawn
-            expect(self.page.locator("#variants input:checked")).to_have_count(len(wished[0].split(",")), timeout=LONG_S)
+            expect(self.page.locator("#variants input:checked")).to_have_count(
+                len(wished[0].split(",")), timeout=LONG_S
+            )
 
     def shoot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
@@ -79,7 +97,9 @@ def visit(browser: Browser, app: App) -> Iterator:
     yield start
     for each in visits:
         each.context.close()
-        strangers = [url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))]
+        strangers = [
+            url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))
+        ]
         assert strangers == []
         assert each.complaints == []
 
@@ -189,7 +209,9 @@ def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
 
 
 def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
-    first, second = queued_behind_another(visit, app, "?prompt=Second&variants=resident&tokens=4&quality=none")
+    first, second = queued_behind_another(
+        visit, app, "?prompt=Second&variants=resident&tokens=4&quality=none"
+    )
     expect(second.page.locator("#queue .progress-text")).to_be_visible()
     second.shoot("side-by-side_queued")
     first.page.locator("#stop").click()
@@ -260,7 +282,10 @@ def test_the_copied_link_opens_the_same_wish(visit, app):
     expect(mine.page.locator("#share")).to_have_text("Link copied")
     again = visit(query=mine.page.url.removeprefix(app.address))
     expect(again.page.get_by_role("textbox", name="Prompt").first).to_have_value("A & B")
-    assert [box.get_attribute("name") for box in again.page.locator("#variants input:checked").all()] == ["streamed", "bnb-nf4"]
+    assert [box.get_attribute("name") for box in again.page.locator("#variants input:checked").all()] == [
+        "streamed",
+        "bnb-nf4",
+    ]
 
 
 def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(visit):
@@ -269,7 +294,9 @@ def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(vi
     assert mine.page.locator("#fit .ls-cell").count() == 81
     mine.page.get_by_label("A config.json").check()
     box = mine.page.get_by_label("Content of its config.json")
-    box.fill('{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "dtype": "float16"}')
+    box.fill(
+        '{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "dtype": "float16"}'
+    )
     mine.page.locator("#plan").click()
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It fits as it is", timeout=LONG_S)
     box.fill("{")
@@ -328,7 +355,9 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(visit, dark):
         mine = visit(query=f"?tool={tool}", width=390, dark=dark)
         expect(mine.page.locator(f"#page-{tool}")).to_be_visible(timeout=LONG_S)
         # tabs that do not fit move into a menu once the page has measured itself
-        mine.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth", timeout=10_000)
+        mine.page.wait_for_function(
+            "document.documentElement.scrollWidth <= window.innerWidth", timeout=10_000
+        )
         mine.shoot(f"phone_{tool}_{'dark' if dark else 'light'}")
 
 

@@ -57,7 +57,9 @@ def test_compare_runs_two_variants_and_returns_their_measurements(client, tiny_m
 
 
 def test_plan_answers_for_a_card_nobody_here_has(client):
-    answer = client.predict("Llama-2-70B", client.predict(api_name="/choices")["machines"][0], api_name="/plan")
+    answer = client.predict(
+        "Llama-2-70B", client.predict(api_name="/choices")["machines"][0], api_name="/plan"
+    )
     assert answer["model"]["parameters"] > 68e9
     places = {unit["residency"] for unit in answer["plan"]["units"]}
     assert places == {"device", "host", "disk"}
@@ -114,4 +116,8 @@ def test_visitors_who_come_at_once_wait_for_one_another_and_each_gets_its_own(ap
 
 
 def test_only_the_endpoints_meant_for_programs_are_public(client):
-    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {"/compare", "/plan", "/choices"}
+    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {
+        "/compare",
+        "/plan",
+        "/choices",
+    }

@@ -12,7 +12,12 @@ from layerstream_space.settings import PUBLIC_LIMITS, Limits, Settings, settings
 
 
 def wish(**changes):
-    return Wish(**({"model": "tiny", "prompt": "Hello", "variants": ("streamed", "bnb-nf4"), "new_tokens": 3} | changes))
+    return Wish(
+        **(
+            {"model": "tiny", "prompt": "Hello", "variants": ("streamed", "bnb-nf4"), "new_tokens": 3}
+            | changes
+        )
+    )
 
 
 def runs_with(runner, **settings):
@@ -34,7 +39,10 @@ def well_behaved(case):
         ({"prompt": "x" * 1201}, "1201 characters; at most 1200"),
         ({"variants": ()}, "No variant is chosen"),
         ({"variants": ("streamed", "magic")}, "no variant called 'magic'"),
-        ({"variants": ("streamed", "resident", "bnb-int8", "bnb-nf4", "bnb-fp4")}, "5 variants are chosen; at most 4"),
+        (
+            {"variants": ("streamed", "resident", "bnb-int8", "bnb-nf4", "bnb-fp4")},
+            "5 variants are chosen; at most 4",
+        ),
         ({"new_tokens": 65}, "between 1 and 64"),
         ({"new_tokens": 0}, "between 1 and 64"),
         ({"lengths": (512, 4096)}, "A prompt of 4096 tokens; at most 2048"),
@@ -91,7 +99,12 @@ def test_measurements_name_the_model_and_never_its_folder(tmp_path):
 
     def failing(case):
         yield made_up.finished(
-            made_up.measurement(case, status="failed", reason=f"no config.json in {folder}/snapshots/x", stderr_tail=f"in {folder}")
+            made_up.measurement(
+                case,
+                status="failed",
+                reason=f"no config.json in {folder}/snapshots/x",
+                stderr_tail=f"in {folder}",
+            )
         )
 
     settings = Settings(models=(folder,), is_public=True)
@@ -106,8 +119,13 @@ def test_measurements_name_the_model_and_never_its_folder(tmp_path):
 
 
 def test_a_plan_among_the_facts_loses_its_folder_too():
-    found = made_up.measurement(made_up.case(), facts={"plan": "/srv/models/tiny in float16", "placement": "D."})
-    assert presentable(found, "/srv/models/tiny", "tiny", hides=True).facts == {"plan": "tiny in float16", "placement": "D."}
+    found = made_up.measurement(
+        made_up.case(), facts={"plan": "/srv/models/tiny in float16", "placement": "D."}
+    )
+    assert presentable(found, "/srv/models/tiny", "tiny", hides=True).facts == {
+        "plan": "tiny in float16",
+        "placement": "D.",
+    }
 
 
 def test_models_from_elsewhere_need_the_page_to_be_ones_own():
@@ -135,7 +153,14 @@ def test_paths_lose_their_folders_and_other_text_stays():
 
 
 def test_a_space_is_public_and_reads_its_variables():
-    settings = settings_of_space({"LAYERSTREAM_MODELS": "a/b, c/d", "LAYERSTREAM_BUDGET": "1 GiB", "SPACES_ZERO_GPU": "true"})
-    assert (settings.models, settings.budget, settings.is_public, settings.in_process) == (("a/b", "c/d"), "1 GiB", True, True)
+    settings = settings_of_space(
+        {"LAYERSTREAM_MODELS": "a/b, c/d", "LAYERSTREAM_BUDGET": "1 GiB", "SPACES_ZERO_GPU": "true"}
+    )
+    assert (settings.models, settings.budget, settings.is_public, settings.in_process) == (
+        ("a/b", "c/d"),
+        "1 GiB",
+        True,
+        True,
+    )
     assert settings.limits == PUBLIC_LIMITS
     assert not settings_of_space({}).in_process

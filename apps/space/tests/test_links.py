@@ -23,13 +23,20 @@ QUERIES = [
     {},
     {"prompt": "Hi", "variants": "streamed,bnb-nf4", "tokens": "24", "budget": "80 MiB", "quality": "none"},
     {"prompt": "", "variants": "magic", "tokens": "many", "quality": "best"},
-    {"prompt": "x" * 5000, "tokens": "99999", "variants": "streamed,resident,bnb-int8,bnb-nf4,bnb-fp4", "budget": "y" * 200},
+    {
+        "prompt": "x" * 5000,
+        "tokens": "99999",
+        "variants": "streamed,resident,bnb-int8,bnb-nf4,bnb-fp4",
+        "budget": "y" * 200,
+    },
 ]
 
 
 @pytest.fixture(scope="module")
 def answers():
-    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(QUERIES)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(QUERIES)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 

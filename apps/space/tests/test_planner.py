@@ -17,7 +17,13 @@ from layerstream_space.planner import Planner
 
 CARD = next(iter(MACHINES))
 TINY_CONFIG = json.dumps(
-    {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4}
+    {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
     | {"vocab_size": 256, "dtype": "float16"}
 )
 
@@ -30,21 +36,33 @@ def planner() -> Iterator[Planner]:
 
 
 def child_that(body: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", f"import json, sys, time\nfor line in sys.stdin:\n    asked = json.loads(line)\n    {body}")
+    return (
+        sys.executable,
+        "-c",
+        f"import json, sys, time\nfor line in sys.stdin:\n    asked = json.loads(line)\n    {body}",
+    )
 
 
 def test_a_config_is_planned_on_a_card(planner):
-    answer = planner.ask("plan", config=TINY_CONFIG, machine=machine_called(CARD), prompt_tokens=16, new_tokens=4)
+    answer = planner.ask(
+        "plan", config=TINY_CONFIG, machine=machine_called(CARD), prompt_tokens=16, new_tokens=4
+    )
     assert len(answer["plan"]["units"]) in (6, 7)
     assert {unit["residency"] for unit in answer["plan"]["units"]} == {"device"}
     # rotary buffers are no parameters
-    assert 2 * answer["model"]["parameters"] <= answer["model"]["weight_bytes"] < 2.01 * answer["model"]["parameters"]
+    assert (
+        2 * answer["model"]["parameters"]
+        <= answer["model"]["weight_bytes"]
+        < 2.01 * answer["model"]["parameters"]
+    )
 
 
 def test_a_share_of_the_memory_lies_between_the_least_and_all(planner, tiny_model):
     budgets = []
     for share in (0.0, 0.5, 1.0):
-        answer = planner.ask("plan", model=tiny_model, machine=None, prompt_tokens=16, new_tokens=4, share=share)
+        answer = planner.ask(
+            "plan", model=tiny_model, machine=None, prompt_tokens=16, new_tokens=4, share=share
+        )
         budgets.append(answer["plan"]["ledger"]["device_budget_bytes"])
         assert answer["least_bytes"] <= budgets[-1]
     assert budgets == sorted(budgets)

@@ -39,7 +39,11 @@ def test_requirements_are_those_of_the_packages():
 
 
 def test_requirements_name_nothing_that_a_builder_cannot_find():
-    lines = [line for line in (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
     assert lines
     assert all(re.fullmatch(r"[\w.-]+(?:[<>=!~]=?[\d.]+,?)+", line) for line in lines), lines
 
@@ -56,7 +60,9 @@ def test_the_front_matter_names_the_app_and_a_gradio_that_the_requirements_allow
 def test_the_app_imports_from_its_folder_alone(folder):
     # -S leaves the installed project out; the folder's own packages must do
     program = "import layerstream_space, layerstream_compare; print(layerstream_space.__file__, layerstream_compare.__file__)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout.count(str(folder)) == 2
 
 
@@ -67,7 +73,9 @@ def test_the_planners_child_finds_the_folders_packages(folder):
         "from layerstream_space.planner import Planner\n"
         "planner = Planner((sys.executable, '-c', sys.argv[2])); print(planner.ask('x')['at']); planner.close()"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder), child], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), child], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith(str(folder))
 
 
@@ -87,7 +95,9 @@ def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
             return wrap
 
     monkeypatch.setitem(sys.modules, "spaces", Spaces("spaces"))
-    monkeypatch.setattr(jobs, "run_in_process", lambda case, heartbeat_s: iter([made_up.finished(made_up.measurement(case))]))
+    monkeypatch.setattr(
+        jobs, "run_in_process", lambda case, heartbeat_s: iter([made_up.finished(made_up.measurement(case))])
+    )
     events = list(zero_gpu_runner()(made_up.case("resident")))
     assert lent == [(60, "resident")]
     assert events[-1].measurement.status == "ok"
@@ -98,6 +108,8 @@ def test_on_zero_gpu_a_visitor_is_told_why_no_gpu_was_lent(monkeypatch):
         raise gr.Error("GPU quota exceeded")
         yield
 
-    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lambda *, duration: lambda function: refuse))
+    monkeypatch.setitem(
+        sys.modules, "spaces", types.SimpleNamespace(GPU=lambda *, duration: lambda function: refuse)
+    )
     with pytest.raises(VisitorError, match="GPU quota exceeded"):
         list(zero_gpu_runner()(made_up.case("resident")))

@@ -92,7 +92,9 @@ def test_every_figure_of_a_lane_is_there_and_has_its_explanation():
 def test_bit_exact_and_reference_and_noisy_have_badges():
     board = Board([STREAMED, NF4], STREAMED)
     board.take(made_up.finished(made_up.measurement(STREAMED, timing=made_up.timing(is_noisy=True))), 0.0)
-    board.take(made_up.finished(made_up.measurement(NF4, agreements=(made_up.agreement(is_bit_exact=False),))), 0.0)
+    board.take(
+        made_up.finished(made_up.measurement(NF4, agreements=(made_up.agreement(is_bit_exact=False),))), 0.0
+    )
     html = board_view(board, 1.0)
     for badge, count in (("bit-exact", 1), (">reference<", 1), (">noisy<", 1)):
         assert html.count(badge) == count
@@ -120,7 +122,10 @@ def test_model_words_are_escaped_wherever_they_stand():
 
 
 def test_lanes_keep_their_height_from_before_the_first_word_to_the_last():
-    lines = [re.search(r"--lines:(\d+)", html)[1] for html in (empty_board(["streamed"], 8), board_view(done_board(), 1.0))]
+    lines = [
+        re.search(r"--lines:(\d+)", html)[1]
+        for html in (empty_board(["streamed"], 8), board_view(done_board(), 1.0))
+    ]
     assert lines[0] == lines[1]
 
 
@@ -140,7 +145,11 @@ def test_plots_say_what_will_come_while_nothing_was_measured():
 
 def test_downloads_hold_the_results_themselves():
     found = made_up.measurement(STREAMED)
-    links = dict(re.findall(r'download="[^"]+\.(\w+)" href="data:[^,]+;base64,([^"]+)"', checked(downloads_view([found]))))
+    links = dict(
+        re.findall(
+            r'download="[^"]+\.(\w+)" href="data:[^,]+;base64,([^"]+)"', checked(downloads_view([found]))
+        )
+    )
     assert set(links) == {"json", "csv", "html"}
     records = json.loads(base64.b64decode(links["json"]))
     assert records == [json.loads(found.to_json())]
@@ -192,7 +201,9 @@ def test_known_models_are_in_decimal_gigabytes():
     row = {
         "title": "Seven",
         "parameters": 70 * 10**9,
-        "bytes_by_precision": dict.fromkeys(("float32", "float16", "8-bit", "4-bit", "3-bit", "2-bit"), 140 * 10**9),
+        "bytes_by_precision": dict.fromkeys(
+            ("float32", "float16", "8-bit", "4-bit", "3-bit", "2-bit"), 140 * 10**9
+        ),
     }
     assert "140 GB" in checked(known_table([row]))
 
@@ -202,7 +213,10 @@ def a_track() -> Track:
     track.take(made_up.event(STREAMED, "plan", plan=made_up.plan()))
     spans = [["read", 1, 0, 0.0, 0.05, 8 * made_up.MIB]]
     for sweep in range(4):
-        spans += [["wait", 1, sweep, sweep + 0.1, sweep + 0.2, 0], ["compute", 1, sweep, sweep + 0.2, sweep + 0.9, 0]]
+        spans += [
+            ["wait", 1, sweep, sweep + 0.1, sweep + 0.2, 0],
+            ["compute", 1, sweep, sweep + 0.2, sweep + 0.9, 0],
+        ]
     track.take(made_up.event(STREAMED, "spans", spans=spans))
     return track
 
@@ -285,6 +299,10 @@ def test_the_method_links_into_the_documents_that_the_page_carries():
 
 
 def test_a_link_off_the_page_becomes_plain_words():
-    html = checked(documents_view({"one": "# One\n## A, b\nSee [two](two.md), [me](one.md#a-b) and [code](../code.py). <b>&</b>"}))
+    html = checked(
+        documents_view(
+            {"one": "# One\n## A, b\nSee [two](two.md), [me](one.md#a-b) and [code](../code.py). <b>&</b>"}
+        )
+    )
     assert 'See two, <a href="#doc-one-a-b">me</a> and code. &lt;b&gt;&amp;' in html
     assert '<h4 id="doc-one-a-b">A, b</h4>' in html

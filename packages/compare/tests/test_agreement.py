@@ -108,7 +108,12 @@ def test_feeding_in_chunks_is_feeding_at_once():
         rows = slice(start, start + 16)
         in_chunks.feed(reference[rows], variant[rows], following[rows])
     one, other = at_once.finish(), in_chunks.finish()
-    assert (one.kl_mean, one.kl_p99, one.kl_max, one.top1) == (other.kl_mean, other.kl_p99, other.kl_max, other.top1)
+    assert (one.kl_mean, one.kl_p99, one.kl_max, one.top1) == (
+        other.kl_mean,
+        other.kl_p99,
+        other.kl_max,
+        other.top1,
+    )
     assert one.perplexity_ratio == pytest.approx(other.perplexity_ratio, rel=1e-12)
     assert at_once.margins == in_chunks.margins
 

@@ -30,7 +30,12 @@ def test_report_writes_every_file_and_shows_the_table(folder, capsys):
     told = capsys.readouterr()
     assert "streamed" in told.out
     assert "257 MiB" in told.out
-    assert {path.name for path in folder.iterdir()} == {"results.jsonl", "report.html", "report.md", "results.csv"}
+    assert {path.name for path in folder.iterdir()} == {
+        "results.jsonl",
+        "report.html",
+        "report.md",
+        "results.csv",
+    }
 
 
 def test_report_as_json_is_one_record_a_line_and_nothing_else(folder, capsys):
@@ -50,10 +55,16 @@ def test_variants_are_listed_with_why_one_cannot_run(capsys):
     ("arguments", "told"),
     [
         (["run", "--model", "m"], "give either --prompt or --prompt-file"),
-        (["run", "--model", "m", "--prompt", "x", "--prompt-file", "y"], "give either --prompt or --prompt-file"),
+        (
+            ["run", "--model", "m", "--prompt", "x", "--prompt-file", "y"],
+            "give either --prompt or --prompt-file",
+        ),
         (["run", "--model", "m", "--prompt-file", "/no/such/file"], "No such file"),
         (["run", "--model", "m", "--prompt", "x", "--variants", "nf5"], "no weights variant is called 'nf5'"),
-        (["run", "--model", "m", "--prompt", "x", "--attention", "fast"], "no attention variant is called 'fast'"),
+        (
+            ["run", "--model", "m", "--prompt", "x", "--attention", "fast"],
+            "no attention variant is called 'fast'",
+        ),
         (["run", "--model", "m", "--prompt", "x", "--lengths", "4q"], "'4q' is no prompt length"),
         (["report", "/no/such/folder"], "no results in /no/such/folder"),
     ],
@@ -95,11 +106,17 @@ print(status, sorted(heavy))
 
 
 def test_an_interrupt_ends_the_running_case_and_is_status_130(tmp_path):
-    command = [sys.executable, "-c", "import sys; from layerstream_compare.cli import main; sys.exit(main(sys.argv[1:]))"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from layerstream_compare.cli import main; sys.exit(main(sys.argv[1:]))",
+    ]
     command += ["run", "--model", broken_model(tmp_path), "--prompt", "x", "--variants", "resident"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        while not (workers := [pid for pid in children.read_text().split() if b"compare.worker" in command_line(pid)]):
+        while not (
+            workers := [pid for pid in children.read_text().split() if b"compare.worker" in command_line(pid)]
+        ):
             time.sleep(0.01)
         parent.send_signal(signal.SIGINT)
         assert "Traceback" not in parent.stderr.read()

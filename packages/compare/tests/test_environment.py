@@ -7,7 +7,13 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-from layerstream_compare.environment import PACKAGES, describe_environment, package_versions, source_commit, usable_cores
+from layerstream_compare.environment import (
+    PACKAGES,
+    describe_environment,
+    package_versions,
+    source_commit,
+    usable_cores,
+)
 
 
 def test_the_environment_is_json_with_versions_processor_memory_and_load():

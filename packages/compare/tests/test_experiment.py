@@ -21,7 +21,12 @@ from layerstream_compare.results import FILE_NAME, ResultsFile, read_results
 def experiment(**changes) -> Experiment:
     return Experiment(
         **(
-            {"model": "m", "prompt": "Hi", "variants": ("bnb-int8", "resident", "streamed"), "time_limit_s": 30}
+            {
+                "model": "m",
+                "prompt": "Hi",
+                "variants": ("bnb-int8", "resident", "streamed"),
+                "time_limit_s": 30,
+            }
             | {"noise_floor": False}
             | changes
         )
@@ -31,7 +36,9 @@ def experiment(**changes) -> Experiment:
 def answer(tokens: tuple[int, ...], **changes) -> Measurement:
     texts = tuple(f"<{token}>" for token in tokens)
     case = Case(model="m", variant="bnb-int8")
-    return Measurement(**({"case": case, "status": "ok", "token_ids": tokens, "token_texts": texts} | changes))
+    return Measurement(
+        **({"case": case, "status": "ok", "token_ids": tokens, "token_texts": texts} | changes)
+    )
 
 
 def logging_worker(log: Path, body: str = WELL_BEHAVED) -> tuple[str, ...]:
@@ -41,7 +48,10 @@ def logging_worker(log: Path, body: str = WELL_BEHAVED) -> tuple[str, ...]:
 
 def test_the_first_exact_variant_asked_for_is_the_reference_and_runs_first():
     assert [case.variant for case in experiment().cases()] == ["resident", "bnb-int8", "streamed"]
-    assert [case.variant for case in experiment(variants=("streamed", "resident")).cases()] == ["streamed", "resident"]
+    assert [case.variant for case in experiment(variants=("streamed", "resident")).cases()] == [
+        "streamed",
+        "resident",
+    ]
     assert experiment(variants=("bnb-nf4",)).reference_of(Case(model="m", variant="bnb-nf4")) is None
 
 
@@ -62,7 +72,12 @@ def test_the_noise_floor_is_the_reference_with_another_kernel_once_and_only_wher
     asked = experiment(noise_floor=True, rounds=2, lengths=(512, 1024))
     (floor,) = set(asked.cases()) - set(experiment(rounds=2, lengths=(512, 1024)).cases())
     assert asked.cases()[-1] == floor
-    assert (floor.variant, floor.attention, floor.prompt_tokens, floor.quality) == ("resident", "eager", 512, True)
+    assert (floor.variant, floor.attention, floor.prompt_tokens, floor.quality) == (
+        "resident",
+        "eager",
+        512,
+        True,
+    )
     for changes in ({"attention": ("default", "sdpa-math")}, {"quality": False}, {"variants": ("bnb-int8",)}):
         without = experiment(**changes)
         assert experiment(noise_floor=True, **changes).cases() == without.cases()
@@ -72,7 +87,12 @@ def test_the_reference_is_of_the_same_length_and_round_with_default_attention_wh
     asked = experiment(attention=("eager", "default"), rounds=2, lengths=(0, 64))
     case = asked.cases()[-1]
     reference = asked.reference_of(case)
-    assert (reference.variant, reference.attention, reference.prompt_tokens, reference.round) == ("resident", "default", 64, 1)
+    assert (reference.variant, reference.attention, reference.prompt_tokens, reference.round) == (
+        "resident",
+        "default",
+        64,
+        1,
+    )
     assert reference in asked.cases()
 
 
@@ -110,12 +130,19 @@ def test_a_path_without_a_model_is_refused_before_anything_starts(model, tmp_pat
 def test_one_case_that_crashes_leaves_the_others_alone(runner):
     body = "if case['variant'] == 'bnb-int8': os.kill(os.getpid(), signal.SIGSEGV)\n" + WELL_BEHAVED
     measurements = compare(experiment(), runner=runner(worker(body)))
-    assert [(m.case.variant, m.status) for m in measurements] == [("resident", "ok"), ("bnb-int8", "failed"), ("streamed", "ok")]
+    assert [(m.case.variant, m.status) for m in measurements] == [
+        ("resident", "ok"),
+        ("bnb-int8", "failed"),
+        ("streamed", "ok"),
+    ]
     assert all(m.environment["versions"]["torch"] for m in measurements)
 
 
 def test_answers_are_compared_with_the_reference_and_say_with_which(runner):
-    body = "if case['variant'] == 'bnb-int8': RESULT |= {'token_ids': [1, 7, 3], 'token_texts': ['a', '!', ' c']}\n" + WELL_BEHAVED
+    body = (
+        "if case['variant'] == 'bnb-int8': RESULT |= {'token_ids': [1, 7, 3], 'token_texts': ['a', '!', ' c']}\n"
+        + WELL_BEHAVED
+    )
     reference, quantized, streamed = compare(experiment(), runner=runner(worker(body)))
     assert (quantized.divergence.position, quantized.divergence.margin) == (1, 0.004)
     assert (quantized.divergence.reference_token, quantized.divergence.variant_token) == (" b", "!")
@@ -128,7 +155,12 @@ def test_answers_are_compared_with_the_reference_and_say_with_which(runner):
 def test_divergence_is_none_for_equal_answers_and_at_the_end_of_the_shorter_one():
     assert find_divergence(answer((1, 2)), answer((1, 2))) is None
     shorter = find_divergence(answer((1,)), answer((1, 2), facts={"margins": [0.1, 0.2]}))
-    assert (shorter.position, shorter.variant_token, shorter.reference_token, shorter.margin) == (1, END, "<2>", 0.2)
+    assert (shorter.position, shorter.variant_token, shorter.reference_token, shorter.margin) == (
+        1,
+        END,
+        "<2>",
+        0.2,
+    )
     longer = find_divergence(answer((1, 2)), answer((1,)))
     assert (longer.position, longer.variant_token, longer.reference_token) == (1, "<2>", END)
     assert math.isnan(longer.margin)
@@ -145,7 +177,11 @@ def test_a_second_run_skips_what_is_done_and_runs_failed_cases_again(tmp_path, r
     assert log.read_text().split() == ["bnb-int8", "0"]
     assert [event.case.variant for event in events if event.kind == "skipped"] == ["resident", "streamed"]
     measured = {m.case.variant: m for m in read_results(tmp_path)}
-    assert {name: m.status for name, m in measured.items()} == {"resident": "ok", "bnb-int8": "ok", "streamed": "unavailable"}
+    assert {name: m.status for name, m in measured.items()} == {
+        "resident": "ok",
+        "bnb-int8": "ok",
+        "streamed": "unavailable",
+    }
     # the reference was found in the file
     assert measured["bnb-int8"].facts["answer_compared_with"] == "resident"
 
@@ -156,7 +192,16 @@ def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_mi
     path, log = tmp_path / FILE_NAME, tmp_path / "log"
     content = path.read_bytes()
     first_bytes = content.index(b"\n")
-    for length in (0, 1, first_bytes - 1, first_bytes, first_bytes + 1, first_bytes + 50, len(content) - 2, len(content) - 1):
+    for length in (
+        0,
+        1,
+        first_bytes - 1,
+        first_bytes,
+        first_bytes + 1,
+        first_bytes + 50,
+        len(content) - 2,
+        len(content) - 1,
+    ):
         path.write_bytes(content[:length])
         log.write_text("")
         measurements = compare(asked, runner=runner(logging_worker(log)))
@@ -169,7 +214,9 @@ def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_mi
 def test_a_run_killed_in_the_middle_of_a_case_goes_on_where_it_was(tmp_path, runner):
     log, asked = tmp_path / "log", experiment(out=tmp_path)
     stuck = "from layerstream_compare.worker.lifeline import end_with_reader\nend_with_reader(fd)\n"
-    stuck += "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
+    stuck += (
+        "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
+    )
     program = f"""
 from functools import partial
 from layerstream_compare.experiment import Experiment, run

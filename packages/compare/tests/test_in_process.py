@@ -40,7 +40,11 @@ def test_the_events_are_those_of_a_process_and_the_measurement_says_that_it_was_
         (raising(MemoryError()), "failed", "MemoryError:"),
         (lambda case, emit: None, "failed", "it ended without a result"),
         (lambda case, emit: emit("unavailable", reason="no GPU"), "unavailable", "no GPU"),
-        (lambda case, emit: emit("result", nonsense=1), "failed", "the worker's result is not understood: TypeError"),
+        (
+            lambda case, emit: emit("result", nonsense=1),
+            "failed",
+            "the worker's result is not understood: TypeError",
+        ),
     ],
 )
 def test_every_misbehaviour_becomes_a_measurement(case, run_case, status, reason):

@@ -63,7 +63,10 @@ emit("result", **RESULT)
 
 def test_without_a_heartbeat_nothing_but_the_workers_words_is_yielded(case):
     body = 'time.sleep(0.7); emit("result", **RESULT)'
-    assert [event.kind for event in run_isolated(case, worker_command=worker(body))] == ["started", "finished"]
+    assert [event.kind for event in run_isolated(case, worker_command=worker(body))] == [
+        "started",
+        "finished",
+    ]
 
 
 def test_the_worker_gets_the_whole_case_also_when_the_prompt_is_larger_than_a_pipe(case):
@@ -73,7 +76,10 @@ def test_the_worker_gets_the_whole_case_also_when_the_prompt_is_larger_than_a_pi
 
 def test_a_worker_that_reads_nothing_of_a_long_prompt_does_not_stop_the_parent(case):
     silent = (sys.executable, "-c", "pass")
-    assert outcome(case.with_changes(prompt="x" * 1_000_000), silent).reason == "the worker ended without a result"
+    assert (
+        outcome(case.with_changes(prompt="x" * 1_000_000), silent).reason
+        == "the worker ended without a result"
+    )
 
 
 def test_the_worker_leads_its_own_session_with_steady_malloc_and_the_threads_of_the_case(case):
@@ -97,11 +103,17 @@ emit("result", **{**RESULT, "facts": {"env": [os.environ.get(n) for n in names],
         ("print('hello', file=sys.stdout)", "the worker ended without a result"),
         ("pipe.write(b'hello\\n')", "the worker wrote garbage: 'hello'"),
         ("pipe.write(b'\\xff\\xfe\\n')", "the worker wrote garbage: '��'"),
-        ("pipe.write(b'[' * 100000 + b'\\n')", f"the worker wrote garbage: '{'[' * 120}' and 99880 bytes more"),
+        (
+            "pipe.write(b'[' * 100000 + b'\\n')",
+            f"the worker wrote garbage: '{'[' * 120}' and 99880 bytes more",
+        ),
         ("pipe.write(b'[1]\\n')", "the worker wrote a line of no known kind: '[1]'"),
         ("emit('surprise')", 'the worker wrote a line of no known kind: \'{"kind": "surprise"}\''),
         ('pipe.write(b\'{"kind": "tok\')', "the worker ended, in the middle of a line"),
-        ("pipe.write(b'{\"kind'); os.kill(os.getpid(), 11)", "crashed with signal 11 (SIGSEGV), in the middle of a line"),
+        (
+            "pipe.write(b'{\"kind'); os.kill(os.getpid(), 11)",
+            "crashed with signal 11 (SIGSEGV), in the middle of a line",
+        ),
         ("emit('result', nonsense=1)", "the worker's result is not understood: TypeError"),
         ("emit('result', memory={'phases': []})", "the worker's result is not understood: TypeError"),
         ("emit('failed', reason='the model\\nis odd')", "the model is odd"),
@@ -123,7 +135,9 @@ def test_an_unavailable_variant_keeps_its_reason(case):
     assert (measurement.status, measurement.reason) == ("unavailable", "needs a GPU")
 
 
-@pytest.mark.parametrize("body", ["time.sleep(60)", "pipe.close(); time.sleep(60)", "while True: emit('phase', phase='load')"])
+@pytest.mark.parametrize(
+    "body", ["time.sleep(60)", "pipe.close(); time.sleep(60)", "while True: emit('phase', phase='load')"]
+)
 def test_a_worker_over_its_time_limit_is_ended_and_says_so(case, body):
     measurement = outcome(case.with_changes(time_limit_s=0.5), worker(body))
     assert (measurement.status, measurement.reason) == ("failed", "time limit of 0.5 s")
@@ -159,7 +173,11 @@ open({str(note)!r}, "w").write(str(child.pid))
 
 
 def test_what_the_worker_said_before_it_ended_is_read_though_a_child_holds_the_pipe(case):
-    body = 'subprocess.Popen(["sleep", "100"], pass_fds=(fd,))\n' + 'emit("token", index=0, id=1, text="a")\n' * 100 + "os._exit(1)"
+    body = (
+        'subprocess.Popen(["sleep", "100"], pass_fds=(fd,))\n'
+        + 'emit("token", index=0, id=1, text="a")\n' * 100
+        + "os._exit(1)"
+    )
     events = list(run_isolated(case, worker_command=worker(body)))
     assert [event.kind for event in events].count("token") == 100
     assert events[-1].measurement.reason == "exit status 1"
@@ -183,7 +201,9 @@ for event in run_isolated(case, worker_command={worker('emit("token", pid=os.get
     if event.kind == "token":
         print(event.data["pid"], flush=True)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     with parent:
         pid = int(parent.stdout.readline())
         parent.send_signal(2)
@@ -222,7 +242,10 @@ def test_the_parent_uses_under_a_hundredth_of_a_core_while_a_worker_sleeps(case,
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     slept_s = 3
     events = run_isolated(
-        case, worker_command=worker(f'emit("phase", phase="load")\ntime.sleep({slept_s})\nemit("result", **RESULT)')
+        case,
+        worker_command=worker(
+            f'emit("phase", phase="load")\ntime.sleep({slept_s})\nemit("result", **RESULT)'
+        ),
     )
     assert [next(events).kind for _ in range(2)] == ["started", "phase"]
     before = resource.getrusage(resource.RUSAGE_SELF)

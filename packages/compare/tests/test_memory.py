@@ -105,7 +105,9 @@ def test_an_accelerator_is_started_before_its_counters_are_reset(monkeypatch):
         return 7
 
     names = ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved")
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(**dict.fromkeys(names, needs_start)))
+    monkeypatch.setattr(
+        torch, "get_device_module", lambda device: SimpleNamespace(**dict.fromkeys(names, needs_start))
+    )
     monkeypatch.setattr(torch, "empty", lambda *size, device: started.append(device))
     meter = PhaseMeter(torch.device("cuda:0"))
     meter.start("import")
@@ -129,7 +131,10 @@ class FakeNvml:
             if name == self._fails_in:
                 raise self.NVMLError
             if name == "nvmlDeviceGetComputeRunningProcesses":
-                return [SimpleNamespace(pid=os.getpid(), usedGpuMemory=300), SimpleNamespace(pid=1, usedGpuMemory=500)]
+                return [
+                    SimpleNamespace(pid=os.getpid(), usedGpuMemory=300),
+                    SimpleNamespace(pid=1, usedGpuMemory=500),
+                ]
             return "handle"
 
         return call
@@ -211,7 +216,13 @@ def test_8_bit_weights_hold_a_byte_each_and_a_scale_a_row(tiny_model):
 def test_4_bit_weights_hold_half_a_byte_each_a_scale_for_64_and_a_code_table(tiny_model, quant_type):
     loaded = bnb.load(Case(model=tiny_model, variant=f"bnb-{quant_type}", device="cpu"))
     matrices = 2 * len(SHAPES)
-    expected = QUANTIZED_ELEMENTS // 2 + 4 * QUANTIZED_ELEMENTS // 64 + matrices * 16 * 4 + UNQUANTIZED_BYTES + ROTARY_BYTES
+    expected = (
+        QUANTIZED_ELEMENTS // 2
+        + 4 * QUANTIZED_ELEMENTS // 64
+        + matrices * 16 * 4
+        + UNQUANTIZED_BYTES
+        + ROTARY_BYTES
+    )
     assert held_bytes(loaded.model) == expected
 
 
@@ -258,7 +269,9 @@ def test_packed_3_bit_weights_hold_three_bits(tiny_model):
 
 
 def test_a_streamed_model_holds_its_edges_and_slots(tiny_model):
-    loaded = streamed.load(Case(model=tiny_model, variant="streamed", prompt="Hello", budget="min", max_new_tokens=4))
+    loaded = streamed.load(
+        Case(model=tiny_model, variant="streamed", prompt="Hello", budget="min", max_new_tokens=4)
+    )
     try:
         own = held_bytes(loaded.model)
         slots = loaded.held_beside_bytes

@@ -26,7 +26,11 @@ HOSTILE = "<script>alert(1)</script> | `x` & \"quoted\" 'text' ```` </pre> =1+1"
 
 
 def measured(variant: str = "resident", **changes) -> Measurement:
-    case_fields = {name: changes.pop(name) for name in ("attention", "prompt_tokens", "round", "prompt") if name in changes}
+    case_fields = {
+        name: changes.pop(name)
+        for name in ("attention", "prompt_tokens", "round", "prompt")
+        if name in changes
+    }
     case = Case(**({"model": "some/model", "variant": variant, "prompt": "Hello"} | case_fields))
     found = measurement_of(case, {"kind": "result", **result(**changes)}, isolation="process")
     assert found.status == "ok", found.reason
@@ -35,7 +39,10 @@ def measured(variant: str = "resident", **changes) -> Measurement:
 
 def failed(variant: str, status: str = "failed") -> Measurement:
     return Measurement(
-        case=Case(model="some/model", variant=variant, prompt="Hello"), status=status, reason=HOSTILE, stderr_tail=HOSTILE
+        case=Case(model="some/model", variant=variant, prompt="Hello"),
+        status=status,
+        reason=HOSTILE,
+        stderr_tail=HOSTILE,
     )
 
 
@@ -44,15 +51,23 @@ def bare(variant: str) -> Measurement:
 
 
 def every_shape() -> list[Measurement]:
-    exact = AGREEMENT | {name: 0.0 for name in AGREEMENT if "kl" in name} | {"is_bit_exact": True, "top1": 1.0}
+    exact = (
+        AGREEMENT | {name: 0.0 for name in AGREEMENT if "kl" in name} | {"is_bit_exact": True, "top1": 1.0}
+    )
     odd = AGREEMENT | {"kl_mean": math.inf, "kl_max": math.inf, "reverse_kl_mean": math.nan, "text": "prose"}
     different = Divergence(position=1, reference_token="<b>", variant_token=HOSTILE, margin=math.nan)
     return [
         measured("streamed", agreements=[exact], facts={"answer_compared_with": "resident"}),
         measured(
-            "bnb-int8", agreements=[AGREEMENT, odd], text=HOSTILE, token_texts=["a", HOSTILE, "c"], divergence=asdict(different)
+            "bnb-int8",
+            agreements=[AGREEMENT, odd],
+            text=HOSTILE,
+            token_texts=["a", HOSTILE, "c"],
+            divergence=asdict(different),
         ),
-        measured("resident", prompt=HOSTILE, facts={"plan": HOSTILE, "nested": {"<a>": [1]}, "margins": [0.5]}),
+        measured(
+            "resident", prompt=HOSTILE, facts={"plan": HOSTILE, "nested": {"<a>": [1]}, "margins": [0.5]}
+        ),
         measured("bnb-nf4", memory=None, agreements=[], token_texts=[], token_ids=[]),
         measured("bnb-fp4", timing=None),
         measured("bnb-nf4-dq", timing=dict.fromkeys(TIMING, 0.0) | {"is_noisy": True}),
@@ -118,7 +133,9 @@ def test_every_figure_of_the_page_says_what_it_includes():
 
 
 @pytest.mark.parametrize(
-    "measurements", [[], [failed("resident")], [bare("resident")], every_shape()], ids=["none", "failed", "bare", "all"]
+    "measurements",
+    [[], [failed("resident")], [bare("resident")], every_shape()],
+    ids=["none", "failed", "bare", "all"],
 )
 def test_every_report_renders_with_missing_values(measurements, tmp_path):
     paths = write_reports(measurements, tmp_path / "new")
@@ -139,8 +156,12 @@ def test_each_drawing_is_well_formed_and_names_every_measured_variant(draw):
 
 
 def test_bars_of_memory_are_as_long_as_their_figures():
-    small = measured("bnb-nf4", memory=MEMORY | {"held_bytes": 100 * MIB, "peak_over_baseline_bytes": 150 * MIB})
-    large = measured("resident", memory=MEMORY | {"held_bytes": 200 * MIB, "peak_over_baseline_bytes": 400 * MIB})
+    small = measured(
+        "bnb-nf4", memory=MEMORY | {"held_bytes": 100 * MIB, "peak_over_baseline_bytes": 150 * MIB}
+    )
+    large = measured(
+        "resident", memory=MEMORY | {"held_bytes": 200 * MIB, "peak_over_baseline_bytes": 400 * MIB}
+    )
     root = ElementTree.fromstring(memory_plot(rows_of([large, small])))
     bars = [each for each in root.iter("{http://www.w3.org/2000/svg}rect") if each.get("height") == "14"]
     held_large, working_large, held_small, working_small = [float(each.get("width")) for each in bars]
@@ -172,7 +193,10 @@ def test_the_sweep_draws_a_line_for_each_attention_variant_and_needs_two_lengths
 
 def test_pages_of_a_checkpoint_that_is_only_mapped_are_no_working_memory():
     phase = {"anonymous_bytes": 0, "peak_bytes": 0}
-    phases = [{"phase": name, "file_bytes": size * MIB, **phase} for name, size in (("import", 80), ("load", 300), ("decode", 360))]
+    phases = [
+        {"phase": name, "file_bytes": size * MIB, **phase}
+        for name, size in (("import", 80), ("load", 300), ("decode", 360))
+    ]
     sizes = {"held_bytes": 100 * MIB, "mapped_held_bytes": 50 * MIB, "peak_over_baseline_bytes": 370 * MIB}
     (row,) = rows_of([measured(memory=MEMORY | sizes | {"phases": phases})])
     assert row.median_of("mapped_bytes") == 230 * MIB
@@ -182,8 +206,21 @@ def test_pages_of_a_checkpoint_that_is_only_mapped_are_no_working_memory():
 
 
 def test_on_an_accelerator_working_memory_is_the_allocators():
-    phases = [{"phase": "decode", "anonymous_bytes": 0, "file_bytes": 0, "peak_bytes": 0, "device_allocated_bytes": 90 * MIB}]
-    on_device = {"held_bytes": 100 * MIB, "device_held_bytes": 60 * MIB, "peak_over_baseline_bytes": 500 * MIB, "phases": phases}
+    phases = [
+        {
+            "phase": "decode",
+            "anonymous_bytes": 0,
+            "file_bytes": 0,
+            "peak_bytes": 0,
+            "device_allocated_bytes": 90 * MIB,
+        }
+    ]
+    on_device = {
+        "held_bytes": 100 * MIB,
+        "device_held_bytes": 60 * MIB,
+        "peak_over_baseline_bytes": 500 * MIB,
+        "phases": phases,
+    }
     (row,) = rows_of([measured(memory=MEMORY | on_device)])
     assert row.median_of("working_bytes") == 30 * MIB
     assert row.median_of("device_peak_bytes") == 90 * MIB
@@ -200,7 +237,10 @@ def test_each_drawing_stands_alone_as_a_file_with_its_own_style():
 
 
 def test_rounds_of_one_case_are_one_row_with_median_and_range():
-    rounds = [measured(round=number, timing=TIMING | {"first_token_s": seconds}) for number, seconds in enumerate((0.3, 0.1, 0.2))]
+    rounds = [
+        measured(round=number, timing=TIMING | {"first_token_s": seconds})
+        for number, seconds in enumerate((0.3, 0.1, 0.2))
+    ]
     (row,) = rows_of(rounds)
     metric = next(metric for metric in METRICS if metric.key == "first_token_s")
     assert row.text_of(metric) == "200 ms (100 ms … 300 ms)"

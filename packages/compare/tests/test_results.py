@@ -45,7 +45,9 @@ def test_the_newest_result_of_a_case_counts(tmp_path):
     assert read_results(tmp_path) == [some(1), some(0)]
 
 
-@pytest.mark.parametrize("line", [b'{"schema_version": 99}\n', b"garbage\n", b"[]\n", b'{"schema_version": 1}\n'])
+@pytest.mark.parametrize(
+    "line", [b'{"schema_version": 99}\n', b"garbage\n", b"[]\n", b'{"schema_version": 1}\n']
+)
 def test_a_whole_line_of_another_kind_is_refused_with_its_number_and_stays(tmp_path, line):
     path = tmp_path / FILE_NAME
     path.write_bytes(some(0).to_json().encode() + b"\n" + line)

@@ -13,17 +13,27 @@ import layerstream_compare.variants.registry as registry_module
 from layerstream_compare.case import Case
 from layerstream_compare.variants import bnb, resident, streamed
 from layerstream_compare.variants.prompts import Prompt, build_prompt, resize
-from layerstream_compare.variants.registry import Variant, VariantUnavailableError, find_variant, has_package, list_variants
+from layerstream_compare.variants.registry import (
+    Variant,
+    VariantUnavailableError,
+    find_variant,
+    has_package,
+    list_variants,
+)
 from layerstream_compare.worker.generation import generate_greedily
 from layerstream_compare.worker.operators import kernel_facts
 
 ATTENTION_HERE = [
-    variant.name for variant in list_variants("attention") if variant.availability() is None and variant.name != "flex"
+    variant.name
+    for variant in list_variants("attention")
+    if variant.availability() is None and variant.name != "flex"
 ]
 
 
 def _ids(loaded, case: Case, tokens: int = 6) -> tuple[int, ...]:
-    return generate_greedily(loaded, build_prompt(loaded.tokenizer, case), tokens, lambda index, token: None).token_ids
+    return generate_greedily(
+        loaded, build_prompt(loaded.tokenizer, case), tokens, lambda index, token: None
+    ).token_ids
 
 
 def test_the_registry_is_read_without_torch():
@@ -42,19 +52,27 @@ def test_names_are_unique_within_a_kind_and_every_module_is_there():
 
 
 def test_an_unknown_variant_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"no weights variant is called 'bnb-nf5'; there are streamed, resident, .*bnb-nf4"):
+    with pytest.raises(
+        ValueError, match=r"no weights variant is called 'bnb-nf5'; there are streamed, resident, .*bnb-nf4"
+    ):
         find_variant("bnb-nf5", "weights")
 
 
 def test_a_missing_package_is_a_reason_that_says_what_to_install():
     variant = Variant(name="x", kind="weights", title="", packages=("no_such_package",), extra="torchao")
     why = variant.availability({})
-    assert why == "x needs the package no_such_package, which is not installed; pip install 'layerstream-compare[torchao]'"
+    assert (
+        why
+        == "x needs the package no_such_package, which is not installed; pip install 'layerstream-compare[torchao]'"
+    )
 
 
 def test_what_needs_an_accelerator_is_unavailable_without_one_and_available_with_one():
     cudnn = find_variant("sdpa-cudnn", "attention")
-    assert cudnn.availability({"accelerators": []}) == "sdpa-cudnn has no kernel for a CPU, and no accelerator was found"
+    assert (
+        cudnn.availability({"accelerators": []})
+        == "sdpa-cudnn has no kernel for a CPU, and no accelerator was found"
+    )
     assert cudnn.availability({"accelerators": ["one"]}) is None
 
 
@@ -73,11 +91,15 @@ def test_cpu_flags_are_told_and_never_a_reason():
 def test_streamed_and_resident_give_the_same_tokens_and_the_same_margins(tiny_model):
     case = Case(model=tiny_model, variant="resident", prompt="Hello", budget="min")
     plain = resident.load(case)
-    with_pipeline = generate_greedily(plain, build_prompt(plain.tokenizer, case), 12, lambda index, token: None)
+    with_pipeline = generate_greedily(
+        plain, build_prompt(plain.tokenizer, case), 12, lambda index, token: None
+    )
     assert plain.facts()["generated_by"] == 'pipeline("text-generation")'
     loaded = streamed.load(case.with_changes(variant="streamed"))
     try:
-        with_streaming = generate_greedily(loaded, build_prompt(loaded.tokenizer, case), 12, lambda index, token: None)
+        with_streaming = generate_greedily(
+            loaded, build_prompt(loaded.tokenizer, case), 12, lambda index, token: None
+        )
         assert loaded.facts()["report"]["bytes_read"] > 0
     finally:
         loaded.close()
@@ -90,7 +112,9 @@ def test_the_pipeline_reads_the_prompt_that_the_others_read(tiny_model, chat):
     case = Case(model=tiny_model, variant="resident", prompt="Hello", chat=chat)
     loaded = resident.load(case)
     prompt = build_prompt(loaded.tokenizer, case)
-    whole = loaded.generate(prompt_ids=prompt.token_ids, messages=prompt.messages, max_new_tokens=2, do_sample=False)
+    whole = loaded.generate(
+        prompt_ids=prompt.token_ids, messages=prompt.messages, max_new_tokens=2, do_sample=False
+    )
     assert torch.equal(whole[:, : prompt.num_tokens], prompt.token_ids)
 
 
@@ -109,7 +133,9 @@ def test_bitsandbytes_runs_with_its_own_kernels_and_leaves_the_edges(tiny_model,
 def test_a_shape_that_the_4_bit_kernel_does_not_take_is_unavailable_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(bnb, "has_avx512bf16", lambda: True)
     model = str(save_tiny_model(tmp_path, keys=1))
-    with pytest.raises(VariantUnavailableError, match=r"k_proj is 16 x 64, and the 4-bit kernel takes multiples of 32 x 64"):
+    with pytest.raises(
+        VariantUnavailableError, match=r"k_proj is 16 x 64, and the 4-bit kernel takes multiples of 32 x 64"
+    ):
         bnb.load(Case(model=model, variant="bnb-nf4", device="cpu"))
 
 

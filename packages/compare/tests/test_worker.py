@@ -34,7 +34,9 @@ def test_phases_come_in_order_and_tokens_before_the_result(streamed_told):
     kinds = [told["kind"] for told in streamed_told]
     assert kinds[-1] == "result"
     assert kinds.count("result") == 1
-    assert [told["index"] for told in streamed_told if told["kind"] == "token"] == list(range(len(streamed_told[-1]["token_ids"])))
+    assert [told["index"] for told in streamed_told if told["kind"] == "token"] == list(
+        range(len(streamed_told[-1]["token_ids"]))
+    )
 
 
 def test_the_streamed_variant_is_bit_exact_with_divergence_zero(streamed_told):
@@ -42,7 +44,11 @@ def test_the_streamed_variant_is_bit_exact_with_divergence_zero(streamed_told):
     assert set(texts) == {"answer", "prose"}
     for agreement in texts.values():
         assert agreement["is_bit_exact"]
-        assert (agreement["kl_max"], agreement["reverse_kl_max"], agreement["max_logit_difference"]) == (0.0, 0.0, 0.0)
+        assert (agreement["kl_max"], agreement["reverse_kl_max"], agreement["max_logit_difference"]) == (
+            0.0,
+            0.0,
+            0.0,
+        )
     assert texts["prose"]["positions"] == 255
     assert streamed_told[-1]["facts"]["reference"] == "the resident model of plain transformers"
 
@@ -55,7 +61,9 @@ def test_the_resident_variant_is_bit_exact_with_the_streamed_reference(tiny_mode
 
 
 def test_a_timeline_tells_the_plan_first_and_then_what_moved_in_every_sweep(tiny_model, streamed_told):
-    told = _told(Case(model=tiny_model, variant="streamed", budget="min", quality=False, timeline=True, **QUICK))
+    told = _told(
+        Case(model=tiny_model, variant="streamed", budget="min", quality=False, timeline=True, **QUICK)
+    )
     kinds = [each["kind"] for each in told]
     assert kinds.count("plan") == 1
     assert kinds.index("plan") < kinds.index("spans") < kinds.index("result")
@@ -108,7 +116,13 @@ def test_the_result_is_a_measurement_and_its_pieces_are_its_text(tiny_model, str
     assert len(measurement.facts["margins"]) == len(measurement.token_ids) == len(measurement.token_texts)
     assert all(0 <= margin <= 1 for margin in measurement.facts["margins"])
     assert measurement.memory is not None
-    assert [phase.phase for phase in measurement.memory.phases] == ["import", "load", "warm-up", "first-token", "decode"]
+    assert [phase.phase for phase in measurement.memory.phases] == [
+        "import",
+        "load",
+        "warm-up",
+        "first-token",
+        "decode",
+    ]
 
 
 def test_a_fresh_process_gives_the_tokens_and_figures_of_this_one(tiny_model, streamed_told):

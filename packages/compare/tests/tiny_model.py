@@ -9,7 +9,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HIDDEN, INTERMEDIATE, BLOCKS, VOCABULARY, KEYS = 64, 128, 2, 128, 32
-LINEAR_SHAPES = ((HIDDEN, HIDDEN), (KEYS, HIDDEN), (KEYS, HIDDEN), (HIDDEN, HIDDEN), (INTERMEDIATE, HIDDEN), (INTERMEDIATE, HIDDEN))
+LINEAR_SHAPES = (
+    (HIDDEN, HIDDEN),
+    (KEYS, HIDDEN),
+    (KEYS, HIDDEN),
+    (HIDDEN, HIDDEN),
+    (INTERMEDIATE, HIDDEN),
+    (INTERMEDIATE, HIDDEN),
+)
 """Rows and columns of q, k, v, o, gate and up; down is the last one's transpose."""
 
 SHAPES = (*LINEAR_SHAPES, (HIDDEN, INTERMEDIATE))
@@ -17,12 +24,12 @@ QUANTIZED_ELEMENTS = BLOCKS * sum(rows * columns for rows, columns in SHAPES)
 NORM_ELEMENTS = HIDDEN * (2 * BLOCKS + 1)
 VOCABULARY_ELEMENTS = VOCABULARY * HIDDEN
 
-CHAT_TEMPLATE = (
-    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
-)
+CHAT_TEMPLATE = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
 
 
-def save_tiny_model(directory: Path, *, tied: bool = False, dtype: torch.dtype = torch.float16, keys: int = 2) -> Path:
+def save_tiny_model(
+    directory: Path, *, tied: bool = False, dtype: torch.dtype = torch.float16, keys: int = 2
+) -> Path:
     """Write a random Llama of 2 blocks and a tokenizer with a token for each printable character; return `directory`."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -47,11 +54,18 @@ def save_tiny_model(directory: Path, *, tied: bool = False, dtype: torch.dtype =
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token a printable character."""
     characters = ["<pad>", "<s>", "</s>", "<unk>", "\n", *(chr(code) for code in range(32, 127))]
-    tokenizer = Tokenizer(models.WordLevel({character: index for index, character in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({character: index for index, character in enumerate(characters)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=256
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=256,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped

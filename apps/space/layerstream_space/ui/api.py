@@ -111,10 +111,14 @@ class Endpoints:
         lengths = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
         try:
             if machine not in MACHINES:
-                raise VisitorError(f"There is no machine called {machine!r}; there are {', '.join(MACHINES)}.")
+                raise VisitorError(
+                    f"There is no machine called {machine!r}; there are {', '.join(MACHINES)}."
+                )
             listed = model in KNOWN or model in self._services.catalogue.names
             subject = subject_called(self._services, model) if listed else {"model": hub_id(model)}
-            answer = self._services.planner.ask("plan", **subject, machine=machine_called(machine), dtype=dtype, **lengths)
+            answer = self._services.planner.ask(
+                "plan", **subject, machine=machine_called(machine), dtype=dtype, **lengths
+            )
         except VisitorError as error:
             raise _told(error) from error
         return _named(answer, model)
@@ -132,7 +136,11 @@ class Endpoints:
 def _named(answer: dict[str, Any], model: str) -> dict[str, Any]:
     """Return the planner's answer with the model called as it was asked for, and never by its folder."""
     plan = answer["plan"]
-    named = {**answer, "model": {**answer["model"], "name": model}, "why_not": without_paths(answer["why_not"])}
+    named = {
+        **answer,
+        "model": {**answer["model"], "name": model},
+        "why_not": without_paths(answer["why_not"]),
+    }
     return named if plan is None else {**named, "plan": {**plan, "model_name": model}}
 
 

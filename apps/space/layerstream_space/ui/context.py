@@ -34,12 +34,18 @@ _INTRO = (
 def context(services: Services) -> None:
     """Lay the page out and wire it."""
     limits = services.settings.limits
-    kinds = [(title_of(each.name), each.name) for each in list_variants("attention") if each.availability() is None]
+    kinds = [
+        (title_of(each.name), each.name) for each in list_variants("attention") if each.availability() is None
+    ]
     lengths = [length for length in LENGTHS if length <= limits.context_tokens]
     block(_INTRO)
     with gr.Row(elem_classes=["ls-controls"]), gr.Column(elem_classes=["ls-panel"]):
         attention = gr.CheckboxGroup(
-            kinds, value=["eager", "sdpa"], label="Attention", elem_classes=["ls-variants"], elem_id="context-attention"
+            kinds,
+            value=["eager", "sdpa"],
+            label="Attention",
+            elem_classes=["ls-variants"],
+            elem_id="context-attention",
         )
         chosen = gr.CheckboxGroup(
             [(str(length), length) for length in lengths],
@@ -53,17 +59,24 @@ def context(services: Services) -> None:
             stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="context-stop")
     queue = queue_line("context-queue")
     result = block(
-        curves_view([], "Each point is a process of its own; a length takes some seconds, long ones more."), elem_id="context"
+        curves_view([], "Each point is a process of its own; a length takes some seconds, long ones more."),
+        elem_id="context",
     )
     sessions = Sessions()
 
-    def on_run(attention: list[str], lengths: list[int], request: gr.Request) -> Generator[Outputs, None, None]:
+    def on_run(
+        attention: list[str], lengths: list[int], request: gr.Request
+    ) -> Generator[Outputs, None, None]:
         wish = _wish(services, attention, lengths)
         yield from _shown(services, sessions, session_of(request), wish)
 
     def on_stop(request: gr.Request) -> Outputs:
         found = sessions.take(session_of(request))
-        html = gr.skip() if found is None else curves_view(found.measurements, "Stopped. The points that are there stay.")
+        html = (
+            gr.skip()
+            if found is None
+            else curves_view(found.measurements, "Stopped. The points that are there stay.")
+        )
         return html, gr.Button(interactive=True), gr.Button(interactive=False)
 
     wire_run(
@@ -91,7 +104,9 @@ def _wish(services: Services, attention: Sequence[str], lengths: Sequence[int]) 
     )
 
 
-def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> Generator[Outputs, None, None]:
+def _shown(
+    services: Services, sessions: Sessions, session: str, wish: Wish
+) -> Generator[Outputs, None, None]:
     ready = gr.Button(interactive=True), gr.Button(interactive=False)
     board, last = None, ""
     try:

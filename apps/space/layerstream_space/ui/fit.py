@@ -24,7 +24,12 @@ KNOWN = {
 }
 """Titles of layerstream's known models, and its names for them."""
 
-DTYPES = {"as published": "auto", "16-bit (fp16)": "float16", "16-bit (bf16)": "bfloat16", "32-bit": "float32"}
+DTYPES = {
+    "as published": "auto",
+    "16-bit (fp16)": "float16",
+    "16-bit (bf16)": "bfloat16",
+    "32-bit": "float32",
+}
 
 _STARTING = '<p class="ls-status" role="status"><span>The planner is starting; the first plan takes some seconds.</span></p>'
 _INTRO = (
@@ -41,16 +46,22 @@ def fit(services: Services) -> dict[str, Any]:
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
             origin, known, hub, config, dtype = _model_panel(services)
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
-            machine = gr.Dropdown(list(MACHINES), value=next(iter(MACHINES)), label="Machine", elem_id="fit-machine")
+            machine = gr.Dropdown(
+                list(MACHINES), value=next(iter(MACHINES)), label="Machine", elem_id="fit-machine"
+            )
             prompt_tokens = gr.Slider(16, 32_768, value=512, step=16, label="Prompt tokens")
             new_tokens = gr.Slider(1, 4096, value=128, step=1, label="New tokens")
             ask = gr.Button("Plan it", variant="primary", elem_id="plan")
     result = block(_STARTING, elem_id="fit")
     with gr.Row():
-        table_button = gr.Button("Count the well-known models", size="sm", scale=0, min_width=240, elem_id="count")
+        table_button = gr.Button(
+            "Count the well-known models", size="sm", scale=0, min_width=240, elem_id="count"
+        )
     table = block("", elem_id="known-table")
 
-    def on_plan(origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float) -> str:
+    def on_plan(
+        origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float
+    ) -> str:
         try:
             subject = _subject(services, origin, known, hub, config)
             return plan_html(services, subject, machine, DTYPES.get(dtype, "auto"), int(prompt), int(new))
@@ -58,8 +69,19 @@ def fit(services: Services) -> dict[str, Any]:
             return notice("No plan for this", without_paths(str(error)), kind="error")
 
     inputs = [origin, known, hub, config, dtype, machine, prompt_tokens, new_tokens]
-    options: dict[str, Any] = {"show_progress": "minimal", "trigger_mode": "always_last", "api_visibility": "private"}
-    changes = [known.change, machine.change, dtype.change, prompt_tokens.release, new_tokens.release, hub.submit]
+    options: dict[str, Any] = {
+        "show_progress": "minimal",
+        "trigger_mode": "always_last",
+        "api_visibility": "private",
+    }
+    changes = [
+        known.change,
+        machine.change,
+        dtype.change,
+        prompt_tokens.release,
+        new_tokens.release,
+        hub.submit,
+    ]
     gr.on([ask.click, *changes], on_plan, inputs, result, **options)
     table_button.click(lambda: _table(services), None, table, **options)
     return {"fn": on_plan, "inputs": inputs, "outputs": result, **options}
@@ -67,9 +89,13 @@ def fit(services: Services) -> dict[str, Any]:
 
 def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox, gr.Textbox, gr.Radio]:
     names = [*KNOWN, *services.catalogue.names]
-    origin = gr.Radio([FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"])
+    origin = gr.Radio(
+        [FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"]
+    )
     known = gr.Dropdown(names, value=names[0], label="Known model", elem_id="fit-model")
-    hub = gr.Textbox(label="Hub id", placeholder="owner/name", max_length=200, visible=False, elem_id="fit-hub")
+    hub = gr.Textbox(
+        label="Hub id", placeholder="owner/name", max_length=200, visible=False, elem_id="fit-hub"
+    )
     config = gr.Textbox(
         label="Content of its config.json",
         placeholder='{"model_type": "llama", …}',
@@ -91,14 +117,21 @@ def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox,
     return origin, known, hub, config, dtype
 
 
-def plan_html(services: Services, subject: dict[str, Any], machine: str, dtype: str, prompt_tokens: int, new_tokens: int) -> str:
+def plan_html(
+    services: Services, subject: dict[str, Any], machine: str, dtype: str, prompt_tokens: int, new_tokens: int
+) -> str:
     """Return the answer of the planner as HTML.
 
     Raises:
         VisitorError: why there is none.
     """
     answer = services.planner.ask(
-        "plan", **subject, machine=machine_called(machine), dtype=dtype, prompt_tokens=prompt_tokens, new_tokens=new_tokens
+        "plan",
+        **subject,
+        machine=machine_called(machine),
+        dtype=dtype,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
     )
     return fit_view(answer, machine)
 
@@ -131,5 +164,11 @@ def _table(services: Services) -> str:
     rows = []
     for title, name in KNOWN.items():
         model = services.planner.ask("plan", known=name, machine=card)["model"]
-        rows.append({"title": title, "parameters": model["parameters"], "bytes_by_precision": model["bytes_by_precision"]})
+        rows.append(
+            {
+                "title": title,
+                "parameters": model["parameters"],
+                "bytes_by_precision": model["bytes_by_precision"],
+            }
+        )
     return known_table(rows)

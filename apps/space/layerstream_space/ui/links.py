@@ -75,7 +75,9 @@ def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
     return (
         query["prompt"][: limits.prompt_characters] if query.get("prompt") else gr.skip(),
         variants or gr.skip(),
-        min(max(4, int(tokens)), limits.new_tokens) if tokens.isascii() and tokens.isdigit() and len(tokens) < 7 else gr.skip(),
+        min(max(4, int(tokens)), limits.new_tokens)
+        if tokens.isascii() and tokens.isdigit() and len(tokens) < 7
+        else gr.skip(),
         query["budget"][:40] if query.get("budget") else gr.skip(),
         quality if quality in ("answer", "prose", "none") else gr.skip(),
     )

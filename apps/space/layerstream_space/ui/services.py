@@ -68,7 +68,12 @@ def make_services(settings: Settings, runner: Runner | None = None) -> Services:
         runner: runs one case; by default what the settings say.
     """
     catalogue, planner = Catalogue(settings), Planner()
-    return Services(settings=settings, catalogue=catalogue, planner=planner, runs=Runs(settings, catalogue, planner, runner))
+    return Services(
+        settings=settings,
+        catalogue=catalogue,
+        planner=planner,
+        runs=Runs(settings, catalogue, planner, runner),
+    )
 
 
 _CAN_BE_PRESSED = "() => ({__type__: 'update', interactive: true})"
@@ -125,7 +130,11 @@ def _never_broken(on_run: Callable[..., Any], num_outputs: int) -> Callable[...,
             yield from on_run(*values)
         except Exception:  # a page must never stand still; what the reason tells is not for visitors
             logging.getLogger(__name__).exception("a run broke")
-            told = notice("This broke", "The fault is not yours. Try once more; the server's log has the reason.", kind="error")
+            told = notice(
+                "This broke",
+                "The fault is not yours. Try once more; the server's log has the reason.",
+                kind="error",
+            )
             ready = gr.Button(interactive=True), gr.Button(interactive=False)
             yield told, *(gr.skip() for _ in range(num_outputs - 3)), *ready
 
@@ -139,7 +148,9 @@ def session_of(request: gr.Request) -> str:
 
 def block(value: str = "", *classes: str, **options: object) -> gr.HTML:
     """Return one of our own blocks of HTML."""
-    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_classes=["ls-block", *classes], **options)
+    return gr.HTML(
+        value, apply_default_css=False, js_on_load=None, elem_classes=["ls-block", *classes], **options
+    )
 
 
 def queue_line(elem_id: str) -> gr.HTML:

@@ -48,22 +48,33 @@ class Controls:
 
 def variants_here() -> list[tuple[str, str]]:
     """Return the choices of variants: what this machine can run, by title and name."""
-    return [(title_of(each.name), each.name) for each in list_variants("weights") if each.availability() is None]
+    return [
+        (title_of(each.name), each.name) for each in list_variants("weights") if each.availability() is None
+    ]
 
 
 def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
     """Lay the page out and wire it; return what a link can fill in, and the button that makes one."""
     limits = services.settings.limits
-    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}][: limits.variants]
+    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}][
+        : limits.variants
+    ]
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
             prompt = gr.Textbox(
-                EXAMPLES[0], label="Prompt", lines=4, max_lines=10, max_length=limits.prompt_characters, elem_classes=["ls-prompt"]
+                EXAMPLES[0],
+                label="Prompt",
+                lines=4,
+                max_lines=10,
+                max_length=limits.prompt_characters,
+                elem_classes=["ls-prompt"],
             )
             gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or one of these", examples_per_page=4)
             with gr.Row(elem_classes=["ls-actions"]):
                 compare = gr.Button("Compare", variant="primary", scale=3, min_width=120, elem_id="compare")
-                stop = gr.Button("Stop", variant="secondary", scale=1, min_width=90, interactive=False, elem_id="stop")
+                stop = gr.Button(
+                    "Stop", variant="secondary", scale=1, min_width=90, interactive=False, elem_id="stop"
+                )
                 share = gr.Button("Copy link", variant="secondary", scale=1, min_width=110, elem_id="share")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
@@ -115,7 +126,13 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
     sessions = Sessions()
 
     def on_compare(
-        prompt: str, variants: list[str], new_tokens: float, budget: str, quality: str, model: str, request: gr.Request
+        prompt: str,
+        variants: list[str],
+        new_tokens: float,
+        budget: str,
+        quality: str,
+        model: str,
+        request: gr.Request,
     ) -> Generator[Outputs, None, None]:
         wish = Wish(
             model=model,
@@ -134,7 +151,14 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
         found.stop()
         return _final(found)
 
-    inputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality, controls.model]
+    inputs = [
+        controls.prompt,
+        controls.variants,
+        controls.new_tokens,
+        controls.budget,
+        controls.quality,
+        controls.model,
+    ]
     wire_run(
         services,
         [compare.click, controls.prompt.submit],
@@ -147,7 +171,9 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
     )
 
 
-def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> Generator[Outputs, None, None]:
+def _shown(
+    services: Services, sessions: Sessions, session: str, wish: Wish
+) -> Generator[Outputs, None, None]:
     skip = gr.skip()
     ready = gr.Button(interactive=True), gr.Button(interactive=False)
     drawn_s, board = 0.0, None
@@ -157,7 +183,13 @@ def _shown(services: Services, sessions: Sessions, session: str, wish: Wish) -> 
                 if board is None:
                     board = step.board
                     sessions.put(session, board)
-                    yield skip, plots_view([]), downloads_view([]), gr.Button(interactive=False), gr.Button(interactive=True)
+                    yield (
+                        skip,
+                        plots_view([]),
+                        downloads_view([]),
+                        gr.Button(interactive=False),
+                        gr.Button(interactive=True),
+                    )
                 now_s = time.monotonic()
                 if step.event is not None and step.event.measurement is not None:
                     yield board_view(board, now_s), plots_view(board.measurements), skip, skip, skip

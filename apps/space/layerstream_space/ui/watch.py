@@ -68,7 +68,9 @@ def watch(services: Services) -> dict[str, Any]:
 
     watched: dict[str, _Watched] = {}
 
-    def on_run(prompt: str, share: float, new_tokens: float, request: gr.Request) -> Generator[Outputs, None, None]:
+    def on_run(
+        prompt: str, share: float, new_tokens: float, request: gr.Request
+    ) -> Generator[Outputs, None, None]:
         yield from _shown(services, watched, session_of(request), (model, prompt, share, int(new_tokens)))
 
     def on_stop(request: gr.Request) -> Outputs:
@@ -101,13 +103,20 @@ def _panels(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Slider
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
             prompt = gr.Textbox(
-                PROMPT, label="Prompt", lines=2, max_lines=6, max_length=limits.prompt_characters, elem_classes=["ls-prompt"]
+                PROMPT,
+                label="Prompt",
+                lines=2,
+                max_lines=6,
+                max_length=limits.prompt_characters,
+                elem_classes=["ls-prompt"],
             )
             with gr.Row(elem_classes=["ls-actions"]):
                 start = gr.Button("Run it", variant="primary", scale=3, min_width=120, elem_id="watch-run")
                 stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="watch-stop")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
-            share = gr.Slider(0, 100, value=25, step=5, label="Memory, from the least to all", elem_id="watch-share")
+            share = gr.Slider(
+                0, 100, value=25, step=5, label="Memory, from the least to all", elem_id="watch-share"
+            )
             new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
     return prompt, start, stop, share, new_tokens
 
@@ -121,7 +130,12 @@ def _plan(services: Services, model: str, prompt: str, share: float, new_tokens:
     # the tokenizer is the worker's: a character is a token at most, in every vocabulary that knows bytes or letters
     prompt_tokens = len(prompt) + TEMPLATE_TOKENS
     return services.planner.ask(
-        "plan", model=source, machine=None, prompt_tokens=prompt_tokens, new_tokens=new_tokens, share=share / 100
+        "plan",
+        model=source,
+        machine=None,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        share=share / 100,
     )
 
 
@@ -167,10 +181,18 @@ def _shown(
                 now_s = time.monotonic()
                 due = now_s - drawn_s > DRAW_EVERY_S
                 drawn_s = now_s if due else drawn_s
-                yield (mine.html(is_over=False), mine.plan_html(is_over=False), skip, skip) if due else (skip, skip, skip, skip)
+                yield (
+                    (mine.html(is_over=False), mine.plan_html(is_over=False), skip, skip)
+                    if due
+                    else (skip, skip, skip, skip)
+                )
     except VisitorError as error:
         problem = str(error)
     finally:
         watched.pop(session, None)
-    html = mine.html(is_over=True) if not problem else notice("This did not run", without_paths(problem), kind="error")
+    html = (
+        mine.html(is_over=True)
+        if not problem
+        else notice("This did not run", without_paths(problem), kind="error")
+    )
     yield html, mine.plan_html(is_over=True), gr.Button(interactive=True), gr.Button(interactive=False)

@@ -24,7 +24,11 @@ _BUDGET_TIP = (
 
 def plots_view(measurements: Sequence[Measurement]) -> str:
     """Return the memory plot and the latency plot of what was measured; a note where nothing was yet."""
-    good = [each for each in measurements if each.status == "ok" and each.memory is not None and each.timing is not None]
+    good = [
+        each
+        for each in measurements
+        if each.status == "ok" and each.memory is not None and each.timing is not None
+    ]
     if not good:
         return (
             '<section class="ls-plots"><div class="ls-card ls-hollow"><h3>Memory</h3><p>Bars appear when the first lane is done: '
@@ -41,7 +45,10 @@ def _value(measurement: Measurement, key: str) -> float:
 def _memory(good: Sequence[Measurement]) -> str:
     budgets = [int(each.facts["budget_bytes"]) for each in good if "budget_bytes" in each.facts]
     ends = [
-        max(_value(each, "peak_over_baseline_bytes"), _value(each, "held_bytes") + _value(each, "load_spike_bytes"))
+        max(
+            _value(each, "peak_over_baseline_bytes"),
+            _value(each, "held_bytes") + _value(each, "load_spike_bytes"),
+        )
         for each in good
     ]
     most = max([*ends, *budgets]) * 1.04
@@ -49,9 +56,16 @@ def _memory(good: Sequence[Measurement]) -> str:
     line = ""
     if budgets:
         left = percent(budgets[0], most)
-        line = f'<div class="ls-budget" style="--at:{left}"><span>budget {format_bytes(budgets[0])}</span></div>'
-    legend = "".join(f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>' for key, name, kind in _PARTS) + (
-        f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>' if budgets else ""
+        line = (
+            f'<div class="ls-budget" style="--at:{left}"><span>budget {format_bytes(budgets[0])}</span></div>'
+        )
+    legend = "".join(
+        f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>'
+        for key, name, kind in _PARTS
+    ) + (
+        f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>'
+        if budgets
+        else ""
     )
     return (
         f'<div class="ls-card ls-memory"><h3>Memory</h3><ul class="ls-legend">{legend}</ul>'

@@ -48,7 +48,9 @@ def curves_view(measurements: Sequence[Measurement], running: str = "") -> str:
         )
         return f'<section class="ls-curves">{status}<div class="ls-plots">{empty}</div></section>'
     panels = "".join(_panel(lines, key, heading) for key, heading in PANELS)
-    return f'<section class="ls-curves">{status}{_legend(lines)}<div class="ls-plots">{panels}</div></section>'
+    return (
+        f'<section class="ls-curves">{status}{_legend(lines)}<div class="ls-plots">{panels}</div></section>'
+    )
 
 
 def lines_of(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
@@ -92,7 +94,9 @@ def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -
     head = f"<h3>{heading} {tip(BY_KEY[key].includes, heading)}</h3>"
     if not every:
         return f'<div class="ls-card">{head}<p class="ls-note">Not measurable here.</p></div>'
-    along = Axis(least=min(x for x, _ in every) / 1.15, most=max(x for x, _ in every) * 1.15, start=_LEFT, end=_RIGHT)
+    along = Axis(
+        least=min(x for x, _ in every) / 1.15, most=max(x for x, _ in every) * 1.15, start=_LEFT, end=_RIGHT
+    )
     low, high = min(y for _, y in every), max(y for _, y in every)
     up = Axis(least=low / 1.6, most=max(high * 1.6, low * 4), start=_BOTTOM, end=_TOP)
     show = format_bytes if key.endswith("bytes") else format_seconds
@@ -104,10 +108,11 @@ def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -
             parts.append(
                 f"<g>{_marker(along(x), up(y), number)}<title>{escape(title_of(name))}, {x:.0f} tokens: {show(y)}</title></g>"
             )
-    told = "; ".join(f"{title_of(name)} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}" for name, line in points.items())
-    drawing = (
-        f'<svg class="ls-curve" viewBox="0 0 480 268" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
+    told = "; ".join(
+        f"{title_of(name)} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}"
+        for name, line in points.items()
     )
+    drawing = f'<svg class="ls-curve" viewBox="0 0 480 268" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
     return f'<div class="ls-card">{head}{drawing}</div>'
 
 
@@ -127,11 +132,10 @@ def _grid_up(up: Axis, key: str) -> str:
 
 def _grid_along(along: Axis, lengths: Sequence[float]) -> str:
     ticks = "".join(
-        f'<text x="{along(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>' for length in lengths
+        f'<text x="{along(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>'
+        for length in lengths
     )
-    return (
-        f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens, both axes logarithmic</text>'
-    )
+    return f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens, both axes logarithmic</text>'
 
 
 def _marker(x: float, y: float, number: int) -> str:

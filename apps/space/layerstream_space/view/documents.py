@@ -33,7 +33,9 @@ def link_to(name: str, section: str, documents: Collection[str], about: str) -> 
         about: what it leads to, for those who do not see what it stands at.
     """
     label = escape(f"Read on: {about}", quote=True)
-    return f' <a href="#{_place(name, section)}" aria-label="{label}">Read on</a>' if name in documents else ""
+    return (
+        f' <a href="#{_place(name, section)}" aria-label="{label}">Read on</a>' if name in documents else ""
+    )
 
 
 def _place(name: str, section: str = "") -> str:

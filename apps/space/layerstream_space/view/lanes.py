@@ -129,10 +129,16 @@ def _badges(lane: Lane) -> str:
     if lane.is_reference:
         badges.append('<span class="ls-badge ref">reference</span>')
     measurement = lane.measurement
-    if measurement is not None and measurement.agreements and all(each.is_bit_exact for each in measurement.agreements):
+    if (
+        measurement is not None
+        and measurement.agreements
+        and all(each.is_bit_exact for each in measurement.agreements)
+    ):
         badges.append('<span class="ls-badge exact">bit-exact</span>')
     if measurement is not None and measurement.timing is not None and measurement.timing.is_noisy:
-        badges.append('<span class="ls-badge noisy" title="The machine was busy: read the times with care">noisy</span>')
+        badges.append(
+            '<span class="ls-badge noisy" title="The machine was busy: read the times with care">noisy</span>'
+        )
     return f'<p class="ls-badges">{"".join(badges)}</p>'
 
 
@@ -144,9 +150,15 @@ def _answer(board: Board, lane: Lane) -> str:
         if lane.status == "running":
             return f'<div class="ls-wait">{escape(PHASES.get(lane.phase, lane.phase))}…</div>'
         return (
-            '<div class="ls-wait">waits for its turn</div>' if lane.status == "waiting" else '<div class="ls-wait">no words</div>'
+            '<div class="ls-wait">waits for its turn</div>'
+            if lane.status == "waiting"
+            else '<div class="ls-wait">no words</div>'
         )
-    caret = '<span class="ls-caret" aria-hidden="true"></span>' if lane.status == "running" and lane.phase == "decode" else ""
+    caret = (
+        '<span class="ls-caret" aria-hidden="true"></span>'
+        if lane.status == "running" and lane.phase == "decode"
+        else ""
+    )
     return f"<div>{_marked(board, lane)}{caret}</div>"
 
 
@@ -172,10 +184,14 @@ def _hint(board: Board, at: int) -> str:
     margin = board.margin_at(at)
     if margin is None:
         return escape(f"First different token. The reference has {theirs} here.", quote=True)
-    weight = "close to a coin flip" if margin < 0.05 else "not a close call" if margin > 0.3 else "a choice that was open"
-    told = (
-        f"First different token. The reference has {theirs} here, with a margin of {margin:.2g} over its second choice: {weight}."
+    weight = (
+        "close to a coin flip"
+        if margin < 0.05
+        else "not a close call"
+        if margin > 0.3
+        else "a choice that was open"
     )
+    told = f"First different token. The reference has {theirs} here, with a margin of {margin:.2g} over its second choice: {weight}."
     return escape(told, quote=True)
 
 

@@ -72,11 +72,16 @@ def method_view(documents: Mapping[str, str], endpoints: Sequence[Endpoint]) -> 
     parts = []
     for group, heading in groups.items():
         entries = "".join(
-            f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>" for metric in METRICS if metric.group == group
+            f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>"
+            for metric in METRICS
+            if metric.group == group
         )
-        parts.append(f"<details><summary>{heading}: what each figure includes</summary><dl>{entries}</dl></details>")
+        parts.append(
+            f"<details><summary>{heading}: what each figure includes</summary><dl>{entries}</dl></details>"
+        )
     steps = "".join(
-        f"<li><h3>{title}</h3><p>{text}{link_to('measuring', section, documents, title)}</p></li>" for title, text, section in STEPS
+        f"<li><h3>{title}</h3><p>{text}{link_to('measuring', section, documents, title)}</p></li>"
+        for title, text, section in STEPS
     )
     doubts = "".join(f"<li>{text}</li>" for text in DOUBTS)
     return (

@@ -14,8 +14,20 @@ from .words import escape, format_bytes, format_seconds, gigabytes, notice, perc
 Plan = Mapping[str, Any]
 
 PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
-_WEIGHTS = ("edges", "resident", "slots", "input embedding", "blocks in host", "staging", "head", "output head")
-_QUANTIZED = (("8-bit", 8.0, "one byte a weight"), ("4-bit", 4.5, "half a byte a weight, and the scales of 64 each"))
+_WEIGHTS = (
+    "edges",
+    "resident",
+    "slots",
+    "input embedding",
+    "blocks in host",
+    "staging",
+    "head",
+    "output head",
+)
+_QUANTIZED = (
+    ("8-bit", 8.0, "one byte a weight"),
+    ("4-bit", 4.5, "half a byte a weight, and the scales of 64 each"),
+)
 
 _LEDGER_TIP = (
     "Every use of memory in bytes, from the model's shape: weights that stay, slots that streamed weights pass through, the KV "
@@ -58,7 +70,10 @@ def _parameters(model: Mapping[str, Any]) -> str:
 
 def is_resident(plan: Plan) -> bool:
     """Return whether nothing moves while the model runs."""
-    return all(unit["residency"] == "device" for unit in plan["units"]) and plan["embedding"] in (None, "device")
+    return all(unit["residency"] == "device" for unit in plan["units"]) and plan["embedding"] in (
+        None,
+        "device",
+    )
 
 
 def verdict_view(plan: Plan) -> str:
@@ -166,13 +181,19 @@ def ledger_bar(plan: Plan) -> str:
     """Return the device's ledger as one stacked bar against its budget, with a legend of every part that can be seen."""
     budget, total = plan["ledger"]["device_budget_bytes"], total_bytes(plan, "device")
     most = max(budget, total)
-    lines = [line for line in plan["ledger"]["lines"] if line["where"] == "device" and line["num_bytes"] > most / 200]
+    lines = [
+        line
+        for line in plan["ledger"]["lines"]
+        if line["where"] == "device" and line["num_bytes"] > most / 200
+    ]
     lines.sort(key=lambda line: _kind(line["purpose"]) != "held")
     parts = "".join(
         f'<i class="p{number % 5}" style="width:{percent(line["num_bytes"], most)}" title="{_part(line)}"></i>'
         for number, line in enumerate(lines)
     )
-    legend = "".join(f'<li><i class="p{number % 5}"></i>{_part(line)}</li>' for number, line in enumerate(lines))
+    legend = "".join(
+        f'<li><i class="p{number % 5}"></i>{_part(line)}</li>' for number, line in enumerate(lines)
+    )
     told = f"predicted peak {format_bytes(total)} of {format_bytes(budget)}"
     return (
         f'<div class="ls-card"><h3>What takes the memory {tip(_LEDGER_TIP, "What takes the memory")}</h3>'
@@ -194,19 +215,42 @@ def precision_view(answer: Mapping[str, Any]) -> str:
     model, machine = answer["model"], answer["machine"]
     there = int(machine["device_memory_bytes"])
     beside = _beside_bytes(answer["plan"])
-    rows = [_precision("32-bit", 4 * model["parameters"], beside, there, "twice the bytes of 16", exact="exact")]
-    rows.append(_precision("16-bit, all of it", 2 * model["parameters"], beside, there, "the checkpoint's own", exact="exact"))
+    rows = [
+        _precision("32-bit", 4 * model["parameters"], beside, there, "twice the bytes of 16", exact="exact")
+    ]
+    rows.append(
+        _precision(
+            "16-bit, all of it", 2 * model["parameters"], beside, there, "the checkpoint's own", exact="exact"
+        )
+    )
     if answer["plan"] is not None:
         total = total_bytes(answer["plan"], "device")
         rows.append(
-            _row("16-bit, streamed" if not is_resident(answer["plan"]) else "this plan", total, there, "this plan", "exact")
+            _row(
+                "16-bit, streamed" if not is_resident(answer["plan"]) else "this plan",
+                total,
+                there,
+                "this plan",
+                "exact",
+            )
         )
     for name, bits, about in _QUANTIZED:
         weights = int(model["quantized_parameters"] * bits / 8) + int(model["kept_bytes"])
-        rows.append(_precision(name, weights, beside, there, f"{about}; embedding and head stay as they are", exact="changed"))
+        rows.append(
+            _precision(
+                name, weights, beside, there, f"{about}; embedding and head stay as they are", exact="changed"
+            )
+        )
     for name in ("3-bit", "2-bit"):
         rows.append(
-            _precision(name, int(model["bytes_by_precision"][name]), beside, there, "in theory, weights alone", exact="damaged")
+            _precision(
+                name,
+                int(model["bytes_by_precision"][name]),
+                beside,
+                there,
+                "in theory, weights alone",
+                exact="damaged",
+            )
         )
     return (
         '<div class="ls-card ls-ledger"><h3>And with fewer bits?</h3><p class="ls-note">Weights, and beside them this plan\'s '
@@ -220,7 +264,9 @@ def _beside_bytes(plan: Plan | None) -> int:
     if plan is None:
         return 0
     return sum(
-        line["num_bytes"] for line in plan["ledger"]["lines"] if line["where"] == "device" and _kind(line["purpose"]) == "working"
+        line["num_bytes"]
+        for line in plan["ledger"]["lines"]
+        if line["where"] == "device" and _kind(line["purpose"]) == "working"
     )
 
 
@@ -239,7 +285,14 @@ def _row(name: str, needs: int, there: int, about: str, exact: str) -> str:
 
 def known_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the well-known models' weights at every precision, in decimal gigabytes as model cards have them."""
-    names = {"float32": "32-bit", "float16": "16-bit", "8-bit": "8-bit", "4-bit": "4-bit", "3-bit": "3-bit", "2-bit": "2-bit"}
+    names = {
+        "float32": "32-bit",
+        "float16": "16-bit",
+        "8-bit": "8-bit",
+        "4-bit": "4-bit",
+        "3-bit": "3-bit",
+        "2-bit": "2-bit",
+    }
     head = "".join(f'<th scope="col">{told}</th>' for told in names.values())
     body = "".join(
         f'<tr><th scope="row">{escape(row["title"])}</th><td>{row["parameters"] / 1e9:.1f} B</td>'

@@ -8,7 +8,12 @@ from ..track import Bar, Track
 from .plan import short_name
 from .words import escape, format_bytes, format_seconds, tip
 
-ROWS = {"read": "read from disk", "copy": "copied to the device", "compute": "computing", "wait": "waiting for weights"}
+ROWS = {
+    "read": "read from disk",
+    "copy": "copied to the device",
+    "compute": "computing",
+    "wait": "waiting for weights",
+}
 _ABOUT = {
     "read": "Reads under way, from the disk into a slot or a staging buffer; several overlap.",
     "copy": "Copies from host memory to the device; none on a CPU, where the slot is the buffer.",
@@ -64,7 +69,9 @@ def timeline_view(track: Track, *, is_over: bool) -> str:
     rows = "".join(_row(name, [bar for bar in bars if bar.activity == name], start, span) for name in shown)
     heading = "The last sweeps" if is_over else "Now" if track.end_s else "Timeline"
     axis = (
-        f"<span>{format_seconds(start)}</span><span>{format_seconds(start + span)}</span>" if track.end_s else "<span>&nbsp;</span>"
+        f"<span>{format_seconds(start)}</span><span>{format_seconds(start + span)}</span>"
+        if track.end_s
+        else "<span>&nbsp;</span>"
     )
     return (
         f'<div class="ls-card"><h3>{heading}</h3><div class="ls-timeline" role="img" aria-label="{_told(track)}">{rows}</div>'

@@ -45,27 +45,49 @@ _DEFAULT_VARIANTS = "streamed,resident,bnb-int8,bnb-nf4"
 def run_command(  # noqa: PLR0913  each option is an argument
     model: Annotated[str, typer.Option(help="Directory or Hub id of the checkpoint.")],
     prompt: Annotated[str, typer.Option(help="The prompt.")] = "",
-    prompt_file: Annotated[Path | None, typer.Option(help="A text file with the prompt, in place of --prompt.")] = None,
-    variants: Annotated[str, typer.Option(help="Weights variants, separated by commas; `all` for every one.")] = _DEFAULT_VARIANTS,
-    attention: Annotated[str, typer.Option(help="Attention variants, separated by commas; `all` for every one.")] = "default",
-    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens, such as 512,1k,4k; 0 is the prompt as it is.")] = "0",
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A text file with the prompt, in place of --prompt.")
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Weights variants, separated by commas; `all` for every one.")
+    ] = _DEFAULT_VARIANTS,
+    attention: Annotated[
+        str, typer.Option(help="Attention variants, separated by commas; `all` for every one.")
+    ] = "default",
+    lengths: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens, such as 512,1k,4k; 0 is the prompt as it is.")
+    ] = "0",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, greedily.")] = 60,
-    budget: Annotated[str, typer.Option(help="Memory for the streamed variant: min, or a size such as 6GiB.")] = "min",
+    budget: Annotated[
+        str, typer.Option(help="Memory for the streamed variant: min, or a size such as 6GiB.")
+    ] = "min",
     dtype: Annotated[str, typer.Option(help="Unquantized dtype: auto keeps the checkpoint's.")] = "auto",
-    device: Annotated[str, typer.Option(help="torch device; auto is the accelerator if there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="torch device; auto is the accelerator if there is one.")
+    ] = "auto",
     rounds: Annotated[int, typer.Option(help="Measure each case so often, interleaved.")] = 1,
     threads: Annotated[int, typer.Option(help="torch threads; 0 leaves torch's choice.")] = 0,
     time_limit: Annotated[float, typer.Option(help="Seconds after which a case is ended.")] = 1800.0,
-    out: Annotated[Path | None, typer.Option(help="Folder for results and reports; a later run goes on there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and reports; a later run goes on there.")
+    ] = None,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Run in this process: weaker figures, for hosts without children.")
+        bool,
+        typer.Option("--in-process", help="Run in this process: weaker figures, for hosts without children."),
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Do not apply the chat template.")] = False,
-    no_quality: Annotated[bool, typer.Option("--no-quality", help="Do not measure agreement with the reference.")] = False,
-    no_noise_floor: Annotated[
-        bool, typer.Option("--no-noise-floor", help="Do not measure the original weights with another attention kernel.")
+    no_quality: Annotated[
+        bool, typer.Option("--no-quality", help="Do not measure agreement with the reference.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")] = False,
+    no_noise_floor: Annotated[
+        bool,
+        typer.Option(
+            "--no-noise-floor", help="Do not measure the original weights with another attention kernel."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")
+    ] = False,
 ) -> None:
     """Run one prompt through every combination and show what each one costs and changes."""
     experiment = Experiment(
@@ -98,7 +120,9 @@ def run_command(  # noqa: PLR0913  each option is an argument
 @app.command("report")
 def report_command(
     folder: Annotated[Path, typer.Argument(help="The folder that `run --out` wrote.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")
+    ] = False,
 ) -> None:
     """Write the reports of finished results anew, and show the table."""
     measurements = read_results(folder)
@@ -114,7 +138,12 @@ def variants_command() -> None:
         table.add_column(heading, overflow="fold")
     for variant in list_variants():
         reason = variant.availability()
-        table.add_row(variant.kind, variant.name, "yes" if reason is None else "no", variant.title if reason is None else reason)
+        table.add_row(
+            variant.kind,
+            variant.name,
+            "yes" if reason is None else "no",
+            variant.title if reason is None else reason,
+        )
     Console().print(table, markup=False)
 
 

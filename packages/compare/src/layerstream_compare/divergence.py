@@ -27,7 +27,9 @@ def find_divergence(variant: Measurement, reference: Measurement) -> Divergence 
     if ours == theirs:
         return None
     shared = zip(ours, theirs, strict=False)
-    position = next((index for index, (our, their) in enumerate(shared) if our != their), min(len(ours), len(theirs)))
+    position = next(
+        (index for index, (our, their) in enumerate(shared) if our != their), min(len(ours), len(theirs))
+    )
     margins = reference.facts.get("margins") or ()
     return Divergence(
         position=position,

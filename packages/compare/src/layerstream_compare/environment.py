@@ -45,7 +45,13 @@ CPU_FLAGS = (
 )
 """Flags that choose between kernels in torch and bitsandbytes."""
 
-ALLOCATOR_AND_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "HF_HUB_OFFLINE")
+ALLOCATOR_AND_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+    "HF_HUB_OFFLINE",
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -57,7 +63,11 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": package_versions(),
-        "cpu": {"model": cpu_model(), "flags": [flag for flag in CPU_FLAGS if flag in cpu_flags()], "cores": usable_cores()},
+        "cpu": {
+            "model": cpu_model(),
+            "flags": [flag for flag in CPU_FLAGS if flag in cpu_flags()],
+            "cores": usable_cores(),
+        },
         "memory_bytes": memory_bytes(),
         "accelerators": accelerators(),
         "variables": {name: os.environ[name] for name in ALLOCATOR_AND_THREADS if name in os.environ},
@@ -92,7 +102,14 @@ def usable_cores() -> int:
 
 def memory_bytes() -> int | None:
     """Return the machine's memory, or the control group's limit where that is less."""
-    total = next((line.split()[1] for line in _read(Path("/proc/meminfo")).splitlines() if line.startswith("MemTotal")), None)
+    total = next(
+        (
+            line.split()[1]
+            for line in _read(Path("/proc/meminfo")).splitlines()
+            if line.startswith("MemTotal")
+        ),
+        None,
+    )
     limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
     sizes = ([int(total) * 1024] if total else []) + ([int(limit)] if limit.isdigit() else [])
     return min(sizes, default=None)
@@ -104,7 +121,8 @@ def accelerators() -> list[str]:
     found = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         model = next(
-            (line.partition(":")[2].strip() for line in _read(path).splitlines() if line.startswith("Model")), "NVIDIA GPU"
+            (line.partition(":")[2].strip() for line in _read(path).splitlines() if line.startswith("Model")),
+            "NVIDIA GPU",
         )
         found.append(f"{model} (driver {driver[0]})" if driver else model)
     return found
@@ -122,7 +140,9 @@ def source_commit() -> str | None:
 def _git(file: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(file.parent), *arguments]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

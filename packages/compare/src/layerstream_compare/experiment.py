@@ -87,7 +87,9 @@ class Experiment:
         """
         _check_model(self.model)
         if self.budget not in ("min", "auto") and not is_size(self.budget):
-            raise ExperimentError(f"the budget is {self.budget!r}: give min, or a size such as 6 GiB or 500 MB")
+            raise ExperimentError(
+                f"the budget is {self.budget!r}: give min, or a size such as 6 GiB or 500 MB"
+            )
         for kind, names in (("weights", self.variants), ("attention", self.attention)):
             _check_names(kind, names)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths) or min(self.lengths) < 0:
@@ -192,7 +194,9 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
             with closing(runner(case)) as events:
                 for event in events:
                     if event.measurement is not None:
-                        measurement = _completed(experiment, event.measurement, store.measurements, environment)
+                        measurement = _completed(
+                            experiment, event.measurement, store.measurements, environment
+                        )
                         event = replace(event, measurement=measurement)
                         store.add(measurement)
                     yield event
@@ -213,7 +217,10 @@ def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Me
 
 
 def _completed(
-    experiment: Experiment, measurement: Measurement, known: dict[str, Measurement], environment: dict[str, Any]
+    experiment: Experiment,
+    measurement: Measurement,
+    known: dict[str, Measurement],
+    environment: dict[str, Any],
 ) -> Measurement:
     reference = experiment.reference_of(measurement.case)
     found = None if reference is None else {**known, measurement.case.key: measurement}.get(reference.key)
@@ -227,12 +234,16 @@ def _check_model(model: str) -> None:
         if not (path / "config.json").is_file():
             raise ExperimentError(f"{model} is no checkpoint: the folder has no config.json")
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ExperimentError(f"there is no folder {model}: give a checkpoint's folder or a Hub id such as organization/name")
+        raise ExperimentError(
+            f"there is no folder {model}: give a checkpoint's folder or a Hub id such as organization/name"
+        )
 
 
 def _check_names(kind: str, names: tuple[str, ...]) -> None:
     if not names or len(set(names)) < len(names):
-        raise ExperimentError(f"{kind} variants are {', '.join(names) or 'none'}: give each at most once, and at least one")
+        raise ExperimentError(
+            f"{kind} variants are {', '.join(names) or 'none'}: give each at most once, and at least one"
+        )
     for name in names:
         try:
             find_variant(name, kind)

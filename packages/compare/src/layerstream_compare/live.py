@@ -39,7 +39,12 @@ class LiveView:
             self._num_done += 1
             return self._line(event, event.measurement)
         if event.kind == "started":
-            self._label, self._phase, self._words, self._since = event.case.label, "starting", "", time.monotonic()
+            self._label, self._phase, self._words, self._since = (
+                event.case.label,
+                "starting",
+                "",
+                time.monotonic(),
+            )
         elif event.kind == "phase":
             self._phase = str(event.data.get("phase", ""))
         elif event.kind == "token":
@@ -51,7 +56,9 @@ class LiveView:
         if measurement.status != "ok":
             return f"{head}: {measurement.status}: {measurement.reason}"
         found = [(BY_KEY[key], BY_KEY[key].value(measurement)) for key in _SHOWN_METRICS]
-        figures = ", ".join(f"{metric.title} {metric.show(value)}" for metric, value in found if value is not None)
+        figures = ", ".join(
+            f"{metric.title} {metric.show(value)}" for metric, value in found if value is not None
+        )
         return f"{head}: {figures}" + (" (there already)" if event.kind == "skipped" else "")
 
     def __rich__(self) -> RenderableType:
@@ -59,7 +66,9 @@ class LiveView:
         if self._num_done >= self._num_cases or not self._label:
             return Text("")
         elapsed = f"{time.monotonic() - self._since:.0f} s"
-        head = Text(f"[{self._num_done + 1}/{self._num_cases}] {self._label}: {self._phase}, {elapsed}", style="bold")
+        head = Text(
+            f"[{self._num_done + 1}/{self._num_cases}] {self._label}: {self._phase}, {elapsed}", style="bold"
+        )
         return Group(head, Text(self._words[-_SHOWN_CHARACTERS:], style="dim"))
 
 
@@ -73,7 +82,13 @@ def follow(events: Iterable[Event], *, num_cases: int, console: Console) -> list
     """
     view = LiveView(num_cases)
     measurements = []
-    with Live(view, console=console, refresh_per_second=_DRAWS_PER_S, transient=True, auto_refresh=console.is_terminal) as live:
+    with Live(
+        view,
+        console=console,
+        refresh_per_second=_DRAWS_PER_S,
+        transient=True,
+        auto_refresh=console.is_terminal,
+    ) as live:
         for event in events:
             line = view.take(event)
             if line:

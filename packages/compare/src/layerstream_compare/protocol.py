@@ -48,19 +48,25 @@ def measurement_of(case: Case, message: dict[str, Any], *, isolation: str) -> Me
     if message["kind"] != "result":
         reason = one_line(str(message.get("reason", ""))) or "the worker gave no reason"
         tail = str(message.get("stderr_tail", ""))
-        return Measurement(case=case, status=message["kind"], reason=reason, stderr_tail=tail, isolation=isolation)
+        return Measurement(
+            case=case, status=message["kind"], reason=reason, stderr_tail=tail, isolation=isolation
+        )
     told = {name: value for name, value in message.items() if name != "kind"}
     told = told.pop("data", told)
     record = asdict(Measurement(case=case, status="ok"))
     try:
-        return Measurement.from_json(json.dumps(record | told | {"case": asdict(case), "status": "ok", "isolation": isolation}))
+        return Measurement.from_json(
+            json.dumps(record | told | {"case": asdict(case), "status": "ok", "isolation": isolation})
+        )
     except (TypeError, ValueError, KeyError) as error:
         return failed(case, f"the worker's result is not understood: {error!r}", isolation=isolation)
 
 
 def failed(case: Case, reason: str, *, stderr_tail: str = "", isolation: str = "process") -> Measurement:
     """Return the measurement of a case that did not work out."""
-    return Measurement(case=case, status="failed", reason=one_line(reason), stderr_tail=stderr_tail, isolation=isolation)
+    return Measurement(
+        case=case, status="failed", reason=one_line(reason), stderr_tail=stderr_tail, isolation=isolation
+    )
 
 
 def one_line(text: str, *, limit: int = 600) -> str:
@@ -71,4 +77,6 @@ def one_line(text: str, *, limit: int = 600) -> str:
 
 def _shown(line: bytes) -> str:
     text = repr(line[:_SHOWN_CHARACTERS].decode(errors="replace"))
-    return text if len(line) <= _SHOWN_CHARACTERS else f"{text} and {len(line) - _SHOWN_CHARACTERS} bytes more"
+    return (
+        text if len(line) <= _SHOWN_CHARACTERS else f"{text} and {len(line) - _SHOWN_CHARACTERS} bytes more"
+    )

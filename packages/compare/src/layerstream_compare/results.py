@@ -62,7 +62,9 @@ class ResultsFile:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ResultsError(f"another run is writing to {self.path}: wait for it, or choose another folder") from error
+            raise ResultsError(
+                f"another run is writing to {self.path}: wait for it, or choose another folder"
+            ) from error
 
     def add(self, measurement: Measurement) -> None:
         """Append one measurement; it is on the disk when this returns."""
@@ -92,7 +94,9 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Measurement], int]:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if not line.endswith(b"\n"):
                     break
-                raise ResultsError(f"{path} line {number} is no result of this version: {error}; choose another folder") from error
+                raise ResultsError(
+                    f"{path} line {number} is no result of this version: {error}; choose another folder"
+                ) from error
             # the newest comes last, also in order
             measurements.pop(measurement.case.key, None)
             measurements[measurement.case.key] = measurement

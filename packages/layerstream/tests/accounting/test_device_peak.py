@@ -36,7 +36,9 @@ class EfficientAttention(TorchFunctionMode):
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value = args[:3]
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False, 0.0, True)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, False, 0.0, True
+        )[0]
 
 
 class LiveStorages(TorchDispatchMode):
@@ -100,7 +102,9 @@ def streamed_on_shapes(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None
         slot, turn = slots[turn % len(slots)], turn + 1
         module = spec.model.get_submodule(placement.name)
 
-        def enter(*_: Any, binding: UnitBinding = binding, source: UnitSource = source, slot: torch.Tensor = slot) -> None:
+        def enter(
+            *_: Any, binding: UnitBinding = binding, source: UnitSource = source, slot: torch.Tensor = slot
+        ) -> None:
             binding.install((0, 0), lambda: source.device_views(slot))
 
         def leave(*_: Any, binding: UnitBinding = binding) -> None:
@@ -141,7 +145,13 @@ def sliced_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> 
 
 def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     """Prefill and one decoded token; return the peak in bytes."""
-    with torch.no_grad(), EfficientAttention(), LiveStorages() as counter, torch.device("meta"), streamed_on_shapes(spec, plan):
+    with (
+        torch.no_grad(),
+        EfficientAttention(),
+        LiveStorages() as counter,
+        torch.device("meta"),
+        streamed_on_shapes(spec, plan),
+    ):
         ids = torch.zeros((1, PROMPT_TOKENS), dtype=torch.long)
         output = spec.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
@@ -151,7 +161,9 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
 
 
 @pytest.mark.parametrize("card_bytes", [16 * GB, 4 * GB], ids=["16 GB card", "4 GB card"])
-def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(llama_70b: ModelSpec, card_bytes: int) -> None:
+def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(
+    llama_70b: ModelSpec, card_bytes: int
+) -> None:
     machine = ls.Machine(
         name="card",
         device="cuda:0",
@@ -162,7 +174,9 @@ def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(llama_70b: Mod
         flops_per_s=3e13,
     )
     workload = ls.Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=1)
-    plan = plan_placement(profile=llama_70b.profile, budget=ls.MemoryBudget(), workload=workload, machine=machine)
+    plan = plan_placement(
+        profile=llama_70b.profile, budget=ls.MemoryBudget(), workload=workload, machine=machine
+    )
     if card_bytes == 4 * GB:
         assert plan.granularity is Granularity.LAYER
         assert plan.embedding is not ls.Residency.DEVICE

@@ -23,7 +23,9 @@ from layerstream.streaming.runtime import TorchRuntime
 
 QUESTIONS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)
 RIDERS = QUESTIONS * (1 + sum(tokens > 1 for tokens in SUFFIX_TOKENS))
-WORKLOAD = ls.Workload(batch_size=2 * QUESTIONS, prompt_tokens=PREFIX_TOKENS + max(SUFFIX_TOKENS), new_tokens=0)
+WORKLOAD = ls.Workload(
+    batch_size=2 * QUESTIONS, prompt_tokens=PREFIX_TOKENS + max(SUFFIX_TOKENS), new_tokens=0
+)
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -48,7 +50,9 @@ def streamed_in(path: tuple[Path, str], granularity: ls.Granularity) -> ls.Strea
     if granularity is ls.Granularity.BLOCK:
         spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
     machine = describe_machine(torch.device("cpu"))
-    plan = plan_placement(profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
+    plan = plan_placement(
+        profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine
+    )
     assert plan.granularity is granularity
     return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
@@ -63,11 +67,16 @@ def watch(part: nn.Module, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(part.__dict__, "forward", watched)
 
 
-@pytest.mark.parametrize("granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value)
+@pytest.mark.parametrize(
+    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value
+)
 def test_a_wave_takes_no_more_than_its_ledger_and_not_much_less(
     path: tuple[Path, str], granularity: ls.Granularity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [([5 + row] * PREFIX_TOKENS, [[6 + row] * tokens for tokens in SUFFIX_TOKENS]) for row in range(QUESTIONS)]
+    asked = [
+        ([5 + row] * PREFIX_TOKENS, [[6 + row] * tokens for tokens in SUFFIX_TOKENS])
+        for row in range(QUESTIONS)
+    ]
     with streamed_in(path, granularity) as streamed:
         alive = Alive()
         watch(streamed.model, alive, monkeypatch)
@@ -76,4 +85,6 @@ def test_a_wave_takes_no_more_than_its_ledger_and_not_much_less(
     assert all(result.error is None for result in results)
     # stacks of threads are no storages
     promised = plan.sweep_bytes - RIDERS * TASK_BYTES
-    assert 0.35 * promised < alive.peak_bytes <= promised, f"{alive.peak_bytes / promised:.2f} of {promised:,}"
+    assert 0.35 * promised < alive.peak_bytes <= promised, (
+        f"{alive.peak_bytes / promised:.2f} of {promised:,}"
+    )

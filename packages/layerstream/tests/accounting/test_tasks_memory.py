@@ -44,17 +44,24 @@ def streamed_in(path: Path, granularity: ls.Granularity) -> ls.StreamedModel:
     if granularity is ls.Granularity.BLOCK:
         spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
     machine = describe_machine(torch.device("cpu"))
-    plan = plan_placement(profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine)
+    plan = plan_placement(
+        profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine
+    )
     assert plan.granularity is granularity
     return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
 @pytest.mark.parametrize("isolate", [True, False], ids=["isolated", "packed"])
-@pytest.mark.parametrize("granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value)
+@pytest.mark.parametrize(
+    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value
+)
 def test_what_rides_takes_no_more_than_its_ledger_and_not_much_less(
     path: Path, granularity: ls.Granularity, isolate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [ls.GenerationRequest(prompt=[5 + row] * PROMPT_TOKENS, max_new_tokens=NEW_TOKENS) for row in range(ROWS)]
+    requests = [
+        ls.GenerationRequest(prompt=[5 + row] * PROMPT_TOKENS, max_new_tokens=NEW_TOKENS)
+        for row in range(ROWS)
+    ]
     with streamed_in(path, granularity) as streamed:
         alive, plain = Alive(), streamed.model.generate
 

@@ -56,21 +56,29 @@ def streamed_logits(path: Path, runtime: Any, host: str | int, sweeps: int = 3) 
 
 
 @pytest.mark.parametrize("host", ["min", "1 GiB"], ids=["from disk", "from host memory"])
-def test_the_worst_asynchronous_device_gives_the_exact_result(tiny_llama_dir: Path, reference: torch.Tensor, host: str) -> None:
+def test_the_worst_asynchronous_device_gives_the_exact_result(
+    tiny_llama_dir: Path, reference: torch.Tensor, host: str
+) -> None:
     runtime = FakeAsyncRuntime()
     for logits in streamed_logits(tiny_llama_dir, runtime, host):
         assert torch.equal(logits, reference)
     assert runtime.num_copies > 3 * 4
 
 
-@pytest.mark.parametrize("broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies])
-def test_removing_any_wait_breaks_the_result(tiny_llama_dir: Path, reference: torch.Tensor, broken: type[FakeAsyncRuntime]) -> None:
+@pytest.mark.parametrize(
+    "broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies]
+)
+def test_removing_any_wait_breaks_the_result(
+    tiny_llama_dir: Path, reference: torch.Tensor, broken: type[FakeAsyncRuntime]
+) -> None:
     results = streamed_logits(tiny_llama_dir, broken(lag_s=0.01), "min")
     assert not all(torch.equal(logits, reference) for logits in results)
 
 
 def test_a_mixed_plan_is_exact_too(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
     runtime = FakeAsyncRuntime()
-    with ls.load(tiny_llama_dir, budget=ls.MemoryBudget(device="1 GiB", host="1 GiB"), runtime=runtime) as streamed:
+    with ls.load(
+        tiny_llama_dir, budget=ls.MemoryBudget(device="1 GiB", host="1 GiB"), runtime=runtime
+    ) as streamed:
         assert streamed.plan.is_resident
         assert torch.equal(streamed.model(IDS).logits, reference)

@@ -58,12 +58,16 @@ def is_exact(results: list[list[torch.Tensor]], reference: list[torch.Tensor], i
     return all(torch.equal(logits, reference[index]) for logits in results[index])
 
 
-def load(path: Path, *runtimes: FakeAsyncRuntime, host: str | int = "min", device: str | int = "min") -> ls.StreamedModel:
+def load(
+    path: Path, *runtimes: FakeAsyncRuntime, host: str | int = "min", device: str | int = "min"
+) -> ls.StreamedModel:
     return ls.load(path, budget=ls.MemoryBudget(device=device, host=host), runtime=runtimes)
 
 
 @pytest.mark.parametrize("host", ["min", "1 GiB"], ids=["from disk", "from host memory"])
-def test_two_of_the_worst_devices_give_the_exact_results(tiny_llama_dir: Path, reference: list[torch.Tensor], host: str) -> None:
+def test_two_of_the_worst_devices_give_the_exact_results(
+    tiny_llama_dir: Path, reference: list[torch.Tensor], host: str
+) -> None:
     runtimes = FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1", lag_s=0.005)
     with load(tiny_llama_dir, *runtimes, host=host) as streamed:
         assert not streamed.plan.is_resident
@@ -80,7 +84,9 @@ def test_two_of_the_worst_devices_give_the_exact_results(tiny_llama_dir: Path, r
 
 
 @pytest.mark.parametrize("replica", [0, 1])
-@pytest.mark.parametrize("broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies])
+@pytest.mark.parametrize(
+    "broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies]
+)
 def test_removing_any_wait_of_one_lane_breaks_a_result(
     tiny_llama_dir: Path, reference: list[torch.Tensor], broken: type[FakeAsyncRuntime], index: int
 ) -> None:
@@ -106,7 +112,9 @@ def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
         fetch.buffer = buffer
 
     monkeypatch.setattr(Prefetcher, "release", let_go_at_the_first)
-    with load(tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")) as streamed:
+    with load(
+        tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")
+    ) as streamed:
         results = streamed.run_on_devices(forwards)
     assert not is_exact(results, reference, 1)
 
@@ -115,7 +123,10 @@ def test_lanes_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[t
     sizes = []
     for device in ("min", "4 GiB"):
         with load(
-            tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.0, name="fake:1"), device=device
+            tiny_llama_dir,
+            FakeAsyncRuntime(lag_s=0.0),
+            FakeAsyncRuntime(lag_s=0.0, name="fake:1"),
+            device=device,
         ) as streamed:
             sizes.append(streamed.plan.ledger.device_bytes)
     runtimes = FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1")
@@ -126,7 +137,9 @@ def test_lanes_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[t
     assert is_exact(results, reference, 1)
 
 
-def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:
+def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(
+    tiny_llama_dir: Path, reference: list[torch.Tensor]
+) -> None:
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime()) as streamed:
         lines = {line.purpose: line.num_bytes for line in streamed.plan.ledger.lines}
         assert lines["slots"] == 2 * streamed.plan.num_slots * streamed.plan.slot_bytes
@@ -135,7 +148,9 @@ def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(tiny_llama_d
     assert is_exact(results, reference, 1)
 
 
-def test_an_asynchronous_lane_that_fails_stops_the_other(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:
+def test_an_asynchronous_lane_that_fails_stops_the_other(
+    tiny_llama_dir: Path, reference: list[torch.Tensor]
+) -> None:
     threads = set(threading.enumerate())
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1")) as streamed:
 

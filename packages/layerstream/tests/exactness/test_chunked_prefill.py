@@ -15,13 +15,20 @@ NUM_TOKENS = 60
 
 
 @pytest.mark.parametrize("budget", ["min", "auto"])
-def test_a_long_prompt_in_chunks_gives_the_result_of_the_whole_in_one_sweep(tiny_llama_dir: Path, budget: str) -> None:
+def test_a_long_prompt_in_chunks_gives_the_result_of_the_whole_in_one_sweep(
+    tiny_llama_dir: Path, budget: str
+) -> None:
     ids = torch.arange(NUM_TOKENS).reshape(1, -1) % 120 + 3
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32).eval()
     workload = ls.Workload(prompt_tokens=NUM_TOKENS, new_tokens=8, prefill_chunk_tokens=7)
     widths: list[int] = []
-    with torch.no_grad(), ls.load(tiny_llama_dir, dtype="float32", budget=budget, workload=workload) as streamed:
-        streamed.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    with (
+        torch.no_grad(),
+        ls.load(tiny_llama_dir, dtype="float32", budget=budget, workload=workload) as streamed,
+    ):
+        streamed.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(
+            lambda _, args: widths.append(args[0].shape[1])
+        )
         logits = streamed.model(ids).logits
         assert widths == [7] * 8 + [4]
         assert streamed.report().sweeps == 1
@@ -43,7 +50,9 @@ def test_the_weights_are_read_once_for_all_chunks(tiny_llama_dir: Path) -> None:
 
 
 def test_the_ledger_counts_on_the_smaller_activations() -> None:
-    config = LlamaConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512)
+    config = LlamaConfig(
+        hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512
+    )
     plain = inspect_config(config, dtype="float16").profile.activation
     chunked = inspect_config(config, dtype="float16", prefill_chunk_tokens=32).profile.activation
     assert chunked.bytes_per_token < 0.5 * plain.bytes_per_token

@@ -30,7 +30,9 @@ from layerstream.spec.plans import Residency
 DTYPES = ("float32", "bfloat16", "float16")
 UNSUPPORTED = {
     **{f"falcon_alibi-{dtype}": {"static_cache"} for dtype in DTYPES},
-    "minimax-float16": {"sampled"},  # its lightning attention overflows in fp16 after padding: NaN cannot be sampled from
+    "minimax-float16": {
+        "sampled"
+    },  # its lightning attention overflows in fp16 after padding: NaN cannot be sampled from
 }
 """Computations that transformers itself fails at."""
 
@@ -59,19 +61,25 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(family=family, path=path, dtype=dtype, results=results)
 
 
-@pytest.mark.parametrize("case", [_grouped(family, dtype) for family in FAMILIES for dtype in DTYPES], indirect=True)
+@pytest.mark.parametrize(
+    "case", [_grouped(family, dtype) for family in FAMILIES for dtype in DTYPES], indirect=True
+)
 class TestEveryFamily:
     """One checkpoint, four questions."""
 
     def test_the_plain_model_supports_what_the_table_says(self, case: Case) -> None:
         """Without this, a computation that breaks for the plain model would drop out of the comparison."""
-        assert set(case.results.unsupported) == UNSUPPORTED.get(f"{case.family}-{case.dtype}", set()), case.results.unsupported
+        assert set(case.results.unsupported) == UNSUPPORTED.get(f"{case.family}-{case.dtype}", set()), (
+            case.results.unsupported
+        )
 
     @pytest.mark.parametrize("budget", BUDGETS)
     def test_streamed_equals_plain_in_every_bit(self, case: Case, budget: str) -> None:
         """Logits, hidden states, greedy, sampled, beam and static cache."""
         with load(case.path, case.dtype, budget) as streamed:
-            assert_equals_reference(streamed.model, case.results, COMPUTATIONS, f"{case.family} {case.dtype} at {budget}")
+            assert_equals_reference(
+                streamed.model, case.results, COMPUTATIONS, f"{case.family} {case.dtype} at {budget}"
+            )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "deepseek_v3"])
@@ -86,12 +94,16 @@ def test_every_budget_between_least_and_resident_is_exact(family: str, tmp_path:
         with ls.load(str(path), dtype="float32", device="cpu", budget=budget, workload=WORKLOAD) as streamed:
             assert streamed.plan.ledger.device_bytes <= budget
             patterns.add(streamed.plan.count(Residency.DEVICE))
-            assert_equals_reference(streamed.model, results, ("logits", "greedy"), f"{family} at {budget} bytes")
+            assert_equals_reference(
+                streamed.model, results, ("logits", "greedy"), f"{family} at {budget} bytes"
+            )
     assert len(patterns) > 2, f"nine budgets made only {patterns} resident units: the test shows nothing"
 
 
 @pytest.mark.parametrize(
-    "dtypes", [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float32"), ("float16", "bfloat16")], ids="-as-".join
+    "dtypes",
+    [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float32"), ("float16", "bfloat16")],
+    ids="-as-".join,
 )
 @pytest.mark.parametrize("family", ["llama_tied", "qwen3_moe", "gpt_oss", "gpt2"])
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -103,7 +115,9 @@ def test_a_checkpoint_runs_exactly_in_another_dtype_than_it_was_saved_in(
     path = save_tiny(family, tmp_path, getattr(torch, saved))
     results = compute_reference(reference(path, getattr(torch, run)), ("logits", "greedy"))
     with load(path, run, budget) as streamed:
-        assert_equals_reference(streamed.model, results, ("logits", "greedy"), f"{family} {saved} run as {run} at {budget}")
+        assert_equals_reference(
+            streamed.model, results, ("logits", "greedy"), f"{family} {saved} run as {run} at {budget}"
+        )
 
 
 @pytest.mark.parametrize("saved", DTYPES)
@@ -115,7 +129,9 @@ def test_dtype_auto_keeps_the_dtype_of_the_checkpoint(saved: str, tmp_path: Path
     with load(path, "auto", "min") as streamed:
         assert streamed.model.dtype == plain.dtype
         assert streamed.plan.dtype == saved
-        assert_equals_reference(streamed.model, compute_reference(plain, ("logits", "greedy")), ("logits", "greedy"), saved)
+        assert_equals_reference(
+            streamed.model, compute_reference(plain, ("logits", "greedy")), ("logits", "greedy"), saved
+        )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

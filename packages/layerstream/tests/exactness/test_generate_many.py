@@ -92,7 +92,13 @@ def test_packed_equals_generate_on_the_same_padded_batch(family: str, dtype: str
     with load(path, dtype, "min") as streamed:
         plan = ls.plan_requests(streamed, requests, batches=1)
         results = ls.generate_many(streamed, requests, batches=1)
-    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 2), (1, 4), (3, 6), (5,), (7,)]
+    assert [micro_batch.requests for micro_batch in plan.micro_batches] == [
+        (0, 2),
+        (1, 4),
+        (3, 6),
+        (5,),
+        (7,),
+    ]
     for micro_batch in plan.micro_batches:
         expected = generated(plain, [requests[index] for index in micro_batch.requests])
         assert [list(results[index].tokens) for index in micro_batch.requests] == expected
@@ -120,7 +126,9 @@ def test_what_is_drawn_without_a_seed_follows_from_the_callers_generator(tmp_pat
             torch.manual_seed(77)
             found.append([each.tokens for each in ls.generate_many(streamed, requests, isolate=True)])
         results = ls.generate_many(streamed, requests, isolate=True)
-        (again,) = ls.generate_many(streamed, [Request(prompt=ids(5), max_new_tokens=6, do_sample=True, seed=results[1].seed)])
+        (again,) = ls.generate_many(
+            streamed, [Request(prompt=ids(5), max_new_tokens=6, do_sample=True, seed=results[1].seed)]
+        )
     assert found[0] == found[1]
     assert len(set(found[0])) == 3
     assert again.tokens == results[1].tokens
@@ -142,7 +150,9 @@ def test_a_stop_text_ends_the_answer_and_is_in_it(tiny_llama_dir: Path) -> None:
         stop = whole.text[5:7]
         ended = Request(prompt="hello", max_new_tokens=40, stop=(stop,))
         for isolate in (True, False):
-            results = ls.generate_many(streamed, [ended, Request(prompt="hell", max_new_tokens=40, stop=(stop,))], isolate=isolate)
+            results = ls.generate_many(
+                streamed, [ended, Request(prompt="hell", max_new_tokens=40, stop=(stop,))], isolate=isolate
+            )
             assert results[0].text == whole.text[: whole.text.index(stop) + 2]
             assert results[0].finish_reason == "stop"
 
@@ -175,7 +185,9 @@ def test_what_a_callback_raises_ends_everything_and_comes_out(tiny_llama_dir: Pa
 
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         with pytest.raises(ArithmeticError, match="not another"):
-            ls.generate_many(streamed, [Request(prompt=ids(4), max_new_tokens=5)] * 3, isolate=True, **{where: refuse})
+            ls.generate_many(
+                streamed, [Request(prompt=ids(4), max_new_tokens=5)] * 3, isolate=True, **{where: refuse}
+            )
         assert len(ls.generate_many(streamed, [Request(prompt=ids(4), max_new_tokens=5)])[0].tokens) > 0
 
 

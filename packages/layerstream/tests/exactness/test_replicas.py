@@ -15,7 +15,18 @@ from transformers import PreTrainedModel
 
 import layerstream as ls
 
-FAMILIES = ("llama", "gpt2", "bloom", "mixtral", "gemma2", "qwen3_moe", "deepseek_v3", "zamba2", "mamba2", "llama_tied")
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "bloom",
+    "mixtral",
+    "gemma2",
+    "qwen3_moe",
+    "deepseek_v3",
+    "zamba2",
+    "mamba2",
+    "llama_tied",
+)
 PROGRAMS = (("logits", "greedy", "beam"), ("static_cache", "hidden_states", "greedy", "logits"))
 """What each replica computes: other things, in another order, in other numbers of sweeps."""
 NEEDED = sorted({name for program in PROGRAMS for name in program})
@@ -29,7 +40,8 @@ def computing(results: ReferenceResults, what: str) -> Callable[[PreTrainedModel
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [*((family, "float32") for family in FAMILIES), *((family, "bfloat16") for family in FAMILIES[:5])]
+    ("family", "dtype"),
+    [*((family, "float32") for family in FAMILIES), *((family, "bfloat16") for family in FAMILIES[:5])],
 )
 def test_each_lane_equals_the_plain_model_in_every_bit(family: str, dtype: str, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
@@ -38,10 +50,17 @@ def test_each_lane_equals_the_plain_model_in_every_bit(family: str, dtype: str, 
         with load(path, dtype, budget, replicas=2) as streamed:
             assert len({id(replica) for replica in streamed.replicas}) == 2
             streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
-            if budget == "min":  # once more, from where unequal works left off; and one replica after the other
+            if (
+                budget == "min"
+            ):  # once more, from where unequal works left off; and one replica after the other
                 streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}, again"))
                 for index, replica in enumerate(streamed.replicas):
-                    assert_equals_reference(replica, results, ("logits",), f"{family} {dtype} at {budget}, replica {replica} alone")
+                    assert_equals_reference(
+                        replica,
+                        results,
+                        ("logits",),
+                        f"{family} {dtype} at {budget}, replica {replica} alone",
+                    )
 
 
 def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Path) -> None:
@@ -85,7 +104,9 @@ def test_several_lanes_read_the_disk_once(family: str, replicas: int, tmp_path: 
     def bytes_read(count: int) -> tuple[int, int]:
         """Return what the reader has read for units, and what may lie ready for a seventh sweep."""
         with load(path, "float32", "min", replicas=count) as streamed:
-            streamed.run_on_devices(lambda replica, _: replica.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False))
+            streamed.run_on_devices(
+                lambda replica, _: replica.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            )
             report, reader_bytes = streamed.report(), streamed._built.reader.bytes_read
             # each replica looks up the embedding rows of its own tokens
             rows_bytes = sum(replica.bytes_looked_up for replica in streamed._replicas)

@@ -32,7 +32,9 @@ def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
         assert report.sweeps == 5
         ahead = 4 * streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
         rows_bytes = 6 * 14 * 64 * 4
-        assert report.bytes_read <= 5 * sum(unit.read_bytes for unit in streamed.plan.units) + ahead + rows_bytes
+        assert (
+            report.bytes_read <= 5 * sum(unit.read_bytes for unit in streamed.plan.units) + ahead + rows_bytes
+        )
     for index in (0, 1):
         assert all(torch.equal(a, b) for a, b in zip(found[index], wanted[index::2], strict=True))
 
@@ -55,7 +57,9 @@ def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_ll
         with pytest.raises(ValueError, match="done for"):
             streamed.run_on_devices(work)
         assert len(ended) == 1
-        assert [len(rows) for rows in streamed.run_on_devices(lambda replica, _: answer(replica, PROMPTS[0]))] == [1, 1]
+        assert [
+            len(rows) for rows in streamed.run_on_devices(lambda replica, _: answer(replica, PROMPTS[0]))
+        ] == [1, 1]
 
 
 def requests() -> list[ls.GenerationRequest]:
@@ -111,7 +115,11 @@ def test_questions_are_scored_on_several_devices_as_on_one_and_in_one_sweep(tiny
         heard: list[int] = []
         progress: list[ls.ScoreProgress] = []
         found = ls.score(
-            streamed, questions, batches=1, on_result=lambda result: heard.append(result.index), on_progress=progress.append
+            streamed,
+            questions,
+            batches=1,
+            on_result=lambda result: heard.append(result.index),
+            on_progress=progress.append,
         )
         assert streamed.report().sweeps == 1
         assert [group.sweeps for group in streamed.groups] == [1, 1]

@@ -59,7 +59,17 @@ SHARED = (
     "gemma3n_text",
     "gemma4_text",
 )
-IN_FP32 = ("llama", "gpt2", "bloom", "falcon_alibi", "mistral_sliding", "gemma3_text", "gpt_bigcode", "deepseek_v3", "llama4_text")
+IN_FP32 = (
+    "llama",
+    "gpt2",
+    "bloom",
+    "falcon_alibi",
+    "mistral_sliding",
+    "gemma3_text",
+    "gpt_bigcode",
+    "deepseek_v3",
+    "llama4_text",
+)
 WHOLE = ("jamba", "qwen3_next", "mamba2", "zamba2", "minimax")
 """Families whose state each continuation changes."""
 
@@ -76,7 +86,9 @@ def head_for(width: int, dtype: torch.dtype) -> nn.Linear:
     return nn.Linear(width, 8).to(dtype).requires_grad_(False)
 
 
-def assert_logprobs(results: Sequence[ls.ScoringResult], expected: list[list[tuple[torch.Tensor, bool]]]) -> None:
+def assert_logprobs(
+    results: Sequence[ls.ScoringResult], expected: list[list[tuple[torch.Tensor, bool]]]
+) -> None:
     for result, wanted in zip(results, expected, strict=True):
         assert result.error is None, result.error
         for score, (values, is_greedy) in zip(result.scores, wanted, strict=True):
@@ -95,7 +107,8 @@ def assert_outputs(results: Sequence[ls.ScoringResult], expected: list[list[torc
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [(family, "bfloat16") for family in SHARED] + [(family, "float32") for family in IN_FP32]
+    ("family", "dtype"),
+    [(family, "bfloat16") for family in SHARED] + [(family, "float32") for family in IN_FP32],
 )
 def test_scores_equal_two_steps(family: str, dtype: str, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
@@ -108,7 +121,10 @@ def test_scores_equal_two_steps(family: str, dtype: str, tmp_path: Path) -> None
         assert all(result.is_shared for result in results)
         assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in asked])
         streamed.reset_report()
-        assert_outputs(ls.score(streamed, asked, head=head, batches=1), [head_in_two_steps(plain, head, each) for each in asked])
+        assert_outputs(
+            ls.score(streamed, asked, head=head, batches=1),
+            [head_in_two_steps(plain, head, each) for each in asked],
+        )
         assert streamed.report().sweeps == 1
 
 
@@ -118,11 +134,17 @@ def test_scores_equal_two_steps_at_every_budget(family: str, budget: str, tmp_pa
     path = save_tiny(family, tmp_path, torch.bfloat16)
     plain = reference(path)
     with load(path, "auto", budget) as streamed:
-        assert_logprobs(ls.score(streamed, requests()), [logprobs_in_two_steps(plain, each) for each in requests()])
+        assert_logprobs(
+            ls.score(streamed, requests()), [logprobs_in_two_steps(plain, each) for each in requests()]
+        )
 
 
-@pytest.mark.parametrize(("family", "dtype"), [*((family, "bfloat16") for family in WHOLE), ("jamba", "float32")])
-def test_families_with_a_state_score_each_suffix_with_its_prefix(family: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, "bfloat16") for family in WHOLE), ("jamba", "float32")]
+)
+def test_families_with_a_state_score_each_suffix_with_its_prefix(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     plain = reference(path)
     head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
@@ -132,7 +154,9 @@ def test_families_with_a_state_score_each_suffix_with_its_prefix(family: str, dt
         assert streamed.report().sweeps == 1
         assert not any(result.is_shared for result in results)
         assert_logprobs(results, [logprobs_whole(plain, each) for each in asked])
-        assert_outputs(ls.score(streamed, asked, head=head, batches=1), [head_whole(plain, head, each) for each in asked])
+        assert_outputs(
+            ls.score(streamed, asked, head=head, batches=1), [head_whole(plain, head, each) for each in asked]
+        )
 
 
 @pytest.mark.parametrize("family", IN_FP32)
@@ -140,7 +164,9 @@ def test_two_steps_mean_what_one_text_means(family: str, tmp_path: Path) -> None
     """Positions and masks behind the prefix are right: in fp32 the two ways agree up to rounding."""
     plain = reference(save_tiny(family, tmp_path, torch.float32))
     for request in requests():
-        for (steps, _), (whole, _) in zip(logprobs_in_two_steps(plain, request), logprobs_whole(plain, request), strict=True):
+        for (steps, _), (whole, _) in zip(
+            logprobs_in_two_steps(plain, request), logprobs_whole(plain, request), strict=True
+        ):
             torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-3)
 
 

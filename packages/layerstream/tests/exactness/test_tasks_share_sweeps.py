@@ -144,7 +144,11 @@ def test_static_caches_are_each_calls_own(tmp_path: Path) -> None:
 def test_state_that_modules_keep_to_themselves_is_each_calls_own(tmp_path: Path) -> None:
     """RecurrentGemma's recurrent layers hold theirs as attributes."""
     path = save_tiny_config(shrunken_config("recurrent_gemma"), tmp_path)
-    calls = [generation(7, 5, do_sample=False), generation(4, 9, do_sample=True, seed=3), generation(9, 4, do_sample=False)]
+    calls = [
+        generation(7, 5, do_sample=False),
+        generation(4, 9, do_sample=True, seed=3),
+        generation(9, 4, do_sample=False),
+    ]
     expected = [call(reference(path)) for call in calls]
     with load(path, "float32", "min") as streamed:
         assert_all_equal(expected, together(streamed, calls))
@@ -165,9 +169,13 @@ class ReadsPrefix(DynamicLayer):
         super().__init__()
         self.prefix, self.prefix_tokens = prefix, prefix_tokens
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.prefix.get_seq_length() == self.prefix_tokens, "the suffix is ahead of its prefix"
-        return torch.cat([self.prefix.keys, key_states], dim=-2), torch.cat([self.prefix.values, value_states], dim=-2)
+        return torch.cat([self.prefix.keys, key_states], dim=-2), torch.cat(
+            [self.prefix.values, value_states], dim=-2
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.prefix_tokens + query_length, 0
@@ -181,7 +189,10 @@ def test_suffixes_read_the_cache_of_a_prefix_that_rides_before_them(budget: str,
     """The prefix, boarding first, is through a block before any suffix enters it: one sweep serves them all."""
     path = save_tiny("llama", tmp_path, torch.float32)
     plain = reference(path)
-    prefix, suffixes = torch.tensor([[11, 12, 13, 14, 15]]), [torch.tensor([[20, 21]]), torch.tensor([[30, 31, 32]])]
+    prefix, suffixes = (
+        torch.tensor([[11, 12, 13, 14, 15]]),
+        [torch.tensor([[20, 21]]), torch.tensor([[30, 31, 32]])],
+    )
 
     def prefix_and_suffixes(model: PreTrainedModel) -> list[Callable[[], torch.Tensor]]:
         cache = DynamicCache(config=model.config)

@@ -14,7 +14,17 @@ import pytest
 import torch
 from kit.attachments import Broken, ForbidEven, Recorder, outputs_of_blocks, weights_in_use
 from kit.budgets import load
-from kit.compare import Tensors, assert_same, generate, greedy, hidden_states, left_padded_batch, logits, reference, sampled
+from kit.compare import (
+    Tensors,
+    assert_same,
+    generate,
+    greedy,
+    hidden_states,
+    left_padded_batch,
+    logits,
+    reference,
+    sampled,
+)
 from kit.families import save_tiny
 from kit.threads import no_thread_left
 from tokenizers import Tokenizer
@@ -65,7 +75,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of one word a token: w0 … w198."""
     words = Tokenizer(WordLevel({f"w{index}": index for index in range(199)}, unk_token="w3"))
     words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", padding_side="left"
+    )
 
 
 class TestPlainUses:
@@ -84,7 +96,9 @@ class TestPlainUses:
             ]
             assert texts[0] == texts[1]
 
-    def test_a_streamer_is_given_every_token_in_order(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_a_streamer_is_given_every_token_in_order(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """The prompt first, then one token a step, then the end."""
         seen = []
         for model in (plain, streamed.model):
@@ -101,29 +115,39 @@ class TestPlainUses:
         texts = []
         for model in (plain, streamed.model):
             streamer = TextIteratorStreamer(tokenizer, timeout=60)
-            thread = threading.Thread(target=model.generate, kwargs={**_one_row(model), **_greedily(6), "streamer": streamer})
+            thread = threading.Thread(
+                target=model.generate, kwargs={**_one_row(model), **_greedily(6), "streamer": streamer}
+            )
             thread.start()
             texts.append("".join(streamer))
             thread.join()
         assert texts[0] == texts[1] != ""
 
-    def test_the_model_knows_its_device_and_dtype(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_the_model_knows_its_device_and_dtype(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """generate() and pipelines put their inputs there."""
         assert streamed.model.device == plain.device == torch.device("cpu")
         assert streamed.model.dtype == plain.dtype == torch.bfloat16
         assert type(streamed.model) is type(plain)
         assert streamed.model.num_parameters() == plain.num_parameters()
 
-    def test_a_prompt_of_the_first_token_alone(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_a_prompt_of_the_first_token_alone(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """generate() without any input makes its own on the model's device."""
         assert torch.equal(streamed.model.generate(**_greedily(4)), plain.generate(**_greedily(4)))
 
-    def test_embeddings_in_place_of_token_ids(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_embeddings_in_place_of_token_ids(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """The embedding is called from outside the forward, wherever its rows are kept."""
         outputs = []
         for model in (plain, streamed.model):
             rows = model.get_input_embeddings()(left_padded_batch(model)["input_ids"])
-            outputs.append({"rows": rows} | generate(model, input_ids=None, inputs_embeds=rows, do_sample=False))
+            outputs.append(
+                {"rows": rows} | generate(model, input_ids=None, inputs_embeds=rows, do_sample=False)
+            )
         assert_same(*outputs, "inputs_embeds")
 
     def test_the_loss_of_labels(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
@@ -136,7 +160,9 @@ class TestPlainUses:
         assert_same(*losses, "loss")
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-    def test_logits_do_not_depend_on_the_grad_mode(self, plain: PreTrainedModel, streamed: ls.StreamedModel, mode: Any) -> None:
+    def test_logits_do_not_depend_on_the_grad_mode(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel, mode: Any
+    ) -> None:
         """People forget `no_grad`; weights that come and go must not spoil the graph into an error or another result."""
         outputs = []
         for model in (plain, streamed.model):
@@ -144,7 +170,9 @@ class TestPlainUses:
                 outputs.append({"logits": model(**left_padded_batch(model)).logits.detach()})
         assert_same(*outputs, mode.__name__)
 
-    def test_a_cache_is_carried_from_call_to_call(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_a_cache_is_carried_from_call_to_call(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """A chat keeps its cache and sends only what is new."""
         outputs: list[Tensors] = []
         for model in (plain, streamed.model):
@@ -160,7 +188,9 @@ class TestOtherWaysToGenerate:
     """Decoding that is more than a loop over forwards."""
 
     @pytest.mark.parametrize("streams_the_assistant", [False, True])
-    def test_assisted_generation(self, path: Path, plain: PreTrainedModel, streams_the_assistant: bool, tmp_path: Path) -> None:
+    def test_assisted_generation(
+        self, path: Path, plain: PreTrainedModel, streams_the_assistant: bool, tmp_path: Path
+    ) -> None:
         """A small draft model, itself plain or streamed."""
         draft_path = save_tiny("llama_tied", tmp_path, torch.bfloat16, seed=7)
         draft = reference(draft_path)
@@ -173,7 +203,12 @@ class TestOtherWaysToGenerate:
     def test_prompt_lookup(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
         """Drafts from the prompt itself."""
         ids = torch.tensor([[11, 12, 13, 14, 11, 12, 13]])
-        settings = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "prompt_lookup_num_tokens": 3, "do_sample": False}
+        settings = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "prompt_lookup_num_tokens": 3,
+            "do_sample": False,
+        }
         assert_same(generate(plain, **settings), generate(streamed.model, **settings), "prompt lookup")
 
     def test_a_logits_processor_of_ones_own(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
@@ -181,7 +216,9 @@ class TestOtherWaysToGenerate:
         outputs, seen = [], []
         for model in (plain, streamed.model):
             processor = ForbidEven()
-            outputs.append(generate(model, do_sample=False, logits_processor=LogitsProcessorList([processor])))
+            outputs.append(
+                generate(model, do_sample=False, logits_processor=LogitsProcessorList([processor]))
+            )
             seen.append({f"step {index}": scores for index, scores in enumerate(processor.seen)})
         assert_same(*outputs, "processor")
         assert_same(*seen, "what the processor saw")
@@ -200,10 +237,15 @@ class TestOtherWaysToGenerate:
 class TestAgainAndAgain:
     """One model many times, many models at once."""
 
-    def test_ten_calls_of_changing_shape_all_agree(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_ten_calls_of_changing_shape_all_agree(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """Calls end in the middle of the prefetcher's read-ahead; the next one must not find the wrong block."""
         for turn in range(10):
-            settings: dict[str, Any] = {"do_sample": False, **left_padded_batch(plain, (4 + turn, 3, 5)[: 1 + turn % 3])}
+            settings: dict[str, Any] = {
+                "do_sample": False,
+                **left_padded_batch(plain, (4 + turn, 3, 5)[: 1 + turn % 3]),
+            }
             assert_same(generate(plain, **settings), generate(streamed.model, **settings), f"call {turn}")
             assert_same(logits(plain), logits(streamed.model), f"forward {turn}")
 
@@ -226,7 +268,9 @@ class TestAgainAndAgain:
                 assert_same(greedy(plain), greedy(first.model), "first")
                 assert_same(greedy(other_plain), greedy(second.model), "second")
 
-    def test_one_checkpoint_loaded_twice_at_once_and_again_afterwards(self, path: Path, plain: PreTrainedModel) -> None:
+    def test_one_checkpoint_loaded_twice_at_once_and_again_afterwards(
+        self, path: Path, plain: PreTrainedModel
+    ) -> None:
         """Each has its own slots."""
         expected = greedy(plain)
         with load(path, "auto", "min") as first, load(path, "auto", "min") as second:
@@ -240,7 +284,9 @@ class TestAgainAndAgain:
         expected, found = greedy(plain), {}
         with load(path, "auto", "min") as first, load(path, "auto", "min") as second:
             models = {"first": first.model, "second": second.model}
-            threads = [threading.Thread(target=_keep, args=(found, name, model)) for name, model in models.items()]
+            threads = [
+                threading.Thread(target=_keep, args=(found, name, model)) for name, model in models.items()
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -279,7 +325,9 @@ class TestInterruptions:
             generate(streamed.model, do_sample=False, stopping_criteria=StoppingCriteriaList([Broken()]))
         assert_same(greedy(plain), greedy(streamed.model), "generate afterwards")
 
-    def test_bad_input_leaves_a_model_that_works(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_bad_input_leaves_a_model_that_works(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """A token id outside of the vocabulary is refused by the embedding, as ever."""
         with pytest.raises(IndexError):
             streamed.model(input_ids=torch.tensor([[5, 10_000]]))
@@ -317,20 +365,26 @@ class TestInterruptions:
 class TestLookingInside:
     """Hooks and adapters reach into the blocks while they run."""
 
-    def test_hooks_on_blocks_see_the_same_hidden_states(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_hooks_on_blocks_see_the_same_hidden_states(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """Interpretability tools register them on every block."""
         seen = [outputs_of_blocks(model) for model in (plain, streamed.model)]
         assert len(seen[0]) == plain.config.num_hidden_layers
         assert_same(*seen, "hooked outputs")
         assert_same(hidden_states(plain), hidden_states(streamed.model), "after the hooks are gone")
 
-    def test_weights_are_all_there_while_their_layer_runs(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_weights_are_all_there_while_their_layer_runs(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """Every linear layer's weight, read by a hook at its turn, is the checkpoint's."""
         seen = [weights_in_use(model) for model in (plain, streamed.model)]
         assert len(seen[0]) == 7 * plain.config.num_hidden_layers
         assert_same(*seen, "weights in use")
 
-    def test_a_hook_may_replace_a_block_s_output(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
+    def test_a_hook_may_replace_a_block_s_output(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
         """Steering vectors work that way."""
         outputs = []
         for model in (plain, streamed.model):

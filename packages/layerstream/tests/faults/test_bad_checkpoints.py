@@ -102,7 +102,9 @@ def test_a_lying_header_is_refused_with_its_path(header: Any, num_bytes: int, tm
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\1\2\3", struct.micro_batch("<Q", 2**63) + b"{}", struct.micro_batch("<Q", 3) + b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\1\2\3", struct.micro_batch("<Q", 2**63) + b"{}", struct.micro_batch("<Q", 3) + b"{}"]
+)
 def test_a_file_too_short_for_its_header_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -145,7 +147,8 @@ def test_a_directory_without_weights_is_told_so(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth", "m.ckpt"]
+    "name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth", "m.ckpt"],
 )
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(name: str, directory: Path) -> None:
     (directory / name).write_bytes(b"\x80\x04.")
@@ -164,14 +167,18 @@ def test_gguf_weights_are_refused_with_the_way_to_convert_them(directory: Path) 
 def test_several_files_without_an_index_are_ambiguous(directory: Path) -> None:
     write_weights(directory / "one.safetensors")
     write_weights(directory / "two.safetensors")
-    with pytest.raises(CheckpointError, match=r"2 safetensors files.*one\.safetensors, two\.safetensors.*index"):
+    with pytest.raises(
+        CheckpointError, match=r"2 safetensors files.*one\.safetensors, two\.safetensors.*index"
+    ):
         open_checkpoint(directory)
 
 
 def test_an_index_that_names_an_absent_file_tells_file_and_tensors(directory: Path) -> None:
     write_weights(directory / SHARD)
     write_index(directory, {"w": SHARD, "v": "lost.safetensors", "u": "lost.safetensors"})
-    with pytest.raises(TensorMissingError, match=r"lost\.safetensors, which is absent; it should hold v, u") as caught:
+    with pytest.raises(
+        TensorMissingError, match=r"lost\.safetensors, which is absent; it should hold v, u"
+    ) as caught:
         open_checkpoint(directory)
     assert caught.value.names == ("v", "u")
 
@@ -265,7 +272,9 @@ def test_a_shard_outside_the_directory_is_refused(way_out: Callable[[Path], str]
         open_checkpoint(directory)
 
 
-@pytest.mark.parametrize("way_out", [outside_by_dots, outside_by_absolute_path, outside_by_link, outside_by_linked_directory])
+@pytest.mark.parametrize(
+    "way_out", [outside_by_dots, outside_by_absolute_path, outside_by_link, outside_by_linked_directory]
+)
 def test_the_refusal_of_a_shard_outside_says_so(way_out: Callable[[Path], str], directory: Path) -> None:
     write_index(directory, {"w": way_out(directory)})
     with pytest.raises(CheckpointError, match="leads out of it"):

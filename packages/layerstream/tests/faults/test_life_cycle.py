@@ -40,11 +40,15 @@ def last_shard(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("budget", ["min", "auto"])
-def test_leaving_the_with_block_ends_every_thread_and_frees_every_buffer(tiny_llama_dir: Path, budget: str) -> None:
+def test_leaving_the_with_block_ends_every_thread_and_frees_every_buffer(
+    tiny_llama_dir: Path, budget: str
+) -> None:
     with ls.load(tiny_llama_dir, budget=budget) as streamed:
         streamed.model(IDS)
         assert our_threads()
-        weights = [weakref.ref(parameter) for parameter in streamed.model.parameters() if not parameter.is_meta]
+        weights = [
+            weakref.ref(parameter) for parameter in streamed.model.parameters() if not parameter.is_meta
+        ]
     assert not our_threads()
     gc.collect()
     assert all(parameter() is None for parameter in weights)
@@ -95,7 +99,9 @@ def test_an_exception_inside_a_block_reaches_the_caller_and_the_next_forward_is_
         assert torch.equal(streamed.model(IDS).logits, reference)
 
 
-def test_ctrl_c_in_the_middle_of_a_forward_leaves_a_usable_model(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+def test_ctrl_c_in_the_middle_of_a_forward_leaves_a_usable_model(
+    tiny_llama_dir: Path, reference: torch.Tensor
+) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         handle = streamed.model.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
         with pytest.raises(KeyboardInterrupt):
@@ -127,7 +133,9 @@ def test_ctrl_c_inside_generate_leaves_the_grad_mode_as_it_was(tiny_llama_dir: P
 def test_a_second_threads_forward_waits_and_is_exact(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         results: list[torch.Tensor] = []
-        threads = [threading.Thread(target=lambda: results.append(streamed.model(IDS).logits)) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: results.append(streamed.model(IDS).logits)) for _ in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -136,7 +144,9 @@ def test_a_second_threads_forward_waits_and_is_exact(tiny_llama_dir: Path, refer
     assert all(torch.equal(logits, reference) for logits in results)
 
 
-def test_a_shard_that_shrinks_while_running_is_reported_and_recovered_from(checkpoint: Path, reference: torch.Tensor) -> None:
+def test_a_shard_that_shrinks_while_running_is_reported_and_recovered_from(
+    checkpoint: Path, reference: torch.Tensor
+) -> None:
     shard = last_shard(checkpoint)
     whole = shard.read_bytes()
     with ls.load(checkpoint, budget="min") as streamed:
@@ -162,7 +172,9 @@ def test_a_checkpoint_removed_while_running_does_not_hang(checkpoint: Path, refe
         assert torch.equal(streamed.model(IDS).logits, reference)
 
 
-def test_a_budget_too_small_says_what_is_needed_and_that_is_enough(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+def test_a_budget_too_small_says_what_is_needed_and_that_is_enough(
+    tiny_llama_dir: Path, reference: torch.Tensor
+) -> None:
     with pytest.raises(ls.BudgetTooSmallError) as caught:
         ls.load(tiny_llama_dir, budget="10 KiB")
     assert caught.value.needed_bytes > caught.value.budget_bytes == 10240
@@ -189,5 +201,8 @@ def test_an_unknown_device_or_dtype_is_refused(tiny_llama_dir: Path) -> None:
 
 
 def test_token_ids_outside_the_vocabulary_are_refused_as_torch_refuses_them(tiny_llama_dir: Path) -> None:
-    with ls.load(tiny_llama_dir, budget="min") as streamed, pytest.raises(IndexError, match="outside the vocabulary"):
+    with (
+        ls.load(tiny_llama_dir, budget="min") as streamed,
+        pytest.raises(IndexError, match="outside the vocabulary"),
+    ):
         streamed.model(torch.tensor([[1, 100_000]]))

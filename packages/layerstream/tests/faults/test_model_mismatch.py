@@ -34,7 +34,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(
-    "name", ["model.layers.3.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"]
+    "name",
+    ["model.layers.3.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"],
 )
 def test_a_missing_tensor_is_refused_by_its_name(path: Path, name: str, budget: str) -> None:
     """transformers would go on with random values."""
@@ -70,7 +71,9 @@ def test_a_tied_head_may_be_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_head_of_its_own_despite_the_tie_is_used_as_transformers_uses_it(tmp_path: Path, budget: str) -> None:
+def test_a_head_of_its_own_despite_the_tie_is_used_as_transformers_uses_it(
+    tmp_path: Path, budget: str
+) -> None:
     """The config says tied, the file holds another matrix: whatever transformers makes of that."""
     path = save_tiny("llama_tied", tmp_path)
 
@@ -110,7 +113,9 @@ def _integers(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("change", [_wrong_shape, _transposed, _integers])
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"]
+)
 def test_a_tensor_of_another_shape_or_kind_is_refused_by_its_name(
     path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], budget: str
 ) -> None:
@@ -188,7 +193,13 @@ def test_a_model_that_is_no_causal_language_model_is_refused(model_type: str, tm
     sizes = {
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "vocab_size": 101},
         "t5": {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_kv": 16, "d_ff": 48, "vocab_size": 101},
-        "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32},
+        "vit": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "image_size": 32,
+        },
     }
     model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(model_type, **sizes[model_type]))
     model.save_pretrained(tmp_path)
@@ -208,14 +219,19 @@ def test_a_model_without_blocks_is_refused(family: str, tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"hidden_size": 64}'], ids=["absent", "empty", "cut", "list", "no type"])
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", '{"hidden_size": 64}'], ids=["absent", "empty", "cut", "list", "no type"]
+)
 def test_a_config_that_is_none_is_refused(path: Path, text: str | None) -> None:
     """One of our errors, whatever is wrong with it."""
     config = path / "config.json"
     config.unlink()
     if text is not None:
         config.write_text(text)
-    with pytest.raises((ls.CheckpointError, ls.UnsupportedModelError), match=r"config\.json"), load(path, "auto", "min"):
+    with (
+        pytest.raises((ls.CheckpointError, ls.UnsupportedModelError), match=r"config\.json"),
+        load(path, "auto", "min"),
+    ):
         pass
 
 

@@ -87,7 +87,9 @@ def test_a_failing_lane_stops_the_other_with_its_error(
     assert_usable(streamed, reference)
 
 
-def test_a_read_error_ends_both_lanes_and_a_mended_disk_serves_both(checkpoint: Path, reference: torch.Tensor) -> None:
+def test_a_read_error_ends_both_lanes_and_a_mended_disk_serves_both(
+    checkpoint: Path, reference: torch.Tensor
+) -> None:
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
     whole = shard.read_bytes()
     with no_thread_left(), ls.load(checkpoint, devices=["cpu", "cpu"], budget="min") as streamed:
@@ -128,7 +130,9 @@ def test_lanes_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
     assert_usable(streamed, reference)
 
 
-def test_one_idle_lane_costs_the_other_neither_reads_nor_time(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
+def test_one_idle_lane_costs_the_other_neither_reads_nor_time(
+    tiny_llama_dir: Path, reference: torch.Tensor
+) -> None:
     sweeps = 8
     read = []
     for devices in (["cpu"], ["cpu", "cpu"]):
@@ -174,7 +178,9 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
         runner.join(60)
         assert not runner.is_alive()
         # what was being computed when the weights went may end with torch's own complaint about meta tensors
-        assert isinstance(raised[0], ls.StreamClosedError | ls.ReplicaStoppedError | RuntimeError | NotImplementedError)
+        assert isinstance(
+            raised[0], ls.StreamClosedError | ls.ReplicaStoppedError | RuntimeError | NotImplementedError
+        )
     with pytest.raises(ls.StreamClosedError):
         streamed.run_on_devices(lambda replica, _: replica(IDS))
     with pytest.raises(ls.StreamClosedError):
@@ -196,7 +202,9 @@ def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Te
     assert_usable(streamed, reference)
 
 
-def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(
+    streamed: ls.StreamedModel, reference: torch.Tensor
+) -> None:
     def work(replica: PreTrainedModel, index: int) -> None:
         if index == 0:
             return
@@ -226,10 +234,14 @@ def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_l
         streamed.run_on_devices(work)
 
 
-def test_running_on_devices_from_inside_such_a_run_is_refused(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+def test_running_on_devices_from_inside_such_a_run_is_refused(
+    streamed: ls.StreamedModel, reference: torch.Tensor
+) -> None:
     for index in (0, 1):
         with pytest.raises(ls.StreamError, match="under way already"):
-            streamed.run_on_devices(lambda replica, number, index=index: number == index and streamed.run_on_devices(print))
+            streamed.run_on_devices(
+                lambda replica, number, index=index: number == index and streamed.run_on_devices(print)
+            )
     assert_usable(streamed, reference)
 
 
@@ -254,7 +266,9 @@ def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tin
         ({"devices": ["cpu", "nonsense"]}, "no torch device"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_is_explained(tiny_llama_dir: Path, requested: dict[str, object], complaint: str) -> None:
+def test_a_wish_that_cannot_be_granted_is_explained(
+    tiny_llama_dir: Path, requested: dict[str, object], complaint: str
+) -> None:
     for verb in (ls.load, ls.plan):
         with pytest.raises(ls.PlanError, match=complaint):
             verb(tiny_llama_dir, **requested)  # type: ignore[operator]

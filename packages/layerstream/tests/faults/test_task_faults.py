@@ -64,7 +64,9 @@ def interrupt() -> None:
 
 
 def breaking(length: int, steps: int, deed: Callable[[], object]) -> Call:
-    return generation(length, 12, do_sample=False, stopping_criteria=StoppingCriteriaList([BreaksAfter(steps, deed)]))
+    return generation(
+        length, 12, do_sample=False, stopping_criteria=StoppingCriteriaList([BreaksAfter(steps, deed)])
+    )
 
 
 def assert_whole(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
@@ -72,10 +74,15 @@ def assert_whole(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
     with torch.no_grad():
         assert torch.equal(streamed.model(IDS).logits, plain(IDS).logits)
     calls = many_kinds()[:2]
-    assert all(torch.equal(a, b) for a, b in zip(together(streamed, calls), [call(plain) for call in calls], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(together(streamed, calls), [call(plain) for call in calls], strict=True)
+    )
 
 
-def test_a_call_that_breaks_off_does_not_touch_the_others(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_a_call_that_breaks_off_does_not_touch_the_others(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     calls = many_kinds()
     expected = [call(plain) for call in calls]
     mixed = [breaking(5, 2, fail), *calls, breaking(6, 3, fail)]
@@ -85,7 +92,9 @@ def test_a_call_that_breaks_off_does_not_touch_the_others(streamed: ls.StreamedM
     assert_whole(streamed, plain)
 
 
-def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     """Its hook is told apart by the length of the prompt."""
 
     def refuse_seven(_: object, args: tuple[torch.Tensor, ...]) -> None:
@@ -102,7 +111,9 @@ def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(streamed: ls
     assert_whole(streamed, plain)
 
 
-def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     calls = [breaking(5, 3, interrupt), *many_kinds()]
@@ -112,7 +123,9 @@ def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(streamed: ls.Strea
     assert_whole(streamed, plain)
 
 
-def test_an_error_of_who_hears_the_results_ends_every_call(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_an_error_of_who_hears_the_results_ends_every_call(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     def refuse(_: TaskResult) -> None:
         raise ArithmeticError("the disk of the results is full")
 
@@ -142,7 +155,9 @@ def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Pat
         together(streamed, calls)
 
 
-def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     results: list[torch.Tensor] = []
     other = threading.Thread(target=lambda: results.append(streamed.model(IDS).logits))
     calls = [breaking(5, 2, lambda: other.ident or other.start()), *many_kinds()]
@@ -153,13 +168,17 @@ def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(streamed:
         assert torch.equal(results[0], plain(IDS).logits)
 
 
-def test_a_forward_in_the_callback_is_refused_and_says_why(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_a_forward_in_the_callback_is_refused_and_says_why(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     with pytest.raises(ls.StreamError, match="callback"):
         together(streamed, many_kinds(), on_result=lambda _: streamed.model(IDS))
     assert_whole(streamed, plain)
 
 
-def test_a_forward_inside_a_forward_is_refused_and_says_why(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+def test_a_forward_inside_a_forward_is_refused_and_says_why(
+    streamed: ls.StreamedModel, plain: PreTrainedModel
+) -> None:
     """It would wait for itself."""
     handle = streamed.model.model.layers[1].register_forward_pre_hook(lambda *_: streamed.model(IDS))
     with pytest.raises(ls.StreamError, match="inside another"):
@@ -170,7 +189,9 @@ def test_a_forward_inside_a_forward_is_refused_and_says_why(streamed: ls.Streame
     assert_whole(streamed, plain)
 
 
-def test_a_disk_that_fails_fails_every_rider_and_recovers(tiny_llama_dir: Path, plain: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_disk_that_fails_fails_every_rider_and_recovers(
+    tiny_llama_dir: Path, plain: PreTrainedModel, tmp_path: Path
+) -> None:
     checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
     whole = shard.read_bytes()
@@ -205,13 +226,22 @@ def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: 
 
 
 def _soak_once(
-    rng: random.Random, streamed: ls.StreamedModel, plain: PreTrainedModel, expected: dict[tuple[int, int], torch.Tensor]
+    rng: random.Random,
+    streamed: ls.StreamedModel,
+    plain: PreTrainedModel,
+    expected: dict[tuple[int, int], torch.Tensor],
 ) -> None:
     """Let up to eight random calls task; now and then Ctrl-C comes or the callback raises."""
-    plans = [(rng.randrange(2, 12), rng.randrange(1, 7), rng.random() < 0.25) for _ in range(rng.randrange(1, 9))]
+    plans = [
+        (rng.randrange(2, 12), rng.randrange(1, 7), rng.random() < 0.25) for _ in range(rng.randrange(1, 9))
+    ]
     tasks = []
     for length, new_tokens, fails in plans:
-        call = breaking(length, 1, fail) if fails else generation(length, new_tokens, do_sample=True, seed=length)
+        call = (
+            breaking(length, 1, fail)
+            if fails
+            else generation(length, new_tokens, do_sample=True, seed=length)
+        )
         tasks.append(Task(call=partial(call, streamed.model), weight=rng.choice((0.5, 1.0, 2.5))))
     fault = rng.choice((None, None, None, KeyboardInterrupt, ArithmeticError))
     task_results: list[TaskResult] = []

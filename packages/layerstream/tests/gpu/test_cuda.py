@@ -11,7 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator"),
+]
 
 WORKLOAD = ls.Workload(batch_size=2, prompt_tokens=12, new_tokens=8)
 IDS = torch.arange(4, 28).reshape(2, 12)
@@ -30,18 +33,24 @@ def device() -> Iterator[str]:
 def budget_called(name: str, path: Path, device: str, dtype: str) -> ls.MemoryBudget:
     """Return the device budget `min` or halfway to resident; with `from host` the rest has room in host memory."""
     least, most = (
-        ls.plan(path, budget=size, device=device, dtype=dtype, workload=WORKLOAD).ledger.device_bytes for size in ("min", PLENTY)
+        ls.plan(path, budget=size, device=device, dtype=dtype, workload=WORKLOAD).ledger.device_bytes
+        for size in ("min", PLENTY)
     )
     return ls.MemoryBudget(
-        device=(least + most) // 2 if name == "mixed" else least, host=PLENTY if name == "min from host" else "min"
+        device=(least + most) // 2 if name == "mixed" else least,
+        host=PLENTY if name == "min from host" else "min",
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["min", "min from host", "mixed"])
-def test_streamed_equals_resident_on_the_device(tiny_llama_dir: Path, device: str, name: str, dtype: str) -> None:
+def test_streamed_equals_resident_on_the_device(
+    tiny_llama_dir: Path, device: str, name: str, dtype: str
+) -> None:
     ids = IDS.to(device)
-    resident = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype)).to(device).eval()
+    resident = (
+        AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype)).to(device).eval()
+    )
     with torch.no_grad():
         logits = resident(ids).logits
         rows = resident.generate(ids, max_new_tokens=8, do_sample=False)
@@ -61,9 +70,13 @@ def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: s
     before_bytes = module.memory_allocated(device)
     module.reset_peak_memory_stats(device)
     budget = budget_called(name, tiny_llama_dir, device, "float16")
-    with ls.load(tiny_llama_dir, budget=budget, device=device, dtype="float16", workload=WORKLOAD) as streamed:
+    with ls.load(
+        tiny_llama_dir, budget=budget, device=device, dtype="float16", workload=WORKLOAD
+    ) as streamed:
         ledger = streamed.plan.ledger
-        runtime_bytes = sum(line.num_bytes for line in ledger.lines if line.purpose == "runtime and allocator")
+        runtime_bytes = sum(
+            line.num_bytes for line in ledger.lines if line.purpose == "runtime and allocator"
+        )
         # no library has taken its workspace yet: what is allocated now is weights and slots alone
         assert module.memory_allocated(device) - before_bytes <= ledger.device_bytes - runtime_bytes
         streamed.generate(IDS.to(device), max_new_tokens=8, do_sample=False)
@@ -80,9 +93,15 @@ def lanes_of(device: str) -> list[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("host", ["min", PLENTY])
-def test_every_device_equals_the_resident_model_on_one_reading(tiny_llama_dir: Path, device: str, host: str, dtype: str) -> None:
+def test_every_device_equals_the_resident_model_on_one_reading(
+    tiny_llama_dir: Path, device: str, host: str, dtype: str
+) -> None:
     devices = lanes_of(device)
-    resident = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype)).to(devices[0]).eval()
+    resident = (
+        AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype))
+        .to(devices[0])
+        .eval()
+    )
     rows = resident.generate(IDS.to(devices[0]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
     budget = ls.MemoryBudget(device="min", host=host)
 

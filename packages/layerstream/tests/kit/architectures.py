@@ -58,15 +58,21 @@ def prepare(model_type: str, directory: Path) -> Trial | Outcome:
     try:
         config = shrunken_config(model_type)
         with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+            size = sum(
+                parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters()
+            )
         if size > MOST_PARAMETERS:
-            return Outcome(model_type=model_type, status=Status.NOT_BUILT, reason=f"does not shrink: {size:,} parameters")
+            return Outcome(
+                model_type=model_type, status=Status.NOT_BUILT, reason=f"does not shrink: {size:,} parameters"
+            )
         save_tiny_config(config, directory)
     except Exception as error:  # noqa: BLE001 - whatever a config class or constructor raises, it is a row of the table
         return Outcome(model_type=model_type, status=Status.NOT_BUILT, reason=_first_line(error))
     try:
         results = compute_reference(reference(directory, torch.float32), ESSENTIAL)
-        assert_equals_reference(reference(directory, torch.float32), results, ESSENTIAL, "the plain model, loaded again")
+        assert_equals_reference(
+            reference(directory, torch.float32), results, ESSENTIAL, "the plain model, loaded again"
+        )
     except Exception as error:  # noqa: BLE001 - the plain model's own limit
         return Outcome(model_type=model_type, status=Status.PLAIN_FAILS, reason=_first_line(error))
     return Trial(path=directory, results=results)

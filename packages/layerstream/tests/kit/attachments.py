@@ -31,9 +31,15 @@ def outputs_of_blocks(model: PreTrainedModel) -> Tensors:
 def weights_in_use(model: PreTrainedModel) -> Tensors:
     """Return the weight of every linear layer in the blocks as a hook finds it when the layer is about to run."""
     seen: Tensors = {}
-    layers = {name: module for name, module in model.get_decoder().layers.named_modules() if isinstance(module, nn.Linear)}
+    layers = {
+        name: module
+        for name, module in model.get_decoder().layers.named_modules()
+        if isinstance(module, nn.Linear)
+    }
     handles = [
-        module.register_forward_pre_hook(lambda module, _i, name=name: seen.update({name: module.weight.detach().clone()}))
+        module.register_forward_pre_hook(
+            lambda module, _i, name=name: seen.update({name: module.weight.detach().clone()})
+        )
         for name, module in layers.items()
     ]
     logits(model)

@@ -58,7 +58,10 @@ def generate(model: PreTrainedModel, **settings: Any) -> Tensors:
         **settings,
     }
     output = model.generate(**arguments)
-    return {**{f"scores[{step}]": scores for step, scores in enumerate(output.scores)}, "sequences": output.sequences}
+    return {
+        **{f"scores[{step}]": scores for step, scores in enumerate(output.scores)},
+        "sequences": output.sequences,
+    }
 
 
 def greedy(model: PreTrainedModel) -> Tensors:
@@ -131,8 +134,12 @@ def compute_reference(model: PreTrainedModel, names: Iterable[str] = tuple(COMPU
 
 def _refuse_meaningless(values: torch.Tensor, is_token: torch.Tensor) -> None:
     seen = values[is_token].float()
-    assert bool(torch.isfinite(seen).all()), "the plain model's logits are not finite: the test weights are badly scaled"
-    assert float(seen.std(dim=-1).min()) > 1e-2, "the plain model's logits are flat: the test weights are badly scaled"
+    assert bool(torch.isfinite(seen).all()), (
+        "the plain model's logits are not finite: the test weights are badly scaled"
+    )
+    assert float(seen.std(dim=-1).min()) > 1e-2, (
+        "the plain model's logits are flat: the test weights are badly scaled"
+    )
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -147,7 +154,9 @@ def first_difference(expected: Tensors, actual: Tensors) -> str | None:
     for name, wanted in expected.items():
         got = actual[name]
         if (wanted.shape, wanted.dtype) != (got.shape, got.dtype):
-            return f"{name}: expected {wanted.dtype} {tuple(wanted.shape)}, got {got.dtype} {tuple(got.shape)}"
+            return (
+                f"{name}: expected {wanted.dtype} {tuple(wanted.shape)}, got {got.dtype} {tuple(got.shape)}"
+            )
         if not torch.equal(bits(wanted), bits(got)):
             unequal = ~((wanted == got) | (wanted.isnan() & got.isnan()))
             distance = (wanted.double() - got.double()).abs().nan_to_num(posinf=float("inf")).max()
@@ -161,7 +170,9 @@ def assert_same(expected: Tensors, actual: Tensors, what: str) -> None:
     assert difference is None, f"{what}: {difference}"
 
 
-def assert_equals_reference(model: PreTrainedModel, results: ReferenceResults, names: Iterable[str], what: str) -> None:
+def assert_equals_reference(
+    model: PreTrainedModel, results: ReferenceResults, names: Iterable[str], what: str
+) -> None:
     """Assert that `model` computes what the plain model did, in each of `names` that the plain model supports."""
     for name in names:
         if name not in results.unsupported:

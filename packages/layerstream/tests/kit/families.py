@@ -40,7 +40,14 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-GPT: dict[str, Any] = {"n_embd": 64, "n_layer": 5, "n_head": 4, "n_positions": 128, "vocab_size": 211, **TOKENS}
+GPT: dict[str, Any] = {
+    "n_embd": 64,
+    "n_layer": 5,
+    "n_head": 4,
+    "n_positions": 128,
+    "vocab_size": 211,
+    **TOKENS,
+}
 OPT: dict[str, Any] = {
     "hidden_size": 64,
     "ffn_dim": 96,
@@ -50,7 +57,13 @@ OPT: dict[str, Any] = {
     "max_position_embeddings": 128,
     **TOKENS,
 }
-FALCON: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 197, **TOKENS}
+FALCON: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "vocab_size": 197,
+    **TOKENS,
+}
 EXPERTS: dict[str, Any] = {"moe_intermediate_size": 40, "num_experts": 5, "num_experts_per_tok": 2}
 MLA: dict[str, Any] = {
     **MHA,
@@ -83,10 +96,16 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "llama3_rope": _config("llama", GQA, rope_parameters=LLAMA3_ROPE, attention_bias=True, mlp_bias=True),
     "gpt2": _config("gpt2", GPT),
     "bloom": _config("bloom", hidden_size=64, n_layer=5, n_head=4, vocab_size=193, **TOKENS),
-    "falcon_old_decoder": _config("falcon", FALCON, multi_query=True, parallel_attn=True, alibi=False, bias=False),
-    "falcon_new_decoder": _config("falcon", FALCON, new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "falcon_old_decoder": _config(
+        "falcon", FALCON, multi_query=True, parallel_attn=True, alibi=False, bias=False
+    ),
+    "falcon_new_decoder": _config(
+        "falcon", FALCON, new_decoder_architecture=True, num_kv_heads=2, alibi=False
+    ),
     "falcon_alibi": _config("falcon", FALCON, multi_query=False, parallel_attn=False, alibi=True, bias=True),
-    "mpt": _config("mpt", d_model=64, n_layers=5, n_heads=4, vocab_size=191, max_seq_len=128, expansion_ratio=2, **TOKENS),
+    "mpt": _config(
+        "mpt", d_model=64, n_layers=5, n_heads=4, vocab_size=191, max_seq_len=128, expansion_ratio=2, **TOKENS
+    ),
     "gpt_bigcode": _config("gpt_bigcode", GPT, multi_query=True),
     "opt": _config("opt", OPT, word_embed_proj_dim=64, do_layer_norm_before=True),
     "opt_norm_after_and_projected": _config("opt", OPT, word_embed_proj_dim=32, do_layer_norm_before=False),
@@ -97,8 +116,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3_moe": _config("qwen3_moe", GQA, HEAD, EXPERTS, mlp_only_layers=[1]),
     "mixtral": _config("mixtral", GQA, num_local_experts=5, num_experts_per_tok=2),
     "olmoe": _config("olmoe", MHA, num_experts=6, num_experts_per_tok=2),
-    "gemma2": _config("gemma2", GQA, HEAD, sliding_window=5, query_pre_attn_scalar=16, attn_implementation="eager"),
-    "gemma3_text": _config("gemma3_text", GQA, HEAD, sliding_window=5, query_pre_attn_scalar=16, num_hidden_layers=7),
+    "gemma2": _config(
+        "gemma2", GQA, HEAD, sliding_window=5, query_pre_attn_scalar=16, attn_implementation="eager"
+    ),
+    "gemma3_text": _config(
+        "gemma3_text", GQA, HEAD, sliding_window=5, query_pre_attn_scalar=16, num_hidden_layers=7
+    ),
     "phi": _config("phi", MHA),
     "phi3": _config("phi3", GQA),
     "gpt_oss": _config("gpt_oss", GQA, HEAD, num_local_experts=4, num_experts_per_tok=2, sliding_window=5),
@@ -150,7 +173,15 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         shared_expert_intermediate_size=24,
     ),
     "mamba2": _config(
-        "mamba2", hidden_size=64, num_hidden_layers=5, num_heads=8, head_dim=16, state_size=16, n_groups=2, vocab_size=179, **TOKENS
+        "mamba2",
+        hidden_size=64,
+        num_hidden_layers=5,
+        num_heads=8,
+        head_dim=16,
+        state_size=16,
+        n_groups=2,
+        vocab_size=179,
+        **TOKENS,
     ),
     "zamba2": _config(
         "zamba2",
@@ -174,7 +205,9 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         moe_layers=[1, 3],
         attention_chunk_size=8,
     ),
-    "glm4_moe": _config("glm4_moe", GQA, HEAD, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2),
+    "glm4_moe": _config(
+        "glm4_moe", GQA, HEAD, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2
+    ),
     "minimax": _config("minimax", GQA, HEAD, num_local_experts=4, num_experts_per_tok=2, block_size=4),
     "gemma3n_text": _config(
         "gemma3n_text",
@@ -186,11 +219,22 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         laurel_rank=8,
         num_kv_shared_layers=2,
         sliding_window=5,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        layer_types=[
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
         activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0, 0.0],
     ),
     "gemma4_text": _config(
-        "gemma4_text", GQA, HEAD, sliding_window=5, vocab_size_per_layer_input=199, hidden_size_per_layer_input=16
+        "gemma4_text",
+        GQA,
+        HEAD,
+        sliding_window=5,
+        vocab_size_per_layer_input=199,
+        hidden_size_per_layer_input=16,
     ),
 }
 """A maker of a tiny config for every family, by name."""
@@ -232,7 +276,9 @@ def save_tiny(family: str, directory: str | Path, dtype: torch.dtype = torch.flo
     return save_tiny_config(FAMILIES[family](), directory, dtype, seed)
 
 
-def save_tiny_config(config: PretrainedConfig, directory: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def save_tiny_config(
+    config: PretrainedConfig, directory: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Path:
     """Write a random checkpoint of `config` into `directory` as `save_tiny` does."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -49,7 +49,10 @@ _NAMES_BY_SIZE: tuple[tuple[int, str], ...] = (
     (24, "q_lora_rank o_lora_rank"),
     (211, "vocab_size vocab_size_per_layer_input"),
     (4, "num_experts n_routed_experts num_local_experts moe_num_experts num_routed_experts"),
-    (2, "num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts num_selected_experts moe_top_k"),
+    (
+        2,
+        "num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts num_selected_experts moe_top_k",
+    ),
     (
         1,
         "n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups num_shared_experts n_shared_experts "
@@ -80,7 +83,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
     "blenderbot": {"encoder_layers": NUM_LAYERS},
     "blt": {"encoder_hash_byte_group_vocab": 503},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8}},
     "deepseek_v2": {"n_routed_experts": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -101,7 +106,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {"global_head_dim": 16},
     "gemma4_unified_text": {"global_head_dim": 16},
-    "granitemoehybrid": {**MAMBA, "num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
@@ -186,7 +195,10 @@ def _shrunken(name: str, value: Any, old_num_layers: int) -> Any:
         return SPECIAL_IDS[special.group(1)]
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         return value
-    return min(value, SIZES["vocab_size"] - 1 if re.fullmatch(r".*token_(id|index)", name) else SIZES.get(name, value))
+    return min(
+        value,
+        SIZES["vocab_size"] - 1 if re.fullmatch(r".*token_(id|index)", name) else SIZES.get(name, value),
+    )
 
 
 def _cut(per_layer: list[Any]) -> list[Any]:

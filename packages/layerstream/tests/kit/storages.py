@@ -42,7 +42,11 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_iter((args, kwargs))
+            if isinstance(leaf, torch.Tensor)
+        }
         result = func(*args, **kwargs)
         for leaf in tree_iter(result):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:

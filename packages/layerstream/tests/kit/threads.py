@@ -19,6 +19,8 @@ def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + GRACE_S
-    while (left := [thread for thread in threading.enumerate() if thread not in before]) and time.monotonic() < deadline:
+    while (
+        left := [thread for thread in threading.enumerate() if thread not in before]
+    ) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"threads left running: {[thread.name for thread in left]}"

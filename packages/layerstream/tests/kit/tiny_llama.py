@@ -13,9 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 128
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-CHAT_TEMPLATE = (
-    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
-)
+CHAT_TEMPLATE = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
 
 
 def save_tiny_llama(directory: Path) -> Path:
@@ -48,7 +46,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped

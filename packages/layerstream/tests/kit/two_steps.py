@@ -23,7 +23,11 @@ def requests(vocab_size: int = 120) -> list[IdQuestion]:
     def ids(length: int) -> list[int]:
         return torch.randint(5, vocab_size, (length,), generator=generator).tolist()
 
-    return [(ids(9), [ids(3), ids(1), ids(6)]), (ids(1), [ids(2), ids(4)]), (ids(14), [ids(1), ids(1), ids(5), ids(2)])]
+    return [
+        (ids(9), [ids(3), ids(1), ids(6)]),
+        (ids(1), [ids(2), ids(4)]),
+        (ids(14), [ids(1), ids(1), ids(5), ids(2)]),
+    ]
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -42,13 +46,17 @@ def logprobs_in_two_steps(model: PreTrainedModel, request: IdQuestion) -> list[t
     """Return (log-probabilities, greedy) of each suffix: float32 (tokens,)."""
     prefix, suffixes = request
     cache = DynamicCache(config=model.config)
-    first = model(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+    first = model(
+        input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1
+    ).logits[0]
     found = []
     for suffix in suffixes:
         values, is_greedy = _logprobs(first, suffix[:1])
         if len(suffix) > 1:
             own = copy.deepcopy(cache)
-            logits = model(input_ids=torch.tensor([suffix[:-1]]), past_key_values=own, use_cache=True).logits[0]
+            logits = model(input_ids=torch.tensor([suffix[:-1]]), past_key_values=own, use_cache=True).logits[
+                0
+            ]
             later, later_greedy = _logprobs(logits, suffix[1:])
             values, is_greedy = torch.cat([values, later]), is_greedy and later_greedy
         found.append((values, is_greedy))
@@ -64,7 +72,9 @@ def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, request: IdQuesti
     found = []
     for suffix in suffixes:
         own = copy.deepcopy(cache)
-        hidden = backbone(model)(input_ids=torch.tensor([suffix]), past_key_values=own, use_cache=True).last_hidden_state
+        hidden = backbone(model)(
+            input_ids=torch.tensor([suffix]), past_key_values=own, use_cache=True
+        ).last_hidden_state
         found.append(head(hidden[:, -1].to(head.weight.dtype))[0])
     return found
 
@@ -76,7 +86,9 @@ def logprobs_whole(model: PreTrainedModel, request: IdQuestion) -> list[tuple[to
     found = []
     for suffix in suffixes:
         ids = torch.tensor([[*prefix, *suffix[:-1]]])
-        found.append(_logprobs(model(input_ids=ids, use_cache=False, logits_to_keep=len(suffix)).logits[0], suffix))
+        found.append(
+            _logprobs(model(input_ids=ids, use_cache=False, logits_to_keep=len(suffix)).logits[0], suffix)
+        )
     return found
 
 

@@ -21,7 +21,14 @@ WORKLOAD = Workload(prompt_tokens=64, new_tokens=32)
 
 
 def _unit(name: str, block: int | None, size: int) -> UnitProfile:
-    return UnitProfile(name=name, block=block, weight_bytes=size, slot_bytes=size + 100, read_bytes=size, num_parameters=size // 2)
+    return UnitProfile(
+        name=name,
+        block=block,
+        weight_bytes=size,
+        slot_bytes=size + 100,
+        read_bytes=size,
+        num_parameters=size // 2,
+    )
 
 
 @st.composite
@@ -30,7 +37,11 @@ def models(draw: st.DrawFn) -> ModelProfile:
     num_blocks = draw(st.integers(1, 8))
     sizes = draw(st.lists(st.integers(1, 40), min_size=2, max_size=3))
     stretch = draw(st.lists(st.integers(1, 3), min_size=num_blocks, max_size=num_blocks))
-    parts = [_unit(f"b.{i}.{j}", i, size * stretch[i] * MB) for i in range(num_blocks) for j, size in enumerate(sizes)]
+    parts = [
+        _unit(f"b.{i}.{j}", i, size * stretch[i] * MB)
+        for i in range(num_blocks)
+        for j, size in enumerate(sizes)
+    ]
     blocks = [_unit(f"b.{i}", i, sum(sizes) * stretch[i] * MB) for i in range(num_blocks)]
     edge = draw(st.integers(1, 60)) * MB
     has_head, tied = draw(st.booleans()), draw(st.booleans())
@@ -64,8 +75,12 @@ machines = st.builds(
 )
 
 
-def _plan(model: ModelProfile, machine: Machine, device: int | str, host: int | str = "auto") -> PlacementPlan:
-    return plan_placement(profile=model, budget=MemoryBudget(device=device, host=host), workload=WORKLOAD, machine=machine)
+def _plan(
+    model: ModelProfile, machine: Machine, device: int | str, host: int | str = "auto"
+) -> PlacementPlan:
+    return plan_placement(
+        profile=model, budget=MemoryBudget(device=device, host=host), workload=WORKLOAD, machine=machine
+    )
 
 
 def _total_s(plan: PlacementPlan) -> float:
@@ -85,7 +100,11 @@ def test_no_plan_exceeds_its_budgets_and_every_unit_is_placed_once_in_order(
     plan = _plan(model, machine, _plan(model, machine, "min").ledger.device_budget_bytes + extra * MB)
     assert plan.ledger.device_bytes <= plan.ledger.device_budget_bytes
     assert plan.ledger.host_bytes <= plan.ledger.host_budget_bytes
-    decoder = {Granularity.BLOCK: model.blocks, Granularity.PART: model.parts, Granularity.LAYER: model.layers}[plan.granularity]
+    decoder = {
+        Granularity.BLOCK: model.blocks,
+        Granularity.PART: model.parts,
+        Granularity.LAYER: model.layers,
+    }[plan.granularity]
     expected = [unit.name for unit in decoder] + ([model.head.name] if model.head else [])
     assert [unit.name for unit in plan.units] == expected
     streamed = [unit for unit in plan.units if unit.residency is not Residency.DEVICE]
@@ -112,11 +131,17 @@ def test_needed_bytes_suffices_and_nothing_less_does(model: ModelProfile, machin
 
 @given(model=models(), machine=machines, device_extra=st.integers(0, 300))
 @settings(max_examples=60, deadline=None)
-def test_the_least_host_memory_suffices_and_nothing_less_does(model: ModelProfile, machine: Machine, device_extra: int) -> None:
+def test_the_least_host_memory_suffices_and_nothing_less_does(
+    model: ModelProfile, machine: Machine, device_extra: int
+) -> None:
     machine = replace(_host_suffices(machine), device="cuda:0")
     device = _plan(model, machine, "min").ledger.device_bytes + device_extra * MB
     least = _plan(model, machine, device, "min")
-    assert least.ledger.host_bytes <= least.ledger.host_budget_bytes <= _plan(model, machine, device).ledger.host_budget_bytes
+    assert (
+        least.ledger.host_bytes
+        <= least.ledger.host_budget_bytes
+        <= _plan(model, machine, device).ledger.host_budget_bytes
+    )
     with pytest.raises(BudgetTooSmallError) as caught:
         _plan(model, machine, device, least.ledger.host_budget_bytes - 1)
     assert caught.value.where == "host"
@@ -125,10 +150,14 @@ def test_the_least_host_memory_suffices_and_nothing_less_does(model: ModelProfil
 
 @given(model=models(), machine=machines, extras=st.lists(st.integers(0, 400), min_size=2, max_size=5))
 @settings(max_examples=120, deadline=None)
-def test_more_device_budget_never_makes_the_predicted_time_worse(model: ModelProfile, machine: Machine, extras: list[int]) -> None:
+def test_more_device_budget_never_makes_the_predicted_time_worse(
+    model: ModelProfile, machine: Machine, extras: list[int]
+) -> None:
     machine = _host_suffices(machine)
     needed = _plan(model, machine, "min").ledger.device_bytes
-    times = [_total_s(_plan(model, machine, needed + extra * MB, 1200 * MB)) for extra in [0, *sorted(extras)]]
+    times = [
+        _total_s(_plan(model, machine, needed + extra * MB, 1200 * MB)) for extra in [0, *sorted(extras)]
+    ]
     assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(times))
 
 
@@ -137,7 +166,9 @@ def test_the_gaps_between_residents_differ_by_at_most_one(num_units: int, share:
     chosen = spread(num_units, round(share * num_units))
     assert len(chosen) == round(share * num_units) == len(set(chosen))
     # a sweep is a loop: the gap from the last to the first counts as well
-    gaps = [b - a for a, b in itertools.pairwise(chosen)] + ([chosen[0] + num_units - chosen[-1]] if chosen else [])
+    gaps = [b - a for a, b in itertools.pairwise(chosen)] + (
+        [chosen[0] + num_units - chosen[-1]] if chosen else []
+    )
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

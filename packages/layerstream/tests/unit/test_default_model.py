@@ -49,7 +49,9 @@ def write_tiny_gguf(path: Path) -> None:
     writer.add_rope_dimension_count(8)
     writer.add_vocab_size(vocabulary)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"<{index}>" for index in range(4)] + [chr(0x100 + index) for index in range(256)] + ["Āā"])
+    writer.add_token_list(
+        [f"<{index}>" for index in range(4)] + [chr(0x100 + index) for index in range(256)] + ["Āā"]
+    )
     writer.add_token_types([3] * 4 + [1] * 257)
     writer.add_token_merges(["Ā ā"])
     writer.add_bos_token_id(1)
@@ -81,7 +83,9 @@ def test_the_packed_model_is_converted_once_without_running_the_wheels_code(
     monkeypatch.syspath_prepend(str(site))
     converted = default_model_path()
     assert converted.parent == empty_caches / "cache" / "layerstream"
-    assert [path.name for path in converted.parent.iterdir()] == [converted.name], "nothing half made is left behind"
+    assert [path.name for path in converted.parent.iterdir()] == [converted.name], (
+        "nothing half made is left behind"
+    )
     model = AutoModelForCausalLM.from_pretrained(converted, dtype="auto")
     assert model.dtype == torch.float16
     assert model.config.num_hidden_layers == 1
@@ -90,7 +94,9 @@ def test_the_packed_model_is_converted_once_without_running_the_wheels_code(
     assert default_model_path() == converted
 
 
-def test_a_packed_file_that_cannot_be_read_leaves_nothing_behind(empty_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_file_that_cannot_be_read_leaves_nothing_behind(
+    empty_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = empty_caches / "site"
     packed = write_wheel_folder(site) / "tiny.gguf"
     packed.write_bytes(packed.read_bytes()[:100])

@@ -7,8 +7,12 @@ from transformers import LlamaConfig
 
 import layerstream as ls
 
-SHAPE = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4, vocab_size=256)
-CARD = ls.Machine(name="a card", device="cuda:0", device_memory_bytes=2**30, host_memory_bytes=2**32, measured=False)
+SHAPE = LlamaConfig(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4, vocab_size=256
+)
+CARD = ls.Machine(
+    name="a card", device="cuda:0", device_memory_bytes=2**30, host_memory_bytes=2**32, measured=False
+)
 
 
 @pytest.mark.parametrize("budget", ["auto", "min", "2 MiB"])
@@ -16,7 +20,10 @@ def test_a_profile_gives_the_plan_that_its_config_gives(budget: str) -> None:
     profile = ls.profile_model(SHAPE, dtype="float16", device="cuda")
     workload = ls.Workload(prompt_tokens=16, new_tokens=4)
     requested = ls.MemoryBudget(device=budget)
-    given = [ls.simulate(model, machine=CARD, budget=requested, dtype="float16", workload=workload) for model in (profile, SHAPE)]
+    given = [
+        ls.simulate(model, machine=CARD, budget=requested, dtype="float16", workload=workload)
+        for model in (profile, SHAPE)
+    ]
     assert given[0] == given[1]
 
 

@@ -34,7 +34,11 @@ def drawings(measurements: Sequence[Measurement]) -> dict[str, str]:
     """
     rows = rows_of(measurements)
     first = [row for row in rows if row.shown.case.prompt_tokens == rows[0].shown.case.prompt_tokens]
-    found = {"memory": memory_plot(first), "latency": latency_plot(first), "divergence": divergence_plot(rows)}
+    found = {
+        "memory": memory_plot(first),
+        "latency": latency_plot(first),
+        "divergence": divergence_plot(rows),
+    }
     found |= {f"lengths-{variant}": drawing for variant, drawing in sweep_plots(rows)}
     return {name: standalone(drawing, PALETTE + DRAWING) for name, drawing in found.items() if drawing}
 

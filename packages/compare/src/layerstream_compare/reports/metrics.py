@@ -21,7 +21,9 @@ TEXTS = {"answer": "the reference's own answer", "prose": "the text that ships w
 """What agreement is measured on."""
 
 
-NOISE_FLOOR = "The original weights with another attention kernel: what differs no more than this differs by rounding"
+NOISE_FLOOR = (
+    "The original weights with another attention kernel: what differs no more than this differs by rounding"
+)
 """What a noise-floor row is."""
 
 
@@ -93,7 +95,11 @@ class Row:
     @property
     def is_noise_floor(self) -> bool:
         """Whether these are the original weights with another attention kernel: what differs here is rounding."""
-        return self.shown.case.variant in EXACT_VARIANTS and bool(self.shown.agreements) and not self.is_bit_exact
+        return (
+            self.shown.case.variant in EXACT_VARIANTS
+            and bool(self.shown.agreements)
+            and not self.is_bit_exact
+        )
 
     @property
     def standing(self) -> str:
@@ -120,7 +126,13 @@ class Row:
         found = self.shown.divergence
         if found is None:
             reference = self.shown.facts.get(REFERENCE_FACT)
-            return "–" if not reference else "the reference" if reference == self.label else f"same as {reference}"
+            return (
+                "–"
+                if not reference
+                else "the reference"
+                if reference == self.label
+                else f"same as {reference}"
+            )
         margin = "" if math.isnan(found.margin) else f", margin {found.margin:.2g}"
         return f"token {found.position + 1}: {found.variant_token!r}, not {found.reference_token!r}{margin}"
 
@@ -145,7 +157,9 @@ def _row(rounds: tuple[Measurement, ...]) -> Row:
     for metric in METRICS:
         found = [value for each in good if (value := metric.value(each)) is not None]
         if found:
-            values[metric.key] = Spread(median=median(found), least=min(found), most=max(found), rounds=len(found))
+            values[metric.key] = Spread(
+                median=median(found), least=min(found), most=max(found), rounds=len(found)
+            )
     return Row(label=shown.case.label, shown=shown, rounds=rounds, values=values)
 
 
@@ -198,13 +212,22 @@ def agreement_on(measurement: Measurement, text: str) -> Agreement | None:
     return next((each for each in measurement.agreements if each.text == text), None)
 
 
-def _quality(text: str, key: str, title: str, includes: str, show: Callable[[float], str] = format_nats) -> Metric:
+def _quality(
+    text: str, key: str, title: str, includes: str, show: Callable[[float], str] = format_nats
+) -> Metric:
     def value(measurement: Measurement) -> float | None:
         found = agreement_on(measurement, text)
         return None if found is None else float(getattr(found, key))
 
     includes = f"{includes}; measured on {TEXTS[text]}"
-    return Metric(key=f"{key}_{text}", group="quality", title=f"{title}, {text}", includes=includes, value=value, show=show)
+    return Metric(
+        key=f"{key}_{text}",
+        group="quality",
+        title=f"{title}, {text}",
+        includes=includes,
+        value=value,
+        show=show,
+    )
 
 
 def _quality_metrics(text: str) -> tuple[Metric, ...]:
@@ -220,10 +243,18 @@ def _quality_metrics(text: str) -> tuple[Metric, ...]:
         _quality(text, "top1", "top-1", "Share of positions with the same most likely token", format_share),
         _quality(text, "top1_standard_error", "± top-1", "Standard error of the top-1 share", format_share),
         _quality(
-            text, "max_logit_difference", "logit Δ", "Largest absolute difference of any logit at any position", format_number
+            text,
+            "max_logit_difference",
+            "logit Δ",
+            "Largest absolute difference of any logit at any position",
+            format_number,
         ),
         _quality(
-            text, "perplexity_ratio", "perplexity ×", "Perplexity divided by the reference's; it may mislead", "{:.4g}".format
+            text,
+            "perplexity_ratio",
+            "perplexity ×",
+            "Perplexity divided by the reference's; it may mislead",
+            "{:.4g}".format,
         ),
     )
 
@@ -300,15 +331,33 @@ METRICS: tuple[Metric, ...] = (
     ),
     _time("load_s", "load", "From the start of loading to a usable model"),
     _time(
-        "first_forward_s", "first forward", "The very first forward, the warm-up's: repacking of weights and compilation included"
+        "first_forward_s",
+        "first forward",
+        "The very first forward, the warm-up's: repacking of weights and compilation included",
     ),
-    _time("first_token_s", "first token", "From calling generate to the first token, after warm-up: the whole prompt's forward"),
+    _time(
+        "first_token_s",
+        "first token",
+        "From calling generate to the first token, after warm-up: the whole prompt's forward",
+    ),
     _time("inter_token_median_s", "per token", "Median time between tokens after the first"),
     _time("inter_token_p95_s", "per token p95", "95th percentile of the time between tokens after the first"),
-    _time("tokens_per_s", "tokens/s", "Tokens after the first divided by the seconds between them", format_number),
-    _time("cpu_s", "CPU time", "CPU seconds of the process during the measured generation, all threads together"),
+    _time(
+        "tokens_per_s",
+        "tokens/s",
+        "Tokens after the first divided by the seconds between them",
+        format_number,
+    ),
+    _time(
+        "cpu_s", "CPU time", "CPU seconds of the process during the measured generation, all threads together"
+    ),
     _time("bytes_read", "read", "Bytes truly read from disk during the measured generation", format_bytes),
-    _time("others_cores", "others", "Cores that other programs kept busy on average during the measured generation", format_number),
+    _time(
+        "others_cores",
+        "others",
+        "Cores that other programs kept busy on average during the measured generation",
+        format_number,
+    ),
     _time(
         "load_average",
         "load avg.",
@@ -327,4 +376,8 @@ BY_KEY = {metric.key: metric for metric in METRICS}
 def measured(rows: Iterable[Row], group: str) -> list[Metric]:
     """Return the metrics of `group` that at least one row has."""
     rows = list(rows)
-    return [metric for metric in METRICS if metric.group == group and any(metric.key in row.values for row in rows)]
+    return [
+        metric
+        for metric in METRICS
+        if metric.group == group and any(metric.key in row.values for row in rows)
+    ]

@@ -36,13 +36,24 @@ def html_page(rows: Sequence[Row]) -> str:
             memory_plot,
         ),
         _by_length(rows, "Latency", "Shorter is better. Whiskers end at the 95th percentile.", latency_plot),
-        _figure("Divergence", "Left is closer to the exact reference; 0 is the very same distribution.", divergence_plot(rows)),
+        _figure(
+            "Divergence",
+            "Left is closer to the exact reference; 0 is the very same distribution.",
+            divergence_plot(rows),
+        ),
         *(
-            _figure(f"Prompt length, {variant}", "Both axes are logarithmic: a line twice as steep is quadratic.", drawing)
+            _figure(
+                f"Prompt length, {variant}",
+                "Both axes are logarithmic: a line twice as steep is quadratic.",
+                drawing,
+            )
             for variant, drawing in sweep_plots(rows)
         ),
         *(_table(rows, group, heading) for group, heading in GROUPS.items() if group != "quality"),
-        *(_table(rows, "quality", f"{GROUPS['quality']}, on {told}", text=text) for text, told in TEXTS.items()),
+        *(
+            _table(rows, "quality", f"{GROUPS['quality']}, on {told}", text=text)
+            for text, told in TEXTS.items()
+        ),
         _answers(rows),
         _details(rows),
         _glossary(rows),
@@ -59,7 +70,10 @@ def html_page(rows: Sequence[Row]) -> str:
 
 
 def _overview(rows: Sequence[Row]) -> str:
-    models = ", ".join(dict.fromkeys(row.shown.case.model.rstrip("/").rpartition("/")[2] for row in rows)) or "nothing"
+    models = (
+        ", ".join(dict.fromkeys(row.shown.case.model.rstrip("/").rpartition("/")[2] for row in rows))
+        or "nothing"
+    )
     prompts = dict.fromkeys(row.shown.case.prompt for row in rows)
     good = sum(row.shown.status == "ok" for row in rows)
     weaker = "" if all(row.shown.isolation == "process" for row in rows) else _WEAKER
@@ -90,12 +104,16 @@ def _figure(heading: str, note: str, drawing: str) -> str:
 def _by_length(rows: Sequence[Row], heading: str, note: str, draw: Callable[[Sequence[Row]], str]) -> str:
     """Return one drawing for each prompt length; all but the first folded away."""
     lengths = dict.fromkeys(row.shown.case.prompt_tokens for row in rows)
-    drawings = [(length, draw([row for row in rows if row.shown.case.prompt_tokens == length])) for length in lengths]
+    drawings = [
+        (length, draw([row for row in rows if row.shown.case.prompt_tokens == length])) for length in lengths
+    ]
     drawings = [(length, drawing) for length, drawing in drawings if drawing]
     if not drawings:
         return ""
     first, *others = drawings
-    folded = "".join(f"<details><summary>{_length(length)}</summary>{drawing}</details>" for length, drawing in others)
+    folded = "".join(
+        f"<details><summary>{_length(length)}</summary>{drawing}</details>" for length, drawing in others
+    )
     return _figure(heading, f"{_length(first[0])}. {note}" if others else note, first[1] + folded)
 
 
@@ -109,7 +127,8 @@ def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> 
     if not shown:
         return ""
     heads = "".join(
-        f'<th scope="col" title="{escape(metric.includes)}">{escape(metric.title.partition(",")[0])}</th>' for metric in metrics
+        f'<th scope="col" title="{escape(metric.includes)}">{escape(metric.title.partition(",")[0])}</th>'
+        for metric in metrics
     )
     lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics)}</tr>' for row in shown)
     return (
@@ -120,18 +139,24 @@ def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> 
 
 def _name(row: Row) -> str:
     badges = (
-        '<span class="badge exact" title="Every compared logit is equal, bit for bit">bit-exact</span>' if row.is_bit_exact else ""
+        '<span class="badge exact" title="Every compared logit is equal, bit for bit">bit-exact</span>'
+        if row.is_bit_exact
+        else ""
     )
     if row.is_noise_floor:
         badges += f'<span class="badge noisy" title="{NOISE_FLOOR}">noise floor</span>'
     badges += (
-        '<span class="badge noisy" title="The machine was busy, or token times spread widely">noisy</span>' if row.is_noisy else ""
+        '<span class="badge noisy" title="The machine was busy, or token times spread widely">noisy</span>'
+        if row.is_noisy
+        else ""
     )
     return f"{escape(row.label)}{badges}"
 
 
 def _cells(row: Row, metrics: Sequence[Metric]) -> str:
-    return "".join(f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics)
+    return "".join(
+        f'<td title="{escape(_tip(row, metric))}">{escape(row.text_of(metric))}</td>' for metric in metrics
+    )
 
 
 def _tip(row: Row, metric: Metric) -> str:
@@ -196,7 +221,9 @@ def _phases(row: Row) -> str:
 
 def _list(facts: dict[str, Any]) -> str:
     return (
-        "<dl>" + "".join(f"<dt>{escape(str(name))}</dt><dd>{_fact(value)}</dd>" for name, value in facts.items()) + "</dl>"
+        "<dl>"
+        + "".join(f"<dt>{escape(str(name))}</dt><dd>{_fact(value)}</dd>" for name, value in facts.items())
+        + "</dl>"
         if facts
         else ""
     )
@@ -213,7 +240,9 @@ def _fact(value: Any) -> str:
 
 def _glossary(rows: Sequence[Row]) -> str:
     metrics = [metric for group in GROUPS for metric in measured(rows, group)]
-    entries = "".join(f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>" for metric in metrics)
+    entries = "".join(
+        f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>" for metric in metrics
+    )
     return f"<section><h2>What each figure includes</h2><dl>{entries}</dl></section>" if entries else ""
 
 
@@ -221,5 +250,7 @@ def _environment(rows: Sequence[Row]) -> str:
     environments = [row.shown.environment for row in rows if row.shown.environment]
     # the load differs from run to run and says nothing of the machine
     distinct = {json.dumps({**each, "load_average": None}, sort_keys=True): each for each in environments}
-    told = "".join(f"<details><summary>Environment</summary>{_list(each)}</details>" for each in distinct.values())
+    told = "".join(
+        f"<details><summary>Environment</summary>{_list(each)}</details>" for each in distinct.values()
+    )
     return f"<section><h2>Measured on</h2>{told}</section>" if told else ""

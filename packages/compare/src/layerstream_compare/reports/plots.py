@@ -25,9 +25,15 @@ def memory_plot(rows: Sequence[Row]) -> str:
     if not shown:
         return ""
     ends = [
-        max(_value(row, "peak_over_baseline_bytes"), _value(row, "held_bytes") + _value(row, "load_spike_bytes")) for row in shown
+        max(
+            _value(row, "peak_over_baseline_bytes"),
+            _value(row, "held_bytes") + _value(row, "load_spike_bytes"),
+        )
+        for row in shown
     ]
-    scale = svg.linear(ends, _LABEL_WIDTH, svg.WIDTH - 120, unit=_MIB if max(ends) < 1000 * _MIB else 1024 * _MIB)
+    scale = svg.linear(
+        ends, _LABEL_WIDTH, svg.WIDTH - 120, unit=_MIB if max(ends) < 1000 * _MIB else 1024 * _MIB
+    )
     top, step = 56, 34
     bottom = top + step * len(shown)
     parts = _swatches(_MEMORY_KINDS) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
@@ -43,12 +49,19 @@ def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
         if key == "load_spike_bytes":
             # needed beside what is held, and over before anything works
             held = _value(row, "held_bytes")
-            parts.append(svg.rectangle(scale(held), y + 18, scale(held + _value(row, key)) - scale(held), 5, kind=kind, tip=tip))
+            parts.append(
+                svg.rectangle(
+                    scale(held), y + 18, scale(held + _value(row, key)) - scale(held), 5, kind=kind, tip=tip
+                )
+            )
             continue
         begin, end = end, end + _value(row, key)
         parts.append(svg.rectangle(scale(begin), y + 2, scale(end) - scale(begin), 14, kind=kind, tip=tip))
     held_text = f"{format_bytes(_value(row, 'held_bytes'))} held"
-    return [*parts, svg.text(svg.WIDTH - 112, y + 13, held_text, kind="value", tip=BY_KEY["held_bytes"].includes)]
+    return [
+        *parts,
+        svg.text(svg.WIDTH - 112, y + 13, held_text, kind="value", tip=BY_KEY["held_bytes"].includes),
+    ]
 
 
 _MEMORY_KINDS = {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"}
@@ -65,19 +78,29 @@ def latency_plot(rows: Sequence[Row]) -> str:
     middle = (_LABEL_WIDTH + svg.WIDTH) / 2
     parts = [_row_label(row, top + step * index + 14) for index, row in enumerate(shown)]
     parts += _time_bars(shown, ("first_token_s", "", 0), (_LABEL_WIDTH, middle - 74), (top, step, bottom))
-    parts += _time_bars(shown, ("inter_token_median_s", "inter_token_p95_s", 1), (middle + 16, svg.WIDTH - 66), (top, step, bottom))
+    parts += _time_bars(
+        shown,
+        ("inter_token_median_s", "inter_token_p95_s", 1),
+        (middle + 16, svg.WIDTH - 66),
+        (top, step, bottom),
+    )
     return svg.picture("Latency of each variant", bottom + 24, parts)
 
 
 def _time_bars(
-    rows: Sequence[Row], what: tuple[str, str, int], across: tuple[float, float], down: tuple[float, float, float]
+    rows: Sequence[Row],
+    what: tuple[str, str, int],
+    across: tuple[float, float],
+    down: tuple[float, float, float],
 ) -> list[str]:
     key, whisker, color = what
     top, step, bottom = down
     metric = BY_KEY[key]
     ends = [_value(row, each) for row in rows for each in (key, whisker) if each]
     scale = svg.linear(ends, *across, unit=1 if max(ends) >= 1 else 0.001, num_ticks=3)
-    parts = [svg.text(across[0], 14, metric.title + (", median and p95" if whisker else ""), tip=metric.includes)]
+    parts = [
+        svg.text(across[0], 14, metric.title + (", median and p95" if whisker else ""), tip=metric.includes)
+    ]
     parts += _vertical_grid(scale, top - 8, bottom, _seconds_tick)
     for index, row in enumerate(rows):
         y, value, end = top + step * index, _value(row, key), _value(row, whisker or key)
@@ -88,7 +111,9 @@ def _time_bars(
         if end > value:
             parts.append(svg.line(scale(value), y + 11, scale(end), y + 11, kind="whisker"))
             parts.append(svg.line(scale(end), y + 7, scale(end), y + 15, kind="whisker"))
-        parts.append(svg.text(scale(max(value, end)) + 5, y + 15, format_seconds(value), kind="value", tip=tip))
+        parts.append(
+            svg.text(scale(max(value, end)) + 5, y + 15, format_seconds(value), kind="value", tip=tip)
+        )
     return parts
 
 
@@ -99,14 +124,21 @@ def divergence_plot(rows: Sequence[Row]) -> str:
         return ""
     agreements = [each for row in shown for each in row.shown.agreements]
     scale = svg.logarithmic(
-        [value for each in agreements for value in (each.kl_mean, each.kl_max)], _LABEL_WIDTH + 110, svg.WIDTH - 70
+        [value for each in agreements for value in (each.kl_mean, each.kl_max)],
+        _LABEL_WIDTH + 110,
+        svg.WIDTH - 70,
     )
     top, step = 56, 30
     bottom = top + step * len(shown)
     zero = _LABEL_WIDTH + 20
-    names = [(f"{TEXTS[text]} ({text}): mean, line to the maximum", number) for number, text in enumerate(TEXTS)]
+    names = [
+        (f"{TEXTS[text]} ({text}): mean, line to the maximum", number) for number, text in enumerate(TEXTS)
+    ]
     parts = _marks(names) + _vertical_grid(scale, top - 8, bottom, _power_tick)
-    parts += [svg.line(zero, top - 8, zero, bottom, kind="grid"), svg.text(zero, bottom + 16, "0", kind="muted", anchor="middle")]
+    parts += [
+        svg.line(zero, top - 8, zero, bottom, kind="grid"),
+        svg.text(zero, bottom + 16, "0", kind="muted", anchor="middle"),
+    ]
     parts += _noise_floor(shown, scale, top - 8, bottom)
     for index, row in enumerate(shown):
         y = top + step * index
@@ -119,12 +151,21 @@ def divergence_plot(rows: Sequence[Row]) -> str:
 
 def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: float) -> list[str]:
     """Mark how far the original weights are from themselves when only the attention kernel differs."""
-    means = [each.kl_mean for row in rows if row.is_noise_floor for each in row.shown.agreements if 0 < each.kl_mean < math.inf]
+    means = [
+        each.kl_mean
+        for row in rows
+        if row.is_noise_floor
+        for each in row.shown.agreements
+        if 0 < each.kl_mean < math.inf
+    ]
     if not means:
         return []
     x = scale(max(means))
     tip = f"{format_nats(max(means))} nats: the original weights with another attention kernel. Less than this is rounding"
-    return [svg.line(x, top, x, bottom, kind="floor"), svg.text(x + 5, top + 4, "noise floor", kind="muted", tip=tip)]
+    return [
+        svg.line(x, top, x, bottom, kind="floor"),
+        svg.text(x + 5, top + 4, "noise floor", kind="muted", tip=tip),
+    ]
 
 
 def _kl_mark(row: Row, text: str, number: int, scale: svg.Scale, at: tuple[float, float]) -> list[str]:
@@ -132,7 +173,9 @@ def _kl_mark(row: Row, text: str, number: int, scale: svg.Scale, at: tuple[float
     if found is None or math.isnan(found.kl_mean):
         return []
     zero, y = at
-    tip = f"{row.label}, {TEXTS[text]}: KL mean {format_nats(found.kl_mean)}, p99 {format_nats(found.kl_p99)}, "
+    tip = (
+        f"{row.label}, {TEXTS[text]}: KL mean {format_nats(found.kl_mean)}, p99 {format_nats(found.kl_p99)}, "
+    )
     tip += f"max {format_nats(found.kl_max)} nats over {found.positions} positions"
     x = scale(found.kl_mean) if found.kl_mean > 0 else zero
     parts = []
@@ -181,10 +224,21 @@ def _sweep_panel(lines: dict[str, list[Row]], key: str, across: tuple[float, flo
         return [svg.text(across[0], 60, f"{metric.title}: not measured", kind="muted")]
     is_bytes = key.endswith("_bytes")
     show = _bytes_tick if is_bytes else _seconds_tick
-    up = svg.logarithmic([_value(row, key) for row in rows], bottom, top, base=4 if is_bytes else 10, unit=_MIB if is_bytes else 1)
+    up = svg.logarithmic(
+        [_value(row, key) for row in rows],
+        bottom,
+        top,
+        base=4 if is_bytes else 10,
+        unit=_MIB if is_bytes else 1,
+    )
     lengths = sorted({row.shown.prompt_tokens for row in rows})
     along = svg.Scale(
-        least=lengths[0] / 1.1, most=lengths[-1] * 1.1, start=across[0], end=across[1], is_log=True, ticks=tuple(lengths)
+        least=lengths[0] / 1.1,
+        most=lengths[-1] * 1.1,
+        start=across[0],
+        end=across[1],
+        is_log=True,
+        ticks=tuple(lengths),
     )
     parts = [svg.text(across[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
     for tick in up.ticks:
@@ -193,7 +247,11 @@ def _sweep_panel(lines: dict[str, list[Row]], key: str, across: tuple[float, flo
     for tick in _apart(along, 44):
         parts.append(svg.text(along(tick), bottom + 17, f"{tick:.0f}", kind="muted", anchor="middle"))
     for number, line in enumerate(lines.values()):
-        points = [(row, along(row.shown.prompt_tokens), up(_value(row, key))) for row in line if _value(row, key) > 0]
+        points = [
+            (row, along(row.shown.prompt_tokens), up(_value(row, key)))
+            for row in line
+            if _value(row, key) > 0
+        ]
         parts.append(svg.path([(x, y) for _, x, y in points], kind=f"line s{number % svg.SERIES}"))
         for row, x, y in points:
             tip = f"{row.label}: {metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens. {metric.includes}"
@@ -237,7 +295,11 @@ def _vertical_grid(scale: svg.Scale, top: float, bottom: float, show: Callable[[
     for tick in scale.ticks:
         parts.append(svg.line(scale(tick), top, scale(tick), bottom, kind="grid"))
     for tick in _apart(scale, 52):
-        parts.append(svg.text(scale(tick), bottom + 16, "0" if tick == 0 else show(tick), kind="muted", anchor="middle"))
+        parts.append(
+            svg.text(
+                scale(tick), bottom + 16, "0" if tick == 0 else show(tick), kind="muted", anchor="middle"
+            )
+        )
     return parts
 
 
@@ -250,5 +312,8 @@ def _swatches(kinds: Mapping[str, str]) -> list[str]:
 
 
 def _marks(names: Sequence[tuple[str, int]]) -> list[str]:
-    marks = [(name, lambda x, y, number=number: svg.marker(x, y, number, kind=f"s{number}")) for name, number in names]
+    marks = [
+        (name, lambda x, y, number=number: svg.marker(x, y, number, kind=f"s{number}"))
+        for name, number in names
+    ]
     return svg.legend(0, 16, marks)

@@ -42,7 +42,9 @@ class Scale:
         return self.start + (self.end - self.start) * (here - low) / (high - low or 1)
 
 
-def linear(values: Sequence[float], start: float, end: float, *, unit: float = 1, num_ticks: int = 4) -> Scale:
+def linear(
+    values: Sequence[float], start: float, end: float, *, unit: float = 1, num_ticks: int = 4
+) -> Scale:
     """Return a scale from 0 to a little over the largest value, with ticks at 1, 2 or 5 times a power of ten of `unit`."""
     most = max([value for value in values if math.isfinite(value)], default=0) or unit
     rough = most / unit / num_ticks
@@ -52,14 +54,18 @@ def linear(values: Sequence[float], start: float, end: float, *, unit: float = 1
     return Scale(least=0, most=most * 1.02, start=start, end=end, is_log=False, ticks=ticks)
 
 
-def logarithmic(values: Sequence[float], start: float, end: float, *, base: float = 10, unit: float = 1) -> Scale:
+def logarithmic(
+    values: Sequence[float], start: float, end: float, *, base: float = 10, unit: float = 1
+) -> Scale:
     """Return a logarithmic scale over the positive finite values, from one power of `base` (times `unit`) to another."""
     positive = [value / unit for value in values if value > 0 and math.isfinite(value)] or [1.0]
     first = math.floor(math.log(min(positive), base) + 1e-9)
     last = max(math.ceil(math.log(max(positive), base) - 1e-9), first + 1)
     stride = max(1, (last - first + 7) // 8)
     ticks = tuple(base**power * unit for power in range(first, last + 1, stride))
-    return Scale(least=base**first * unit, most=base**last * unit, start=start, end=end, is_log=True, ticks=ticks)
+    return Scale(
+        least=base**first * unit, most=base**last * unit, start=start, end=end, is_log=True, ticks=ticks
+    )
 
 
 def picture(title: str, height: float, parts: Sequence[str]) -> str:
@@ -74,10 +80,14 @@ def standalone(drawing: str, style: str) -> str:
     return f'{head}>\n<style>{style}</style>\n<rect width="100%" height="100%" style="fill: var(--paper)"/>{rest}\n'
 
 
-def text(x: float, y: float, content: str, *, kind: str = "label", anchor: str = "start", tip: str = "") -> str:
+def text(
+    x: float, y: float, content: str, *, kind: str = "label", anchor: str = "start", tip: str = ""
+) -> str:
     """Return words at a place; `tip` shows where the pointer rests."""
     title = f"<title>{escape(tip)}</title>" if tip else ""
-    return f'<text x="{_n(x)}" y="{_n(y)}" class="{kind}" text-anchor="{anchor}">{title}{escape(content)}</text>'
+    return (
+        f'<text x="{_n(x)}" y="{_n(y)}" class="{kind}" text-anchor="{anchor}">{title}{escape(content)}</text>'
+    )
 
 
 def rectangle(x: float, y: float, width: float, height: float, *, kind: str, tip: str) -> str:

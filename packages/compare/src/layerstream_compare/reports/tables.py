@@ -23,20 +23,33 @@ GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exa
 
 _DROPPED_FIRST = ("load_spike_bytes", "top1", "working_bytes", "first_token_s")
 _FIGURE_WIDTH, _WORDS_WIDTH = 11, 44
-_IN_TERMINAL = ("held_bytes", "working_bytes", "load_spike_bytes", "first_token_s", "inter_token_median_s", "kl_mean", "top1")
+_IN_TERMINAL = (
+    "held_bytes",
+    "working_bytes",
+    "load_spike_bytes",
+    "first_token_s",
+    "inter_token_median_s",
+    "kl_mean",
+    "top1",
+)
 
 
 def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
     """Return the figures that fit into a terminal of `width` characters."""
     dropped = _DROPPED_FIRST[: max(0, len(_IN_TERMINAL) - (width - _WORDS_WIDTH) // _FIGURE_WIDTH)]
-    metrics = [metric for key in _IN_TERMINAL if key not in dropped for metric in _terminal_metrics(key, rows)]
+    metrics = [
+        metric for key in _IN_TERMINAL if key not in dropped for metric in _terminal_metrics(key, rows)
+    ]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("variant", overflow="fold")
     for metric in metrics:
         table.add_column(metric.title.partition(",")[0].replace(" ", "\n", 1), justify="right", no_wrap=True)
     table.add_column("answer", overflow="fold", min_width=14)
     for row in rows:
-        figures = [Text(_median_text(row, metric), style="" if metric.key in row.values else "dim") for metric in metrics]
+        figures = [
+            Text(_median_text(row, metric), style="" if metric.key in row.values else "dim")
+            for metric in metrics
+        ]
         table.add_row(Text(row.label + (" (noisy)" if row.is_noisy else "")), *figures, _outcome(row))
     return table
 
@@ -45,7 +58,9 @@ def _terminal_metrics(key: str, rows: Sequence[Row]) -> list[Metric]:
     if key in BY_KEY:
         return [BY_KEY[key]]
     # one text is enough there: the reference's own answer, where it was measured
-    found = [metric for metric in measured(rows, "quality") if metric.key in (f"{key}_answer", f"{key}_prose")]
+    found = [
+        metric for metric in measured(rows, "quality") if metric.key in (f"{key}_answer", f"{key}_prose")
+    ]
     return found[:1]
 
 
@@ -61,8 +76,12 @@ def _outcome(row: Row) -> Text:
         return Text(status, style="red" if status == "failed" else "dim")
     words = row.outcome()
     if found is not None:
-        words = f"differs at token {found.position + 1}" + ("" if math.isnan(found.margin) else f" (margin {found.margin:.2g})")
-    return Text(f"{words}, {row.standing}" if row.standing else words, style="green" if row.is_bit_exact else "")
+        words = f"differs at token {found.position + 1}" + (
+            "" if math.isnan(found.margin) else f" (margin {found.margin:.2g})"
+        )
+    return Text(
+        f"{words}, {row.standing}" if row.standing else words, style="green" if row.is_bit_exact else ""
+    )
 
 
 def terminal_notes(rows: Sequence[Row]) -> list[Text]:
@@ -77,15 +96,25 @@ def markdown(rows: Sequence[Row]) -> str:
         metrics = measured(rows, group)
         good = [row for row in rows if any(metric.key in row.values for metric in metrics)]
         if good:
-            parts.append(f"## {heading}\n\n" + _markdown_table(good, metrics, with_outcome=group == "quality"))
-    answers = [f"### {row.label}\n\n{row.outcome()}\n\n{_fenced(row.shown.text)}" for row in rows if row.shown.status == "ok"]
+            parts.append(
+                f"## {heading}\n\n" + _markdown_table(good, metrics, with_outcome=group == "quality")
+            )
+    answers = [
+        f"### {row.label}\n\n{row.outcome()}\n\n{_fenced(row.shown.text)}"
+        for row in rows
+        if row.shown.status == "ok"
+    ]
     if answers:
         parts.append("## Answers\n\n" + "\n".join(answers))
     missing = [f"- **{_cell(row.label)}** {_cell(row.outcome())}" for row in rows if row.shown.status != "ok"]
     if missing:
         parts.append("## Not measured\n\n" + "\n".join(missing) + "\n")
     shown = [metric for group in GROUPS for metric in measured(rows, group)]
-    parts.append("## What each figure includes\n\n" + "\n".join(f"- **{each.title}** {each.includes}." for each in shown) + "\n")
+    parts.append(
+        "## What each figure includes\n\n"
+        + "\n".join(f"- **{each.title}** {each.includes}." for each in shown)
+        + "\n"
+    )
     return "\n".join(parts)
 
 
@@ -99,7 +128,9 @@ def _markdown_table(rows: Sequence[Row], metrics: Sequence[Metric], *, with_outc
     head = ["variant", *(metric.title for metric in metrics), *last]
     lines = [head, ["---", *["---:"] * len(metrics), *["---"] * len(last)]]
     for row in rows:
-        marks = [row.standing or "differs", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
+        marks = (
+            [row.standing or "differs", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
+        )
         lines.append([row.label, *(row.text_of(metric) for metric in metrics), *marks])
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 
@@ -124,7 +155,12 @@ def csv_text(measurements: Iterable[Measurement]) -> str:
     writer = csv.writer(told, lineterminator="\n")
     writer.writerow([*_PLAIN, *(metric.key for metric in METRICS)])
     for each in measurements:
-        writer.writerow([*(_formula_safe(value) for value in _plain(each)), *(_raw(metric.value(each)) for metric in METRICS)])
+        writer.writerow(
+            [
+                *(_formula_safe(value) for value in _plain(each)),
+                *(_raw(metric.value(each)) for metric in METRICS),
+            ]
+        )
     return told.getvalue()
 
 

@@ -47,7 +47,9 @@ def run_in_process(
     yield Event(case=case, kind="started", data={})
     told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
     closed = threading.Event()
-    context = contextvars.copy_context()  # hosts keep the user's request, and the right to a GPU with it, in there
+    context = (
+        contextvars.copy_context()
+    )  # hosts keep the user's request, and the right to a GPU with it, in there
     thread = threading.Thread(
         target=context.run, args=(_work, case, run_case, told, closed), name=f"case {case.label}", daemon=True
     )
@@ -78,7 +80,9 @@ def _next(told: queue.SimpleQueue[_Told], heartbeat_s: float | None) -> _Told:
         return _WAITING, {}
 
 
-def _work(case: Case, run_case: RunCase | None, told: queue.SimpleQueue[_Told], closed: threading.Event) -> None:
+def _work(
+    case: Case, run_case: RunCase | None, told: queue.SimpleQueue[_Told], closed: threading.Event
+) -> None:
     def emit(kind: str, **data: Any) -> None:
         if closed.is_set():
             raise _ClosedError

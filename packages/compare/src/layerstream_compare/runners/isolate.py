@@ -114,7 +114,13 @@ def _started(case: Case, command: Sequence[str], stderr: IO[bytes]) -> Iterator[
             deadline = time.monotonic() + case.time_limit_s
             selector.register(pipe, selectors.EVENT_READ)
             with _exit_watch(process.pid, selector) as wakes_at_exit:
-                yield _Worker(process=process, pipe=pipe, selector=selector, wakes_at_exit=wakes_at_exit, deadline=deadline)
+                yield _Worker(
+                    process=process,
+                    pipe=pipe,
+                    selector=selector,
+                    wakes_at_exit=wakes_at_exit,
+                    deadline=deadline,
+                )
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -139,7 +145,9 @@ def _exit_watch(pid: int, selector: selectors.BaseSelector) -> Iterator[bool]:
 
 def worker_environment(case: Case) -> dict[str, str]:
     """Return the environment variables of a worker: the parent's, with memory and threads made repeatable."""
-    threads = {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if case.threads else {}
+    threads = (
+        {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if case.threads else {}
+    )
     return {**os.environ, **STEADY_MALLOC, "TOKENIZERS_PARALLELISM": "false", **threads}
 
 
@@ -231,7 +239,11 @@ def _conclude(case: Case, last: dict[str, Any] | None, ending: str, tail: str) -
     measurement = measurement_of(case, last, isolation="process")
     if measurement.status == "ok":
         # the result was complete before; what came after is worth knowing all the same
-        return replace(measurement, facts=measurement.facts | {"worker_exit": one_line(ending)}) if ending else measurement
+        return (
+            replace(measurement, facts=measurement.facts | {"worker_exit": one_line(ending)})
+            if ending
+            else measurement
+        )
     return replace(measurement, stderr_tail=measurement.stderr_tail or tail)
 
 

@@ -42,7 +42,9 @@ def load(case: Case) -> Loaded:
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_CastFilter())
     if case.variant != "bnb-int8" and settle_device(case).type == "cpu" and has_avx512bf16():  # type: ignore[no-untyped-call]
         _refuse_unfit_shapes(case)
-    loaded = load_with_transformers(case, quantization_config=quantization_config(case.variant, run_dtype(case)))
+    loaded = load_with_transformers(
+        case, quantization_config=quantization_config(case.variant, run_dtype(case))
+    )
     loaded.describe = lambda: _facts(loaded.model)
     return loaded
 
@@ -77,10 +79,15 @@ def _refuse_unfit_shapes(case: Case) -> None:
 def _facts(model: torch.nn.Module) -> dict[str, Any]:
     weights = [module.weight for module in model.modules() if isinstance(module, Linear4bit)]
     states = [getattr(weight, "quant_state", None) for weight in weights]
-    facts: dict[str, Any] = {"library": f"bitsandbytes {bitsandbytes.__version__}", "unquantized": unquantized_modules(model)}
+    facts: dict[str, Any] = {
+        "library": f"bitsandbytes {bitsandbytes.__version__}",
+        "unquantized": unquantized_modules(model),
+    }
     if weights:
         facts["repacked_for_cpu"] = all(getattr(state, "packing_format_for_cpu", False) for state in states)
         facts["scales_are_quantized_now"] = any(getattr(state, "nested", False) for state in states)
         if facts["repacked_for_cpu"]:
-            facts["note"] = "the CPU kernel repacked the weights, computes in bfloat16 and keeps its scales in bfloat16"
+            facts["note"] = (
+                "the CPU kernel repacked the weights, computes in bfloat16 and keeps its scales in bfloat16"
+            )
     return facts

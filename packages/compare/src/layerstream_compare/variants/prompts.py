@@ -41,7 +41,9 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, case: Case) -> Prompt:
     messages: list[dict[str, str]] | str = case.prompt
     if case.chat and tokenizer.chat_template:
         messages = [{"role": "user", "content": case.prompt}]
-        token_ids = _ids(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True))
+        token_ids = _ids(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        )
     else:
         token_ids = _ids(tokenizer(case.prompt))
     if not token_ids:
@@ -58,7 +60,9 @@ def resize(token_ids: list[int], content: list[int], num_tokens: int) -> list[in
     What stands around the content (a chat template) stays; where there is no room for it, or the content is not found, the whole is
     repeated and cut.
     """
-    starts = [at for at in range(len(token_ids) - len(content) + 1) if token_ids[at : at + len(content)] == content]
+    starts = [
+        at for at in range(len(token_ids) - len(content) + 1) if token_ids[at : at + len(content)] == content
+    ]
     if not starts or not content or num_tokens <= len(token_ids) - len(content):
         return _fill(token_ids, num_tokens)
     head, tail = token_ids[: starts[0]], token_ids[starts[0] + len(content) :]

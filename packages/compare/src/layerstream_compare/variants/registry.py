@@ -63,7 +63,11 @@ class Variant:
         on_accelerator = bool(known["accelerators"]) if "accelerators" in known else has_accelerator()
         if self.needs_accelerator and not on_accelerator:
             return f"{self.name} has no kernel for a CPU, and no accelerator was found"
-        if self.needs_compiler and not on_accelerator and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        if (
+            self.needs_compiler
+            and not on_accelerator
+            and not any(map(shutil.which, ("c++", "g++", "clang++")))
+        ):
             return f"{self.name} builds its CPU kernel with a C++ compiler, and none was found"
         return None
 
@@ -74,7 +78,14 @@ class Variant:
 
 
 def _bitsandbytes(name: str, title: str, *flags: str) -> Variant:
-    return Variant(name=name, kind="weights", title=title, module="bnb", packages=("bitsandbytes",), faster_with_cpu_flags=flags)
+    return Variant(
+        name=name,
+        kind="weights",
+        title=title,
+        module="bnb",
+        packages=("bitsandbytes",),
+        faster_with_cpu_flags=flags,
+    )
 
 
 def _low_bits(bits: int) -> Variant:
@@ -115,8 +126,12 @@ _FOUR_BIT_FLAGS = ("avx512f", "avx512_bf16")
 
 _VARIANTS = (
     Variant(name="streamed", kind="weights", title="layerstream within a memory budget", module="streamed"),
-    Variant(name="resident", kind="weights", title="plain transformers, all weights in memory", module="resident"),
-    _bitsandbytes("bnb-int8", "8-bit weights and activations by bitsandbytes (LLM.int8)", "avx512f", "avx512_vnni"),
+    Variant(
+        name="resident", kind="weights", title="plain transformers, all weights in memory", module="resident"
+    ),
+    _bitsandbytes(
+        "bnb-int8", "8-bit weights and activations by bitsandbytes (LLM.int8)", "avx512f", "avx512_vnni"
+    ),
     _bitsandbytes("bnb-nf4", "4-bit NormalFloat weights by bitsandbytes", *_FOUR_BIT_FLAGS),
     _bitsandbytes("bnb-nf4-dq", "4-bit NormalFloat, its scales quantized too", *_FOUR_BIT_FLAGS),
     _bitsandbytes("bnb-fp4", "4-bit floating point weights by bitsandbytes", *_FOUR_BIT_FLAGS),
@@ -132,8 +147,15 @@ _VARIANTS = (
     _low_bits(3),
     _low_bits(2),
     Variant(name="default", kind="attention", title="what transformers chooses"),
-    Variant(name="eager", kind="attention", title="matmul, softmax, matmul, in Python", implementation="eager"),
-    Variant(name="sdpa", kind="attention", title="scaled_dot_product_attention, torch chooses", implementation="sdpa"),
+    Variant(
+        name="eager", kind="attention", title="matmul, softmax, matmul, in Python", implementation="eager"
+    ),
+    Variant(
+        name="sdpa",
+        kind="attention",
+        title="scaled_dot_product_attention, torch chooses",
+        implementation="sdpa",
+    ),
     _sdpa("math", "MATH"),
     _sdpa("flash", "FLASH_ATTENTION"),
     _sdpa("efficient", "EFFICIENT_ATTENTION", needs_accelerator=True),
@@ -141,7 +163,13 @@ _VARIANTS = (
     _flash(2, "flash_attn"),
     _flash(3, "flash_attn_interface"),
     _flash(4, "flash_attn.cute"),
-    Variant(name="flex", kind="attention", title="torch's flex_attention", implementation="flex_attention", needs_compiler=True),
+    Variant(
+        name="flex",
+        kind="attention",
+        title="torch's flex_attention",
+        implementation="flex_attention",
+        needs_compiler=True,
+    ),
     Variant(
         name="hub-flash-attention-2",
         kind="attention",
@@ -178,7 +206,9 @@ def has_package(name: str) -> bool:
         return spec is not None
     below = Path(*inner)
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    return any((folder / below).is_dir() or (folder / below).with_suffix(".py").is_file() for folder in folders)
+    return any(
+        (folder / below).is_dir() or (folder / below).with_suffix(".py").is_file() for folder in folders
+    )
 
 
 def has_accelerator() -> bool:

@@ -18,7 +18,9 @@ def load(case: Case) -> Loaded:
     """Load the case's model by `from_pretrained`, without quantization."""
     loaded = load_with_transformers(case)
     loaded.generate = _Pipeline(loaded)
-    loaded.describe = lambda: {"generated_by": loaded.generate.used if isinstance(loaded.generate, _Pipeline) else "generate"}
+    loaded.describe = lambda: {
+        "generated_by": loaded.generate.used if isinstance(loaded.generate, _Pipeline) else "generate"
+    }
     return loaded
 
 
@@ -50,5 +52,7 @@ class _Pipeline:
         token_ids = torch.tensor(result[0]["generated_token_ids"])[None]
         expected = prompt_ids.cpu()
         if not torch.equal(token_ids[:, : expected.shape[1]], expected):
-            raise ValueError("the pipeline tokenized the prompt in another way than the other variants: results cannot be compared")
+            raise ValueError(
+                "the pipeline tokenized the prompt in another way than the other variants: results cannot be compared"
+            )
         return token_ids

@@ -25,7 +25,9 @@ def load(case: Case) -> Loaded:
     """Load the case's model by layerstream, at its budget, with room for its prompt and answer."""
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     prompt_tokens = build_prompt(tokenizer, case).num_tokens
-    streamed = open_streamed(case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens)
+    streamed = open_streamed(
+        case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens
+    )
     slots, host = _held_beside(streamed.plan)
     return Loaded(
         case=case,
@@ -66,7 +68,9 @@ def _held_beside(plan: ls.PlacementPlan) -> tuple[int, int]:
     """
     lines = plan.ledger.lines
     slots = sum(line.num_bytes for line in lines if line.purpose == "slots")
-    return slots, sum(line.num_bytes for line in lines if line.where == "host" and line.purpose in HOST_WEIGHT_LINES)
+    return slots, sum(
+        line.num_bytes for line in lines if line.where == "host" and line.purpose in HOST_WEIGHT_LINES
+    )
 
 
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class AgreementMeter:
         self._surprise_difference = 0.0
         self._is_bit_exact = True
 
-    def feed(self, reference_logits: torch.Tensor, variant_logits: torch.Tensor, next_tokens: torch.Tensor) -> None:
+    def feed(
+        self, reference_logits: torch.Tensor, variant_logits: torch.Tensor, next_tokens: torch.Tensor
+    ) -> None:
         """Add positions.
 
         Args:
@@ -57,7 +59,9 @@ class AgreementMeter:
         for whose, logits in (("reference", reference_logits), ("variant", variant_logits)):
             if bool(torch.isnan(logits).any()):
                 raise ValueError(f"the {whose}'s logits hold NaN on the text {self.text!r}")
-        self._is_bit_exact &= reference_logits.dtype == variant_logits.dtype and torch.equal(reference_logits, variant_logits)
+        self._is_bit_exact &= reference_logits.dtype == variant_logits.dtype and torch.equal(
+            reference_logits, variant_logits
+        )
         for start in range(0, next_tokens.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
             self._feed_rows(reference_logits[rows], variant_logits[rows], next_tokens[rows])

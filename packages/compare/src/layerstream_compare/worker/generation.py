@@ -172,7 +172,14 @@ def generate_greedily(loaded: Loaded, prompt: Prompt, max_new_tokens: int, on_to
 def greedy_arguments(max_new_tokens: int) -> dict[str, Any]:
     """Return generate's arguments for a greedy answer, whatever the checkpoint's own settings are."""
     # None takes the sampling settings of the checkpoint away, about which generate would warn
-    return {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "num_beams": 1,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+    }
 
 
 def synchronize(device: torch.device) -> None:

@@ -64,7 +64,9 @@ def read_memory() -> Reading:
         anonymous, file = rollup["Anonymous"], rollup["Rss"] - rollup["Anonymous"]
     except OSError:
         anonymous, file = status["RssAnon"], status["RssFile"] + status["RssShmem"]
-    return Reading(anonymous_bytes=anonymous, file_bytes=file, peak_bytes=max(status["VmHWM"], anonymous + file))
+    return Reading(
+        anonymous_bytes=anonymous, file_bytes=file, peak_bytes=max(status["VmHWM"], anonymous + file)
+    )
 
 
 def reset_peak() -> bool:
@@ -152,7 +154,9 @@ def held_bytes(model: torch.nn.Module, *, on_accelerator_only: bool = False) -> 
     refers to (a `Loaded` tells them apart).
     """
     spans = _held_spans(model)
-    return sum(_covered(found) for device, found in spans.items() if device != "cpu" or not on_accelerator_only)
+    return sum(
+        _covered(found) for device, found in spans.items() if device != "cpu" or not on_accelerator_only
+    )
 
 
 def mapped_held_bytes(model: torch.nn.Module) -> int:

@@ -22,7 +22,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.counts: dict[str, int] = {}
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = str(func).removesuffix(".default")
         self.counts[name] = self.counts.get(name, 0) + 1
         return func(*args, **(kwargs or {}))

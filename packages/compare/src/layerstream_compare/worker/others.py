@@ -20,7 +20,11 @@ class OthersMeter:
 
     def __init__(self) -> None:
         """Start."""
-        self._start_s, self._start_busy_s, self._start_own_s = time.perf_counter(), busy_s(), time.process_time()
+        self._start_s, self._start_busy_s, self._start_own_s = (
+            time.perf_counter(),
+            busy_s(),
+            time.process_time(),
+        )
 
     def cores(self) -> float:
         """Return how many cores others have kept busy on average; 0 where the kernel does not tell."""

@@ -93,7 +93,9 @@ def _import_variant(case: Case) -> Callable[[Case], Loaded]:
         why_not = find_variant(name, kind).availability()
         if why_not is not None:
             raise VariantUnavailableError(why_not)
-    module = importlib.import_module(f"..variants.{find_variant(case.variant, 'weights').module}", __package__)
+    module = importlib.import_module(
+        f"..variants.{find_variant(case.variant, 'weights').module}", __package__
+    )
     load: Callable[[Case], Loaded] = module.load
     return load
 
@@ -161,7 +163,9 @@ class _Run:
         self._start("first-token")
         timeline = self._loaded.timeline if self._case.timeline else None
         with nullcontext() if timeline is None else timeline.told_to(self._emit):
-            generated = generate_greedily(self._loaded, self._prompt, self._case.max_new_tokens, self._on_token)
+            generated = generate_greedily(
+                self._loaded, self._prompt, self._case.max_new_tokens, self._on_token
+            )
         self._meter.stop()
         return generated
 
@@ -184,7 +188,8 @@ class _Run:
             baseline_bytes=baseline.resident_bytes,
             held_bytes=held_bytes(loaded.model) + loaded.held_beside_bytes,
             mapped_held_bytes=mapped_held_bytes(loaded.model),
-            device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True) + loaded.device_held_beside_bytes,
+            device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True)
+            + loaded.device_held_beside_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
             load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
             phases=tuple(self._meter.phases),
@@ -197,7 +202,9 @@ class _Run:
         missing = find_variant(self._case.variant, "weights").missing_cpu_flags()
         return {
             **facts,
-            **kernel_facts(self._loaded, self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)),
+            **kernel_facts(
+                self._loaded, self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)
+            ),
             **({"cpu_lacks": list(missing)} if missing and facts["device"] == "cpu" else {}),
             "margins": list(generated.margins),
             "parameters": parameters,

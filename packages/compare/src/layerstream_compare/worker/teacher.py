@@ -107,7 +107,9 @@ def compare_on(
     return meter.finish(), meter.margins
 
 
-def measure_quality(case: Case, loaded: Loaded, prompt: Prompt) -> tuple[tuple[Agreement, ...], dict[str, Any]]:
+def measure_quality(
+    case: Case, loaded: Loaded, prompt: Prompt
+) -> tuple[tuple[Agreement, ...], dict[str, Any]]:
     """Compare a variant with the exact reference on the reference's own greedy answer and, if asked, on this package's prose.
 
     The reference is the same checkpoint in the same dtype with transformers' own attention: loaded by layerstream, within half of
@@ -123,7 +125,9 @@ def measure_quality(case: Case, loaded: Loaded, prompt: Prompt) -> tuple[tuple[A
         longest = max(prompt.num_tokens, CHUNK_POSITIONS)
         new_tokens = max(case.max_new_tokens, len(prose))
         budget = int(_REFERENCE_SHARE * free)
-        with streamed.open_streamed(plain, budget=budget, prompt_tokens=longest, new_tokens=new_tokens) as counterpart:
+        with streamed.open_streamed(
+            plain, budget=budget, prompt_tokens=longest, new_tokens=new_tokens
+        ) as counterpart:
             what = f"loaded by layerstream, blocks {counterpart.plan.placement_map()}"
             return _measure(case, loaded, counterpart.model, prompt, prose, what)
     needed = ls.profile_model(case.model, dtype=case.dtype).weight_bytes
@@ -131,7 +135,9 @@ def measure_quality(case: Case, loaded: Loaded, prompt: Prompt) -> tuple[tuple[A
         why = f"not compared: the resident model needs {needed} bytes and {free} are free"
         return (), {"reference": why}
     counterpart_model = resident.load(plain.with_changes(variant="resident")).model
-    return _measure(case, loaded, counterpart_model, prompt, prose, "the resident model of plain transformers")
+    return _measure(
+        case, loaded, counterpart_model, prompt, prose, "the resident model of plain transformers"
+    )
 
 
 def _measure(
@@ -139,7 +145,9 @@ def _measure(
 ) -> tuple[tuple[Agreement, ...], dict[str, Any]]:
     prompt_ids = prompt.token_ids.to(reference.device)
     with torch.no_grad():
-        whole = reference.generate(prompt_ids, attention_mask=torch.ones_like(prompt_ids), **greedy_arguments(case.max_new_tokens))
+        whole = reference.generate(
+            prompt_ids, attention_mask=torch.ones_like(prompt_ids), **greedy_arguments(case.max_new_tokens)
+        )
     answer = [int(token) for token in whole[0, prompt.num_tokens :]]
     prefix = [int(token) for token in prompt.token_ids[0]]
     on_answer, margins = compare_on("answer", prefix, answer, reference, loaded)
@@ -153,7 +161,9 @@ def _measure(
 def prose_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
     """Return the tokens of the prose that ships with this package, cut to what the model can read."""
     text = files(__package__).joinpath("texts/prose.txt").read_text(encoding="utf-8")
-    longest = min(PROSE_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", PROSE_TOKENS))
+    longest = min(
+        PROSE_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", PROSE_TOKENS)
+    )
     return [int(token) for token in tokenizer(text, truncation=True, max_length=longest)["input_ids"]]
 
 

@@ -41,5 +41,7 @@ class TokenTexts:
 
     def whole(self, token_ids: Iterable[int]) -> str:
         """Return the text of `token_ids`, special tokens left out."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return text if isinstance(text, str) else "".join(text)

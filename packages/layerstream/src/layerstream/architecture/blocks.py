@@ -29,10 +29,15 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
         raise BlocksNotFoundError(
             f"{type(model).__name__} has no list of decoder blocks: nothing could be streamed; load it with transformers"
         )
-    marked = [(path, modules) for path, modules in lists if any(_is_marked(model, module) for module in modules)]
+    marked = [
+        (path, modules) for path, modules in lists if any(_is_marked(model, module) for module in modules)
+    ]
     chosen = marked or [max(lists, key=lambda entry: _num_bytes(entry[1]))]
     return tuple(
-        (f"{path}.{index}", module) for path, modules in chosen for index, module in modules.named_children() if _num_bytes(module)
+        (f"{path}.{index}", module)
+        for path, modules in chosen
+        for index, module in modules.named_children()
+        if _num_bytes(module)
     )
 
 
@@ -46,7 +51,9 @@ def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Mod
 
 
 def _is_marked(model: PreTrainedModel, module: nn.Module) -> bool:
-    return isinstance(module, compat.GradientCheckpointingLayer) or type(module).__name__ in (model._no_split_modules or ())
+    return isinstance(module, compat.GradientCheckpointingLayer) or type(module).__name__ in (
+        model._no_split_modules or ()
+    )
 
 
 def _num_bytes(module: nn.Module) -> int:
@@ -56,7 +63,11 @@ def _num_bytes(module: nn.Module) -> int:
 def find_head(model: PreTrainedModel) -> str | None:
     """Return the path of the language-model head when it is a module of its own with a weight matrix; else None."""
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Module) or getattr(head, "weight", None) is None or any(True for _ in head.children()):
+    if (
+        not isinstance(head, nn.Module)
+        or getattr(head, "weight", None) is None
+        or any(True for _ in head.children())
+    ):
         return None
     return next((path for path, module in model.named_modules() if module is head), None)
 
@@ -99,7 +110,9 @@ def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None
     kept = dict(module._buffers)
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
-        module._buffers.update({name: torch.ones_like(value, device="cpu") for name, value in kept.items() if value is not None})
+        module._buffers.update(
+            {name: torch.ones_like(value, device="cpu") for name, value in kept.items() if value is not None}
+        )
         result = module(ids)
         return result if isinstance(result, torch.Tensor) else None
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):

@@ -20,7 +20,9 @@ from .meta_forward import forward_on_meta
 _PROBE_TOKENS = 8
 
 
-def chunk_feed_forward(model: PreTrainedModel, block_paths: tuple[str, ...], chunk_tokens: int) -> tuple[nn.Module, ...]:
+def chunk_feed_forward(
+    model: PreTrainedModel, block_paths: tuple[str, ...], chunk_tokens: int
+) -> tuple[nn.Module, ...]:
     """Let every token-wise part of the blocks run on at most `chunk_tokens` positions at a time.
 
     Results are those of the whole up to rounding: in bf16 and fp16, kernels may round differently for other shapes.
@@ -49,7 +51,12 @@ def _token_wise_modules(model: PreTrainedModel, block_paths: tuple[str, ...]) ->
         same = alone and isinstance(result, torch.Tensor) and result.shape == args[0].shape
         seen[module] = seen.get(module, True) and same
 
-    children = [child for path in block_paths for child in model.get_submodule(path).children() if _may_be_token_wise(child)]
+    children = [
+        child
+        for path in block_paths
+        for child in model.get_submodule(path).children()
+        if _may_be_token_wise(child)
+    ]
     handles = [child.register_forward_hook(note, with_kwargs=True) for child in children]
     try:
         ran = forward_on_meta(model, _PROBE_TOKENS) is not None

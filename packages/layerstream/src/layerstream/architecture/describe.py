@@ -13,7 +13,15 @@ from math import prod
 from transformers import PreTrainedModel
 
 from ..spec.plans import Granularity
-from ..spec.profiles import HEAD_SLICE_ROWS, ActivationProfile, ModelProfile, StoredTensor, TensorRecipe, UnitProfile, UnitRecipe
+from ..spec.profiles import (
+    HEAD_SLICE_ROWS,
+    ActivationProfile,
+    ModelProfile,
+    StoredTensor,
+    TensorRecipe,
+    UnitProfile,
+    UnitRecipe,
+)
 from ..spec.sizes import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
 from .meta_forward import ForwardMemory, walk
@@ -82,13 +90,16 @@ def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, reads: WeightUs
         covered = {tensor.name for unit in units for tensor in unit.tensors}
         rest = [tensor for unit in blocks for tensor in unit.tensors if tensor.name not in covered]
         streamed[granularity], edges[granularity] = units, _unit("", outside + rest, recipe)
-    blocks_of = {unit.name: _block_of(unit.name, block_paths) for units in streamed.values() for unit in units}
+    blocks_of = {
+        unit.name: _block_of(unit.name, block_paths) for units in streamed.values() for unit in units
+    }
     return ModelUnits(
         streamed=streamed,
         blocks_of=blocks_of,
         head=head,
         head_rows=_sliceable_rows(model, head),
-        head_is_tied=head_weight is not None and any(_same_source(recipe.tensors[head_weight], table) for table in tables),
+        head_is_tied=head_weight is not None
+        and any(_same_source(recipe.tensors[head_weight], table) for table in tables),
         row_tables=tables,
         edges=edges,
     )
@@ -108,18 +119,24 @@ def _unit(name: str, tensors: Iterable[TensorRecipe], recipe: ModelRecipe) -> Un
 
 
 def _block_of(name: str, block_paths: tuple[str, ...]) -> int:
-    return next(index for index, path in enumerate(block_paths) if name == path or name.startswith(f"{path}."))
+    return next(
+        index for index, path in enumerate(block_paths) if name == path or name.startswith(f"{path}.")
+    )
 
 
 def _row_tables(
     model: PreTrainedModel, recipe: ModelRecipe, block_paths: tuple[str, ...], reads: WeightUsage
 ) -> tuple[TensorRecipe, ...]:
-    paths = [path for path in find_row_tables(model, block_paths) if reads.values_move_with(f"{path}.weight", path)]
+    paths = [
+        path for path in find_row_tables(model, block_paths) if reads.values_move_with(f"{path}.weight", path)
+    ]
     found = [recipe.tensors[f"{path}.weight"] for path in paths if f"{path}.weight" in recipe.tensors]
     return tuple(tensor for tensor in found if len(tensor.pieces) == 1)
 
 
-def _head_unit(model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str], reads: WeightUsage | None) -> UnitRecipe | None:
+def _head_unit(
+    model: PreTrainedModel, recipe: ModelRecipe, in_blocks: set[str], reads: WeightUsage | None
+) -> UnitRecipe | None:
     path = find_head(model)
     tensors = _moving_with(path, recipe, reads) if path else []
     if not path or not tensors or any(tensor.name in in_blocks for tensor in tensors):
@@ -132,7 +149,10 @@ def _sliceable_rows(model: PreTrainedModel, head: UnitRecipe | None) -> int:
     if head is None or any(len(tensor.pieces) != 1 for tensor in head.tensors):
         return 0
     module = model.get_submodule(head.name)
-    plain = type(module).__name__ == "Linear" and {t.name.rpartition(".")[2] for t in head.tensors} <= {"weight", "bias"}
+    plain = type(module).__name__ == "Linear" and {t.name.rpartition(".")[2] for t in head.tensors} <= {
+        "weight",
+        "bias",
+    }
     return module.weight.shape[0] if plain else 0
 
 
@@ -159,7 +179,12 @@ def _slice_rows(head: UnitRecipe, start: int, rows: int) -> UnitRecipe:
 
 def _rows_of(source: StoredTensor, start: int, rows: int) -> StoredTensor:
     row_bytes = source.num_bytes // source.shape[0]
-    return replace(source, shape=(rows, *source.shape[1:]), offset=source.offset + start * row_bytes, num_bytes=rows * row_bytes)
+    return replace(
+        source,
+        shape=(rows, *source.shape[1:]),
+        offset=source.offset + start * row_bytes,
+        num_bytes=rows * row_bytes,
+    )
 
 
 def _finer_units(
@@ -187,7 +212,11 @@ def _split(recipe: ModelRecipe, block: UnitRecipe, reads: WeightUsage, depth: in
     counts = Counter(path for path in reads.calls if path.startswith(f"{block.name}."))
     for path in counts:
         inner = path[len(block.name) + 1 :]
-        tensors = [t for t in _moving_with(path, recipe, reads) if depth is not None or "." not in t.name[len(path) + 1 :]]
+        tensors = [
+            t
+            for t in _moving_with(path, recipe, reads)
+            if depth is not None or "." not in t.name[len(path) + 1 :]
+        ]
         tensors = [tensor for tensor in tensors if tensor.name not in seen]
         if counts[path] != 1 or (depth is not None and inner.count(".") >= depth) or not tensors:
             continue
@@ -212,7 +241,9 @@ def measure_forwards(model: PreTrainedModel, chunk_tokens: int | None = None) ->
         chunk_tokens: of chunked prefill; the lengths are then such that it matters.
     """
     walks = []
-    for num_tokens in _WALK_TOKENS if chunk_tokens is None else (2 * chunk_tokens, 3 * chunk_tokens, 4 * chunk_tokens):
+    for num_tokens in (
+        _WALK_TOKENS if chunk_tokens is None else (2 * chunk_tokens, 3 * chunk_tokens, 4 * chunk_tokens)
+    ):
         seen = walk(model, num_tokens)
         if seen is None:
             return ()
@@ -246,7 +277,11 @@ def describe_model(
     config = model.config.get_text_config(decoder=True)
     edges = {granularity: slot_bytes(unit) for granularity, unit in units.edges.items()}
     parameters = {id(p): p.numel() for p in model.parameters()}
-    tied = sum(prod(t.shape) for t in units.head.tensors if t.name.endswith(".weight")) if units.head and units.head_is_tied else 0
+    tied = (
+        sum(prod(t.shape) for t in units.head.tensors if t.name.endswith(".weight"))
+        if units.head and units.head_is_tied
+        else 0
+    )
     return ModelProfile(
         name=name,
         model_type=model.config.model_type,
@@ -261,8 +296,12 @@ def describe_model(
         embedding_bytes=sum(table.num_bytes for table in units.row_tables),
         embedding_row_bytes=sum(table.num_bytes // table.shape[0] for table in units.row_tables),
         edge_bytes=edges[Granularity.BLOCK],
-        parts_rest_bytes=edges.get(Granularity.PART, 0) - edges[Granularity.BLOCK] if Granularity.PART in edges else 0,
-        layers_rest_bytes=edges.get(Granularity.LAYER, 0) - edges[Granularity.BLOCK] if Granularity.LAYER in edges else 0,
+        parts_rest_bytes=edges.get(Granularity.PART, 0) - edges[Granularity.BLOCK]
+        if Granularity.PART in edges
+        else 0,
+        layers_rest_bytes=edges.get(Granularity.LAYER, 0) - edges[Granularity.BLOCK]
+        if Granularity.LAYER in edges
+        else 0,
         conversion_bytes=_conversion_bytes(units),
         read_buffer_bytes=_READER_THREADS * (_READ_ASIDE_BYTES if _reads_aside(units) else 64 * KIB),
         hidden_size=config.hidden_size if hasattr(config, "hidden_size") else 0,
@@ -325,7 +364,13 @@ def _assume_activation(config: object, units: ModelUnits) -> ActivationProfile:
 
     def number(name: str) -> int:
         value = getattr(config, name, 0)
-        return value if isinstance(value, int) else max(value, default=0) if isinstance(value, (list, tuple)) else 0
+        return (
+            value
+            if isinstance(value, int)
+            else max(value, default=0)
+            if isinstance(value, (list, tuple))
+            else 0
+        )
 
     element = dtype_bytes(units.streamed[Granularity.BLOCK][0].tensors[0].dtype)
     hidden = number("hidden_size")

@@ -14,7 +14,9 @@ from . import compat
 
 
 def direct_pieces(
-    converter: compat.WeightConverter | None, sources: Sequence[tuple[str, StoredTensor]], targets: Sequence[tuple[int, ...]]
+    converter: compat.WeightConverter | None,
+    sources: Sequence[tuple[str, StoredTensor]],
+    targets: Sequence[tuple[int, ...]],
 ) -> tuple[Piece, ...] | None:
     """Return where each source lands in the single target, or None when the conversion is more than placing.
 

@@ -138,6 +138,8 @@ def count_parameters(config: PretrainedConfig) -> int:
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
-        raise UnsupportedModelError(f"transformers has no causal language model for {config.model_type!r}: {error}") from error
+        raise UnsupportedModelError(
+            f"transformers has no causal language model for {config.model_type!r}: {error}"
+        ) from error
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())

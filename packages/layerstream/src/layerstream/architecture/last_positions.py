@@ -27,7 +27,10 @@ def find_final_norm(model: PreTrainedModel) -> nn.Module | None:
     siblings: list[tuple[str, nn.Module]] = list(model.get_submodule(parent).named_children())
     behind = next(place for place, (sibling, _) in enumerate(siblings) if sibling == name)
     norms = [(place, module) for place, (_, module) in enumerate(siblings) if _has_vectors_only(module)]
-    for candidates in ([module for place, module in norms if place > behind], [module for _, module in norms]):
+    for candidates in (
+        [module for place, module in norms if place > behind],
+        [module for _, module in norms],
+    ):
         if len(candidates) == 1:
             return candidates[0]
     return None

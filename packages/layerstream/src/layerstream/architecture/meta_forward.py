@@ -62,14 +62,25 @@ def observe(model: PreTrainedModel) -> WeightUsage | None:
 
 def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) -> Any:
     """Return the output of one forward on shapes, as `generate()` would call it; None when it cannot run without values."""
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    options: dict[str, Any] = (
+        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    )
     if cache is not None:
         options["past_key_values"] = cache
     ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     try:
         with torch.no_grad(), _ResultsOnly(), torch.device("meta"):
             return model(input_ids=ids, use_cache=True, **options)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError):
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        AssertionError,
+    ):
         return None
 
 
@@ -80,7 +91,9 @@ class _ResultsOnly(TorchFunctionMode):
     refuse all dtypes but one.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.nn.functional.scaled_dot_product_attention:
             query = args[0] if args else kwargs["query"]
@@ -100,7 +113,9 @@ class _LiveBytes(TorchDispatchMode):
         self.peak_bytes = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         result = func(*args, **kwargs)

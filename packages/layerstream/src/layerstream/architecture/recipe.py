@@ -51,7 +51,9 @@ class _Group:
     converter: compat.WeightConverter | None
 
 
-def learn_recipe(model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> ModelRecipe:
+def learn_recipe(
+    model: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype
+) -> ModelRecipe:
     """Return the recipe of every parameter and persistent buffer of `model`.
 
     Args:
@@ -95,7 +97,9 @@ def _group_by_target(
         renamed, pattern = compat.rename_source_key(key, renamings, converters, prefix, state)
         if renamed not in state and key in state:
             # The key is the model's own already; it may only lack the prefix.
-            renamed, pattern = compat.rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=state)
+            renamed, pattern = compat.rename_source_key(
+                key, [], [], base_model_prefix=prefix, meta_state_dict=state
+            )
         if renamed not in state:
             unused.append(key)
         elif pattern is None:
@@ -110,7 +114,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _tensor_recipe(name: str, tensor: torch.Tensor, dtype: torch.dtype, pieces: tuple[Piece, ...]) -> TensorRecipe:
+def _tensor_recipe(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype, pieces: tuple[Piece, ...]
+) -> TensorRecipe:
     text = _name(dtype)
     return TensorRecipe(
         name=name,
@@ -156,7 +162,9 @@ def _learn_converted(
     made = _convert_on_meta(convert, first, group, dtype)
     for name, tensor in made.items():
         if name not in state:
-            raise UnsupportedModelError(f"converting {group.sources[0][1].name!r} gives {name!r}, which the model does not have")
+            raise UnsupportedModelError(
+                f"converting {group.sources[0][1].name!r} gives {name!r}, which the model does not have"
+            )
         if tensor.shape != state[name].shape:
             raise CheckpointError(
                 f"the stored tensors {', '.join(sorted(s.name for _, s in group.sources)[:3])}… make {name!r} with shape "
@@ -168,27 +176,44 @@ def _learn_converted(
         (name,) = made
         tensors[name] = _tensor_recipe(name, state[name], dtype, pieces)
         return
-    conversion = Conversion(targets=tuple(made), sources=tuple(source for _, source in group.sources), convert=convert)
+    conversion = Conversion(
+        targets=tuple(made), sources=tuple(source for _, source in group.sources), convert=convert
+    )
     for name in made:
         tensors[name] = _tensor_recipe(name, state[name], dtype, ())
         conversions[name] = conversion
 
 
 def _convert_on_meta(
-    convert: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]], first: str, group: _Group, dtype: torch.dtype
+    convert: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+    first: str,
+    group: _Group,
+    dtype: torch.dtype,
 ) -> Mapping[str, torch.Tensor]:
     """Run the conversion on shapes; what it cannot convert is told in the checkpoint's terms."""
     counts = Counter(pattern for pattern, _ in group.sources)
-    shapes = {pattern: {source.shape for one, source in group.sources if one == pattern} for pattern in counts}
+    shapes = {
+        pattern: {source.shape for one, source in group.sources if one == pattern} for pattern in counts
+    }
     try:
-        return convert({source.name: torch.empty(source.shape, dtype=dtype, device="meta") for _, source in group.sources})
+        return convert(
+            {
+                source.name: torch.empty(source.shape, dtype=dtype, device="meta")
+                for _, source in group.sources
+            }
+        )
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         told = "; ".join(
-            f"{count} x {pattern} of shape {' and '.join(map(str, shapes[pattern]))}" for pattern, count in counts.items()
+            f"{count} x {pattern} of shape {' and '.join(map(str, shapes[pattern]))}"
+            for pattern, count in counts.items()
         )
         if len(set(counts.values())) > 1:
-            raise TensorMissingError(f"{first!r} cannot be made: tensors are missing among {told}", names=(first,)) from error
-        raise CheckpointError(f"{first!r} cannot be made of {told}; config.json and the weights do not belong together") from error
+            raise TensorMissingError(
+                f"{first!r} cannot be made: tensors are missing among {told}", names=(first,)
+            ) from error
+        raise CheckpointError(
+            f"{first!r} cannot be made of {told}; config.json and the weights do not belong together"
+        ) from error
 
 
 def _converter(
@@ -225,7 +250,9 @@ class _ShapesOf:
     get_parameter_or_buffer = get_parameter
 
 
-def _resolve_ties(model: PreTrainedModel, tensors: dict[str, TensorRecipe], conversions: dict[str, Conversion]) -> dict[str, str]:
+def _resolve_ties(
+    model: PreTrainedModel, tensors: dict[str, TensorRecipe], conversions: dict[str, Conversion]
+) -> dict[str, str]:
     """Give every tied name that the checkpoint lacks the recipe of the tensor it shares; return who shares with whom."""
     groups: dict[str, set[str]] = {}
     for name, source in compat.tied_names(model).items():
@@ -248,13 +275,17 @@ def _renamed_conversion(conversion: Conversion, old: str, new: str) -> Conversio
     def convert(given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return {new if name == old else name: value for name, value in conversion.convert(given).items()}
 
-    return replace(conversion, targets=tuple(new if t == old else t for t in conversion.targets), convert=convert)
+    return replace(
+        conversion, targets=tuple(new if t == old else t for t in conversion.targets), convert=convert
+    )
 
 
 def _check_complete(
     model: PreTrainedModel, state: Mapping[str, torch.Tensor], tensors: Mapping[str, TensorRecipe]
 ) -> frozenset[str]:
-    lacking = {name for name, tensor in state.items() if name not in tensors and isinstance(tensor, torch.Tensor)}
+    lacking = {
+        name for name, tensor in state.items() if name not in tensors and isinstance(tensor, torch.Tensor)
+    }
     may_lack, _ = compat.ignored_patterns(model)
     missing = sorted(name for name in lacking if not _matches(may_lack, name))
     if missing:
@@ -297,7 +328,9 @@ def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
             continue
         text = _name(policy(name) or tensor.dtype)
         size = dtype_bytes(text, tensor.numel())
-        source = StoredTensor(name=name, dtype=text, shape=tuple(tensor.shape), path="", offset=offset, num_bytes=size)
+        source = StoredTensor(
+            name=name, dtype=text, shape=tuple(tensor.shape), path="", offset=offset, num_bytes=size
+        )
         tensors[name] = _tensor_recipe(name, tensor, policy(name) or tensor.dtype, (Piece(source=source),))
         offset += size
     shared = _resolve_ties(model, tensors, {})
@@ -317,5 +350,7 @@ def give_dtypes(model: PreTrainedModel, recipe: ModelRecipe) -> None:
         if current is not None and current.is_meta and current.dtype != dtype:
             meta = torch.empty(current.shape, dtype=dtype, device="meta")
             place[attribute] = (
-                torch.nn.Parameter(meta, requires_grad=dtype.is_floating_point) if place is module._parameters else meta
+                torch.nn.Parameter(meta, requires_grad=dtype.is_floating_point)
+                if place is module._parameters
+                else meta
             )

@@ -48,7 +48,9 @@ class SharedPrefix:
         self._config, self._tokens = model.config, tokens
         self.cache = DynamicCache(config=model.config)
         self._layers = [_Lent(layer, readers) for layer in self.cache.layers]
-        self.cache.layers = [lent.layer if isinstance(lent.layer, DummyLayer) else lent for lent in self._layers]
+        self.cache.layers = [
+            lent.layer if isinstance(lent.layer, DummyLayer) else lent for lent in self._layers
+        ]
 
     def reader(self) -> DynamicCache:
         """Return the cache for the forward of one continuation: it reads the prefix and stores nothing."""
@@ -79,7 +81,9 @@ class _Lent(CacheLayerMixin):
     def lend(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the prefix' keys and values to one of its readers."""
         if self.keys is None or self.values is None:
-            raise StreamError("a suffix needs the keys and values of its prefix, whose own computation has failed")
+            raise StreamError(
+                "a suffix needs the keys and values of its prefix, whose own computation has failed"
+            )
         lent = self.keys, self.values
         self._left -= 1
         self._drop_unread()
@@ -115,7 +119,9 @@ class _Reader(CacheLayerMixin):
         self.is_sliding = getattr(own, "is_sliding", False)
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._prefix.lend()
         self._length += key_states.shape[-2]
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

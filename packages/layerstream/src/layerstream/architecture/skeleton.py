@@ -32,7 +32,9 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
             if "trust_remote_code" in str(error)
             else "; is config.json complete, and transformers new enough?"
         )
-        raise UnsupportedModelError(f"the config in {directory} cannot be used: {_first_line(error)}{hint}") from error
+        raise UnsupportedModelError(
+            f"the config in {directory} cannot be used: {_first_line(error)}{hint}"
+        ) from error
     return check_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -47,7 +49,11 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
         config.get_text_config(decoder=True), "quantization_config", None
     )
     if quantization is not None:
-        kind = quantization.get("quant_method") if isinstance(quantization, dict) else getattr(quantization, "quant_method", "?")
+        kind = (
+            quantization.get("quant_method")
+            if isinstance(quantization, dict)
+            else getattr(quantization, "quant_method", "?")
+        )
         raise UnsupportedFormatError(
             f"this checkpoint is quantized ({kind}); layerstream runs unquantized weights exactly: use the original fp16 or bf16 "
             "checkpoint, or load this one with transformers"
@@ -56,9 +62,13 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
     if not has_code and not compat.has_causal_class(config):
         code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
         advice = (
-            "its code lies in the repository: pass trust_remote_code=True if you trust it" if code else "only these can be streamed"
+            "its code lies in the repository: pass trust_remote_code=True if you trust it"
+            if code
+            else "only these can be streamed"
         )
-        raise UnsupportedModelError(f"transformers has no causal language model for model type {config.model_type!r}; {advice}")
+        raise UnsupportedModelError(
+            f"transformers has no causal language model for model type {config.model_type!r}; {advice}"
+        )
     return compat.causal_config(config)
 
 
@@ -66,7 +76,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def resolve_dtype(config: PreTrainedConfig, requested: str | torch.dtype, stored: Iterable[StoredTensor] = ()) -> torch.dtype:
+def resolve_dtype(
+    config: PreTrainedConfig, requested: str | torch.dtype, stored: Iterable[StoredTensor] = ()
+) -> torch.dtype:
     """Return the run dtype: the wish, or for `"auto"` the config's, or else that of the first stored floating tensor.
 
     Raises:
@@ -81,7 +93,9 @@ def resolve_dtype(config: PreTrainedConfig, requested: str | torch.dtype, stored
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise PlanError(f"dtype {requested!r} is not one to run in: use 'auto', 'float16', 'bfloat16' or 'float32'")
+        raise PlanError(
+            f"dtype {requested!r} is not one to run in: use 'auto', 'float16', 'bfloat16' or 'float32'"
+        )
     return dtype
 
 
@@ -101,9 +115,22 @@ def build_skeleton(
     config = copy.deepcopy(config)
     try:
         with compat.building_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code, **options)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError, AssertionError, ZeroDivisionError) as error:
-        raise UnsupportedModelError(f"transformers cannot build this {config.model_type} model: {_first_line(error)}") from error
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+            )
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AssertionError,
+        ZeroDivisionError,
+    ) as error:
+        raise UnsupportedModelError(
+            f"transformers cannot build this {config.model_type} model: {_first_line(error)}"
+        ) from error
     return model.eval()
 
 

@@ -15,7 +15,18 @@ from transformers import PreTrainedModel
 
 _HARMLESS = frozenset(
     getattr(getattr(torch.Tensor, name), "__get__", getattr(torch.Tensor, name))
-    for name in ("dtype", "shape", "ndim", "requires_grad", "is_meta", "layout", "size", "dim", "numel", "is_floating_point")
+    for name in (
+        "dtype",
+        "shape",
+        "ndim",
+        "requires_grad",
+        "is_meta",
+        "layout",
+        "size",
+        "dim",
+        "numel",
+        "is_floating_point",
+    )
 )
 """What a tensor on the meta device answers truthfully."""
 
@@ -58,7 +69,9 @@ class WeightUsage(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         """Note the weights among the arguments."""
         if func not in _HARMLESS:
             noted = self.device_scopes if func == _DEVICE else self.scopes

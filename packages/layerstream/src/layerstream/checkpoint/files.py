@@ -152,7 +152,9 @@ class OpenFile:
         if not self.direct and hasattr(os, "posix_fadvise"):
             # Weights are read in a loop larger than the cache: kept pages would only push others out.
             first = offset - offset % MAX_ALIGNMENT
-            os.posix_fadvise(self._fd, first, align_up(offset + num_bytes - first, MAX_ALIGNMENT), os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(
+                self._fd, first, align_up(offset + num_bytes - first, MAX_ALIGNMENT), os.POSIX_FADV_DONTNEED
+            )
 
 
 def _at_least_one(got: int, offset: int) -> int:

@@ -98,7 +98,9 @@ def header_entries(header: Mapping[str, Any], data_start: int, path: str) -> tup
         ShardCorruptError: when an entry is malformed, or its shape and its offsets disagree; with `path`.
         UnsupportedFormatError: when a dtype is unknown.
     """
-    entries = (_entry(name, entry, data_start, path) for name, entry in header.items() if name != "__metadata__")
+    entries = (
+        _entry(name, entry, data_start, path) for name, entry in header.items() if name != "__metadata__"
+    )
     return tuple(sorted(entries, key=lambda tensor: (tensor.offset, tensor.name)))
 
 
@@ -106,15 +108,21 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         # A pipe would be opened for ever.
-        raise CheckpointError(f"{path} is not a regular file; a checkpoint is made of plain safetensors files")
+        raise CheckpointError(
+            f"{path} is not a regular file; a checkpoint is made of plain safetensors files"
+        )
     file_bytes = status.st_size
     with path.open("rb") as file:
         length = file.read(_LENGTH_BYTES)
         header_bytes = int.from_bytes(length, "little")
         if len(length) < _LENGTH_BYTES:
-            raise _corrupt(path, f"it has {file_bytes} bytes where a header alone takes at least {_LENGTH_BYTES}")
+            raise _corrupt(
+                path, f"it has {file_bytes} bytes where a header alone takes at least {_LENGTH_BYTES}"
+            )
         if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
-            raise _corrupt(path, f"its header claims {header_bytes} bytes where the file has {file_bytes} in all")
+            raise _corrupt(
+                path, f"its header claims {header_bytes} bytes where the file has {file_bytes} in all"
+            )
         return file.read(header_bytes), file_bytes
 
 
@@ -144,7 +152,10 @@ def _entry(name: str, entry: Any, data_start: int, path: str) -> StoredTensor:
     except (TypeError, KeyError, ValueError) as error:
         raise _corrupt(path, f"the header's entry of tensor {name!r} is malformed ({error!r})") from error
     if not well_formed:
-        raise _corrupt(path, f"tensor {name!r} has shape {list(shape)} and data offsets {[begin, end]}, which make no sense")
+        raise _corrupt(
+            path,
+            f"tensor {name!r} has shape {list(shape)} and data offsets {[begin, end]}, which make no sense",
+        )
     dtype = TORCH_DTYPES.get(stored_dtype) if isinstance(stored_dtype, str) else None
     if dtype is None:
         raise UnsupportedFormatError(
@@ -154,9 +165,12 @@ def _entry(name: str, entry: Any, data_start: int, path: str) -> StoredTensor:
     expected_bytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
     if end - begin != expected_bytes:
         raise _corrupt(
-            path, f"tensor {name!r} of shape {list(shape)} in {dtype} takes {expected_bytes} bytes, its offsets span {end - begin}"
+            path,
+            f"tensor {name!r} of shape {list(shape)} in {dtype} takes {expected_bytes} bytes, its offsets span {end - begin}",
         )
-    return StoredTensor(name=name, dtype=dtype, shape=shape, path=path, offset=data_start + begin, num_bytes=expected_bytes)
+    return StoredTensor(
+        name=name, dtype=dtype, shape=shape, path=path, offset=data_start + begin, num_bytes=expected_bytes
+    )
 
 
 def _diagnosis(raw: bytes, file_bytes: int, complaint: str) -> str:
@@ -173,4 +187,6 @@ def _diagnosis(raw: bytes, file_bytes: int, complaint: str) -> str:
 
 
 def _corrupt(path: Path | str, finding: str) -> ShardCorruptError:
-    return ShardCorruptError(f"{path} is no sound safetensors file: {finding}; download or copy it again", path=str(path))
+    return ShardCorruptError(
+        f"{path} is no sound safetensors file: {finding}; download or copy it again", path=str(path)
+    )

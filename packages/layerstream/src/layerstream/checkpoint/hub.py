@@ -32,7 +32,9 @@ _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
-def resolve_model(name: str, *, revision: str | None = None, weights: bool, offline: bool | None = None) -> Path:
+def resolve_model(
+    name: str, *, revision: str | None = None, weights: bool, offline: bool | None = None
+) -> Path:
     """Return the directory of a model, downloading from the Hub what is not yet in its cache.
 
     Args:
@@ -50,9 +52,13 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool, offl
     if local.is_dir():
         return local
     if local.exists():
-        raise CheckpointNotFoundError(f"{name} is a file; give the directory that holds it and its config.json")
+        raise CheckpointNotFoundError(
+            f"{name} is a file; give the directory that holds it and its config.json"
+        )
     if _looks_like_a_path(name):
-        raise CheckpointNotFoundError(f"there is no directory {name}; give one that exists, or a Hub id like 'organisation/model'")
+        raise CheckpointNotFoundError(
+            f"there is no directory {name}; give one that exists, or a Hub id like 'organisation/model'"
+        )
     directory = _fetch(name, revision, offline, _SMALL_FILES)
     if weights:
         _fetch_weights(name, revision, offline, directory)
@@ -83,14 +89,24 @@ def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
             tensor: {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": entry.data_offsets}
             for tensor, entry in file.tensors.items()
         }
-        shards[shard] = header_entries(header, 0, f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{shard}")
+        shards[shard] = header_entries(
+            header, 0, f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{shard}"
+        )
     tensors = collect_tensors(shards, remote.weight_map)
-    return Checkpoint(name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=remote.metadata or {})
+    return Checkpoint(
+        name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=remote.metadata or {}
+    )
 
 
 def _looks_like_a_path(name: str) -> bool:
     # A Hub id has one slash at most and none at its ends.
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+    return (
+        Path(name).is_absolute()
+        or name.startswith((".", "~"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or "\\" in name
+    )
 
 
 def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list[str]) -> Path:
@@ -98,7 +114,11 @@ def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list
         # Weights and copies in other formats also lie in subdirectories, where transformers does not look.
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, local_files_only=bool(offline), allow_patterns=patterns, ignore_patterns=["*/*"]
+                name,
+                revision=revision,
+                local_files_only=bool(offline),
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],
             )
         )
 
@@ -106,7 +126,12 @@ def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list
 def _fetch_weights(name: str, revision: str | None, offline: bool | None, directory: Path) -> None:
     """Download the files that belong together: repositories also hold the same weights under other names."""
     index = directory / INDEX_NAME
-    _fetch(name, revision, offline, sorted(set(read_index(index)[0].values())) if index.is_file() else [SINGLE_NAME])
+    _fetch(
+        name,
+        revision,
+        offline,
+        sorted(set(read_index(index)[0].values())) if index.is_file() else [SINGLE_NAME],
+    )
     if not any(directory.glob("*.safetensors")):
         _fetch(name, revision, offline, ["*.safetensors"])
     if any(directory.glob("*.safetensors")):
@@ -139,9 +164,13 @@ def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
             "with `hf auth login`"
         ) from error
     except NotASafetensorsRepoError as error:
-        raise UnsupportedFormatError(f"the Hub's {where} holds no safetensors files, and nothing else is read") from error
+        raise UnsupportedFormatError(
+            f"the Hub's {where} holds no safetensors files, and nothing else is read"
+        ) from error
     except SafetensorsParsingError as error:
-        raise ShardCorruptError(f"a file header of the Hub's {where} cannot be read: {error}", path=name) from error
+        raise ShardCorruptError(
+            f"a file header of the Hub's {where} cannot be read: {error}", path=name
+        ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointNotFoundError(
             f"{where} is not, or not wholly, in the local cache and the Hub cannot be reached or must not be asked; connect once, "

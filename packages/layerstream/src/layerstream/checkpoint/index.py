@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, CheckpointNotFoundError, ShardCorruptError, TensorMissingError, UnsupportedFormatError
+from ..errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ShardCorruptError,
+    TensorMissingError,
+    UnsupportedFormatError,
+)
 from ..spec.profiles import StoredTensor
 from .header import header_entries, load_header
 
@@ -67,7 +73,9 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
     """
     name = str(directory) if name is None else name
     if not directory.is_dir():
-        raise CheckpointNotFoundError(f"{directory} is not a directory; give a checkpoint's directory or a Hub id")
+        raise CheckpointNotFoundError(
+            f"{directory} is not a directory; give a checkpoint's directory or a Hub id"
+        )
     if not (directory / CONFIG_NAME).is_file():
         raise CheckpointNotFoundError(
             f"{directory} has no {CONFIG_NAME}, so it is no checkpoint; put the config beside the weights"
@@ -86,15 +94,25 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         index = json.loads(path.read_bytes())
         weight_map, metadata = index["weight_map"], index.get("metadata") or {}
-        sound = isinstance(weight_map, dict) and isinstance(metadata, dict) and all(isinstance(v, str) for v in weight_map.values())
+        sound = (
+            isinstance(weight_map, dict)
+            and isinstance(metadata, dict)
+            and all(isinstance(v, str) for v in weight_map.values())
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ShardCorruptError(f"{path} is no safetensors index ({error!r}); download it again", path=str(path)) from error
+        raise ShardCorruptError(
+            f"{path} is no safetensors index ({error!r}); download it again", path=str(path)
+        ) from error
     if not sound or not weight_map:
-        raise ShardCorruptError(f"{path} has no weight map of tensor names to file names; download it again", path=str(path))
+        raise ShardCorruptError(
+            f"{path} has no weight map of tensor names to file names; download it again", path=str(path)
+        )
     return weight_map, metadata
 
 
-def collect_tensors(shards: Mapping[str, Iterable[StoredTensor]], weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
+def collect_tensors(
+    shards: Mapping[str, Iterable[StoredTensor]], weight_map: Mapping[str, str]
+) -> dict[str, StoredTensor]:
     """Return the tensors of all shards by name, checked against the index.
 
     Args:
@@ -148,7 +166,9 @@ def _open_sharded(directory: Path, name: str) -> Checkpoint:
         header, data_start = load_header(path)
         shards[shard] = header_entries(header, data_start, str(path))
     tensors = collect_tensors(shards, weight_map)
-    return Checkpoint(name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=metadata)
+    return Checkpoint(
+        name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=metadata
+    )
 
 
 def _inside(directory: Path, shard: str) -> Path:
@@ -164,7 +184,12 @@ def _inside(directory: Path, shard: str) -> Path:
         named_inside = (home / shard).parent.resolve().is_relative_to(home)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path!s} leads nowhere: {error}; copy the file itself there") from error
-    if ".." in Path(shard).parts or Path(shard).is_absolute() or not named_inside or not real.is_relative_to(allowed):
+    if (
+        ".." in Path(shard).parts
+        or Path(shard).is_absolute()
+        or not named_inside
+        or not real.is_relative_to(allowed)
+    ):
         raise CheckpointError(
             f"{shard!r} in {directory} leads out of it, to {real}; a checkpoint must hold its own files: copy the file there"
         )
@@ -182,14 +207,22 @@ def _only_safetensors_name(directory: Path, name: str) -> str:
             f"{directory} has {len(found)} safetensors files ({_some(found)}) and no {INDEX_NAME} to say how they belong together; "
             "add the index, or leave one file"
         )
-    for suffixes, kind in ((_PICKLED, "pickled weights"), ((".gguf",), "GGUF weights"), (_FOREIGN, "weights of another framework")):
+    for suffixes, kind in (
+        (_PICKLED, "pickled weights"),
+        ((".gguf",), "GGUF weights"),
+        (_FOREIGN, "weights of another framework"),
+    ):
         other = [file for file in files if file.endswith(suffixes)]
         if other:
             how = _HOW_TO_CONVERT.format(name=name)
             if kind == "GGUF weights":
                 how = f"convert it once with from_pretrained({name!r}, gguf_file={other[0]!r}) and save_pretrained('converted')"
-            raise UnsupportedFormatError(f"{directory} has only {kind} ({_some(other)}), and only safetensors is read; {how}")
-    raise CheckpointNotFoundError(f"{directory} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint")
+            raise UnsupportedFormatError(
+                f"{directory} has only {kind} ({_some(other)}), and only safetensors is read; {how}"
+            )
+    raise CheckpointNotFoundError(
+        f"{directory} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint"
+    )
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -59,7 +59,12 @@ class DiskReader:
     """
 
     def __init__(
-        self, *, num_threads: int = 4, chunk_bytes: int = 8 * MIB, direct: bool = True, opener: Opener | None = None
+        self,
+        *,
+        num_threads: int = 4,
+        chunk_bytes: int = 8 * MIB,
+        direct: bool = True,
+        opener: Opener | None = None,
     ) -> None:
         """Start the threads; no file is opened yet.
 
@@ -84,7 +89,9 @@ class DiskReader:
         self._bytes_read = 0
         self._bounces = [BounceBuffer(chunk_bytes) for _ in range(num_threads)]
         self._threads = [
-            threading.Thread(target=self._work, args=(bounce,), name=f"layerstream-read-{number}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(bounce,), name=f"layerstream-read-{number}", daemon=True
+            )
             for number, bounce in enumerate(self._bounces)
         ]
         for thread in self._threads:
@@ -94,7 +101,9 @@ class DiskReader:
         """Return the reader itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the reader."""
         self.close()
 
@@ -114,7 +123,9 @@ class DiskReader:
         Raises:
             StreamClosedError: when the reader is closed.
         """
-        pieces = [(run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)]
+        pieces = [
+            (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
+        ]
         ticket = ReadTicket(sum(request.num_bytes for request in requests), len(pieces))
         with self._changed:
             if self._closed:
@@ -242,7 +253,16 @@ def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
             last.num_bytes += request.num_bytes
             last.requests.append(request)
         elif request.num_bytes:
-            runs.append(_Run(request.path, request.offset, request.num_bytes, request.address, request.deliver, [request]))
+            runs.append(
+                _Run(
+                    request.path,
+                    request.offset,
+                    request.num_bytes,
+                    request.address,
+                    request.deliver,
+                    [request],
+                )
+            )
     return runs
 
 

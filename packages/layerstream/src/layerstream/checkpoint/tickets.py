@@ -42,7 +42,9 @@ class ReadRequest:
         assert min(self.offset, self.num_bytes) >= 0, (self.offset, self.num_bytes)
         if self.target is not None and self.num_bytes:
             assert self.target.nbytes == self.num_bytes, (self.target.nbytes, self.num_bytes)
-            assert ctypes.addressof(ctypes.c_char.from_buffer(self.target)) == self.address, "the address is not the target's"
+            assert ctypes.addressof(ctypes.c_char.from_buffer(self.target)) == self.address, (
+                "the address is not the target's"
+            )
 
 
 class ReadTicket:

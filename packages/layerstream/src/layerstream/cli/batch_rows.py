@@ -12,7 +12,15 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from .. import BatchProgress, GenerationRequest, GenerationResult, ScoreProgress, StreamedModel, Workload, generate_many
+from .. import (
+    BatchProgress,
+    GenerationRequest,
+    GenerationResult,
+    ScoreProgress,
+    StreamedModel,
+    Workload,
+    generate_many,
+)
 from ..errors import PlanError, StreamError
 from .jobs import JobRow
 from .session import encode_prompt
@@ -64,7 +72,17 @@ class PromptDefaults:
     batches: int | None = None
 
 
-_KEYS = ("prompt", "ids", "max_new_tokens", "do_sample", "seed", "temperature", "num_beams", "stop", "options")
+_KEYS = (
+    "prompt",
+    "ids",
+    "max_new_tokens",
+    "do_sample",
+    "seed",
+    "temperature",
+    "num_beams",
+    "stop",
+    "options",
+)
 
 
 class PromptRows:
@@ -107,7 +125,9 @@ class PromptRows:
             settings.setdefault("seed", self._defaults.seed + row.number)
         stop = settings.pop("stop", ())
         ids = self._ids(row)
-        return GenerationRequest(prompt=ids, stop=(stop,) if isinstance(stop, str) else tuple(stop), **settings)
+        return GenerationRequest(
+            prompt=ids, stop=(stop,) if isinstance(stop, str) else tuple(stop), **settings
+        )
 
     def _ids(self, row: JobRow) -> list[int]:
         ids, prompt = row.fields.get("ids"), row.fields.get("prompt")
@@ -115,7 +135,9 @@ class PromptRows:
             if not isinstance(prompt, str) or not prompt:
                 raise PlanError(f"a prompt is text, and not empty; got {prompt!r:.60}")
             ids = encode_prompt(self._tokenizer, prompt, chat=self._defaults.chat)["input_ids"][0].tolist()
-        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each < self._vocab_size for each in ids):
+        if not isinstance(ids, list) or not all(
+            type(each) is int and 0 <= each < self._vocab_size for each in ids
+        ):
             raise PlanError(f"ids is a list of tokens from 0 to {self._vocab_size - 1}")
         return ids
 
@@ -183,7 +205,9 @@ def sort_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: Write) ->
                 raise PlanError(row.error)
             if kind is None:
                 wanted = ", ".join(each.wanted for each in kinds)
-                raise PlanError(f"a row needs {wanted}; this one has {', '.join(sorted(row.fields)) or 'nothing'}")
+                raise PlanError(
+                    f"a row needs {wanted}; this one has {', '.join(sorted(row.fields)) or 'nothing'}"
+                )
             kind.take(row)
             taken += 1
         except PlanError as error:

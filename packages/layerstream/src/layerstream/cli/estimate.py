@@ -21,15 +21,25 @@ from ..spec.sizes import parse_size
 from .options import AsJson
 from .printing import out_console, print_json
 
-_COLUMNS = {"float32": "fp32", "float16": "16-bit", "8-bit": "8-bit", "4-bit": "4-bit", "3-bit": "3-bit", "2-bit": "2-bit"}
+_COLUMNS = {
+    "float32": "fp32",
+    "float16": "16-bit",
+    "8-bit": "8-bit",
+    "4-bit": "4-bit",
+    "3-bit": "3-bit",
+    "2-bit": "2-bit",
+}
 
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        help=f"Directories, Hub ids, config.json files, or any of {', '.join(KNOWN_MODELS)}; without one these.", show_default=False
+        help=f"Directories, Hub ids, config.json files, or any of {', '.join(KNOWN_MODELS)}; without one these.",
+        show_default=False,
     ),
 ]
-Memory = Annotated[str | None, typer.Option(help="Mark what fits into this much memory, such as 16GB.", show_default=False)]
+Memory = Annotated[
+    str | None, typer.Option(help="Mark what fits into this much memory, such as 16GB.", show_default=False)
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

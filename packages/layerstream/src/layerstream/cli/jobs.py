@@ -65,7 +65,9 @@ def _parse(number: int, line: bytes) -> JobRow:
     except (ValueError, RecursionError) as error:
         return JobRow(number=number, digest=digest, id=number, error=f"the row is no JSON: {error}")
     if not isinstance(fields, dict):
-        return JobRow(number=number, digest=digest, id=number, error='a row is a JSON object such as {"prompt": "..."}')
+        return JobRow(
+            number=number, digest=digest, id=number, error='a row is a JSON object such as {"prompt": "..."}'
+        )
     return JobRow(number=number, digest=digest, id=fields.pop("id", number), fields=fields)
 
 
@@ -105,14 +107,19 @@ class ResultFile:
             JobError: the disk did not take it.
         """
         assert row.number not in self.done, "a row has one result"
-        line = json.dumps({"row": row.number, "id": row.id, **result, "digest": row.digest}, ensure_ascii=False) + "\n"
+        line = (
+            json.dumps({"row": row.number, "id": row.id, **result, "digest": row.digest}, ensure_ascii=False)
+            + "\n"
+        )
         content = line.encode("utf-8", "backslashreplace")
         try:
             if os.write(self._file, content) != len(content):
                 raise OSError("the disk is full")
             os.fsync(self._file)
         except OSError as error:
-            raise JobError(f"cannot write to the results {self._path}: {error.strerror or error}; start again to go on") from error
+            raise JobError(
+                f"cannot write to the results {self._path}: {error.strerror or error}; start again to go on"
+            ) from error
         self.done.add(row.number)
         self.num_errors += "error" in result
 
@@ -126,7 +133,9 @@ class ResultFile:
         """Return this file."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 
@@ -136,7 +145,9 @@ class ResultFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise JobError(f"another process writes to the results {self._path}: wait for it, or give another file") from error
+            raise JobError(
+                f"another process writes to the results {self._path}: wait for it, or give another file"
+            ) from error
 
     def _take_stock(self) -> None:
         """Read what is there, and cut off a line that a killed process has torn."""

@@ -68,7 +68,9 @@ def plan_command(
         out_console().print(made.explain(), markup=False)
 
 
-def plan_on_machine(model: str, machine: Machine, workload: Workload, *, budget: str, dtype: str) -> PlacementPlan:
+def plan_on_machine(
+    model: str, machine: Machine, workload: Workload, *, budget: str, dtype: str
+) -> PlacementPlan:
     """Return the plan of `model` (a checkpoint, Hub id or known model's name) on a machine that need not be this one."""
     subject = known_config(model) if model in KNOWN_MODELS else model
     return simulate(subject, machine=machine, workload=workload, budget=budget, dtype=dtype)

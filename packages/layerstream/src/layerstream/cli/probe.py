@@ -18,7 +18,11 @@ from .printing import err_console, out_console, print_json
 
 Where = Annotated[
     Path | None,
-    typer.Option(help="A large file, or a directory on the disk that counts.", show_default="a temporary file", exists=True),
+    typer.Option(
+        help="A large file, or a directory on the disk that counts.",
+        show_default="a temporary file",
+        exists=True,
+    ),
 ]
 
 
@@ -43,8 +47,16 @@ def machine_table(machine: Machine) -> Table:
         ("device memory free", format_bytes(machine.device_memory_bytes), ""),
         ("host memory free", format_bytes(machine.host_memory_bytes), ""),
         ("disk", format_rate(machine.disk_bytes_per_s), "bounds a sweep of streamed blocks"),
-        ("host to device", "none: they are one" if machine.device_is_host else format_rate(machine.copy_bytes_per_s), ""),
-        ("device memory", format_rate(machine.memory_bytes_per_s), "bounds one token through resident blocks"),
+        (
+            "host to device",
+            "none: they are one" if machine.device_is_host else format_rate(machine.copy_bytes_per_s),
+            "",
+        ),
+        (
+            "device memory",
+            format_rate(machine.memory_bytes_per_s),
+            "bounds one token through resident blocks",
+        ),
         ("multiplication", f"{machine.flops_per_s / 1e9:,.0f} GFLOP/s", "bounds long prompts and batches"),
     ]
     for row in rows:

@@ -54,9 +54,17 @@ def carry_out(
             wanted = kinds()
             if sort_rows(left, wanted, file.write):
                 with _load(opener, wanted) as streamed:
-                    _answer(streamed, wanted, file, _Told(len(asked), len(asked) - len(left), shown=not quiet), seed)
+                    _answer(
+                        streamed,
+                        wanted,
+                        file,
+                        _Told(len(asked), len(asked) - len(left), shown=not quiet),
+                        seed,
+                    )
         if not quiet:
-            note(f"{len(file.done)} of {len(asked)} rows have their result, {file.num_errors} of them an error: {results}")
+            note(
+                f"{len(file.done)} of {len(asked)} rows have their result, {file.num_errors} of them an error: {results}"
+            )
         if file.num_errors:
             raise typer.Exit(1)
 
@@ -83,7 +91,9 @@ def _joined(kinds: list[RowKind], most_rows: int) -> Workload:
     )
 
 
-def _answer(streamed: StreamedModel, kinds: list[RowKind], file: ResultFile, told: _Told, seed: int | None) -> None:
+def _answer(
+    streamed: StreamedModel, kinds: list[RowKind], file: ResultFile, told: _Told, seed: int | None
+) -> None:
     if told.shown:
         note(streamed.plan.explain() + "\n")
     if seed is not None:

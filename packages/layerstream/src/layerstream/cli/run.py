@@ -14,21 +14,41 @@ import typer
 from .. import Workload, load
 from ..engine.tokenizer import load_tokenizer
 from ..errors import PlanError
-from .options import AsJson, Attention, Budget, Device, Dtype, Model, Revision, TrustRemoteCode, model_or_default
+from .options import (
+    AsJson,
+    Attention,
+    Budget,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    TrustRemoteCode,
+    model_or_default,
+)
 from .printing import err_console, note, print_json
 from .session import Sampling, answer, encode_prompt
 from .trace_files import check_trace_path, write_trace
 
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; read from stdin when piped.", show_default=False)]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", help="The prompt; read from stdin when piped.", show_default=False),
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens at most.", min=1)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the checkpoint's chat template.")]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="Sample at this temperature; without it the likeliest token is taken.", min=0.01, show_default=False),
+    typer.Option(
+        help="Sample at this temperature; without it the likeliest token is taken.",
+        min=0.01,
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", min=0, show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer: no plan, progress or report.")]
-TraceFile = Annotated[Path | None, typer.Option(help="Write the timeline to this .json, .html or .svg file.", show_default=False)]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(help="Write the timeline to this .json, .html or .svg file.", show_default=False),
+]
 
 
 def run_command(
@@ -72,7 +92,9 @@ def run_command(
         if chatty:
             note(streamed.plan.explain() + "\n")
         sampling = Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
-        result = answer(streamed, tokenizer, inputs, sampling=sampling, shows_text=not as_json, shows_progress=not quiet)
+        result = answer(
+            streamed, tokenizer, inputs, sampling=sampling, shows_text=not as_json, shows_progress=not quiet
+        )
         report = streamed.report()
         if chatty:
             note(f"\n{result.explain()}\n{report.explain()}")

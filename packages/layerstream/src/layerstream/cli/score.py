@@ -15,14 +15,30 @@ from .. import load
 from ..engine.tokenizer import load_tokenizer
 from .batch import Batches, Model, Quiet, Results
 from .batch_rows import RowKind
-from .options import Attention, Budget, Devices, Dtype, Revision, TrustRemoteCode, model_or_default, named_devices
+from .options import (
+    Attention,
+    Budget,
+    Devices,
+    Dtype,
+    Revision,
+    TrustRemoteCode,
+    model_or_default,
+    named_devices,
+)
 from .row_job import carry_out
 from .score_rows import ScoreRows, load_config
 
-Rows = Annotated[Path, typer.Argument(help='JSON lines: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}, one row each.')]
+Rows = Annotated[
+    Path,
+    typer.Argument(help='JSON lines: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}, one row each.'),
+]
 HeadFile = Annotated[
     Path | None,
-    typer.Option("--head", help="A safetensors file with a weight (outputs, hidden size): its outputs score.", show_default=False),
+    typer.Option(
+        "--head",
+        help="A safetensors file with a weight (outputs, hidden size): its outputs score.",
+        show_default=False,
+    ),
 ]
 
 

@@ -24,7 +24,9 @@ _KEYS = ("prefix", "suffixes")
 def load_config(name: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
     """Return the config of the checkpoint's decoder."""
     directory = resolve_model(name, revision=revision, weights=False)
-    return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+    return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code).get_text_config(
+        decoder=True
+    )
 
 
 class ScoreRows:
@@ -33,11 +35,18 @@ class ScoreRows:
     wanted = "a prefix and suffixes"
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, head: Path | None = None, batches: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PreTrainedConfig,
+        *,
+        head: Path | None = None,
+        batches: int | None = None,
     ) -> None:
         """Score with `head`, a safetensors file, or by log-probabilities; in `batches` sweeps, or as few as memory allows."""
         self._head, self._batches = head, batches
-        self._reader = ScoringTokenizer(config, int(config.vocab_size), tokenizer, feeds_last=head is not None)
+        self._reader = ScoringTokenizer(
+            config, int(config.vocab_size), tokenizer, feeds_last=head is not None
+        )
         self._taken: list[tuple[JobRow, TokenizedScoring]] = []
 
     def claims(self, row: JobRow) -> bool:
@@ -51,7 +60,9 @@ class ScoreRows:
             PlanError: it makes no sense.
         """
         if set(row.fields) != set(_KEYS):
-            raise PlanError(f"a row to score holds id, prefix and suffixes; this one has {', '.join(sorted(row.fields))}")
+            raise PlanError(
+                f"a row to score holds id, prefix and suffixes; this one has {', '.join(sorted(row.fields))}"
+            )
         prefix, suffixes = row.fields["prefix"], row.fields["suffixes"]
         if not isinstance(prefix, str | list) or not isinstance(suffixes, list):
             raise PlanError("the prefix is text or a list of tokens, and suffixes is a list of such")
@@ -79,7 +90,9 @@ class ScoreRows:
             write(self._taken[result.index][0], score_fields(result))
 
         requests = [(request.prefix, request.suffixes) for _, request in self._taken]
-        score(streamed, requests, head=self._head, batches=self._batches, on_result=hear, on_progress=progress)
+        score(
+            streamed, requests, head=self._head, batches=self._batches, on_result=hear, on_progress=progress
+        )
 
 
 def score_fields(result: ScoringResult) -> dict[str, Any]:
@@ -94,11 +107,18 @@ def score_fields(result: ScoringResult) -> dict[str, Any]:
         return {"error": f"{type(result.error).__name__}: {' '.join(str(result.error).split())}"[:500]}
     scores: list[dict[str, Any]] = []
     for each in result.scores:
-        fields: dict[str, Any] = {"sum": _finite(each.sum), "mean": _finite(each.mean), "tokens": each.suffix_tokens}
+        fields: dict[str, Any] = {
+            "sum": _finite(each.sum),
+            "mean": _finite(each.mean),
+            "tokens": each.suffix_tokens,
+        }
         if each.outputs.size:
             fields["outputs"] = each.outputs.tolist()
         else:
-            fields |= {"is_greedy": each.is_greedy, "token_logprobs": [_finite(value) for value in each.token_logprobs.tolist()]}
+            fields |= {
+                "is_greedy": each.is_greedy,
+                "token_logprobs": [_finite(value) for value in each.token_logprobs.tolist()],
+            }
         scores.append(fields)
     return {"best": result.best, "best_by_mean": result.best_by_mean, "scores": scores}
 

@@ -82,13 +82,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
     if not tokenizer.chat_template:
         raise PlanError("this checkpoint's tokenizer has no chat template: leave --chat out")
     turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    return tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
 
 
 class _Streamer(TextStreamer):
     """transformers' streamer, writing through the status line and counting tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None], on_tokens: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        write: Callable[[str], None],
+        on_tokens: Callable[[int], None],
+    ) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._write = write
         self._on_tokens = on_tokens
@@ -128,7 +135,9 @@ def answer(
     stop_listening = streamed.timeline.subscribe(progress.observe)
     start_s = time.perf_counter()
     try:
-        with StatusLine(lambda: format_progress(progress.state(time.perf_counter()), noun), shown=shows_progress) as status:
+        with StatusLine(
+            lambda: format_progress(progress.state(time.perf_counter()), noun), shown=shows_progress
+        ) as status:
             streamer = _Streamer(tokenizer, status.write if shows_text else _discard, progress.count_tokens)
             placed = inputs.to(streamed.model.device)
             rows = streamed.generate(**placed, streamer=streamer, **sampling.generate_options())

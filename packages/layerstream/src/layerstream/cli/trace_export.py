@@ -71,14 +71,18 @@ def perfetto_json(spans: Iterable[Span], *, process_name: str = "layerstream") -
     """
     packed = _pack(spans)
     begin_s = min((span.start_s for track in packed for row in track.rows for span in row), default=0.0)
-    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": process_name}}]
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": process_name}}
+    ]
     tid = 0
     for track in packed:
         for index, row in enumerate(track.rows):
             tid += 1
             track = track.activity.value if len(track.rows) == 1 else f"{track.activity.value} {index + 1}"
             events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": track}})
-            events.append({"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": tid, "args": {"sort_index": tid}})
+            events.append(
+                {"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": tid, "args": {"sort_index": tid}}
+            )
             events += [_complete_event(span, tid, begin_s) for span in row]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
@@ -92,7 +96,12 @@ def _complete_event(span: Span, tid: int, begin_s: float) -> dict[str, Any]:
         "tid": tid,
         "ts": round((span.start_s - begin_s) * 1e6, 3),
         "dur": round(max(0.0, span.duration_s) * 1e6, 3),
-        "args": {"sweep": span.sweep, "unit_index": span.unit_index, "num_bytes": span.num_bytes, "track": span.track},
+        "args": {
+            "sweep": span.sweep,
+            "unit_index": span.unit_index,
+            "num_bytes": span.num_bytes,
+            "track": span.track,
+        },
     }
 
 
@@ -163,7 +172,9 @@ def _pack(spans: Iterable[Span]) -> tuple[_Track, ...]:
     by_activity: dict[Activity, list[Span]] = {}
     for span in spans:
         by_activity.setdefault(span.activity, []).append(span)
-    return tuple(_Track(activity=kind, rows=_rows(by_activity[kind])) for kind in _ORDER if kind in by_activity)
+    return tuple(
+        _Track(activity=kind, rows=_rows(by_activity[kind])) for kind in _ORDER if kind in by_activity
+    )
 
 
 def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
@@ -185,7 +196,9 @@ def _scale(packed: Sequence[_Track], width_px: int) -> _Scale:
     every = [span for track in packed for row in track.rows for span in row]
     begin_s = min((span.start_s for span in every), default=0.0)
     total_s = max((span.end_s for span in every), default=1.0) - begin_s or 1.0
-    return _Scale(begin_s=begin_s, total_s=total_s, width_px=width_px, px_per_s=(width_px - _LEFT - _RIGHT) / total_s)
+    return _Scale(
+        begin_s=begin_s, total_s=total_s, width_px=width_px, px_per_s=(width_px - _LEFT - _RIGHT) / total_s
+    )
 
 
 def _axis(scale: _Scale, height: int) -> list[str]:
@@ -193,8 +206,12 @@ def _axis(scale: _Scale, height: int) -> list[str]:
     lines = []
     for index in range(int(scale.total_s / step_s) + 1):
         x = scale.x(scale.begin_s + index * step_s)
-        lines.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP - 6}" x2="{x:.1f}" y2="{height - _AXIS + 4}"/>')
-        lines.append(f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">{_tick(index * step_s, step_s)}</text>')
+        lines.append(
+            f'<line class="grid" x1="{x:.1f}" y1="{_TOP - 6}" x2="{x:.1f}" y2="{height - _AXIS + 4}"/>'
+        )
+        lines.append(
+            f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle">{_tick(index * step_s, step_s)}</text>'
+        )
     return lines
 
 
@@ -226,7 +243,9 @@ def _sweep_marks(packed: Sequence[_Track], scale: _Scale, height: int) -> list[s
     lines, free_from = [], 0.0
     for sweep, start_s in sorted(starts.items()):
         x = scale.x(start_s)
-        lines.append(f'<line class="sweep" x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{height - _AXIS + 4}"/>')
+        lines.append(
+            f'<line class="sweep" x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{height - _AXIS + 4}"/>'
+        )
         if x >= free_from:
             lines.append(f'<text x="{x + 4:.1f}" y="{_TOP - 12}">sweep {sweep}</text>')
             free_from = x + 62
@@ -241,7 +260,9 @@ def _draw_track(track: _Track, top: int, scale: _Scale) -> list[str]:
     ]
     for index, row in enumerate(track.rows):
         y = top + index * _ROW
-        lines.append(f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>')
+        lines.append(
+            f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>'
+        )
         for span in row:
             width = max(_LEAST_PX, span.duration_s * scale.px_per_s)
             shade = " odd" if span.unit_index % 2 else ""

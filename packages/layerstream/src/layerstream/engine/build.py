@@ -62,7 +62,11 @@ class _Builder:
     """Carries one plan out, step by step; what it opened is closed again when a step fails."""
 
     def __init__(
-        self, spec: ModelSpec, placement: PlacementPlan, runtimes: Sequence[DeviceRuntime], on_failure: ExitStack
+        self,
+        spec: ModelSpec,
+        placement: PlacementPlan,
+        runtimes: Sequence[DeviceRuntime],
+        on_failure: ExitStack,
     ) -> None:
         self.spec, self.plan, self.on_failure = spec, placement, on_failure
         self.is_host = runtimes[0].is_host
@@ -71,7 +75,9 @@ class _Builder:
         self.reader = DiskReader()
         on_failure.callback(self.reader.close)
         self.recipes = {unit.name: unit for unit in spec.units.streamed[placement.granularity]}
-        self.replicas = [ReplicaBuilder(spec, placement, runtime, index) for index, runtime in enumerate(runtimes)]
+        self.replicas = [
+            ReplicaBuilder(spec, placement, runtime, index) for index, runtime in enumerate(runtimes)
+        ]
         self.host_tables: dict[str, HostBuffer] = {}
 
     def build(self) -> BuiltModel:
@@ -101,8 +107,14 @@ class _Builder:
         head = self._head()
         if units.head is not None and (head is None or head.residency is Residency.DEVICE):
             installed = {tensor.name for tensor in edges} if units.head_is_tied else set()
-            own = [t for t in units.head.tensors if not (units.head_is_tied and t.name.endswith(".weight") and installed)]
-            staying.append(UnitRecipe(name=units.head.name, tensors=tuple(own), conversions=units.head.conversions))
+            own = [
+                t
+                for t in units.head.tensors
+                if not (units.head_is_tied and t.name.endswith(".weight") and installed)
+            ]
+            staying.append(
+                UnitRecipe(name=units.head.name, tensors=tuple(own), conversions=units.head.conversions)
+            )
         self._install_for_good([UnitSource(unit) for unit in staying if unit.tensors])
         elsewhere = self._not_staying()
         for replica in self.replicas:
@@ -136,7 +148,9 @@ class _Builder:
     def _not_staying(self) -> set[str]:
         """Return the tensors that come and go: the stream's, and rows that are looked up."""
         rows = () if self.plan.embedding in (None, Residency.DEVICE) else self.spec.units.row_tables
-        return {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors} | {tensor.name for tensor in rows}
+        return {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors} | {
+            tensor.name for tensor in rows
+        }
 
     # -- what is looked up -------------------------------------------------------------------------------------------
 
@@ -185,19 +199,27 @@ class _Builder:
         return prefetcher
 
     def _streamed_unit(self, recipe: UnitRecipe) -> StreamedUnit:
-        placement = next(p for p in self.plan.units if recipe.name == p.name or recipe.name.startswith(f"{p.name}["))
+        placement = next(
+            p for p in self.plan.units if recipe.name == p.name or recipe.name.startswith(f"{p.name}[")
+        )
         source = UnitSource(recipe)
         pinned = None
         if placement.residency is Residency.HOST:
             pinned = self._part_of_host_table(source) or self._read(source, pinned=self.pins)
-        return StreamedUnit(name=recipe.name, position=self.plan.units.index(placement), source=source, pinned=pinned)
+        return StreamedUnit(
+            name=recipe.name, position=self.plan.units.index(placement), source=source, pinned=pinned
+        )
 
     def _part_of_host_table(self, source: UnitSource) -> HostBuffer | None:
         """Return where a tied head, or a slice of one, lies in its embedding's table, when that is in host memory."""
         wanted = source.unit.tensors[0].pieces[0].source if source.unit.tensors[0].pieces else None
         for table in self.spec.units.row_tables:
             whole, buffer = table.pieces[0].source, self.host_tables.get(table.name)
-            same = wanted is not None and wanted.path == whole.path and wanted.dtype == table.dtype == whole.dtype
+            same = (
+                wanted is not None
+                and wanted.path == whole.path
+                and wanted.dtype == table.dtype == whole.dtype
+            )
             if buffer is None or wanted is None or not same or len(source.unit.tensors) > 1:
                 continue
             start = wanted.offset - whole.offset

@@ -22,7 +22,17 @@ from ..streaming.runtime import DeviceRuntime
 from ..streaming.sweep_group import SweepGroup
 
 _ANCHOR = "layerstream_anchor"
-_FORBIDDEN = ("half", "float", "bfloat16", "double", "cuda", "cpu", "save_pretrained", "resize_token_embeddings", "tie_weights")
+_FORBIDDEN = (
+    "half",
+    "float",
+    "bfloat16",
+    "double",
+    "cuda",
+    "cpu",
+    "save_pretrained",
+    "resize_token_embeddings",
+    "tie_weights",
+)
 
 
 class Gate:
@@ -37,7 +47,9 @@ class Gate:
         group: lets computations share sweeps.
     """
 
-    def __init__(self, model: nn.Module, group: SweepGroup, *, on_start: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, model: nn.Module, group: SweepGroup, *, on_start: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         self.elapsed_s = 0.0
         self.is_closed = False
         self.group = group
@@ -178,7 +190,9 @@ def forbid(model: PreTrainedModel, device: torch.device) -> None:
         wanted, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (wanted is None or wanted == device) and dtype in (None, model.dtype):
             return model
-        raise UnsupportedModelError(f"model.to({wanted or dtype}) cannot move a streamed model: choose device and dtype in load()")
+        raise UnsupportedModelError(
+            f"model.to({wanted or dtype}) cannot move a streamed model: choose device and dtype in load()"
+        )
 
     for name in _FORBIDDEN:
         model.__dict__[name] = refuse(name)
@@ -191,7 +205,9 @@ def make_empty(model: nn.Module) -> None:
         module._parameters.pop(_ANCHOR, None)
         for name, tensor in module._parameters.items():
             if tensor is not None and not tensor.is_meta:
-                module._parameters[name] = nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
+                module._parameters[name] = nn.Parameter(
+                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
+                )
 
 
 def allow(model: PreTrainedModel) -> None:

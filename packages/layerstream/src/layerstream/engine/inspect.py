@@ -86,7 +86,13 @@ def inspect_model(
     checkpoint, directory = _open_checkpoint(str(name), revision, weights=weights)
     config = read_config(directory, trust_remote_code=trust_remote_code)
     resolved = resolve_dtype(config, dtype, checkpoint.tensors.values())
-    make = partial(build_skeleton, config, resolved, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
+    make = partial(
+        build_skeleton,
+        config,
+        resolved,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
     model = make()
     recipe = learn_recipe(model, checkpoint.tensors, resolved)
     again = partial(_replicate, make, recipe, prefill_chunk_tokens)
@@ -133,7 +139,11 @@ def _replicate(
 def _prepare(model: PreTrainedModel, recipe: ModelRecipe, chunk: int | None) -> tuple[nn.Module, ...]:
     """Make a fresh skeleton ready for its weights; return the modules that work in chunks."""
     give_dtypes(model, recipe)
-    return () if chunk is None else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
+    return (
+        ()
+        if chunk is None
+        else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
+    )
 
 
 def _describe(

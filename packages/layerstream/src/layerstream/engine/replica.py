@@ -23,7 +23,9 @@ class Replica:
     def __init__(self, replica: ReplicaParts, *, baseline_bytes: int) -> None:
         """Put gate, guard and anchor around the replica's model."""
         self.model, self.group = replica.model, replica.group
-        self.gate = Gate(replica.model, replica.group, on_start=self._before_forward, on_end=self._after_forward)
+        self.gate = Gate(
+            replica.model, replica.group, on_start=self._before_forward, on_end=self._after_forward
+        )
         replica.group.around = self.gate.hold
         self.peak = PeakMemory(replica.runtime, baseline_bytes)
         self._replica = replica
@@ -58,7 +60,11 @@ class Replica:
     def stop_streaming(self) -> None:
         """Let no further forward in, and end the one under way."""
         self.gate.close()
-        self.group.stop(StreamClosedError("this streamed model was closed while computations shared its sweeps; load it again"))
+        self.group.stop(
+            StreamClosedError(
+                "this streamed model was closed while computations shared its sweeps; load it again"
+            )
+        )
         if self._replica.stream is not None:
             self._replica.stream.close()
 

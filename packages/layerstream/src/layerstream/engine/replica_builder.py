@@ -72,7 +72,13 @@ class ReplicaBuilder:
         self._opened, self._plan, self._runtime = spec, plan, runtime
         model, chunked = (spec.model, spec.chunked) if index == 0 else spec.replicate()
         keep = ModelTaskState(model, runtime.device, spec.state, has_host_random=index == 0)
-        self.built = ReplicaParts(index=index, model=model, runtime=runtime, replica=DeviceBuffers(runtime=runtime), group=SweepGroup(keep))
+        self.built = ReplicaParts(
+            index=index,
+            model=model,
+            runtime=runtime,
+            replica=DeviceBuffers(runtime=runtime),
+            group=SweepGroup(keep),
+        )
         load_generation_config(model, spec.directory)
         materialize_buffers(model, runtime.device, set(spec.recipe.tensors))
         for module in chunked:
@@ -122,7 +128,8 @@ class ReplicaBuilder:
         whole = [(i, r) for i, r in enumerate(recipes) if "[" not in r.name]
         sliced = [(i, r) for i, r in enumerate(recipes) if "[" in r.name]
         hooks.attach(
-            StreamedModule(index=i, module=model.get_submodule(r.name), binding=UnitBinding(model, r.tensors)) for i, r in whole
+            StreamedModule(index=i, module=model.get_submodule(r.name), binding=UnitBinding(model, r.tensors))
+            for i, r in whole
         )
         if sliced:
             head = model.get_submodule(sliced[0][1].name.partition("[")[0])

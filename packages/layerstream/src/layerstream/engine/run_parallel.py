@@ -38,7 +38,9 @@ class _Outcome(Generic[T]):
             return True
 
 
-def run_in_parallel(works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]) -> list[T]:
+def run_in_parallel(
+    works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]
+) -> list[T]:
     """Return the results of all `works`, run at the same time: the first in the calling thread, each other in one of its own.
 
     Returns or raises only when every one of them has ended.
@@ -59,7 +61,10 @@ def run_in_parallel(works: Sequence[Callable[[], T]], *, on_failure: Callable[[i
             if outcome.fail(error):
                 on_failure(number, error)
 
-    threads = [threading.Thread(target=run, args=(number,), name=f"layerstream-device-{number}") for number in range(1, len(works))]
+    threads = [
+        threading.Thread(target=run, args=(number,), name=f"layerstream-device-{number}")
+        for number in range(1, len(works))
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -73,11 +78,15 @@ def run_in_parallel(works: Sequence[Callable[[], T]], *, on_failure: Callable[[i
     return [outcome.results[number] for number in range(len(works))]
 
 
-def _join_all(threads: list[threading.Thread], outcome: _Outcome[T], on_failure: Callable[[int, BaseException], None]) -> None:
+def _join_all(
+    threads: list[threading.Thread], outcome: _Outcome[T], on_failure: Callable[[int, BaseException], None]
+) -> None:
     for thread in threads:
         while thread.is_alive():
             try:
                 thread.join(_TICK_S)
-            except KeyboardInterrupt as interrupt:  # Ctrl-C while only other devices work: they are stopped, and waited for
+            except (
+                KeyboardInterrupt
+            ) as interrupt:  # Ctrl-C while only other devices work: they are stopped, and waited for
                 if outcome.fail(interrupt):
                     on_failure(0, interrupt)

@@ -32,7 +32,12 @@ class ModelTaskState:
     """Captures and restores it; satisfies `streaming.sweep.TaskState`."""
 
     def __init__(
-        self, model: PreTrainedModel, device: torch.device, state: ModuleState = (), *, has_host_random: bool = True
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        state: ModuleState = (),
+        *,
+        has_host_random: bool = True,
     ) -> None:
         """Find what there is in `model`.
 
@@ -77,7 +82,9 @@ class ModelTaskState:
 
 
 def _remembers_lengths(module: nn.Module) -> bool:
-    return all(name in module.__dict__ for name in _OF_A_ROTARY) and "dynamic" in str(getattr(module, "rope_type", ""))
+    return all(name in module.__dict__ for name in _OF_A_ROTARY) and "dynamic" in str(
+        getattr(module, "rope_type", "")
+    )
 
 
 def _some(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:

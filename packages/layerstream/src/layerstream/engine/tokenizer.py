@@ -11,7 +11,9 @@ from ..checkpoint.hub import resolve_model
 from ..errors import CheckpointError
 
 
-def load_tokenizer(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer.
 
     Raises:

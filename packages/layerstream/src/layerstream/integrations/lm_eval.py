@@ -90,7 +90,9 @@ class StreamedLM(TemplateLM):
         ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
         return ids
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """Return the turns as one text in the checkpoint's chat template."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
@@ -112,7 +114,9 @@ class StreamedLM(TemplateLM):
             if result.error is not None:
                 raise result.error
             places = questions[tuple(asked[result.index][0])]
-            answers |= {place: (each.sum, each.is_greedy) for place, each in zip(places, result.scores, strict=True)}
+            answers |= {
+                place: (each.sum, each.is_greedy) for place, each in zip(places, result.scores, strict=True)
+            }
         for place, (text, _context, _continuation) in enumerate(requests):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answers[place])
@@ -124,7 +128,10 @@ class StreamedLM(TemplateLM):
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):
             rolled = get_rolling_token_windows(
-                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
             )
             pairs = [make_disjoint_window(window) for window in rolled]
             windows += [(None, context, continuation) for context, continuation in pairs]
@@ -141,12 +148,16 @@ class StreamedLM(TemplateLM):
         end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         stops = [handle_stop_sequences(self._settings(request)["until"], eos=end) for request in requests]
         asked = [self._request(request, stop) for request, stop in zip(requests, stops, strict=True)]
-        results = generate_many(self._streamed, asked, isolate=self._isolate, batches=self._batches, tokenizer=self.tokenizer)
+        results = generate_many(
+            self._streamed, asked, isolate=self._isolate, batches=self._batches, tokenizer=self.tokenizer
+        )
         texts = []
         for request, stop, result in zip(requests, stops, results, strict=True):
             if result.error is not None:
                 raise result.error
-            texts.append(str(postprocess_generated_text(generation=result.text or "", stop=stop, think_end_token=None)))
+            texts.append(
+                str(postprocess_generated_text(generation=result.text or "", stop=stop, think_end_token=None))
+            )
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
 

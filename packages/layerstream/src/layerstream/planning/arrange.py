@@ -55,8 +55,14 @@ class Problem:
 
     def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
         """Return the device lines of `configuration` with no more residents than it must have."""
-        resident = 0 if configuration.num_slots else all_unit_bytes(units_at(self.profile, configuration.granularity))
-        return device_lines(self.profile, self.workload, self.machine, configuration, resident, replicas=self.replicas)
+        resident = (
+            0
+            if configuration.num_slots
+            else all_unit_bytes(units_at(self.profile, configuration.granularity))
+        )
+        return device_lines(
+            self.profile, self.workload, self.machine, configuration, resident, replicas=self.replicas
+        )
 
     def least_device_bytes(self, configuration: Configuration) -> int:
         """Return the device memory of `configuration` with no more residents than it must have."""
@@ -71,7 +77,11 @@ class Problem:
         if self.machine.device_is_host or not configuration.num_slots:
             return fixed
         rest = all_unit_bytes(units_at(self.profile, configuration.granularity)) - resident_bytes
-        if self.profile.head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
+        if (
+            self.profile.head
+            and not configuration.head_on_device
+            and not self.head_is_free_in_host(configuration)
+        ):
             rest += self.profile.head.slot_bytes
         return fixed + min(rest, configuration.num_slots * configuration.slot_bytes)
 
@@ -79,7 +89,9 @@ class Problem:
         """Return whether the head lives in host memory at no cost, because it is the embedding there."""
         return self.profile.head_is_tied and configuration.embedding is Residency.HOST
 
-    def arrange(self, configuration: Configuration, num_resident: int, host_budget_bytes: int) -> Arrangement | None:
+    def arrange(
+        self, configuration: Configuration, num_resident: int, host_budget_bytes: int
+    ) -> Arrangement | None:
         """Return `configuration` with `num_resident` evenly spread decoder units on the device, and the rest placed.
 
         The host's budget is filled with units that are spread evenly too; what is left lives on disk. The device's budget is the
@@ -100,14 +112,26 @@ class Problem:
             for index in range(len(units))
         )
         resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
-        paid = [index for index in in_host if index < num_decoder_units or not self.head_is_free_in_host(configuration)]
-        host = host_lines(profile, machine, configuration, num_staging, all_unit_bytes([units[index] for index in paid]))
+        paid = [
+            index
+            for index in in_host
+            if index < num_decoder_units or not self.head_is_free_in_host(configuration)
+        ]
+        host = host_lines(
+            profile, machine, configuration, num_staging, all_unit_bytes([units[index] for index in paid])
+        )
         if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
             return None
-        device = device_lines(profile, self.workload, machine, configuration, resident_bytes, replicas=self.replicas)
-        return Arrangement(configuration=configuration, residencies=residencies, num_staging=num_staging, lines=device + host)
+        device = device_lines(
+            profile, self.workload, machine, configuration, resident_bytes, replicas=self.replicas
+        )
+        return Arrangement(
+            configuration=configuration, residencies=residencies, num_staging=num_staging, lines=device + host
+        )
 
-    def _place_in_host(self, configuration: Configuration, on_device: set[int], host_budget_bytes: int) -> tuple[set[int], int]:
+    def _place_in_host(
+        self, configuration: Configuration, on_device: set[int], host_budget_bytes: int
+    ) -> tuple[set[int], int]:
         """Return the units that live in host memory, and the number of staging buffers that the rest needs."""
         if self.machine.device_is_host:
             return set(), 0

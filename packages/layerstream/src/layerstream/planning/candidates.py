@@ -40,7 +40,11 @@ class Configuration:
 
 def units_at(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
     """Return the decoder's units of the given size in visiting order, without the head; empty when the model offers none."""
-    return {Granularity.BLOCK: profile.blocks, Granularity.PART: profile.parts, Granularity.LAYER: profile.layers}[granularity]
+    return {
+        Granularity.BLOCK: profile.blocks,
+        Granularity.PART: profile.parts,
+        Granularity.LAYER: profile.layers,
+    }[granularity]
 
 
 def visited_units(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
@@ -71,7 +75,9 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
     ):
         slices *= 2
     # below a page a slice can be larger than the whole; then slicing gains nothing
-    return slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
+    return (
+        slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
+    )
 
 
 def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> Iterator[Configuration]:
@@ -84,7 +90,11 @@ def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> 
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         if head_on_device or profile.head is None:
             yield Configuration(
-                granularity=Granularity.BLOCK, num_slots=0, slot_bytes=0, embedding=embedding, head_on_device=head_on_device
+                granularity=Granularity.BLOCK,
+                num_slots=0,
+                slot_bytes=0,
+                embedding=embedding,
+                head_on_device=head_on_device,
             )
     for granularity in Granularity:
         units = units_at(profile, granularity)

@@ -52,7 +52,9 @@ def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
             host_memory_bytes=min(machine.host_memory_bytes for machine in machines),
             disk_bytes_per_s=min(machine.disk_bytes_per_s for machine in machines),
             copy_bytes_per_s=min(machine.copy_bytes_per_s / replicas[machine.device] for machine in machines),
-            memory_bytes_per_s=min(machine.memory_bytes_per_s / replicas[machine.device] for machine in machines),
+            memory_bytes_per_s=min(
+                machine.memory_bytes_per_s / replicas[machine.device] for machine in machines
+            ),
             flops_per_s=min(machine.flops_per_s / replicas[machine.device] for machine in machines),
             runtime_bytes=max(machine.runtime_bytes for machine in machines),
             measured=all(machine.measured for machine in machines),

@@ -67,7 +67,11 @@ def device_lines(
         The lines in bytes, without those of 0.
     """
     # a tied head on the device is the embedding there, or lies in the edges
-    head = profile.head.slot_bytes if profile.head and configuration.head_on_device and not profile.head_is_tied else 0
+    head = (
+        profile.head.slot_bytes
+        if profile.head and configuration.head_on_device and not profile.head_is_tied
+        else 0
+    )
     activation = profile.activation
     rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(
         configuration.granularity, 0
@@ -77,7 +81,9 @@ def device_lines(
         "device",
         {
             "edges (norms, buffers)": copies * (profile.edge_bytes + rest),
-            "input embedding": copies * profile.embedding_bytes if configuration.embedding is Residency.DEVICE else 0,
+            "input embedding": copies * profile.embedding_bytes
+            if configuration.embedding is Residency.DEVICE
+            else 0,
             "output head": copies * head,
             "resident blocks": copies * resident_bytes,
             "slots": copies * configuration.num_slots * configuration.slot_bytes,
@@ -92,7 +98,11 @@ def device_lines(
 
 
 def host_lines(
-    profile: ModelProfile, machine: Machine, configuration: Configuration, num_staging: int, host_unit_bytes: int
+    profile: ModelProfile,
+    machine: Machine,
+    configuration: Configuration,
+    num_staging: int,
+    host_unit_bytes: int,
 ) -> tuple[LedgerLine, ...]:
     """Return the host lines of a configuration; none on a CPU device, where all memory is the device's.
 
@@ -128,11 +138,15 @@ def all_unit_bytes(units: Sequence[UnitProfile]) -> int:
 
 
 def _lines(where: str, sizes: dict[str, int]) -> tuple[LedgerLine, ...]:
-    return tuple(LedgerLine(purpose=purpose, where=where, num_bytes=size) for purpose, size in sizes.items() if size)
+    return tuple(
+        LedgerLine(purpose=purpose, where=where, num_bytes=size) for purpose, size in sizes.items() if size
+    )
 
 
 def room_bytes(plan: PlacementPlan) -> int:
     """Return what a plan's budget leaves on each device beside weights, slots and buffers; replicas of one device share it."""
     tokens = ("KV cache", "KV cache growth", "activations")
-    fixed = sum(line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens)
+    fixed = sum(
+        line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens
+    )
     return (plan.ledger.device_budget_bytes - fixed) // plan.devices.count(plan.devices[0])

@@ -71,7 +71,12 @@ class _Memory:
 
 
 def plan_batch(
-    *, plan: PlacementPlan, profile: ModelProfile, requests: Sequence[RowRequest], packed: bool = True, batches: int | None = None
+    *,
+    plan: PlacementPlan,
+    profile: ModelProfile,
+    requests: Sequence[RowRequest],
+    packed: bool = True,
+    batches: int | None = None,
 ) -> BatchPlan:
     """Return which requests share a micro-batch and how much may task at once.
 
@@ -97,24 +102,41 @@ def plan_batch(
         if sum(_kept(memory, requests, group) for group in groups) > room:
             # half of the room each: while one micro-batch ends, another is on its way
             groups = _grouped(requests, memory, packed, most_bytes=room // 2)
-        micro_batches = tuple(_as_micro_batch(requests, group, _kept(memory, requests, group)) for group in groups)
+        micro_batches = tuple(
+            _as_micro_batch(requests, group, _kept(memory, requests, group)) for group in groups
+        )
         inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
         capacity = max(0, room - inside)
-        return BatchPlan(micro_batches=micro_batches, capacity=capacity, lines=_lines(micro_batches, capacity, inside), room_bytes=room)
+        return BatchPlan(
+            micro_batches=micro_batches,
+            capacity=capacity,
+            lines=_lines(micro_batches, capacity, inside),
+            room_bytes=room,
+        )
     most_rows = -(-sum(request.rows for request in requests) // batches)
     groups = _grouped(requests, memory, packed, most_rows=most_rows)
-    micro_batches = tuple(_as_micro_batch(requests, group, sum(requests[index].rows for index in group)) for group in groups)
+    micro_batches = tuple(
+        _as_micro_batch(requests, group, sum(requests[index].rows for index in group)) for group in groups
+    )
     return BatchPlan(micro_batches=micro_batches, capacity=most_rows, lines=(), room_bytes=room)
 
 
 def _grouped(
-    requests: Sequence[RowRequest], memory: _Memory, packed: bool, *, most_bytes: int | None = None, most_rows: int = MOST_ROWS
+    requests: Sequence[RowRequest],
+    memory: _Memory,
+    packed: bool,
+    *,
+    most_bytes: int | None = None,
+    most_rows: int = MOST_ROWS,
 ) -> list[list[int]]:
     """Return the requests in groups by index, groups in the order of their first request."""
     if not packed:
         return [[index] for index in range(len(requests))]
     groups: list[list[int]] = []
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].kind, -requests[i].prompt_tokens, -requests[i].new_tokens, i))
+    order = sorted(
+        range(len(requests)),
+        key=lambda i: (requests[i].kind, -requests[i].prompt_tokens, -requests[i].new_tokens, i),
+    )
     for index in order:
         grown = [*groups[-1], index] if groups else []
         if grown and _may_share(requests, grown, memory, most_bytes, min(most_rows, MOST_ROWS)):
@@ -124,7 +146,9 @@ def _grouped(
     return sorted((sorted(group) for group in groups), key=lambda group: group[0])
 
 
-def _may_share(requests: Sequence[RowRequest], group: list[int], memory: _Memory, most_bytes: int | None, most_rows: int) -> bool:
+def _may_share(
+    requests: Sequence[RowRequest], group: list[int], memory: _Memory, most_bytes: int | None, most_rows: int
+) -> bool:
     members = [requests[index] for index in group]
     if any(member.is_alone for member in members) or len({member.kind for member in members}) > 1:
         return False
@@ -151,13 +175,20 @@ def _kept(memory: _Memory, requests: Sequence[RowRequest], group: list[int]) -> 
 def _as_micro_batch(requests: Sequence[RowRequest], group: list[int], weight: int) -> MicroBatch:
     size = _size(requests, group)
     return MicroBatch(
-        requests=tuple(group), rows=size.batch_size, prompt_tokens=size.prompt_tokens, new_tokens=size.new_tokens, weight=weight
+        requests=tuple(group),
+        rows=size.batch_size,
+        prompt_tokens=size.prompt_tokens,
+        new_tokens=size.new_tokens,
+        weight=weight,
     )
 
 
 def _lines(micro_batches: Sequence[MicroBatch], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
     """Return what is taken when as much tasks as may: the heaviest run of micro-batches that board together."""
-    riding = max(_admitted_bytes(micro_batches, capacity), max((micro_batch.weight for micro_batch in micro_batches), default=0))
+    riding = max(
+        _admitted_bytes(micro_batches, capacity),
+        max((micro_batch.weight for micro_batch in micro_batches), default=0),
+    )
     return (
         LedgerLine(purpose="tasks: KV cache and carried", where="device", num_bytes=riding),
         LedgerLine(purpose="inside a unit", where="device", num_bytes=inside),

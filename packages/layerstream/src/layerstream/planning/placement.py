@@ -23,7 +23,12 @@ AUTO_HOST_SHARE = 0.8
 
 
 def plan_placement(
-    *, profile: ModelProfile, budget: MemoryBudget, workload: Workload, machine: Machine, beside: Sequence[Machine] = ()
+    *,
+    profile: ModelProfile,
+    budget: MemoryBudget,
+    workload: Workload,
+    machine: Machine,
+    beside: Sequence[Machine] = (),
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
@@ -54,12 +59,18 @@ def plan_placement(
     search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
     host_budget_bytes = _host_budget_bytes(search, configurations, budget)
     arrangement, cost = search.best(configurations, host_budget_bytes)
-    ledger = MemoryLedger(lines=arrangement.lines, device_budget_bytes=device_budget_bytes, host_budget_bytes=host_budget_bytes)
+    ledger = MemoryLedger(
+        lines=arrangement.lines, device_budget_bytes=device_budget_bytes, host_budget_bytes=host_budget_bytes
+    )
     return _as_plan(problem, group.names, arrangement, ledger, cost)
 
 
 def _as_plan(
-    problem: Problem, devices: tuple[str, ...], arrangement: Arrangement, ledger: MemoryLedger, cost: SweepCost
+    problem: Problem,
+    devices: tuple[str, ...],
+    arrangement: Arrangement,
+    ledger: MemoryLedger,
+    cost: SweepCost,
 ) -> PlacementPlan:
     configuration = arrangement.configuration
     units = visited_units(problem.profile, configuration.granularity)
@@ -92,9 +103,16 @@ def _as_plan(
 def _check(profile: ModelProfile, machine: Machine) -> None:
     if not profile.blocks:
         raise PlanError(f"{profile.name} has no blocks to place")
-    rates = (machine.disk_bytes_per_s, machine.copy_bytes_per_s, machine.memory_bytes_per_s, machine.flops_per_s)
+    rates = (
+        machine.disk_bytes_per_s,
+        machine.copy_bytes_per_s,
+        machine.memory_bytes_per_s,
+        machine.flops_per_s,
+    )
     if min(rates) <= 0:
-        raise PlanError(f"every rate of {machine.name} must be above 0; got {rates} (disk, copy and memory bytes/s, flops/s)")
+        raise PlanError(
+            f"every rate of {machine.name} must be above 0; got {rates} (disk, copy and memory bytes/s, flops/s)"
+        )
 
 
 def _within_device_budget(
@@ -118,14 +136,20 @@ def _within_device_budget(
 
 def _resident_if_it_fits(configurations: list[Configuration]) -> list[Configuration]:
     """Keep only the wholly resident way if it is among those that fit: nothing that moves is faster than nothing moving."""
-    resident = [each for each in configurations if not each.num_slots and each.embedding in (None, Residency.DEVICE)]
+    resident = [
+        each for each in configurations if not each.num_slots and each.embedding in (None, Residency.DEVICE)
+    ]
     return resident[:1] or configurations
 
 
-def _too_small(problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int) -> BudgetTooSmallError:
+def _too_small(
+    problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int
+) -> BudgetTooSmallError:
     lines = sorted(problem.least_device_lines(least), key=lambda line: -line.num_bytes)
     uses = [f"{line.purpose} {format_bytes(line.num_bytes)}" for line in lines]
-    where = problem.machine.device + (f", shared by {problem.replicas} replicas," if problem.replicas > 1 else "")
+    where = problem.machine.device + (
+        f", shared by {problem.replicas} replicas," if problem.replicas > 1 else ""
+    )
     return BudgetTooSmallError(
         f"a device budget of {format_bytes(budget_bytes)} on {where} cannot hold {problem.profile.name}: "
         f"the least is {', '.join(uses)}; "
@@ -144,7 +168,9 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
     needed = min(search.least_host_bytes(each) for each in configurations)
     if budget.host == "min":
         return needed
-    budget_bytes = int(machine.host_memory_bytes * AUTO_HOST_SHARE) if budget.host == "auto" else parse_size(budget.host)
+    budget_bytes = (
+        int(machine.host_memory_bytes * AUTO_HOST_SHARE) if budget.host == "auto" else parse_size(budget.host)
+    )
     if needed > budget_bytes:
         raise BudgetTooSmallError(
             f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} at a device budget of "

@@ -96,7 +96,11 @@ def plan_scoring_sweeps(
     needs = [_Needs.of(request, plan, profile) for request in requests]
     room = room_bytes(plan)
     sweeps = _filled(needs, room) if batches is None else _divided(requests, batches)
-    heaviest = max((_together(needs, sweep) for sweep in sweeps), key=lambda need: need.carried + need.inside, default=_Needs())
+    heaviest = max(
+        (_together(needs, sweep) for sweep in sweeps),
+        key=lambda need: need.carried + need.inside,
+        default=_Needs(),
+    )
     lines = (
         LedgerLine(purpose="tasks: what they carry", where="device", num_bytes=heaviest.carried),
         LedgerLine(purpose="inside a unit, with its prefix", where="device", num_bytes=heaviest.inside),
@@ -118,7 +122,9 @@ class _Needs:
             # nobody waits anywhere: each forward runs to its end
             carried = 0
         else:
-            carried = sum(_carried_bytes(profile, plan.granularity, tokens, context) for tokens, context, _ in forwards)
+            carried = sum(
+                _carried_bytes(profile, plan.granularity, tokens, context) for tokens, context, _ in forwards
+            )
             carried += TASK_BYTES * len(forwards)
         lent = _lent_bytes(profile, plan, request.forwards[0]) if request.is_shared else 0
         inside = max(_inside_bytes(profile, *forward, own_cache=request.is_shared) for forward in forwards)
@@ -155,7 +161,9 @@ def _longest_stretch(plan: PlacementPlan) -> int:
     return longest
 
 
-def _inside_bytes(profile: ModelProfile, tokens: int, context: int, logit_rows: int, *, own_cache: bool) -> int:
+def _inside_bytes(
+    profile: ModelProfile, tokens: int, context: int, logit_rows: int, *, own_cache: bool
+) -> int:
     activation, size = profile.activation, Workload(prompt_tokens=tokens, new_tokens=0)
     working = activation_bytes(activation, size)
     if own_cache:
@@ -170,7 +178,10 @@ def _inside_bytes(profile: ModelProfile, tokens: int, context: int, logit_rows: 
 
 
 def _together(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
-    return _Needs(carried=sum(needs[place].carried for place in sweep), inside=max(needs[place].inside for place in sweep))
+    return _Needs(
+        carried=sum(needs[place].carried for place in sweep),
+        inside=max(needs[place].inside for place in sweep),
+    )
 
 
 def _filled(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:

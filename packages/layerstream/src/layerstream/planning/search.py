@@ -65,7 +65,9 @@ class Search:
         resident_bytes, _ = self._options(configuration)[0]
         return self.problem.least_host_bytes(configuration, resident_bytes)
 
-    def best(self, configurations: Sequence[Configuration], host_budget_bytes: int) -> tuple[Arrangement, SweepCost]:
+    def best(
+        self, configurations: Sequence[Configuration], host_budget_bytes: int
+    ) -> tuple[Arrangement, SweepCost]:
         """Return the fastest arrangement of `configurations` and its cost.
 
         Args:
@@ -77,7 +79,9 @@ class Search:
         def candidate(position: int, rank: int) -> _Candidate:
             each, resident_bytes = configurations[position], options[position][rank][0]
             bound = self._bound_s(each, resident_bytes, host_budget_bytes)
-            return _Candidate(bound, _FINENESS[each.granularity], each.num_slots, -resident_bytes, position, rank)
+            return _Candidate(
+                bound, _FINENESS[each.granularity], each.num_slots, -resident_bytes, position, rank
+            )
 
         heap = [candidate(position, 0) for position in range(len(configurations))]
         heapq.heapify(heap)
@@ -108,7 +112,9 @@ class Search:
         table = self._tables[granularity]
         if not configuration.num_slots:
             return table[:1]
-        room = (self.device_budget_bytes - self.problem.least_device_bytes(configuration)) // self.problem.weight_copies
+        room = (
+            self.device_budget_bytes - self.problem.least_device_bytes(configuration)
+        ) // self.problem.weight_copies
         fitting = table[bisect_left(table, -room, key=lambda row: -row[0]) :]
         streams_head = self.problem.profile.head is not None and not configuration.head_on_device
         # slots that nothing passes through are waste: the configuration without slots stands for these
@@ -135,10 +141,14 @@ class Search:
     def _play(self, taken: _Candidate, arrangement: Arrangement) -> _Found:
         configuration = arrangement.configuration
         times = self._workload_times(configuration)
-        cost = sweep_cost(times, arrangement.residencies, Buffers(configuration.num_slots, arrangement.num_staging))
+        cost = sweep_cost(
+            times, arrangement.residencies, Buffers(configuration.num_slots, arrangement.num_staging)
+        )
         # equal up to rounding is equal: what is coarser then wins
         seconds = float(f"{workload_s(cost, times.new_tokens):.9g}")
-        return _Found((seconds, taken.fineness, taken.num_slots, taken.minus_resident_bytes), arrangement, cost)
+        return _Found(
+            (seconds, taken.fineness, taken.num_slots, taken.minus_resident_bytes), arrangement, cost
+        )
 
     def _workload_times(self, configuration: Configuration) -> WorkloadTimes:
         key = (configuration.granularity, configuration.head_slices, configuration.embedding)

@@ -44,7 +44,9 @@ class Visit(NamedTuple):
     compute_end_s: float
 
 
-def simulate_pipeline(times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int) -> Iterator[Visit]:
+def simulate_pipeline(
+    times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int
+) -> Iterator[Visit]:
     """Yield every visit of `sweeps` sweeps in order.
 
     Args:
@@ -53,7 +55,15 @@ def simulate_pipeline(times: VisitTimes, residencies: Sequence[Residency], buffe
         buffers: how many slots and staging buffers there are; slots are needed when any unit is not on the device.
         sweeps: how many sweeps to play.
     """
-    visits = list(zip([residencies[unit] for unit in times.unit_index], times.read_s, times.copy_s, times.compute_s, strict=True))
+    visits = list(
+        zip(
+            [residencies[unit] for unit in times.unit_index],
+            times.read_s,
+            times.copy_s,
+            times.compute_s,
+            strict=True,
+        )
+    )
     slot_free = [0.0] * buffers.num_slots
     # without staging a read waits for the slot, so the two share one list
     staging_free = [0.0] * buffers.num_staging if buffers.num_staging else slot_free
@@ -80,14 +90,26 @@ def simulate_pipeline(times: VisitTimes, residencies: Sequence[Residency], buffe
             yield Visit(sweep, index, read_start, read_end, copy_start, copy_end, wanted, start, now)
 
 
-def sweep_ends(times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int) -> list[float]:
+def sweep_ends(
+    times: VisitTimes, residencies: Sequence[Residency], buffers: Buffers, sweeps: int
+) -> list[float]:
     """Return when each of `sweeps` sweeps ends, in seconds from a cold start."""
     last = len(times.unit_index) - 1
-    return [visit.compute_end_s for visit in simulate_pipeline(times, residencies, buffers, sweeps) if visit.visit == last]
+    return [
+        visit.compute_end_s
+        for visit in simulate_pipeline(times, residencies, buffers, sweeps)
+        if visit.visit == last
+    ]
 
 
 def simulate_spans(
-    plan: PlacementPlan, profile: ModelProfile, machine: Machine, tokens: int, sweeps: int, *, batch_size: int = 1
+    plan: PlacementPlan,
+    profile: ModelProfile,
+    machine: Machine,
+    tokens: int,
+    sweeps: int,
+    *,
+    batch_size: int = 1,
 ) -> tuple[Span, ...]:
     """Return the timeline that a plan would give on a machine, for drawing; times in seconds from 0. Of several devices, the first.
 

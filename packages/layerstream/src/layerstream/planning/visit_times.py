@@ -88,7 +88,9 @@ def visit_times(profile: ModelProfile, machine: Machine, forward: Forward) -> Vi
 
 def _compute_s(unit: UnitProfile, machine: Machine, tokens: int) -> float:
     """Return the seconds of a forward of `tokens` tokens: arithmetic or one pass over the weights, whichever is longer."""
-    return max(2 * unit.num_parameters * tokens / machine.flops_per_s, unit.weight_bytes / machine.memory_bytes_per_s)
+    return max(
+        2 * unit.num_parameters * tokens / machine.flops_per_s, unit.weight_bytes / machine.memory_bytes_per_s
+    )
 
 
 def _lookup_s(profile: ModelProfile, machine: Machine, forward: Forward) -> float:

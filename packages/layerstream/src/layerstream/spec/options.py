@@ -56,7 +56,9 @@ class Workload:
                 f"{self.prompt_tokens} and {self.new_tokens}"
             )
         if self.prefill_chunk_tokens is not None and self.prefill_chunk_tokens < 1:
-            raise PlanError(f"prefill_chunk_tokens must be at least 1, or None; got {self.prefill_chunk_tokens}")
+            raise PlanError(
+                f"prefill_chunk_tokens must be at least 1, or None; got {self.prefill_chunk_tokens}"
+            )
 
     @property
     def context_tokens(self) -> int:

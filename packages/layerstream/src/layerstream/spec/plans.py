@@ -157,7 +157,11 @@ class PlacementPlan:
         return "\n".join([*self._placement_lines(), *self._ledger_lines(), *self._cost_lines()])
 
     def _placement_lines(self) -> list[str]:
-        noun = {Granularity.BLOCK: "blocks", Granularity.PART: "parts of blocks", Granularity.LAYER: "single layers"}
+        noun = {
+            Granularity.BLOCK: "blocks",
+            Granularity.PART: "parts of blocks",
+            Granularity.LAYER: "single layers",
+        }
         counts = {residency: self.count(residency) for residency in Residency}
         lines = [
             f"{self.model_name} in {self.dtype} on {self._device_names()}",
@@ -196,7 +200,10 @@ class PlacementPlan:
             if not rows:
                 continue
             lines.append(f"  {where} memory{self._whose() if where == 'device' else ''}")
-            lines += [f"    {row.purpose:<34}{format_bytes(row.num_bytes):>10}{row.num_bytes:>18,} B" for row in rows]
+            lines += [
+                f"    {row.purpose:<34}{format_bytes(row.num_bytes):>10}{row.num_bytes:>18,} B"
+                for row in rows
+            ]
             total = self.ledger.total_bytes(where)
             lines.append(f"    {'predicted peak':<34}{format_bytes(total):>10}{total:>18,} B")
             lines.append(f"    {'budget':<34}{format_bytes(budget):>10}{budget:>18,} B")
@@ -205,7 +212,11 @@ class PlacementPlan:
     def _cost_lines(self) -> list[str]:
         cost = self.cost
         rate = cost.read_bytes / cost.read_s if cost.read_s else 0.0
-        read = f"{format_bytes(cost.read_bytes)} read at {format_rate(rate)}" if cost.read_bytes else "nothing read"
+        read = (
+            f"{format_bytes(cost.read_bytes)} read at {format_rate(rate)}"
+            if cost.read_bytes
+            else "nothing read"
+        )
         return [
             f"  one sweep   {format_seconds(cost.sweep_s)} a token (predicted): {read}; limited by {cost.limited_by}",
             f"  prefill     {format_seconds(cost.prefill_s)} (predicted)",

@@ -51,7 +51,9 @@ def parse_size(text: str | int) -> int:
     else:
         match = _SIZE.fullmatch(str(text))
         if match is None:
-            raise PlanError(f"{text!r} is no size: write a number of bytes or something like '6 GiB' or '500 MB'")
+            raise PlanError(
+                f"{text!r} is no size: write a number of bytes or something like '6 GiB' or '500 MB'"
+            )
         number, prefix, binary = match.groups()
         decimal = bool(prefix) and not binary and str(text).strip().lower().endswith("b")
         size = int(float(number) * (1000 if decimal else 1024) ** _POWER[prefix.lower()])

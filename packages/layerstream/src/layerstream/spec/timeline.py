@@ -68,7 +68,9 @@ class Timeline:
     """
 
     capacity: int = 20_000
-    totals: dict[Activity, ActivityTotal] = field(default_factory=lambda: {kind: ActivityTotal() for kind in Activity})
+    totals: dict[Activity, ActivityTotal] = field(
+        default_factory=lambda: {kind: ActivityTotal() for kind in Activity}
+    )
     _spans: deque[Span] = field(init=False)
     _listeners: list[Callable[[Span], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -47,7 +47,9 @@ class HostBuffer:
     def part(self, start: int, num_bytes: int) -> HostBuffer:
         """Return a part of this buffer as a buffer of its own; nothing is copied."""
         end = start + num_bytes
-        return HostBuffer(bytes=self.bytes[start:end], view=self.view[start:end], address=self.address + start)
+        return HostBuffer(
+            bytes=self.bytes[start:end], view=self.view[start:end], address=self.address + start
+        )
 
     @classmethod
     def over(cls, tensor: torch.Tensor) -> HostBuffer:

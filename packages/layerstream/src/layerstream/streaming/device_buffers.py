@@ -49,7 +49,9 @@ class DeviceBuffers:
 
     def allocate(self, num_slots: int, slot_bytes: int) -> None:
         """Allocate the slots."""
-        self.slots = [Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)]
+        self.slots = [
+            Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)
+        ]
 
     def acquire(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
         """Start the copy of a unit from its host buffer into `slot`; return the event that says it is there.

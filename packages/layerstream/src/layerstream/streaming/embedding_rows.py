@@ -40,11 +40,15 @@ class RowTable:
             target = view[place * self._row_bytes : (place + 1) * self._row_bytes]
             self._reader.read_now(self._source.path, self._source.offset + row * self._row_bytes, target)
         self.bytes_read += buffer.numel()
-        stored = buffer.view(getattr(torch, self._source.dtype)).reshape(rows.numel(), *self._source.shape[1:])
+        stored = buffer.view(getattr(torch, self._source.dtype)).reshape(
+            rows.numel(), *self._source.shape[1:]
+        )
         return stored.to(getattr(torch, self._tensor.dtype))
 
 
-def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device: torch.device) -> Callable[[], None]:
+def attach_rows(
+    model: nn.Module, tensor: TensorRecipe, table: RowTable, device: torch.device
+) -> Callable[[], None]:
     """Serve the embedding that holds `tensor` from `table`; return what takes it off again.
 
     An id outside the vocabulary is refused as torch refuses it.
@@ -60,7 +64,9 @@ def attach_rows(model: nn.Module, tensor: TensorRecipe, table: RowTable, device:
     # The padding row matters to gradients only, and its number means nothing among renumbered rows.
     module.padding_idx = None
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
         if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):

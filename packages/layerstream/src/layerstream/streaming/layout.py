@@ -84,7 +84,11 @@ def lay_out(unit: UnitRecipe) -> UnitLayout:
         host_end = host[tensor.name] + tensor.num_bytes
         device[tensor.name] = align_up(device_end, _DEVICE_ALIGNMENT)
         device_end = device[tensor.name] + tensor.num_bytes
-        copies.append(CopyRun(host_offset=host[tensor.name], device_offset=device[tensor.name], num_bytes=tensor.num_bytes))
+        copies.append(
+            CopyRun(
+                host_offset=host[tensor.name], device_offset=device[tensor.name], num_bytes=tensor.num_bytes
+            )
+        )
     return UnitLayout(
         host_offsets=host,
         host_bytes=align_up(host_end, PAGE),
@@ -97,10 +101,16 @@ def lay_out(unit: UnitRecipe) -> UnitLayout:
 def _file_runs(tensors: Sequence[TensorRecipe]) -> list[list[TensorRecipe]]:
     """Group tensors whose bytes follow one another in one file."""
     runs: list[list[TensorRecipe]] = []
-    for tensor in sorted(tensors, key=lambda t: (t.pieces[0].source.path, t.pieces[0].source.offset, t.num_bytes)):
+    for tensor in sorted(
+        tensors, key=lambda t: (t.pieces[0].source.path, t.pieces[0].source.offset, t.num_bytes)
+    ):
         source = tensor.pieces[0].source
         previous = runs[-1][-1].pieces[0].source if runs else None
-        if previous and previous.path == source.path and previous.offset + previous.num_bytes == source.offset:
+        if (
+            previous
+            and previous.path == source.path
+            and previous.offset + previous.num_bytes == source.offset
+        ):
             runs[-1].append(tensor)
         else:
             runs.append([tensor])
@@ -125,7 +135,13 @@ def _place_on_device(
     for tensor in run:
         start = align_up(device_end, _DEVICE_ALIGNMENT)
         device[tensor.name] = start
-        copies.append(CopyRun(host_offset=host_start + relative[tensor.name], device_offset=start, num_bytes=tensor.num_bytes))
+        copies.append(
+            CopyRun(
+                host_offset=host_start + relative[tensor.name],
+                device_offset=start,
+                num_bytes=tensor.num_bytes,
+            )
+        )
         device_end = start + tensor.num_bytes
     return device_end
 

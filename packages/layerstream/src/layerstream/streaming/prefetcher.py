@@ -76,7 +76,8 @@ class Prefetcher:
         self.upcoming = 0
         self._patience_s = patience_s
         self._buffers = deque(
-            NumberedBuffer(host, index) for index, host in enumerate(allocate_many([buffer_bytes] * num_buffers, pinned=pinned))
+            NumberedBuffer(host, index)
+            for index, host in enumerate(allocate_many([buffer_bytes] * num_buffers, pinned=pinned))
         )
         self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
         self._may_fetch_more = threading.Condition(self.lock)
@@ -110,7 +111,10 @@ class Prefetcher:
                 consumer.is_expected, consumer.idle_since_s = True, perf_counter()
             if any(consumer.is_waiting or consumer.forwards for consumer in self._consumers):
                 return
-            if all(each.is_attached for each in self._consumers) and len({each.num_queued for each in self._consumers}) == 1:
+            if (
+                all(each.is_attached for each in self._consumers)
+                and len({each.num_queued for each in self._consumers}) == 1
+            ):
                 return  # all have the same fetches before them
             for consumer in self._consumers:
                 consumer.detach()
@@ -166,7 +170,11 @@ class Prefetcher:
                 try:
                     self._finish_reading(fetch, self.units[fetch.unit])
                 except (LayerstreamError, OSError, RuntimeError, ValueError) as error:
-                    fetch.error = error if isinstance(error, LayerstreamError) else _wrapped(self.units[fetch.unit].name, error)
+                    fetch.error = (
+                        error
+                        if isinstance(error, LayerstreamError)
+                        else _wrapped(self.units[fetch.unit].name, error)
+                    )
                 fetch.is_finished = True
         if fetch.error is not None:
             raise fetch.error
@@ -177,7 +185,11 @@ class Prefetcher:
             first, fetch.is_noted = not fetch.is_noted, True
         if first and fetch.ticket is not None:
             unit, ticket = self.units[fetch.unit], fetch.ticket
-            self.timeline.record(unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, unit.source.read_bytes))
+            self.timeline.record(
+                unit.span(
+                    Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, unit.source.read_bytes
+                )
+            )
 
     def _finish_reading(self, fetch: Fetch, unit: StreamedUnit) -> None:
         if fetch.ticket is None:
@@ -218,7 +230,12 @@ class Prefetcher:
     def _begin(self) -> tuple[Fetch, list[Callable[[], None]]]:
         """Queue the upcoming unit for every attached replica; return its fetch and what is to be done once its read was begun."""
         takers = [consumer for consumer in self._consumers if consumer.is_attached]
-        fetch = Fetch(unit=self.upcoming, sweep=self._fetched.visit(self.upcoming), holders=len(takers), wanted_by=len(takers))
+        fetch = Fetch(
+            unit=self.upcoming,
+            sweep=self._fetched.visit(self.upcoming),
+            holders=len(takers),
+            wanted_by=len(takers),
+        )
         if self.units[fetch.unit].pinned is None:
             fetch.buffer = self._buffers.popleft()
         for consumer in self._consumers:
@@ -240,7 +257,9 @@ class Prefetcher:
 
     def _let_join(self) -> None:
         """Attach the replicas that wait for the upcoming unit; turn the reading to the first of them when nobody else reads."""
-        joining = {consumer: consumer.joins_at for consumer in self._consumers if consumer.joins_at is not None}
+        joining = {
+            consumer: consumer.joins_at for consumer in self._consumers if consumer.joins_at is not None
+        }
         if not joining:
             return
         if self.upcoming not in joining.values():
@@ -277,9 +296,15 @@ class Prefetcher:
             return None
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
         idle = [each for each in attached if not each.is_waiting and not each.forwards]
-        awaited = [each for each in idle if each.is_expected and (each.num_queued or len(idle) == len(attached))]
+        awaited = [
+            each for each in idle if each.is_expected and (each.num_queued or len(idle) == len(attached))
+        ]
         now_s = perf_counter()
-        return max(0.001, min(each.idle_since_s + self._patience_s - now_s for each in awaited)) if awaited else None
+        return (
+            max(0.001, min(each.idle_since_s + self._patience_s - now_s for each in awaited))
+            if awaited
+            else None
+        )
 
 
 def _wrapped(unit: str, error: Exception) -> StreamError:

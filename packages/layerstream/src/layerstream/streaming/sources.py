@@ -43,13 +43,17 @@ class UnitSource:
             for piece in tensor.pieces
         ]
 
-    def _request(self, buffer: HostBuffer, tensor: TensorRecipe, source: StoredTensor, start_element: int) -> ReadRequest:
+    def _request(
+        self, buffer: HostBuffer, tensor: TensorRecipe, source: StoredTensor, start_element: int
+    ) -> ReadRequest:
         start = self.layout.host_offsets[tensor.name] + dtype_bytes(tensor.dtype, start_element)
         if source.dtype == tensor.dtype:
             view = buffer.view[start : start + source.num_bytes]
             return _in_place(source, view, buffer.address + start)
         num_elements = prod(source.shape)
-        run = buffer.bytes[start : start + dtype_bytes(tensor.dtype, num_elements)].view(getattr(torch, tensor.dtype))
+        run = buffer.bytes[start : start + dtype_bytes(tensor.dtype, num_elements)].view(
+            getattr(torch, tensor.dtype)
+        )
         return ReadRequest(
             path=source.path,
             offset=source.offset,
@@ -88,7 +92,12 @@ class UnitSource:
 
 def _in_place(source: StoredTensor, view: memoryview, address: int) -> ReadRequest:
     return ReadRequest(
-        path=source.path, offset=source.offset, num_bytes=source.num_bytes, target=view, address=address, deliver=None
+        path=source.path,
+        offset=source.offset,
+        num_bytes=source.num_bytes,
+        target=view,
+        address=address,
+        deliver=None,
     )
 
 

@@ -75,7 +75,9 @@ class WeightStream(Consumer):
             index: the replica's number, for timelines.
         """
         super().__init__()
-        self.units: tuple[StreamedUnit, ...] = tuple(replace(unit, buffers=index) for unit in prefetcher.units)
+        self.units: tuple[StreamedUnit, ...] = tuple(
+            replace(unit, buffers=index) for unit in prefetcher.units
+        )
         self._prefetcher, self._buffers, self._timeline = prefetcher, buffers, prefetcher.timeline
         self._is_host = buffers.runtime.is_host
         self._free_slots: deque[Slot] = deque(buffers.slots)
@@ -227,15 +229,21 @@ class WeightStream(Consumer):
 
     def _check_room(self, unit: int) -> None:
         if len(self._leased) >= self._num_memories:
-            raise StreamError(f"unit {self.units[unit].name!r} was asked for while all {self._num_memories} slots are in use")
+            raise StreamError(
+                f"unit {self.units[unit].name!r} was asked for while all {self._num_memories} slots are in use"
+            )
         if self._is_host:
             self._prefetcher.check_room(self)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StreamClosedError("the weights' stream is closed: the model was closed, or its `with` block was left")
+            raise StreamClosedError(
+                "the weights' stream is closed: the model was closed, or its `with` block was left"
+            )
         if self._stopped_by is not None:
-            raise ReplicaStoppedError(f"stopped, because the work on another device failed: {self._stopped_by}") from self._stopped_by
+            raise ReplicaStoppedError(
+                f"stopped, because the work on another device failed: {self._stopped_by}"
+            ) from self._stopped_by
 
     # -- what the prefetcher asks, under its lock --------------------------------------------------------------------------
 

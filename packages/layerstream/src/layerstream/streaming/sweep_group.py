@@ -93,13 +93,17 @@ class SweepGroup:
             BaseException: what `on_result` or Ctrl-C raised; every task has ended by then.
         """
         if self.is_task_thread():
-            raise StreamError("a task cannot start another run of its own group: return first, or hand both tasks to one run")
+            raise StreamError(
+                "a task cannot start another run of its own group: return first, or hand both tasks to one run"
+            )
         waiting = deque(RunningTask(number, _as_task(task)) for number, task in enumerate(tasks))
         with self.around():
             self.drain()
             driver = RunningTask(-1, Task(call=_nobody))
             room = float("inf") if capacity is None else capacity
-            self._run = Run(driver=driver, holder=driver, waiting=waiting, room=room, first_state=self._keep.capture())
+            self._run = Run(
+                driver=driver, holder=driver, waiting=waiting, room=room, first_state=self._keep.capture()
+            )
             return self._drive(self._run, on_result or _nobody)
 
     def _drive(self, run: Run, on_result: Callable[[TaskResult], object]) -> list[TaskResult]:
@@ -173,7 +177,9 @@ class SweepGroup:
             StreamError: it would enter a unit between tasks.
         """
         if self._run is not None:
-            raise StreamError("a part of this model was called while others share its sweep: call the model itself, or join them")
+            raise StreamError(
+                "a part of this model was called while others share its sweep: call the model itself, or join them"
+            )
 
     def begin_forward(self) -> None:
         """Tell that the calling task starts a forward: the visit of its first unit decides which sweep that is.
@@ -256,7 +262,9 @@ class SweepGroup:
             return
         arguments = (self._run_task, run, running)
         name = f"layerstream-task-{running.number}"
-        running.thread = threading.Thread(target=run.context.copy().run, args=arguments, name=name, daemon=True)
+        running.thread = threading.Thread(
+            target=run.context.copy().run, args=arguments, name=name, daemon=True
+        )
         run.threads.append(running.thread)
         running.thread.start()
 

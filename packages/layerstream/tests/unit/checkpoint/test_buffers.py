@@ -10,7 +10,9 @@ import pytest
 from layerstream.checkpoint.buffers import HUGE_PAGE_BYTES, AlignedBuffer, BounceBuffer
 
 
-@pytest.mark.parametrize("num_bytes", [1, 4096, 5000, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 7])
+@pytest.mark.parametrize(
+    "num_bytes", [1, 4096, 5000, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 7]
+)
 def test_a_buffer_starts_on_a_page_and_holds_what_is_written(num_bytes: int) -> None:
     buffer = AlignedBuffer(num_bytes)
     assert buffer.address % mmap.PAGESIZE == 0

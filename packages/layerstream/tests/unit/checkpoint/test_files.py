@@ -39,7 +39,13 @@ def test_no_place_in_memory_makes_a_direct_file_go_through_the_page_cache(path: 
     file = OpenFile(open_direct(path))
     was_direct = file.direct
     buffer, bounce = AlignedBuffer(90_000), BounceBuffer(106_496)
-    for start, offset, num_bytes in [(0, 64, 50_000), (3, 0, 50_000), (64, 64, 50_000), (5, 4101, 20), (0, 95_905, 4096)]:
+    for start, offset, num_bytes in [
+        (0, 64, 50_000),
+        (3, 0, 50_000),
+        (64, 64, 50_000),
+        (5, 4101, 20),
+        (0, 95_905, 4096),
+    ]:
         file.read_into(buffer.address + start, offset, num_bytes, bounce)
         assert bytes(buffer.view(start, num_bytes)) == CONTENT[offset : offset + num_bytes]
     assert file.direct == was_direct

@@ -40,7 +40,10 @@ def test_the_bytes_at_a_tensors_place_are_the_tensor(tmp_path: Path) -> None:
 
 
 def test_tensors_come_in_file_order(tmp_path: Path) -> None:
-    save_file({name: np.zeros(size, np.float32) for name, size in (("z", 1), ("a", 9), ("m", 4))}, tmp_path / "x.safetensors")
+    save_file(
+        {name: np.zeros(size, np.float32) for name, size in (("z", 1), ("a", 9), ("m", 4))},
+        tmp_path / "x.safetensors",
+    )
     entries = read_header(tmp_path / "x.safetensors")
     assert [entry.offset for entry in entries] == sorted(entry.offset for entry in entries)
 
@@ -69,7 +72,9 @@ _json = st.recursive(
 
 @given(
     entry=_json
-    | st.fixed_dictionaries({"dtype": st.just("F32"), "shape": _json, "data_offsets": st.lists(st.integers() | _json, max_size=3)})
+    | st.fixed_dictionaries(
+        {"dtype": st.just("F32"), "shape": _json, "data_offsets": st.lists(st.integers() | _json, max_size=3)}
+    )
 )
 def test_a_senseless_entry_is_a_corrupt_shard_and_nothing_else(entry: object) -> None:
     with contextlib.suppress(ShardCorruptError):

@@ -19,7 +19,12 @@ from safetensors.numpy import save_file
 
 from layerstream.checkpoint.hub import remote_checkpoint, resolve_model
 from layerstream.checkpoint.index import open_checkpoint
-from layerstream.errors import CheckpointNotFoundError, ShardCorruptError, TensorMissingError, UnsupportedFormatError
+from layerstream.errors import (
+    CheckpointNotFoundError,
+    ShardCorruptError,
+    TensorMissingError,
+    UnsupportedFormatError,
+)
 
 
 class FakeHub:
@@ -39,13 +44,23 @@ class FakeHub:
             path.write_text(content)
 
     def snapshot_download(
-        self, name: str, *, revision: str | None, local_files_only: bool, allow_patterns: list[str], ignore_patterns: list[str]
+        self,
+        name: str,
+        *,
+        revision: str | None,
+        local_files_only: bool,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
     ) -> str:
         self.snapshot.mkdir(exist_ok=True)
         for path in self.repository.rglob("*"):
             file = str(path.relative_to(self.repository))
             wanted = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
-            if path.is_file() and wanted and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns):
+            if (
+                path.is_file()
+                and wanted
+                and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns)
+            ):
                 shutil.copy(path, self.snapshot / file)
         return str(self.snapshot)
 
@@ -59,7 +74,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     """A Hub whose one repository holds a config, a tokenizer, and much that is not needed."""
     fake = FakeHub(tmp_path / "repository", tmp_path / "snapshot")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
-    for name in ("config.json", "tokenizer.json", "generation_config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"):
+    for name in (
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "tokenizer.model",
+    ):
         fake.add(name, "{}")
     for name in ("pytorch_model.bin", "README.md", "onnx/model.onnx", "original/config.json"):
         fake.add(name, "{}")
@@ -67,7 +89,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return fake
 
 
-SMALL = {"config.json", "tokenizer.json", "generation_config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"}
+SMALL = {
+    "config.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "tokenizer.model",
+}
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -83,7 +112,8 @@ def test_a_local_directory_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "name", ["/no/such/place", "./missing", "../missing", "~/missing-model", "a/b/c", "missing/", "C:\\models\\x"]
+    "name",
+    ["/no/such/place", "./missing", "../missing", "~/missing-model", "a/b/c", "missing/", "C:\\models\\x"],
 )
 def test_a_path_to_nothing_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(AssertionError("the Hub was asked")))
@@ -116,7 +146,12 @@ def test_the_shards_that_the_index_names_are_fetched_and_no_others(hub: FakeHub)
     weight_map = {f"w in {name}": name for name in ("model-1.safetensors", "model-2.safetensors")}
     hub.add("model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
     directory = resolve_model("org/name", weights=True)
-    assert hub.downloaded == {*SMALL, "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"}
+    assert hub.downloaded == {
+        *SMALL,
+        "model.safetensors.index.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+    }
     assert set(open_checkpoint(directory).tensors) == set(weight_map)
 
 
@@ -150,7 +185,9 @@ def refused(kind: type[hub_errors.HfHubHTTPError]) -> Exception:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_each_refusal_of_the_hub_is_one_clear_error(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_refusal_of_the_hub_is_one_clear_error(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
     with pytest.raises(CheckpointNotFoundError, match=says) as caught:
         resolve_model("org/name", revision="v1", weights=True)
@@ -177,7 +214,9 @@ def fabricate_cache(home: Path) -> Path:
     return snapshot
 
 
-def test_a_cached_model_is_found_offline_by_the_real_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_model_is_found_offline_by_the_real_hub_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     snapshot = fabricate_cache(tmp_path)
     directory = resolve_model("org/name", weights=True, offline=True)
@@ -185,13 +224,17 @@ def test_a_cached_model_is_found_offline_by_the_real_hub_library(tmp_path: Path,
     assert set(open_checkpoint(directory, name="org/name").tensors) == {"w"}
 
 
-def test_an_uncached_model_is_not_found_offline_by_the_real_hub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uncached_model_is_not_found_offline_by_the_real_hub_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointNotFoundError, match="local cache"):
         resolve_model("org/name", weights=False, offline=True)
 
 
-def test_cached_weights_that_are_absent_are_told_so_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_that_are_absent_are_told_so_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (fabricate_cache(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(CheckpointNotFoundError, match="weights of 'org/name' are not in the local cache"):
@@ -200,13 +243,19 @@ def test_cached_weights_that_are_absent_are_told_so_offline(tmp_path: Path, monk
 
 def metadata_of(weight_map: dict[str, str], dtype: str = "BF16") -> SafetensorsRepoMetadata:
     files = {
-        file: SafetensorsFileMetadata(metadata={}, tensors={tensor: TensorInfo(dtype=dtype, shape=[2, 3], data_offsets=(0, 12))})
+        file: SafetensorsFileMetadata(
+            metadata={}, tensors={tensor: TensorInfo(dtype=dtype, shape=[2, 3], data_offsets=(0, 12))}
+        )
         for tensor, file in weight_map.items()
     }
-    return SafetensorsRepoMetadata(metadata={"total_size": 24}, sharded=True, weight_map=weight_map, files_metadata=files)
+    return SafetensorsRepoMetadata(
+        metadata={"total_size": 24}, sharded=True, weight_map=weight_map, files_metadata=files
+    )
 
 
-def test_a_remote_checkpoint_is_known_from_headers_alone(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_checkpoint_is_known_from_headers_alone(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metadata = metadata_of({"a": "1.safetensors", "b": "2.safetensors"})
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
     checkpoint = remote_checkpoint("org/name", "v1")

@@ -45,7 +45,11 @@ def test_the_single_file_goes_before_the_index_as_in_transformers(tmp_path: Path
     write_sharded(tmp_path)
     save_file({"only": np.zeros(2, np.float32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(tmp_path, name="a name")
-    assert (checkpoint.name, checkpoint.shards, checkpoint.metadata) == ("a name", ("model.safetensors",), {"format": "pt"})
+    assert (checkpoint.name, checkpoint.shards, checkpoint.metadata) == (
+        "a name",
+        ("model.safetensors",),
+        {"format": "pt"},
+    )
     assert set(checkpoint.tensors) == {"only"}
 
 
@@ -80,7 +84,9 @@ def test_eighty_shards_open_without_reading_a_weight(tmp_path: Path) -> None:
     weight_map = {}
     for number in range(80):
         shard = f"model-{number:05d}.safetensors"
-        header = json.dumps({f"w{number}": {"dtype": "U8", "shape": [2**30], "data_offsets": [0, 2**30]}}).encode()
+        header = json.dumps(
+            {f"w{number}": {"dtype": "U8", "shape": [2**30], "data_offsets": [0, 2**30]}}
+        ).encode()
         with (tmp_path / shard).open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + 2**30)

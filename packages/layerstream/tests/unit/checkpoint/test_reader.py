@@ -33,7 +33,11 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A file of random bytes, its length no multiple of anything."""
     if request.param == "tmpfs" and not os.path.isdir("/dev/shm"):
         pytest.skip("no tmpfs here")
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm")) if request.param == "tmpfs" else tmp_path_factory.mktemp("reader")
+    folder = (
+        Path(tempfile.mkdtemp(dir="/dev/shm"))
+        if request.param == "tmpfs"
+        else tmp_path_factory.mktemp("reader")
+    )
     (folder / "bytes").write_bytes(CONTENT)
     yield str(folder / "bytes")
     shutil.rmtree(folder)
@@ -48,7 +52,9 @@ def reader(request: pytest.FixtureRequest) -> Iterator[DiskReader]:
 
 def into(buffer: AlignedBuffer, start: int, path: str, offset: int, num_bytes: int) -> ReadRequest:
     target = buffer.view(start, num_bytes)
-    return ReadRequest(path=path, offset=offset, num_bytes=num_bytes, target=target, address=buffer.address + start)
+    return ReadRequest(
+        path=path, offset=offset, num_bytes=num_bytes, target=target, address=buffer.address + start
+    )
 
 
 def guarded(num_bytes: int) -> AlignedBuffer:
@@ -78,7 +84,9 @@ def test_exactly_the_asked_bytes_land_in_the_target(
 
 @settings(deadline=None)
 @given(place=places)
-def test_delivered_chunks_make_up_exactly_the_asked_bytes(place: tuple[int, int], reader: DiskReader, path: str) -> None:
+def test_delivered_chunks_make_up_exactly_the_asked_bytes(
+    place: tuple[int, int], reader: DiskReader, path: str
+) -> None:
     offset, num_bytes = place
     chunks: dict[int, bytes] = {}
 
@@ -89,11 +97,15 @@ def test_delivered_chunks_make_up_exactly_the_asked_bytes(place: tuple[int, int]
     ticket = reader.submit([ReadRequest(path=path, offset=offset, num_bytes=num_bytes, deliver=deliver)])
     assert ticket.wait(30)
     assert all(first_byte % 64 == 0 for first_byte in chunks)
-    assert b"".join(chunks[first_byte] for first_byte in sorted(chunks)) == CONTENT[offset : offset + num_bytes]
+    assert (
+        b"".join(chunks[first_byte] for first_byte in sorted(chunks)) == CONTENT[offset : offset + num_bytes]
+    )
 
 
 @settings(deadline=None)
-@given(cuts=st.lists(st.integers(0, 300_000), min_size=2, max_size=8, unique=True).map(sorted), seed=st.randoms())
+@given(
+    cuts=st.lists(st.integers(0, 300_000), min_size=2, max_size=8, unique=True).map(sorted), seed=st.randoms()
+)
 def test_requests_that_touch_are_read_as_one_whatever_their_order(
     cuts: list[int], seed: object, reader: DiskReader, path: str
 ) -> None:
@@ -112,19 +124,28 @@ def test_touching_requests_take_no_more_reads_than_one_request(path: str) -> Non
         many = reader.submit([into(pieces, start, path, start, 512) for start in range(0, CHUNK_BYTES, 512)])
         assert one.wait(30)
         assert many.wait(30)
-        apart = reader.submit([into(pieces, CHUNK_BYTES - 512 - start, path, start, 512) for start in range(0, CHUNK_BYTES, 512)])
+        apart = reader.submit(
+            [
+                into(pieces, CHUNK_BYTES - 512 - start, path, start, 512)
+                for start in range(0, CHUNK_BYTES, 512)
+            ]
+        )
         assert apart.wait(30)
     assert (one.num_jobs, many.num_jobs, apart.num_jobs) == (1, 1, CHUNK_BYTES // 512)
 
 
-def test_two_files_and_both_kinds_of_request_go_into_one_ticket(path: str, reader: DiskReader, tmp_path: Path) -> None:
+def test_two_files_and_both_kinds_of_request_go_into_one_ticket(
+    path: str, reader: DiskReader, tmp_path: Path
+) -> None:
     (tmp_path / "other").write_bytes(CONTENT[::-1])
     buffer, chunks = AlignedBuffer(200), []
     ticket = reader.submit(
         [
             into(buffer, 0, path, 10, 100),
             into(buffer, 100, str(tmp_path / "other"), 110, 100),
-            ReadRequest(path=path, offset=500, num_bytes=7, deliver=lambda chunk, _: chunks.append(bytes(chunk))),
+            ReadRequest(
+                path=path, offset=500, num_bytes=7, deliver=lambda chunk, _: chunks.append(bytes(chunk))
+            ),
         ]
     )
     assert ticket.wait(30)
@@ -194,7 +215,9 @@ def assert_set(gate: threading.Event) -> None:
 def test_wait_tells_that_time_ran_out(path: str) -> None:
     gate = threading.Event()
     with DiskReader() as reader:
-        ticket = reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: assert_set(gate))])
+        ticket = reader.submit(
+            [ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: assert_set(gate))]
+        )
         assert not ticket.wait(0.01)
         assert not ticket.done
         gate.set()
@@ -204,7 +227,10 @@ def test_wait_tells_that_time_ran_out(path: str) -> None:
 def test_an_empty_ticket_is_done_at_once_and_calls_back(path: str) -> None:
     calls: list[str] = []
     with DiskReader() as reader:
-        for requests in ([], [ReadRequest(path=path, offset=7, num_bytes=0, target=memoryview(bytearray()), address=0)]):
+        for requests in (
+            [],
+            [ReadRequest(path=path, offset=7, num_bytes=0, target=memoryview(bytearray()), address=0)],
+        ):
             ticket = reader.submit(requests)
             ticket.on_done(lambda: calls.append("done"))
             assert ticket.done
@@ -212,7 +238,9 @@ def test_an_empty_ticket_is_done_at_once_and_calls_back(path: str) -> None:
     assert calls == ["done", "done"]
 
 
-def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reported: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
     gate, calls, second = threading.Event(), [], threading.Event()
@@ -222,12 +250,16 @@ def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(path: 
         raise ValueError("from the callback")
 
     with DiskReader(num_threads=1) as reader:
-        ticket = reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: assert_set(gate))])
+        ticket = reader.submit(
+            [ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: assert_set(gate))]
+        )
         ticket.on_done(callback)
         ticket.on_done(second.set)
         gate.set()
         assert second.wait(30)
-        assert reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: None)]).wait(30)
+        assert reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: None)]).wait(
+            30
+        )
     assert calls == ["layerstream-read-0"]
     assert [str(error) for error in reported] == ["from the callback"]
 
@@ -303,7 +335,9 @@ def test_a_cancelled_ticket_ends_without_touching_its_targets_afterwards(path: s
         gate.set()
         with pytest.raises(StreamClosedError, match="cancelled"):
             ticket.wait(30)
-        assert reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: None)]).wait(30)
+        assert reader.submit([ReadRequest(path=path, offset=0, num_bytes=1, deliver=lambda *_: None)]).wait(
+            30
+        )
     assert set(bytes(buffer.buffer)) == {GUARD}
 
 

@@ -29,7 +29,9 @@ def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -47,11 +49,16 @@ def run(*arguments: object) -> int:
 def test_every_row_gets_the_answer_that_the_library_gives(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"id": f"q{number}", "prompt": prompt, "max_new_tokens": 5 + number} for number, prompt in enumerate(PROMPTS)]
+    rows = [
+        {"id": f"q{number}", "prompt": prompt, "max_new_tokens": 5 + number}
+        for number, prompt in enumerate(PROMPTS)
+    ]
     source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "--budget", "min", "--isolate") == 0
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        asked = [ls.GenerationRequest(prompt=row["prompt"], max_new_tokens=row["max_new_tokens"]) for row in rows]
+        asked = [
+            ls.GenerationRequest(prompt=row["prompt"], max_new_tokens=row["max_new_tokens"]) for row in rows
+        ]
         expected = ls.generate_many(streamed, asked, isolate=True)
     results = results_of(target)
     assert [(results[n + 1]["id"], results[n + 1]["text"]) for n in range(4)] == [
@@ -69,11 +76,15 @@ def test_several_devices_share_the_rows_and_one_reading(tiny_llama_dir: Path, tm
     assert run(source, tmp_path / "one.jsonl", *options) == 0
     assert run(source, tmp_path / "two.jsonl", *options, "--device", "cpu,cpu") == 0
     one, two = results_of(tmp_path / "one.jsonl"), results_of(tmp_path / "two.jsonl")
-    assert {row: result["text"] for row, result in one.items()} == {row: result["text"] for row, result in two.items()}
+    assert {row: result["text"] for row, result in one.items()} == {
+        row: result["text"] for row, result in two.items()
+    }
 
 
 @pytest.mark.parametrize("devices", ["cpu,", "cpu,abacus", "cpu,cuda:99"])
-def test_a_device_that_is_not_there_is_told(devices: str, tiny_llama_dir: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_device_that_is_not_there_is_told(
+    devices: str, tiny_llama_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
     assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--device", devices) == 2
     assert "device" in capsys.readouterr().err
@@ -84,7 +95,9 @@ def test_progress_with_the_time_left_goes_to_stderr(
 ) -> None:
     """A line now and then where stderr is no terminal; here after every step."""
     monkeypatch.setattr("layerstream.cli.row_job._LINE_EVERY_S", 0.0)
-    source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS])
+    source = write_rows(
+        tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
+    )
     assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--batches", "2") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "rows · " in line]
     assert "tokens · sweep 1 · about" in lines[0] and lines[0].startswith("0/4 rows")
@@ -125,7 +138,16 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
     assert run(source, target, "-m", tiny_llama_dir, "--budget", "min") == 1
     results = results_of(target)
     assert sorted(results) == list(range(1, 11))
-    assert [number for number, result in sorted(results.items()) if "error" in result] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [number for number, result in sorted(results.items()) if "error" in result] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
     assert "unknown key max_new_token" in results[5]["error"]
     assert "10 of 10 rows have their result, 8 of them an error" in capsys.readouterr().err
     before = target.read_bytes()
@@ -134,7 +156,9 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
 
 
 def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS])
+    source = write_rows(
+        tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
+    )
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     arguments = ("-m", tiny_llama_dir, "--budget", "min", "--isolate", "--quiet")
     assert run(source, whole, *arguments) == 0
@@ -145,11 +169,16 @@ def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path
     assert resumed.read_bytes().startswith(lines[0] + lines[1])
 
 
-def test_a_disk_that_fails_leaves_the_rows_open(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_fails_leaves_the_rows_open(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The rows are not to blame: they are done at the next start."""
     checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
-    source, target = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "max_new_tokens": 3}]), tmp_path / "out.jsonl"
+    source, target = (
+        write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "max_new_tokens": 3}]),
+        tmp_path / "out.jsonl",
+    )
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     assert run(source, target, "-m", checkpoint, "--budget", "min") == 2
@@ -165,8 +194,15 @@ def test_a_disk_that_fails_leaves_the_rows_open(tiny_llama_dir: Path, tmp_path: 
 def test_killed_at_random_instants_it_loses_and_repeats_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
     """kill -9, as often as it takes for a few results to be there at the time; the answers are the uninterrupted run's."""
     rng = random.Random(3)
-    rows = [{"id": number, "prompt": "hello" * (1 + number % 5), "max_new_tokens": 10 + number % 20} for number in range(24)]
-    source, killed, whole = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    rows = [
+        {"id": number, "prompt": "hello" * (1 + number % 5), "max_new_tokens": 10 + number % 20}
+        for number in range(24)
+    ]
+    source, killed, whole = (
+        write_rows(tmp_path / "in.jsonl", rows),
+        tmp_path / "killed.jsonl",
+        tmp_path / "whole.jsonl",
+    )
     arguments = ["-m", str(tiny_llama_dir), "--budget", "min", "--isolate", "--batches", "6", "--quiet"]
     program = [sys.executable, "-c", "import sys; from layerstream.cli.app import main; sys.exit(main())"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -68,7 +68,10 @@ def test_run_as_json_has_answer_plan_and_report(
 
 
 def test_run_takes_the_prompt_from_a_pipe(
-    tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path,
+    expected_text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
     out, _ = run(capsys, "run", tiny_llama_dir, "-n", 6, "-q")
@@ -86,7 +89,9 @@ def test_run_with_a_seed_samples_the_same_twice_and_differs_from_greedy(
     assert first != expected_text + "\n"
 
 
-def test_run_in_the_chat_template_has_the_templates_tokens_more(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_in_the_chat_template_has_the_templates_tokens_more(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 1, "--chat", "--json")
     assert json.loads(out)["answer"]["prompt_tokens"] == len("[user] hello\n> ")
 
@@ -102,7 +107,9 @@ def test_run_writes_the_trace_that_the_suffix_names(
     assert "model.layers.3" in trace.read_text()
 
 
-def test_plan_prints_what_the_library_explains(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_what_the_library_explains(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min", "--json")
     told = json.loads(out)
     plan = layerstream.plan(tiny_llama_dir, budget="min")
@@ -138,7 +145,14 @@ def test_probe_shows_every_bound(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_estimate_computes_the_known_models_from_their_configs(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, "estimate", "--json")
     gigabytes = {each["name"]: each["weight_bytes"]["float16"] / 1e9 for each in json.loads(out)}
-    published = {"GPT-3 175B": 350, "BLOOM 176B": 352, "Llama-2-70B": 140, "Falcon-40B": 80, "MPT-30B": 60, "StarCoder 15.5B": 31}
+    published = {
+        "GPT-3 175B": 350,
+        "BLOOM 176B": 352,
+        "Llama-2-70B": 140,
+        "Falcon-40B": 80,
+        "MPT-30B": 60,
+        "StarCoder 15.5B": 31,
+    }
     assert set(gigabytes) == set(published)
     for name, about in published.items():
         assert gigabytes[name] == pytest.approx(about, rel=0.04)
@@ -150,7 +164,9 @@ def test_estimate_ticks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert row.split()[4:] == ["62.1", "31", "15.5", "✓", "7.76", "✓", "5.82", "✓", "3.88", "✓"]
 
 
-def test_estimate_takes_a_directory_and_a_config_file(tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_takes_a_directory_and_a_config_file(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, _ = run(capsys, "estimate", tiny_llama_dir, tiny_llama_dir / "config.json", "--json")
     directory, file = json.loads(out)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
@@ -161,14 +177,32 @@ def test_trace_measures_a_run_and_writes_both_files(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "trace", tiny_llama_dir, "--out", tmp_path / "t", "--sweeps", 2, "--budget", "min")
-    events = [event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    events = [
+        event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"
+    ]
     assert {event["cat"] for event in events} >= {"read", "compute"}
     assert "Measured on cpu" in (tmp_path / "t.html").read_text()
 
 
-def test_trace_simulates_without_running(tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, "trace", tiny_llama_dir, "--out", tmp_path / "t", "--machine", "ram=8GB,disk=1GB", "--budget", "min", "--sweeps", 3)
-    events = [event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
+def test_trace_simulates_without_running(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        capsys,
+        "trace",
+        tiny_llama_dir,
+        "--out",
+        tmp_path / "t",
+        "--machine",
+        "ram=8GB,disk=1GB",
+        "--budget",
+        "min",
+        "--sweeps",
+        3,
+    )
+    events = [
+        event for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if event["ph"] == "X"
+    ]
     assert {event["args"]["sweep"] for event in events} == {0, 1, 2}
     assert "nothing was run" in (tmp_path / "t.html").read_text()
 
@@ -199,7 +233,9 @@ def test_an_error_is_one_line_on_stderr_and_status_2(
     assert message in err
 
 
-def test_a_config_of_an_unknown_kind_is_an_error_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_of_an_unknown_kind_is_an_error_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for text in ('{"model_type": "no-such-thing"}', "[]", "{", '{"hidden_size": 3}'):
         (tmp_path / "config.json").write_text(text)
         _, err = run(capsys, "estimate", tmp_path / "config.json", status=2)
@@ -225,7 +261,9 @@ def test_ctrl_c_in_the_middle_of_an_answer_is_status_130_and_frees_everything(
 ) -> None:
     closed = []
     close = layerstream.StreamedModel.close
-    monkeypatch.setattr(layerstream.StreamedModel, "close", lambda self: (closed.append(self), close(self))[1])
+    monkeypatch.setattr(
+        layerstream.StreamedModel, "close", lambda self: (closed.append(self), close(self))[1]
+    )
 
     class Impatient(io.StringIO):
         def write(self, text: str) -> int:

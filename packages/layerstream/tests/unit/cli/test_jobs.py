@@ -11,7 +11,14 @@ import pytest
 import layerstream as ls
 from layerstream.cli.jobs import ResultFile, read_rows
 
-LINES = ['{"id": "a", "prompt": "x"}', "", '{"prompt": "Ünïcödé"}', "no json", "[1, 2]", '{"id": {"deep": 1}, "prompt": "y"}']
+LINES = [
+    '{"id": "a", "prompt": "x"}',
+    "",
+    '{"prompt": "Ünïcödé"}',
+    "no json",
+    "[1, 2]",
+    '{"id": {"deep": 1}, "prompt": "y"}',
+]
 
 
 @pytest.fixture
@@ -61,7 +68,8 @@ def test_two_processes_do_not_write_to_one_file(rows_path: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", ["my precious notes\n", "my precious notes", '{"other": 1}\n', '{"row": 99, "digest": "x"}\n', "[]\n"]
+    "content",
+    ["my precious notes\n", "my precious notes", '{"other": 1}\n', '{"row": 99, "digest": "x"}\n', "[]\n"],
 )
 def test_a_file_of_something_else_is_not_touched(content: str, rows_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
@@ -84,7 +92,9 @@ def test_results_of_rows_that_were_changed_meanwhile_are_refused(rows_path: Path
         assert file.done == {1}
 
 
-def test_a_disk_that_refuses_is_told(rows_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_is_told(
+    rows_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -10,7 +10,13 @@ from layerstream.spec.timeline import Activity, Span, Timeline
 
 def span(activity: Activity, sweep: int, unit: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
     return Span(
-        activity=activity, unit=f"blocks.{unit}", unit_index=unit, sweep=sweep, start_s=start_s, end_s=end_s, num_bytes=num_bytes
+        activity=activity,
+        unit=f"blocks.{unit}",
+        unit_index=unit,
+        sweep=sweep,
+        start_s=start_s,
+        end_s=end_s,
+        num_bytes=num_bytes,
     )
 
 
@@ -68,7 +74,9 @@ def test_the_time_left_is_the_rest_of_this_sweep_and_one_sweep_for_each_later_to
     progress.count_tokens()
     progress.observe(compute(1, 0, 5.0))
     assert progress.state(5.5).eta_s == pytest.approx((2 - 0.5) + 8 * 2.0)
-    assert progress.state(99.0).eta_s == pytest.approx(8 * 2.0), "a slow sweep never makes the time left negative"
+    assert progress.state(99.0).eta_s == pytest.approx(8 * 2.0), (
+        "a slow sweep never makes the time left negative"
+    )
 
 
 def test_when_all_tokens_are_there_nothing_is_left() -> None:

@@ -27,7 +27,9 @@ def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -65,10 +67,14 @@ def test_a_head_from_a_file_scores(tiny_llama_dir: Path, tmp_path: Path) -> None
     save_file({"weight": torch.arange(8.0 * 64).reshape(8, 64) / 512}, tmp_path / "head.safetensors")
     source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     head = tmp_path / "head.safetensors"
-    assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "--head", str(head), "-q"]) == 0
+    assert (
+        main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "--head", str(head), "-q"]) == 0
+    )
     results = results_of(target)
     for number, expected in enumerate(expected_for(tiny_llama_dir, head=head), start=1):
-        assert [told["outputs"] for told in results[number]["scores"]] == [score.outputs.tolist() for score in expected.scores]
+        assert [told["outputs"] for told in results[number]["scores"]] == [
+            score.outputs.tolist() for score in expected.scores
+        ]
         assert results[number]["scores"][0]["mean"] == expected.scores[0].mean
 
 

@@ -163,7 +163,9 @@ def test_an_error_inside_leaves_no_status_and_no_thread_behind(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("settings_", [{"TERM": "dumb"}, {}])
-def test_without_a_capable_terminal_only_the_text_is_written(settings_: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_capable_terminal_only_the_text_is_written(
+    settings_: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, err = io.StringIO(), Screen() if settings_ else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)

@@ -15,7 +15,9 @@ from layerstream.cli.trace_export import gantt_html, gantt_svg, perfetto_json
 from layerstream.spec.timeline import Activity, Span
 
 
-def span(activity: Activity, start_s: float, end_s: float, *, unit: int = 0, sweep: int = 0, num_bytes: int = 0) -> Span:
+def span(
+    activity: Activity, start_s: float, end_s: float, *, unit: int = 0, sweep: int = 0, num_bytes: int = 0
+) -> Span:
     return Span(
         activity=activity,
         unit=f"model.layers.{unit}",
@@ -46,7 +48,13 @@ def any_spans(draw: st.DrawFn) -> list[Span]:
     for _ in range(draw(st.integers(0, 40))):
         start_s = draw(times)
         made.append(
-            span(draw(st.sampled_from(list(Activity))), start_s, start_s + draw(times), unit=draw(st.integers(0, 9)), num_bytes=7)
+            span(
+                draw(st.sampled_from(list(Activity))),
+                start_s,
+                start_s + draw(times),
+                unit=draw(st.integers(0, 9)),
+                num_bytes=7,
+            )
         )
     return made
 
@@ -74,7 +82,11 @@ def test_events_of_one_track_never_overlap(spans: list[Span]) -> None:
 
 
 def test_overlapping_reads_come_on_two_named_tracks() -> None:
-    names = [event["args"]["name"] for event in perfetto_json(PIPELINE)["traceEvents"] if event["name"] == "thread_name"]
+    names = [
+        event["args"]["name"]
+        for event in perfetto_json(PIPELINE)["traceEvents"]
+        if event["name"] == "thread_name"
+    ]
     assert names == ["read 1", "read 2", "copy", "wait", "compute"]
 
 
@@ -96,7 +108,11 @@ def test_a_bar_tells_block_sweep_length_bytes_and_rate() -> None:
 
 def test_lanes_without_spans_are_left_out() -> None:
     root = ET.fromstring(gantt_svg([each for each in PIPELINE if each.activity is not Activity.COPY]))
-    assert [each.text for each in root.iter(f"{SVG}text") if each.get("class") == "track"] == ["read", "wait", "compute"]
+    assert [each.text for each in root.iter(f"{SVG}text") if each.get("class") == "track"] == [
+        "read",
+        "wait",
+        "compute",
+    ]
 
 
 def test_no_spans_make_an_empty_chart_and_an_empty_trace() -> None:
@@ -107,14 +123,20 @@ def test_no_spans_make_an_empty_chart_and_an_empty_trace() -> None:
 
 def test_the_page_asks_for_nothing_from_outside() -> None:
     page = gantt_html(PIPELINE, title="a run")
-    outside = [url for url in re.findall(r"(?:https?:)?//[\w.]+[^\"'\s<)]*", page) if "www.w3.org/2000/svg" not in url]
+    outside = [
+        url
+        for url in re.findall(r"(?:https?:)?//[\w.]+[^\"'\s<)]*", page)
+        if "www.w3.org/2000/svg" not in url
+    ]
     assert outside == []
     assert "<script" not in page
     assert "prefers-color-scheme:dark" in page
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
-    nasty = Span(activity=Activity.READ, unit="<script>x</script>", unit_index=0, sweep=0, start_s=0.0, end_s=1.0)
+    nasty = Span(
+        activity=Activity.READ, unit="<script>x</script>", unit_index=0, sweep=0, start_s=0.0, end_s=1.0
+    )
     page = gantt_html([nasty], title="</title><script>", subtitle="<b>")
     assert "<script>" not in page
     assert "<b>" not in page

@@ -57,7 +57,9 @@ def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-    return [Instance(request_type=kind, doc={}, arguments=each, idx=place) for place, each in enumerate(arguments)]
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=place) for place, each in enumerate(arguments)
+    ]
 
 
 def assert_close(mine: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
@@ -66,7 +68,14 @@ def assert_close(mine: list[tuple[float, bool]], theirs: list[tuple[float, bool]
 
 
 def test_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
-    pairs = [("The sky is", " blue"), ("The sky is ", "green"), ("The sky is", " a"), ("", "once"), ("x", "y"), ("a" * 600, "bcd")]
+    pairs = [
+        ("The sky is", " blue"),
+        ("The sky is ", "green"),
+        ("The sky is", " a"),
+        ("", "once"),
+        ("x", "y"),
+        ("a" * 600, "bcd"),
+    ]
     asked = requests("loglikelihood", pairs)
     streamed.reset_report()
     mine = StreamedLM(streamed, batches=1).loglikelihood(asked)
@@ -75,7 +84,9 @@ def test_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedMod
 
 
 def test_a_greedy_continuation_is_told(plain: Any, streamed: ls.StreamedModel) -> None:
-    (made,) = StreamedLM(streamed).generate_until(requests("generate_until", [("once upon", {"max_gen_toks": 4, "until": []})]))
+    (made,) = StreamedLM(streamed).generate_until(
+        requests("generate_until", [("once upon", {"max_gen_toks": 4, "until": []})])
+    )
     (mine,) = StreamedLM(streamed).loglikelihood(requests("loglikelihood", [("once upon", made)]))
     (theirs,) = plain.loglikelihood(requests("loglikelihood", [("once upon", made)]))
     assert mine[1] == theirs[1]
@@ -83,13 +94,19 @@ def test_a_greedy_continuation_is_told(plain: Any, streamed: ls.StreamedModel) -
 
 def test_rolling_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
     asked = requests("loglikelihood_rolling", [("a longer text than one window holds; " * 20,), ("short",)])
-    mine, theirs = StreamedLM(streamed, batches=1).loglikelihood_rolling(asked), plain.loglikelihood_rolling(asked)
+    mine, theirs = (
+        StreamedLM(streamed, batches=1).loglikelihood_rolling(asked),
+        plain.loglikelihood_rolling(asked),
+    )
     assert mine == pytest.approx(theirs, rel=1e-5)
 
 
 def test_generations_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
     settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
-    asked = requests("generate_until", [("The sky is", settings), ("Two", settings), ("once upon", {**settings, "until": ["e"]})])
+    asked = requests(
+        "generate_until",
+        [("The sky is", settings), ("Two", settings), ("once upon", {**settings, "until": ["e"]})],
+    )
     mine = StreamedLM(streamed, isolate=True).generate_until(asked)
     assert mine == plain.generate_until(asked)
 
@@ -105,12 +122,20 @@ def test_a_whole_task_takes_one_sweep_and_has_the_harness_own_figures(
     (tmp_path / "tasks" / "tiny_choices.yaml").write_text(TASK.format(data=data), encoding="utf-8")
     tasks = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     streamed.reset_report()
-    settings: dict[str, Any] = {"tasks": ["tiny_choices"], "task_manager": tasks, "log_samples": True, "bootstrap_iters": 0}
+    settings: dict[str, Any] = {
+        "tasks": ["tiny_choices"],
+        "task_manager": tasks,
+        "log_samples": True,
+        "bootstrap_iters": 0,
+    }
     mine = lm_eval.simple_evaluate(model=StreamedLM(streamed, batches=1), **settings)
     assert streamed.report().sweeps == 1
     theirs = lm_eval.simple_evaluate(model=plain, **settings)
     for metric in ("acc,none", "acc_norm,none"):
         assert mine["results"]["tiny_choices"][metric] == theirs["results"]["tiny_choices"][metric]
     for one, other in zip(mine["samples"]["tiny_choices"], theirs["samples"]["tiny_choices"], strict=True):
-        answers = [[(float(value), greedy == "True") for ((value, greedy),) in sample["resps"]] for sample in (one, other)]
+        answers = [
+            [(float(value), greedy == "True") for ((value, greedy),) in sample["resps"]]
+            for sample in (one, other)
+        ]
         assert_close(*answers)

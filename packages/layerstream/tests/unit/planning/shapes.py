@@ -7,7 +7,12 @@ from layerstream.spec.sizes import GIB, align_up
 
 HIDDEN, INTERMEDIATE, KV_WIDTH, VOCABULARY = 8192, 28672, 1024, 32000
 READ_BUFFER_BYTES = 32 * 1024**2
-ATTENTION = {"q_proj": HIDDEN**2, "k_proj": HIDDEN * KV_WIDTH, "v_proj": HIDDEN * KV_WIDTH, "o_proj": HIDDEN**2}
+ATTENTION = {
+    "q_proj": HIDDEN**2,
+    "k_proj": HIDDEN * KV_WIDTH,
+    "v_proj": HIDDEN * KV_WIDTH,
+    "o_proj": HIDDEN**2,
+}
 MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), HIDDEN * INTERMEDIATE)
 
 
@@ -29,15 +34,23 @@ def llama_70b() -> ModelProfile:
     names = [f"model.layers.{index}" for index in range(80)]
     block = sum(ATTENTION.values()) + sum(MLP.values())
     parts = {"self_attn": sum(ATTENTION.values()), "mlp": sum(MLP.values())}
-    layers = {f"self_attn.{name}": size for name, size in ATTENTION.items()} | {f"mlp.{name}": size for name, size in MLP.items()}
+    layers = {f"self_attn.{name}": size for name, size in ATTENTION.items()} | {
+        f"mlp.{name}": size for name, size in MLP.items()
+    }
     return ModelProfile(
         name="70b",
         model_type="llama",
         dtype="float16",
         num_parameters=80 * block + 2 * VOCABULARY * HIDDEN,
         blocks=tuple(unit(name, index, block, alignment=512) for index, name in enumerate(names)),
-        parts=tuple(unit(f"{name}.{part}", index, parts[part]) for index, name in enumerate(names) for part in parts),
-        layers=tuple(unit(f"{name}.{layer}", index, layers[layer]) for index, name in enumerate(names) for layer in layers),
+        parts=tuple(
+            unit(f"{name}.{part}", index, parts[part]) for index, name in enumerate(names) for part in parts
+        ),
+        layers=tuple(
+            unit(f"{name}.{layer}", index, layers[layer])
+            for index, name in enumerate(names)
+            for layer in layers
+        ),
         head=unit("lm_head", None, VOCABULARY * HIDDEN),
         head_rows=VOCABULARY,
         embedding_bytes=2 * VOCABULARY * HIDDEN,
@@ -55,7 +68,12 @@ def llama_70b() -> ModelProfile:
 
 
 def small_model(
-    *, num_blocks: int = 8, tied: bool = False, head: bool = True, embedding_bytes: int = 4_000_000, head_rows: int = 1000
+    *,
+    num_blocks: int = 8,
+    tied: bool = False,
+    head: bool = True,
+    embedding_bytes: int = 4_000_000,
+    head_rows: int = 1000,
 ) -> ModelProfile:
     """Return a model of blocks of 10 MB, in parts of 4 and 6 MB, and a head of 4 MB; no cache and no activations."""
     names = [f"layers.{index}" for index in range(num_blocks)]

@@ -41,7 +41,9 @@ def test_two_equal_devices_have_the_plan_of_one() -> None:
     one, two = plan(cards(16)), plan(cards(16, 16))
     assert two.devices == ("cuda:0", "cuda:1")
     assert (two.device, one.devices) == ("cuda:0", ("cuda:0",))
-    assert replace(two, devices=one.devices) == one  # its ledger, too: each device's bytes, and the host's once
+    assert (
+        replace(two, devices=one.devices) == one
+    )  # its ledger, too: each device's bytes, and the host's once
 
 
 def test_the_smallest_device_and_the_slowest_rates_decide() -> None:
@@ -58,7 +60,9 @@ def test_a_device_named_twice_holds_everything_twice_but_its_runtime() -> None:
     one, two = plan(cards(16), budget), plan([*cards(16), *cards(16)], budget)
     assert two.devices == ("cuda:0", "cuda:0")
     for purpose, size in lines(one, "device").items():
-        assert lines(two, "device")[purpose] == size * (1 if purpose == "runtime and allocator" else 2), purpose
+        assert lines(two, "device")[purpose] == size * (1 if purpose == "runtime and allocator" else 2), (
+            purpose
+        )
     assert lines(two, "host") == lines(one, "host")
 
 
@@ -108,7 +112,13 @@ def test_the_simulated_timeline_of_shared_lanes_computes_at_their_rates() -> Non
     spans = []
     for replicas in (1, 2):
         shared = plan([machine] * replicas, MemoryBudget(device="min"))
-        spans.append(sum(s.duration_s for s in simulate_spans(shared, profile, machine, 1, 1) if s.activity is Activity.COMPUTE))
+        spans.append(
+            sum(
+                s.duration_s
+                for s in simulate_spans(shared, profile, machine, 1, 1)
+                if s.activity is Activity.COMPUTE
+            )
+        )
     assert spans[1] == pytest.approx(2 * spans[0], rel=0.05)
 
 

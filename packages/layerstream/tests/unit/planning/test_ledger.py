@@ -50,7 +50,11 @@ def test_activations_grow_with_tokens_and_with_the_square_of_the_prompt() -> Non
 
 def _configuration(embedding: Residency, *, head_on_device: bool) -> Configuration:
     return Configuration(
-        granularity=Granularity.BLOCK, num_slots=2, slot_bytes=10_000_000, embedding=embedding, head_on_device=head_on_device
+        granularity=Granularity.BLOCK,
+        num_slots=2,
+        slot_bytes=10_000_000,
+        embedding=embedding,
+        head_on_device=head_on_device,
     )
 
 
@@ -58,7 +62,11 @@ def test_a_tied_head_on_the_device_is_counted_once() -> None:
     configuration = _configuration(Residency.DEVICE, head_on_device=True)
     for tied, purposes in ((True, {"input embedding"}), (False, {"input embedding", "output head"})):
         lines = device_lines(small_model(tied=tied), Workload(), cpu(), configuration, 0)
-        found = {line.purpose: line.num_bytes for line in lines if line.purpose in ("input embedding", "output head")}
+        found = {
+            line.purpose: line.num_bytes
+            for line in lines
+            if line.purpose in ("input embedding", "output head")
+        }
         assert found == dict.fromkeys(purposes, 4_000_000)
 
 
@@ -68,6 +76,14 @@ def test_read_buffers_are_the_devices_on_a_cpu_and_the_hosts_beside_a_card() -> 
     on_cpu = {line.purpose: line for line in device_lines(model, Workload(), cpu(), configuration, 0)}
     assert on_cpu["read buffers"].num_bytes == READ_BUFFER_BYTES
     assert host_lines(model, cpu(), configuration, 0, 0) == ()
-    beside = {line.purpose: line.num_bytes for line in host_lines(model, card(8, 16), configuration, 2, 30_000_000)}
-    assert beside == {"read buffers": READ_BUFFER_BYTES, "staging": 20_000_000, "blocks in host memory": 30_000_000}
-    assert "read buffers" not in {line.purpose for line in device_lines(model, Workload(), card(8, 16), configuration, 0)}
+    beside = {
+        line.purpose: line.num_bytes for line in host_lines(model, card(8, 16), configuration, 2, 30_000_000)
+    }
+    assert beside == {
+        "read buffers": READ_BUFFER_BYTES,
+        "staging": 20_000_000,
+        "blocks in host memory": 30_000_000,
+    }
+    assert "read buffers" not in {
+        line.purpose for line in device_lines(model, Workload(), card(8, 16), configuration, 0)
+    }

@@ -24,21 +24,31 @@ PROFILE = llama_70b()
 def placed(batch_size: int, device: str = "min") -> PlacementPlan:
     """Return the plan of the 70B shape with room for `batch_size` sequences of 512 + 128 tokens and, at "min", no more."""
     workload = Workload(batch_size=batch_size, prompt_tokens=512, new_tokens=128)
-    return plan_placement(profile=PROFILE, budget=MemoryBudget(device=device), workload=workload, machine=card(16, 64))
+    return plan_placement(
+        profile=PROFILE, budget=MemoryBudget(device=device), workload=workload, machine=card(16, 64)
+    )
 
 
 def packed(plan: PlacementPlan, requests: Sequence[RowRequest], **settings: Any) -> BatchPlan:
     return plan_batch(plan=plan, profile=PROFILE, requests=requests, **settings)
 
 
-def row(prompt_tokens: int, new_tokens: int = 128, *, kind: int = 0, rows: int = 1, is_alone: bool = False) -> RowRequest:
-    return RowRequest(kind=kind, rows=rows, prompt_tokens=prompt_tokens, new_tokens=new_tokens, is_alone=is_alone)
+def row(
+    prompt_tokens: int, new_tokens: int = 128, *, kind: int = 0, rows: int = 1, is_alone: bool = False
+) -> RowRequest:
+    return RowRequest(
+        kind=kind, rows=rows, prompt_tokens=prompt_tokens, new_tokens=new_tokens, is_alone=is_alone
+    )
 
 
 def test_what_is_alike_shares_one_tensor() -> None:
     plan = packed(placed(8), [row(500), row(512), row(480)])
     assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 1, 2)]
-    assert (plan.micro_batches[0].rows, plan.micro_batches[0].prompt_tokens, plan.micro_batches[0].new_tokens) == (3, 512, 128)
+    assert (
+        plan.micro_batches[0].rows,
+        plan.micro_batches[0].prompt_tokens,
+        plan.micro_batches[0].new_tokens,
+    ) == (3, 512, 128)
 
 
 def test_isolated_requests_share_nothing() -> None:
@@ -121,11 +131,17 @@ ROWS = st.builds(
 
 
 @given(requests=st.lists(ROWS, max_size=40), batches=st.none() | st.integers(1, 50), is_packed=st.booleans())
-def test_every_request_is_in_one_pack_of_its_kind(requests: list[RowRequest], batches: int | None, is_packed: bool) -> None:
+def test_every_request_is_in_one_pack_of_its_kind(
+    requests: list[RowRequest], batches: int | None, is_packed: bool
+) -> None:
     machine = cpu(200 * 1024**3)
-    placement = plan_placement(profile=PROFILE, budget=MemoryBudget(device="min"), workload=Workload(batch_size=4), machine=machine)
+    placement = plan_placement(
+        profile=PROFILE, budget=MemoryBudget(device="min"), workload=Workload(batch_size=4), machine=machine
+    )
     plan = packed(placement, requests, batches=batches, packed=is_packed)
-    assert sorted(index for micro_batch in plan.micro_batches for index in micro_batch.requests) == list(range(len(requests)))
+    assert sorted(index for micro_batch in plan.micro_batches for index in micro_batch.requests) == list(
+        range(len(requests))
+    )
     for micro_batch in plan.micro_batches:
         members = [requests[index] for index in micro_batch.requests]
         assert len({member.kind for member in members}) == 1

@@ -18,10 +18,17 @@ from .shapes import READ_BUFFER_BYTES, card, cpu, llama_70b, small_model, unit
 
 
 def _plan(
-    model: ModelProfile, machine: Machine, device: int | str = "auto", host: int | str = "auto", **workload: int
+    model: ModelProfile,
+    machine: Machine,
+    device: int | str = "auto",
+    host: int | str = "auto",
+    **workload: int,
 ) -> PlacementPlan:
     return plan_placement(
-        profile=model, budget=MemoryBudget(device=device, host=host), workload=Workload(**workload), machine=machine
+        profile=model,
+        budget=MemoryBudget(device=device, host=host),
+        workload=Workload(**workload),
+        machine=machine,
     )
 
 
@@ -57,7 +64,9 @@ def test_what_is_left_of_the_budget_holds_evenly_spread_blocks(num_slots_room: i
 
 def test_half_of_the_blocks_resident_brings_a_disk_bound_sweep_to_six_tenths() -> None:
     model = replace(small_model(head=False, embedding_bytes=0), parts=())
-    streamed, half = (_plan(model, cpu(), device=READ_BUFFER_BYTES + 1000 + count * 10_000_000) for count in (2, 6))
+    streamed, half = (
+        _plan(model, cpu(), device=READ_BUFFER_BYTES + 1000 + count * 10_000_000) for count in (2, 6)
+    )
     assert half.cost.sweep_s <= 0.6 * streamed.cost.sweep_s
 
 
@@ -80,14 +89,20 @@ def test_min_for_the_device_alone_leaves_host_memory_to_the_units() -> None:
 
 
 def test_a_head_larger_than_a_slot_is_streamed_in_vocabulary_slices() -> None:
-    model = replace(small_model(tied=True, embedding_bytes=50_000_000), head=unit("lm_head", None, 25_000_000), head_rows=50_000)
+    model = replace(
+        small_model(tied=True, embedding_bytes=50_000_000),
+        head=unit("lm_head", None, 25_000_000),
+        head_rows=50_000,
+    )
     plan = _plan(model, cpu(), device="min")
     assert plan.head_slices == 16
     assert plan.slot_bytes == 6_000_000
 
 
 def test_a_large_head_that_cannot_be_sliced_stays_on_the_device_rather_than_twice_in_slots() -> None:
-    model = replace(small_model(embedding_bytes=50_000_000), head=unit("lm_head", None, 25_000_000), head_rows=0)
+    model = replace(
+        small_model(embedding_bytes=50_000_000), head=unit("lm_head", None, 25_000_000), head_rows=0
+    )
     plan = _plan(model, cpu(), device="min")
     assert plan.head_slices == 1
     assert plan.units[-1].residency is Residency.DEVICE
@@ -104,7 +119,11 @@ def test_a_tied_head_beside_a_host_embedding_costs_nothing_more() -> None:
     plan = _plan(small_model(tied=True), card(8, 16), device="min")
     lines = {line.purpose: line.num_bytes for line in plan.ledger.lines if line.where == "host"}
     assert plan.units[-1].residency is Residency.HOST
-    assert lines == {"input embedding": 4_000_000, "blocks in host memory": 80_000_000, "read buffers": READ_BUFFER_BYTES}
+    assert lines == {
+        "input embedding": 4_000_000,
+        "blocks in host memory": 80_000_000,
+        "read buffers": READ_BUFFER_BYTES,
+    }
 
 
 def test_an_embedding_that_is_not_row_addressable_is_left_to_the_edges() -> None:
@@ -121,7 +140,9 @@ def test_host_memory_takes_what_the_device_cannot_and_staging_serves_the_rest() 
 
 
 def test_budget_too_small_reports_needed_bytes_and_what_takes_them() -> None:
-    with pytest.raises(BudgetTooSmallError, match=r"slots 11.4 MiB.*give at least .*shorten the workload") as caught:
+    with pytest.raises(
+        BudgetTooSmallError, match=r"slots 11.4 MiB.*give at least .*shorten the workload"
+    ) as caught:
         _plan(small_model(), cpu(), device="20 MB")
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.where, error.budget_bytes) == ("device", 20_000_000)
@@ -140,7 +161,9 @@ def test_a_host_budget_too_small_names_the_host() -> None:
 
 
 def test_a_workload_that_grows_the_cache_displaces_residents() -> None:
-    model = replace(small_model(), activation=replace(small_model().activation, cache_bytes_per_token=10_000.0))
+    model = replace(
+        small_model(), activation=replace(small_model().activation, cache_bytes_per_token=10_000.0)
+    )
     short, long = (_plan(model, cpu(), device="110 MB", prompt_tokens=tokens) for tokens in (100, 2000))
     assert long.count(Residency.DEVICE) < short.count(Residency.DEVICE)
 

@@ -8,7 +8,15 @@ import pytest
 
 from layerstream.errors import PlanError
 from layerstream.planning.scoring_sweeps import ScoringSize, plan_scoring_sweeps
-from layerstream.spec.plans import Granularity, LedgerLine, MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
+from layerstream.spec.plans import (
+    Granularity,
+    LedgerLine,
+    MemoryLedger,
+    PlacementPlan,
+    Residency,
+    SweepCost,
+    UnitPlacement,
+)
 from layerstream.spec.profiles import ActivationProfile, ModelProfile, UnitProfile
 
 NUM_BLOCKS = 10
@@ -19,12 +27,16 @@ PROFILE = ModelProfile(
     dtype="float16",
     num_parameters=1,
     blocks=tuple(
-        UnitProfile(name=f"b.{i}", block=i, weight_bytes=1, slot_bytes=1, read_bytes=1, num_parameters=1) for i in range(NUM_BLOCKS)
+        UnitProfile(name=f"b.{i}", block=i, weight_bytes=1, slot_bytes=1, read_bytes=1, num_parameters=1)
+        for i in range(NUM_BLOCKS)
     ),
     hidden_size=100,
     vocab_size=1000,
     activation=ActivationProfile(
-        fixed_bytes=0, bytes_per_token=2000.0, cache_bytes_per_token=400.0 * NUM_BLOCKS, cache_layer_share=1 / NUM_BLOCKS
+        fixed_bytes=0,
+        bytes_per_token=2000.0,
+        cache_bytes_per_token=400.0 * NUM_BLOCKS,
+        cache_layer_share=1 / NUM_BLOCKS,
     ),
 )
 
@@ -45,7 +57,9 @@ def plan_with(room: int, resident: frozenset[int] = frozenset()) -> PlacementPla
         LedgerLine(purpose="slots", where="device", num_bytes=FIXED),
         LedgerLine(purpose="activations", where="device", num_bytes=12345),
     )
-    cost = SweepCost(read_bytes=0, copy_bytes=0, read_s=0, copy_s=0, compute_s=0, sweep_s=0, prefill_s=0, limited_by="disk")
+    cost = SweepCost(
+        read_bytes=0, copy_bytes=0, read_s=0, copy_s=0, compute_s=0, sweep_s=0, prefill_s=0, limited_by="disk"
+    )
     return PlacementPlan(
         model_name="table",
         dtype="float16",
@@ -121,7 +135,9 @@ def test_only_the_keys_and_values_between_two_moved_blocks_are_counted() -> None
     inside = []
     for resident in (frozenset(), frozenset({1}), frozenset({1, 2, 3})):
         plan = plan_with(0, resident)
-        inside.append(plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(1000, 10)]).lines[1].num_bytes)
+        inside.append(
+            plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(1000, 10)]).lines[1].num_bytes
+        )
     one_layer = 1000 * 400
     assert inside[1] - inside[0] == one_layer
     assert inside[2] - inside[0] == 3 * one_layer
@@ -130,7 +146,10 @@ def test_only_the_keys_and_values_between_two_moved_blocks_are_counted() -> None
 def test_on_a_resident_model_nobody_waits() -> None:
     plan = plan_with(0, frozenset(range(NUM_BLOCKS)))
     assert plan.is_resident
-    one, ten = (plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(100, 10)] * n, batches=1) for n in (1, 10))
+    one, ten = (
+        plan_scoring_sweeps(plan=plan, profile=PROFILE, requests=[shared(100, 10)] * n, batches=1)
+        for n in (1, 10)
+    )
     assert one.sweep_bytes == ten.sweep_bytes
 
 
@@ -141,11 +160,16 @@ def test_a_whole_text_has_no_cache() -> None:
 
 
 def test_the_plan_explains_itself() -> None:
-    text = plan_scoring_sweeps(plan=plan_with(0), profile=PROFILE, requests=[shared(100, 10)] * 3, batches=2).explain()
+    text = plan_scoring_sweeps(
+        plan=plan_with(0), profile=PROFILE, requests=[shared(100, 10)] * 3, batches=2
+    ).explain()
     assert "3 requests in 2 sweeps" in text
 
 
 def test_scores_squared_in_length_are_counted_across_the_prefix() -> None:
     eager = replace(PROFILE, activation=replace(PROFILE.activation, bytes_per_token_squared=8.0))
-    made = [plan_scoring_sweeps(plan=plan_with(0), profile=each, requests=[shared(1000, 500)]) for each in (PROFILE, eager)]
+    made = [
+        plan_scoring_sweeps(plan=plan_with(0), profile=each, requests=[shared(1000, 500)])
+        for each in (PROFILE, eager)
+    ]
     assert made[1].lines[1].num_bytes > made[0].lines[1].num_bytes

@@ -76,10 +76,20 @@ def test_a_third_slot_evens_out_units_of_unequal_size() -> None:
 
 def test_spans_account_for_every_second_of_the_computing_thread_and_every_byte() -> None:
     model, machine = small_model(), cpu()
-    plan = plan_placement(profile=model, budget=MemoryBudget(device="80 MB"), workload=Workload(), machine=machine)
+    plan = plan_placement(
+        profile=model, budget=MemoryBudget(device="80 MB"), workload=Workload(), machine=machine
+    )
     spans = simulate_spans(plan, model, machine, tokens=1, sweeps=2)
-    busy = sorted((s for s in spans if s.activity in (Activity.WAIT, Activity.COMPUTE)), key=lambda span: span.start_s)
+    busy = sorted(
+        (s for s in spans if s.activity in (Activity.WAIT, Activity.COMPUTE)), key=lambda span: span.start_s
+    )
     assert busy[0].start_s == 0.0
     assert all(a.end_s == b.start_s for a, b in itertools.pairwise(busy))
-    assert sum(span.num_bytes for span in spans if span.activity is Activity.READ) == 2 * plan.cost.read_bytes > 0
-    assert {span.unit for span in spans if span.activity is Activity.COMPUTE} == {unit.name for unit in plan.units}
+    assert (
+        sum(span.num_bytes for span in spans if span.activity is Activity.READ)
+        == 2 * plan.cost.read_bytes
+        > 0
+    )
+    assert {span.unit for span in spans if span.activity is Activity.COMPUTE} == {
+        unit.name for unit in plan.units
+    }

@@ -40,12 +40,25 @@ def file(tmp_path: Path) -> Path:
 
 def unit(path: Path, index: int) -> StreamedUnit:
     source = StoredTensor(
-        name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), path=str(path), offset=index * UNIT_BYTES, num_bytes=UNIT_BYTES
+        name=f"t{index}",
+        dtype="uint8",
+        shape=(UNIT_BYTES,),
+        path=str(path),
+        offset=index * UNIT_BYTES,
+        num_bytes=UNIT_BYTES,
     )
     tensor = TensorRecipe(
-        name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=(Piece(source=source),)
+        name=f"t{index}",
+        dtype="uint8",
+        shape=(UNIT_BYTES,),
+        num_bytes=UNIT_BYTES,
+        pieces=(Piece(source=source),),
     )
-    return StreamedUnit(name=f"unit{index}", position=index, source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))))
+    return StreamedUnit(
+        name=f"unit{index}",
+        position=index,
+        source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))),
+    )
 
 
 class Lanes:
@@ -140,7 +153,9 @@ def together(shared: Lanes, *works: Callable[[], object]) -> list[BaseException 
             stream.expect_no_more()
 
     pairs = zip(works, shared.streams, strict=True)
-    return side_by_side(*[lambda work=work, stream=stream: until_over(work, stream) for work, stream in pairs])
+    return side_by_side(
+        *[lambda work=work, stream=stream: until_over(work, stream) for work, stream in pairs]
+    )
 
 
 @both_kinds
@@ -192,7 +207,10 @@ def test_an_idle_lane_is_passed_over(file: Path, kind: str) -> None:
 def test_a_lane_with_fewer_sweeps_does_not_hold_the_other_up(file: Path, kind: str) -> None:
     with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
-        assert together(shared, lambda: [sweep(first) for _ in range(9)], lambda: sweep(second)) == [None, None]
+        assert together(shared, lambda: [sweep(first) for _ in range(9)], lambda: sweep(second)) == [
+            None,
+            None,
+        ]
         assert shared.num_reads <= 9 * NUM_UNITS + NUM_BUFFERS + 2
 
 
@@ -224,7 +242,10 @@ def test_lanes_in_any_order_are_served(file: Path, kind: str) -> None:
             sweep(stream, order)
 
     with replicas(file, KINDS[kind](3), patience_s=0.01) as shared:
-        works = [lambda stream=stream, seed=seed: wander(stream, seed) for seed, stream in enumerate(shared.streams)]
+        works = [
+            lambda stream=stream, seed=seed: wander(stream, seed)
+            for seed, stream in enumerate(shared.streams)
+        ]
         assert together(shared, *works) == [None, None, None]
         assert side_by_side(*works) == [None, None, None]
 
@@ -249,7 +270,10 @@ def test_a_unit_that_the_other_lane_never_comes_to_is_served_all_the_same(file: 
             finally:
                 done.set()
 
-        works = threading.Thread(target=go_round_in_the_last_two, daemon=True), threading.Thread(target=want_the_first, daemon=True)
+        works = (
+            threading.Thread(target=go_round_in_the_last_two, daemon=True),
+            threading.Thread(target=want_the_first, daemon=True),
+        )
         for thread in works:
             thread.start()
         served = done.wait(20)
@@ -267,7 +291,10 @@ def test_a_lane_whose_forward_breaks_off_joins_again(file: Path, kind: str) -> N
 
     with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
-        assert together(shared, lambda: [sweep(first) for _ in range(6)], lambda: break_off(second)) == [None, None]
+        assert together(shared, lambda: [sweep(first) for _ in range(6)], lambda: break_off(second)) == [
+            None,
+            None,
+        ]
         sweep(first)
         sweep(second)
 
@@ -279,7 +306,9 @@ def test_a_failing_read_is_told_to_every_lane_and_both_recover(file: Path, kind:
         first, second = shared.streams
         assert together(shared, lambda: sweep(first), lambda: sweep(second)) == [None, None]
         os.truncate(file, 2 * UNIT_BYTES)
-        raised = together(shared, lambda: [sweep(first) for _ in range(2)], lambda: [sweep(second) for _ in range(2)])
+        raised = together(
+            shared, lambda: [sweep(first) for _ in range(2)], lambda: [sweep(second) for _ in range(2)]
+        )
         assert [type(error) for error in raised] == [ReadFailedError, ReadFailedError]
         file.write_bytes(whole)
         assert together(shared, lambda: sweep(first), lambda: sweep(second)) == [None, None]
@@ -333,7 +362,9 @@ def test_lanes_that_hold_every_buffer_and_want_more_are_refused(file: Path) -> N
                 stream.release_all()  # as the end of a forward does
 
         raised = side_by_side(lambda: want_one_more(first, 3), lambda: want_one_more(second, 4))
-        assert [error for error in raised if isinstance(error, StreamError) and "slots are in use" in str(error)]
+        assert [
+            error for error in raised if isinstance(error, StreamError) and "slots are in use" in str(error)
+        ]
 
 
 def test_many_side_by_side_runs_leave_no_buffer_behind(file: Path) -> None:
@@ -341,7 +372,10 @@ def test_many_side_by_side_runs_leave_no_buffer_behind(file: Path) -> None:
         chance = random.Random(3)
         for _ in range(100):
             counts = [chance.randrange(3) for _ in shared.streams]
-            works = [lambda s=s, n=n: [sweep(s) for _ in range(n)] for s, n in zip(shared.streams, counts, strict=True)]
+            works = [
+                lambda s=s, n=n: [sweep(s) for _ in range(n)]
+                for s, n in zip(shared.streams, counts, strict=True)
+            ]
             assert together(shared, *works) == [None, None]
         # every buffer is still there: two leases at once are served
         leases = [shared.streams[0].acquire(0), shared.streams[0].acquire(1)]

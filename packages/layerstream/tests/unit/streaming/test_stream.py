@@ -36,11 +36,22 @@ def file(tmp_path: Path) -> Path:
 
 def unit(path: Path, index: int) -> StreamedUnit:
     source = StoredTensor(
-        name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), path=str(path), offset=index * UNIT_BYTES, num_bytes=UNIT_BYTES
+        name=f"t{index}",
+        dtype="uint8",
+        shape=(UNIT_BYTES,),
+        path=str(path),
+        offset=index * UNIT_BYTES,
+        num_bytes=UNIT_BYTES,
     )
     pieces = (Piece(source=source),)
-    tensor = TensorRecipe(name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=pieces)
-    return StreamedUnit(name=f"unit{index}", position=index, source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))))
+    tensor = TensorRecipe(
+        name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=pieces
+    )
+    return StreamedUnit(
+        name=f"unit{index}",
+        position=index,
+        source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))),
+    )
 
 
 @pytest.fixture
@@ -126,7 +137,13 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
     fifo = file.with_name("never")
     os.mkfifo(fifo)
     with DiskReader(opener=lambda path: os.open(path, os.O_RDWR)) as reader:
-        prefetcher = Prefetcher([unit(fifo, 0), unit(fifo, 1)], reader, num_buffers=2, buffer_bytes=UNIT_BYTES + 8192, timeline=timeline)
+        prefetcher = Prefetcher(
+            [unit(fifo, 0), unit(fifo, 1)],
+            reader,
+            num_buffers=2,
+            buffer_bytes=UNIT_BYTES + 8192,
+            timeline=timeline,
+        )
         stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
         prefetcher.start([stream])
         caught: list[BaseException] = []

@@ -82,7 +82,9 @@ def test_riders_on_different_ways_all_arrive() -> None:
     """Skipped units, another order, units met twice, one unit alone for ever: nobody waits for ever, nobody overtakes for free."""
     ways = [(0, 1, 2, 3) * 3, (0, 3) * 5, (2, 1, 0), (1, 1, 1, 1), (0, 1, 0, 2) * 2, (3,) * 20, ()]
     units = FakeUnits()
-    assert values(units.group.run([units.walker(number, way) for number, way in enumerate(ways)])) == list(range(len(ways)))
+    assert values(units.group.run([units.walker(number, way) for number, way in enumerate(ways)])) == list(
+        range(len(ways))
+    )
     for number, way in enumerate(ways):
         assert [unit for unit, name in units.passages() if name == number] == list(way)
     assert len(units.visits()) <= 20 + sum(map(len, ways)) // 2
@@ -102,12 +104,24 @@ def test_units_within_units_are_shared_too() -> None:
         return lambda: units.visit(name, 0, lambda: units.visit(name, 1))
 
     units.group.run([task("a"), task("b")])
-    assert units.log == [("bring", 0), (0, "a"), (0, "b"), ("bring", 1), (1, "a"), (1, "b"), ("let go", 1), ("let go", 0)]
+    assert units.log == [
+        ("bring", 0),
+        (0, "a"),
+        (0, "b"),
+        ("bring", 1),
+        (1, "a"),
+        (1, "b"),
+        ("let go", 1),
+        ("let go", 0),
+    ]
 
 
 def test_who_waits_boards_when_there_is_room_and_starts_at_the_first_unit() -> None:
     units = FakeUnits()
-    tasks = [Task(call=units.walker(name, tuple(range(3)) * count), weight=1) for name, count in (("a", 3), ("b", 1), ("c", 2))]
+    tasks = [
+        Task(call=units.walker(name, tuple(range(3)) * count), weight=1)
+        for name, count in (("a", 3), ("b", 1), ("c", 2))
+    ]
     units.group.run(tasks, capacity=2)
     assert units.visits() == [0, 1, 2] * 3  # c takes the place of b in the very next sweep
     assert [name for unit, name in units.passages() if unit == 0] == ["a", "b", "a", "c", "a", "c"]
@@ -115,7 +129,10 @@ def test_who_waits_boards_when_there_is_room_and_starts_at_the_first_unit() -> N
 
 def test_a_ride_heavier_than_the_capacity_rides_alone() -> None:
     units = FakeUnits()
-    tasks = [Task(call=units.walker(name, (0, 1)), weight=weight) for name, weight in (("a", 1.0), ("b", 9.0), ("c", 1.0))]
+    tasks = [
+        Task(call=units.walker(name, (0, 1)), weight=weight)
+        for name, weight in (("a", 1.0), ("b", 9.0), ("c", 1.0))
+    ]
     units.group.run(tasks, capacity=2)
     assert units.passages() == [(unit, name) for name in "abc" for unit in (0, 1)]
 
@@ -177,7 +194,9 @@ def test_a_ride_that_raises_leaves_and_the_others_go_on() -> None:
     def broken_inside_the_unit() -> None:
         raise KeyError("within a unit")
 
-    good, first, second, last = units.group.run([units.walker("good", (0, 1, 2)), broken, broken_inside, units.walker("last", (0, 1))])
+    good, first, second, last = units.group.run(
+        [units.walker("good", (0, 1, 2)), broken, broken_inside, units.walker("last", (0, 1))]
+    )
     assert (good.value, last.value) == ("good", "last")
     assert isinstance(first.error, ValueError) and isinstance(second.error, KeyError)
     assert units.in_place == set()
@@ -202,7 +221,9 @@ def test_a_unit_that_cannot_be_brought_is_the_affair_of_who_asked_and_is_tried_a
 
 def test_results_are_told_as_they_come_and_returned_in_order() -> None:
     units, heard = FakeUnits(), []
-    task_results = units.group.run([units.walker(3, (0,) * 3), units.walker(1, (0,)), units.walker(2, (0,) * 2)], on_result=heard.append)
+    task_results = units.group.run(
+        [units.walker(3, (0,) * 3), units.walker(1, (0,)), units.walker(2, (0,) * 2)], on_result=heard.append
+    )
     assert [task_result.value for task_result in heard] == [1, 2, 3]
     assert [task_result.number for task_result in task_results] == [0, 1, 2]
 
@@ -214,7 +235,9 @@ def test_an_exception_in_the_callback_ends_the_run_and_comes_out() -> None:
         raise ArithmeticError("no more, please")
 
     with pytest.raises(ArithmeticError, match="no more"):
-        units.group.run([units.walker("short", (0,)), units.walker("long", tuple(range(4)) * 1000)], on_result=refuse)
+        units.group.run(
+            [units.walker("short", (0,)), units.walker("long", tuple(range(4)) * 1000)], on_result=refuse
+        )
     assert units.in_place == set()
     assert values(units.group.run([units.walker("again", (0, 1))])) == ["again"]
 
@@ -261,7 +284,10 @@ def test_stopping_from_anywhere_ends_every_ride_with_the_reason(where: str) -> N
 
     threads: list[threading.Thread] = []
     with pytest.raises(StreamClosedError, match="alas"):
-        units.group.run([*tasks, ride_and_stop], on_result=lambda _: units.group.stop(reason) if where == "callback" else None)
+        units.group.run(
+            [*tasks, ride_and_stop],
+            on_result=lambda _: units.group.stop(reason) if where == "callback" else None,
+        )
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
@@ -331,7 +357,9 @@ def test_an_interrupt_at_any_time_ends_every_thread(seed: int, times: int) -> No
     """Wherever the run then stands; also while it is being cleared away after the one before."""
     units = FakeUnits()
     with Interrupts(seed, times), pytest.raises(KeyboardInterrupt):
-        units.group.run([units.walker(name, tuple(range(5)) * 100_000) for name in range(4)], on_result=lambda _: None)
+        units.group.run(
+            [units.walker(name, tuple(range(5)) * 100_000) for name in range(4)], on_result=lambda _: None
+        )
     assert values(units.group.run([units.walker("again", (0, 1))])) == ["again"]
     assert units.in_place == set()
 
@@ -374,7 +402,11 @@ def test_soak_of_random_ways_lengths_faults_and_capacities() -> None:
     units = FakeUnits()
     for _ in range(40):
         plans = [
-            ([rng.randrange(6) for _ in range(rng.randrange(30))], rng.random() < 0.2, rng.choice((0.5, 1, 3)))
+            (
+                [rng.randrange(6) for _ in range(rng.randrange(30))],
+                rng.random() < 0.2,
+                rng.choice((0.5, 1, 3)),
+            )
             for _ in range(rng.randrange(1, 12))
         ]
 
@@ -386,7 +418,9 @@ def test_soak_of_random_ways_lengths_faults_and_capacities() -> None:
 
             return walk
 
-        tasks = [Task(call=task(n, way, fails), weight=weight) for n, (way, fails, weight) in enumerate(plans)]
+        tasks = [
+            Task(call=task(n, way, fails), weight=weight) for n, (way, fails, weight) in enumerate(plans)
+        ]
         task_results = units.group.run(tasks, capacity=rng.choice((None, 1, 4)))
         for number, (way, fails, _) in enumerate(plans):
             expected = (None, ZeroDivisionError) if fails and way else (number, type(None))

@@ -68,18 +68,27 @@ def generate_many(
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was meanwhile.
     """
-    asked = [each if isinstance(each, GenerationRequest) else GenerationRequest(prompt=each) for each in requests]
+    asked = [
+        each if isinstance(each, GenerationRequest) else GenerationRequest(prompt=each) for each in requests
+    ]
     if tokenizer is None and any(isinstance(each.prompt, str) or each.stop for each in asked):
         tokenizer = load_tokenizer(streamed.plan.model_name)
     shares = deal(prepare(streamed, asked, tokenizer), len(streamed.replicas))
     plans = [_plan(streamed, share, isolate, batches) for share in shares]
-    seeds = [[_seed(share, micro_batch) for micro_batch in plan.micro_batches] for share, plan in zip(shares, plans, strict=True)]
+    seeds = [
+        [_seed(share, micro_batch) for micro_batch in plan.micro_batches]
+        for share, plan in zip(shares, plans, strict=True)
+    ]
     most_tokens = sum(each.max_new_tokens for each in asked)
-    counter = ProgressCounter(len(asked), most_tokens, lambda: max(g.sweeps for g in streamed.groups), on_progress or _nobody)
+    counter = ProgressCounter(
+        len(asked), most_tokens, lambda: max(g.sweeps for g in streamed.groups), on_progress or _nobody
+    )
     common = Listeners(counter=counter, on_result=on_result or _nobody)
 
     def work(replica: PreTrainedModel, index: int) -> None:
-        Batch(replica, streamed.groups[index], shares[index], plans[index], seeds[index], tokenizer, common).run()
+        Batch(
+            replica, streamed.groups[index], shares[index], plans[index], seeds[index], tokenizer, common
+        ).run()
 
     streamed.run_on_devices(work)
     return [common.results[index] for index in range(len(asked))]
@@ -100,7 +109,9 @@ def plan_requests(
     Raises:
         PlanError: a request or `batches` makes no sense.
     """
-    return _plan(streamed, deal(prepare(streamed, requests, tokenizer), len(streamed.replicas))[0], isolate, batches)
+    return _plan(
+        streamed, deal(prepare(streamed, requests, tokenizer), len(streamed.replicas))[0], isolate, batches
+    )
 
 
 def prepare(
@@ -116,12 +127,20 @@ def prepare(
     for index, request in enumerate(requests):
         if tokenizer is None and (isinstance(request.prompt, str) or request.stop):
             raise PlanError(f"request {index} has text: give a tokenizer")
-        ids = tokenizer(request.prompt)["input_ids"] if isinstance(request.prompt, str) and tokenizer else request.prompt
+        ids = (
+            tokenizer(request.prompt)["input_ids"]
+            if isinstance(request.prompt, str) and tokenizer
+            else request.prompt
+        )
         if not len(ids):
             raise PlanError(f"the prompt of request {index} has no tokens")
         if max(ids) >= vocabulary:
-            raise PlanError(f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocabulary - 1}")
-        prepared.append(TokenizedRequest(index=index, request=request, ids=tuple(int(token) for token in ids)))
+            raise PlanError(
+                f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocabulary - 1}"
+            )
+        prepared.append(
+            TokenizedRequest(index=index, request=request, ids=tuple(int(token) for token in ids))
+        )
     return prepared
 
 
@@ -143,7 +162,9 @@ def _tokens(prepared: TokenizedRequest) -> int:
     return (len(prepared.ids) + prepared.request.max_new_tokens) * prepared.request.num_beams
 
 
-def _plan(streamed: StreamedModel, prepared: Sequence[TokenizedRequest], isolate: bool, batches: int | None) -> BatchPlan:
+def _plan(
+    streamed: StreamedModel, prepared: Sequence[TokenizedRequest], isolate: bool, batches: int | None
+) -> BatchPlan:
     kinds: dict[object, int] = {}
     rows = [
         RowRequest(
@@ -155,7 +176,9 @@ def _plan(streamed: StreamedModel, prepared: Sequence[TokenizedRequest], isolate
         )
         for each in prepared
     ]
-    return plan_batch(plan=streamed.plan, profile=streamed.profile, requests=rows, packed=not isolate, batches=batches)
+    return plan_batch(
+        plan=streamed.plan, profile=streamed.profile, requests=rows, packed=not isolate, batches=batches
+    )
 
 
 def _seed(prepared: Sequence[TokenizedRequest], micro_batch: MicroBatch) -> int | None:
@@ -204,7 +227,10 @@ class Batch:
 
     def run(self) -> None:
         """Let every micro-batch task to its end."""
-        tasks = [Task(call=partial(self._generate, number), weight=micro_batch.weight) for number, micro_batch in enumerate(self.plan.micro_batches)]
+        tasks = [
+            Task(call=partial(self._generate, number), weight=micro_batch.weight)
+            for number, micro_batch in enumerate(self.plan.micro_batches)
+        ]
         self.group.run(tasks, capacity=self.plan.capacity, on_result=self._finished)
 
     def _members(self, number: int) -> list[TokenizedRequest]:
@@ -224,7 +250,9 @@ class Batch:
         if seed is not None:
             torch.manual_seed(seed)
         longest = max(each.request.max_new_tokens for each in members)
-        rows: list[list[int]] = model.generate(**inputs, max_new_tokens=longest, **options)[:, length:].tolist()
+        rows: list[list[int]] = model.generate(**inputs, max_new_tokens=longest, **options)[
+            :, length:
+        ].tolist()
         return rows
 
     def _count(self, tokens: int) -> None:
@@ -249,7 +277,9 @@ class Batch:
 def _failed(prepared: TokenizedRequest, error: BaseException) -> GenerationResult:
     if not isinstance(error, Exception):
         raise error
-    return GenerationResult(index=prepared.index, request=prepared.request, prompt_tokens=len(prepared.ids), error=error)
+    return GenerationResult(
+        index=prepared.index, request=prepared.request, prompt_tokens=len(prepared.ids), error=error
+    )
 
 
 def _nobody(_: object) -> None:

@@ -45,7 +45,10 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     longest = max(len(row) for row in rows)
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
 
 
 class AnswerReader:
@@ -57,7 +60,9 @@ class AnswerReader:
         self._ends = frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
         self._tokenizer = tokenizer
 
-    def read(self, prepared: TokenizedRequest, new_tokens: Sequence[int], seed: int | None) -> GenerationResult:
+    def read(
+        self, prepared: TokenizedRequest, new_tokens: Sequence[int], seed: int | None
+    ) -> GenerationResult:
         """Return the answer in one row's new tokens: up to its end, and no longer than was asked for."""
         request = prepared.request
         tokens, is_ended = self._cut(request, list(new_tokens)[: request.max_new_tokens])
@@ -66,13 +71,19 @@ class AnswerReader:
             request=request,
             prompt_tokens=len(prepared.ids),
             tokens=tuple(tokens),
-            text=None if self._tokenizer is None else str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
+            text=None
+            if self._tokenizer is None
+            else str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
             finish_reason="stop" if is_ended else "length",
             seed=seed,
         )
 
     def _cut(self, request: GenerationRequest, tokens: list[int]) -> tuple[list[int], bool]:
-        ends = self._ends if request.options.get("eos_token_id") is None else _as_set(request.options["eos_token_id"])
+        ends = (
+            self._ends
+            if request.options.get("eos_token_id") is None
+            else _as_set(request.options["eos_token_id"])
+        )
         for place, token in enumerate(tokens):
             if token in ends or (request.stop and self._holds_stop(request.stop, tokens[: place + 1])):
                 return tokens[: place + 1], True

@@ -40,7 +40,9 @@ class BatchProgress:
 class ProgressCounter:
     """Adds up what every micro-batch has made. Only the holder of the baton calls it."""
 
-    def __init__(self, total: int, most_tokens: int, sweeps: Callable[[], int], tell: Callable[[BatchProgress], object]) -> None:
+    def __init__(
+        self, total: int, most_tokens: int, sweeps: Callable[[], int], tell: Callable[[BatchProgress], object]
+    ) -> None:
         """Start counting.
 
         Args:
@@ -75,7 +77,11 @@ class ProgressCounter:
             most_tokens=self._most_tokens,
             sweeps=self._sweeps() - self._first_sweep,
             elapsed_s=elapsed_s,
-            eta_s=0.0 if self._done == self._total else elapsed_s * left / self._tokens if self._tokens else None,
+            eta_s=0.0
+            if self._done == self._total
+            else elapsed_s * left / self._tokens
+            if self._tokens
+            else None,
         )
 
 

@@ -13,7 +13,16 @@ from ...errors import PlanError
 
 _OURS = frozenset(
     {
-        *("inputs", "input_ids", "attention_mask", "inputs_embeds", "max_new_tokens", "max_length", "do_sample", "temperature"),
+        *(
+            "inputs",
+            "input_ids",
+            "attention_mask",
+            "inputs_embeds",
+            "max_new_tokens",
+            "max_length",
+            "do_sample",
+            "temperature",
+        ),
         *(
             "num_beams",
             "stop_strings",
@@ -25,7 +34,15 @@ _OURS = frozenset(
         ),
     }
 )
-_ALONE = frozenset({"assistant_model", "prompt_lookup_num_tokens", "logits_processor", "stopping_criteria", "past_key_values"})
+_ALONE = frozenset(
+    {
+        "assistant_model",
+        "prompt_lookup_num_tokens",
+        "logits_processor",
+        "stopping_criteria",
+        "past_key_values",
+    }
+)
 """Keywords that work for one sequence only, or hold state of one."""
 
 
@@ -57,9 +74,14 @@ class GenerationRequest:
         """Refuse what makes no sense."""
         if not len(self.prompt):
             raise PlanError("the prompt is empty: give text, or at least one token id")
-        if not isinstance(self.prompt, str) and not all(type(token) is int and token >= 0 for token in self.prompt):
+        if not isinstance(self.prompt, str) and not all(
+            type(token) is int and token >= 0 for token in self.prompt
+        ):
             raise PlanError("a prompt is text, or a sequence of token ids (ints from 0 up)")
-        for name, value, least in (("max_new_tokens", self.max_new_tokens, 1), ("num_beams", self.num_beams, 1)):
+        for name, value, least in (
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("num_beams", self.num_beams, 1),
+        ):
             if type(value) is not int or value < least:
                 raise PlanError(f"{name} must be a whole number from {least} up; got {value!r}")
         if self.temperature is not None and not (self.do_sample and self.temperature > 0):

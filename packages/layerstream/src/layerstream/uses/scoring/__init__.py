@@ -11,12 +11,12 @@ from .results import ScoringResult, SuffixScore
 from .score import plan_scores, score
 
 __all__ = [
-    "TokenizedScoring",
-    "ScoringRequest",
-    "ScoringTokenizer",
-    "ScoringResult",
     "ScoreProgress",
+    "ScoringRequest",
+    "ScoringResult",
+    "ScoringTokenizer",
     "SuffixScore",
+    "TokenizedScoring",
     "load_head",
     "plan_scores",
     "score",

@@ -30,7 +30,9 @@ def load_head(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Lin
         PlanError: shapes do not fit one another, or a value is not finite.
     """
     if not Path(path).is_file():
-        raise CheckpointNotFoundError(f"no head at {path}: give a safetensors file with a weight of (outputs, hidden size)")
+        raise CheckpointNotFoundError(
+            f"no head at {path}: give a safetensors file with a weight of (outputs, hidden size)"
+        )
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -40,7 +42,9 @@ def load_head(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Lin
     vectors = [tensor for tensor in tensors.values() if tensor.ndim == 1]
     if len(matrices) != 1 or len(vectors) > 1 or len(tensors) > len(matrices) + len(vectors):
         found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) or "nothing"
-        raise TensorMissingError(f"a head is one matrix, and one vector if it has a bias; {path} holds {found}", names=("weight",))
+        raise TensorMissingError(
+            f"a head is one matrix, and one vector if it has a bias; {path} holds {found}", names=("weight",)
+        )
     (weight,) = matrices.values()
     return _linear(weight, vectors[0] if vectors else None, path)
 
@@ -48,7 +52,9 @@ def load_head(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Lin
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, path: str | Path) -> nn.Linear:
     if not weight.is_floating_point() or (bias is not None and bias.shape[0] != weight.shape[0]):
         shape = None if bias is None else tuple(bias.shape)
-        raise PlanError(f"the head in {path} has weight {tuple(weight.shape)} {weight.dtype} and bias {shape}: they do not fit")
+        raise PlanError(
+            f"the head in {path} has weight {tuple(weight.shape)} {weight.dtype} and bias {shape}: they do not fit"
+        )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (weight, bias) if tensor is not None):
         raise PlanError(f"the head in {path} holds values that are not finite")
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
@@ -79,9 +85,13 @@ class ScoringHead:
             PlanError: the head does not take such a row, or gives no row of numbers.
         """
         if not isinstance(head, (nn.Module, str, Path)):
-            raise PlanError(f"a head is an nn.Module or the path of a safetensors file; got {type(head).__name__}")
+            raise PlanError(
+                f"a head is an nn.Module or the path of a safetensors file; got {type(head).__name__}"
+            )
         self._module = head if isinstance(head, nn.Module) else load_head(head, device=device)
-        first = next((parameter for parameter in self._module.parameters() if parameter.is_floating_point()), None)
+        first = next(
+            (parameter for parameter in self._module.parameters() if parameter.is_floating_point()), None
+        )
         self._dtype = dtype if first is None else first.dtype
         self._device = device if first is None else first.device
         try:
@@ -89,8 +99,15 @@ class ScoringHead:
                 tried = self(torch.zeros(1, width, dtype=dtype, device=device))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise PlanError(f"the head does not take the model's last hidden states, rows of {width} numbers: {reason}") from error
-        if not isinstance(tried, torch.Tensor) or tried.ndim != 2 or tried.shape[0] != 1 or not tried.shape[1]:
+            raise PlanError(
+                f"the head does not take the model's last hidden states, rows of {width} numbers: {reason}"
+            ) from error
+        if (
+            not isinstance(tried, torch.Tensor)
+            or tried.ndim != 2
+            or tried.shape[0] != 1
+            or not tried.shape[1]
+        ):
             shape = tuple(tried.shape) if isinstance(tried, torch.Tensor) else type(tried).__name__
             raise PlanError(f"the head makes {shape} of one row of {width} numbers: (1, outputs) is needed")
         self.num_outputs = int(tried.shape[1])

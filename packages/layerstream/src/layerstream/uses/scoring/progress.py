@@ -40,7 +40,9 @@ class ScoreProgress:
 class ProgressCounter:
     """Follows sweeps through the units."""
 
-    def __init__(self, *, total: int, weights: Sequence[int], units: int, tell: Callable[[ScoreProgress], object]) -> None:
+    def __init__(
+        self, *, total: int, weights: Sequence[int], units: int, tell: Callable[[ScoreProgress], object]
+    ) -> None:
         """Start counting.
 
         Args:
@@ -78,8 +80,13 @@ class ProgressCounter:
     def state(self) -> ScoreProgress:
         """Return where scoring stands now."""
         elapsed_s = perf_counter() - self._start_s
-        here = max(self._unit / self._units if self._units else 0.0, self._rides / self._most_rides if self._most_rides else 0.0)
-        passed = sum(self._weights[: max(0, self._sweep)]) + (here * self._weights[self._sweep] if self._sweep >= 0 else 0.0)
+        here = max(
+            self._unit / self._units if self._units else 0.0,
+            self._rides / self._most_rides if self._most_rides else 0.0,
+        )
+        passed = sum(self._weights[: max(0, self._sweep)]) + (
+            here * self._weights[self._sweep] if self._sweep >= 0 else 0.0
+        )
         share = passed / max(1, sum(self._weights))
         return ScoreProgress(
             done=self._done,
@@ -89,5 +96,9 @@ class ProgressCounter:
             unit=self._unit,
             units=self._units,
             elapsed_s=elapsed_s,
-            eta_s=0.0 if self._done == self._total else elapsed_s * (1 - share) / share if share > 0 else None,
+            eta_s=0.0
+            if self._done == self._total
+            else elapsed_s * (1 - share) / share
+            if share > 0
+            else None,
         )

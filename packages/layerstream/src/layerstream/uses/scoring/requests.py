@@ -44,7 +44,12 @@ class ScoringTokenizer:
     """Turns requests into tokens, and refuses what the model cannot take."""
 
     def __init__(
-        self, config: PreTrainedConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None, *, feeds_last: bool
+        self,
+        config: PreTrainedConfig,
+        vocab_size: int,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        feeds_last: bool,
     ) -> None:
         """Read for the model of `config`; `feeds_last` says that a suffix' last token is an input too, as it is for a head."""
         self._tokenizer, self._feeds_last = tokenizer, feeds_last
@@ -69,7 +74,8 @@ class ScoringTokenizer:
             index=index,
             prefix=ids,
             suffixes=tuple(
-                self._suffix(prefix, ids, suffix, f"suffix {place} of {where}") for place, suffix in enumerate(suffixes)
+                self._suffix(prefix, ids, suffix, f"suffix {place} of {where}")
+                for place, suffix in enumerate(suffixes)
             ),
         )
         self._check(prepared, where)
@@ -78,7 +84,9 @@ class ScoringTokenizer:
     def _prefix(self, prefix: Text, where: str) -> tuple[int, ...]:
         if not len(prefix):
             if self._bos is None:
-                raise PlanError(f"the prefix of {where} is empty, and the model has no token for a beginning: give a prefix")
+                raise PlanError(
+                    f"the prefix of {where} is empty, and the model has no token for a beginning: give a prefix"
+                )
             return (self._bos,)
         if not isinstance(prefix, str):
             return _as_ids(prefix, f"the prefix of {where}")
@@ -95,7 +103,9 @@ class ScoringTokenizer:
         else:
             ids = self._encode(suffix, where, special=False)
         if not ids:
-            raise PlanError(f"{where} has no tokens of its own: the tokenizer joins {suffix!r} with the end of the prefix")
+            raise PlanError(
+                f"{where} has no tokens of its own: the tokenizer joins {suffix!r} with the end of the prefix"
+            )
         return tuple(ids)
 
     def _encode(self, text: str, where: str, *, special: bool = True) -> list[int]:
@@ -117,7 +127,12 @@ class ScoringTokenizer:
 
 
 def _as_pair(request: ScoringRequest, where: str) -> tuple[Text, Sequence[Text]]:
-    if isinstance(request, str) or not isinstance(request, Sequence) or len(request) != 2 or isinstance(request[1], str):
+    if (
+        isinstance(request, str)
+        or not isinstance(request, Sequence)
+        or len(request) != 2
+        or isinstance(request[1], str)
+    ):
         raise PlanError(f"{where} is no pair of a prefix and a list of suffixes")
     return request[0], request[1]
 

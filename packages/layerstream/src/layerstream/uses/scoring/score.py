@@ -72,7 +72,10 @@ def score(
     """
     is_shared = why_not_shared(streamed.model) is None
     last_positions = [LastPositions(replica) for replica in streamed.replicas]
-    scorers = [_scorer(replica, last_positions, head, is_shared) for replica, last_positions in zip(streamed.replicas, last_positions, strict=True)]
+    scorers = [
+        _scorer(replica, last_positions, head, is_shared)
+        for replica, last_positions in zip(streamed.replicas, last_positions, strict=True)
+    ]
     prepared = _prepare(streamed, requests, tokenizer, has_head=head is not None)
     shares = _deal(prepared, scorers[0], len(scorers))
     plans = [_plan(streamed, share, scorers[0], batches) for share in shares]
@@ -80,7 +83,9 @@ def score(
     common = _Common(is_shared=is_shared, on_result=on_result or _nobody, counter=counter)
 
     def work(_: PreTrainedModel, index: int) -> None:
-        run = _Run(streamed.groups[index], shares[index], scorers[index], plans[index], common, is_counted=index == 0)
+        run = _Run(
+            streamed.groups[index], shares[index], scorers[index], plans[index], common, is_counted=index == 0
+        )
         with last_positions[index].attached():
             run.all_sweeps()
 
@@ -113,18 +118,31 @@ def plan_scores(
     return _plan(streamed, _deal(prepared, scorer, len(streamed.replicas))[0], scorer, batches)
 
 
-def _scorer(model: PreTrainedModel, last_positions: LastPositions, head: Head | None, is_shared: bool) -> Scorer:
+def _scorer(
+    model: PreTrainedModel, last_positions: LastPositions, head: Head | None, is_shared: bool
+) -> Scorer:
     if head is None:
         return LogProbabilities(model, last_positions, is_shared=is_shared)
     if backbone(model) is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no backbone apart from its head: score by log-probabilities")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no backbone apart from its head: score by log-probabilities"
+        )
     own = model.get_output_embeddings()
     width = own.weight.shape[-1] if own is not None else model.config.get_text_config().hidden_size
-    return HeadOutputs(model, last_positions, ScoringHead(head, width=width, dtype=model.dtype, device=model.device), is_shared=is_shared)
+    return HeadOutputs(
+        model,
+        last_positions,
+        ScoringHead(head, width=width, dtype=model.dtype, device=model.device),
+        is_shared=is_shared,
+    )
 
 
 def _prepare(
-    streamed: StreamedModel, requests: Sequence[ScoringRequest], tokenizer: PreTrainedTokenizerBase | None, *, has_head: bool
+    streamed: StreamedModel,
+    requests: Sequence[ScoringRequest],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    has_head: bool,
 ) -> list[TokenizedScoring]:
     if tokenizer is None and any(_has_text(request) for request in requests):
         tokenizer = load_tokenizer(streamed.plan.model_name)
@@ -136,11 +154,17 @@ def _prepare(
 def _has_text(request: Any) -> bool:
     if isinstance(request, str) or not isinstance(request, Sequence):
         return False
-    flat = [each for part in request for each in ([part] if isinstance(part, str) or not isinstance(part, Sequence) else part)]
+    flat = [
+        each
+        for part in request
+        for each in ([part] if isinstance(part, str) or not isinstance(part, Sequence) else part)
+    ]
     return any(isinstance(each, str) for each in flat)
 
 
-def _deal(prepared: Sequence[TokenizedScoring], scorer: Scorer, num_devices: int) -> list[list[TokenizedScoring]]:
+def _deal(
+    prepared: Sequence[TokenizedScoring], scorer: Scorer, num_devices: int
+) -> list[list[TokenizedScoring]]:
     """Return each device's share of the requests, in their order, so that all have about as many tokens."""
     shares: list[list[TokenizedScoring]] = [[] for _ in range(num_devices)]
     tokens = [0] * num_devices
@@ -165,7 +189,9 @@ def _counter(
     return ProgressCounter(total=total, weights=weights, units=moved, tell=on_progress or _nobody)
 
 
-def _plan(streamed: StreamedModel, prepared: Sequence[TokenizedScoring], scorer: Scorer, batches: int | None) -> ScoringPlan:
+def _plan(
+    streamed: StreamedModel, prepared: Sequence[TokenizedScoring], scorer: Scorer, batches: int | None
+) -> ScoringPlan:
     sizes = [scorer.size(request) for request in prepared]
     return plan_scoring_sweeps(plan=streamed.plan, profile=streamed.profile, requests=sizes, batches=batches)
 
@@ -232,13 +258,17 @@ class _Run:
     def _result(self, place: int, task_results: list[TaskResult]) -> ScoringResult:
         index, is_shared = self.prepared[place].index, self.common.is_shared
         task_results = sorted(task_results, key=lambda task_result: task_result.number)
-        failed = next((task_result.error for task_result in task_results if task_result.error is not None), None)
+        failed = next(
+            (task_result.error for task_result in task_results if task_result.error is not None), None
+        )
         if failed is not None and not isinstance(failed, Exception):
             raise failed
         if failed is not None:
             return ScoringResult(index=index, error=failed, is_shared=is_shared)
         try:
-            scores = self.scorer.read(self.prepared[place], [task_result.value for task_result in task_results])
+            scores = self.scorer.read(
+                self.prepared[place], [task_result.value for task_result in task_results]
+            )
         except ScoreError as error:
             return ScoringResult(index=index, error=error, is_shared=is_shared)
         return ScoringResult(index=index, scores=scores, is_shared=is_shared)

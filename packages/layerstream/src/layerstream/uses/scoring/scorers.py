@@ -125,16 +125,26 @@ class LogProbabilities:
         if not self._is_shared:
             return tuple(_as_score(request, place, [part]) for place, part in enumerate(values))
         first, later = values[0], iter(values[1:])
-        parts = [[one, next(later)] if len(suffix) > 1 else [one] for one, suffix in zip(first, request.suffixes, strict=True)]
+        parts = [
+            [one, next(later)] if len(suffix) > 1 else [one]
+            for one, suffix in zip(first, request.suffixes, strict=True)
+        ]
         return tuple(_as_score(request, place, each) for place, each in enumerate(parts))
 
 
 class HeadOutputs:
     """Scores suffixes by a custom head on the last hidden state of their last token."""
 
-    def __init__(self, model: PreTrainedModel, last_positions: LastPositions, head: ScoringHead, *, is_shared: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, last_positions: LastPositions, head: ScoringHead, *, is_shared: bool
+    ) -> None:
         """Score with `head`; the language model's own is never visited."""
-        self._model, self._last_positions, self._head, self._is_shared = model, last_positions, head, is_shared
+        self._model, self._last_positions, self._head, self._is_shared = (
+            model,
+            last_positions,
+            head,
+            is_shared,
+        )
 
     def size(self, request: TokenizedScoring) -> ScoringSize:
         """Return the request as lengths of its forwards, in boarding order."""
@@ -179,7 +189,9 @@ def _as_score(request: TokenizedScoring, place: int, parts: Sequence[TokenValues
     logprobs = np.concatenate([part.logprobs for part in parts])
     is_greedy = all(bool(part.are_greedy.all()) for part in parts)
     if np.isnan(logprobs).any():
-        raise ScoreError(f"suffix {place} has log-probabilities that are not numbers: the model's logits are not finite there")
+        raise ScoreError(
+            f"suffix {place} has log-probabilities that are not numbers: the model's logits are not finite there"
+        )
     return _score(request, place, values=logprobs, token_logprobs=logprobs, is_greedy=is_greedy)
 
 

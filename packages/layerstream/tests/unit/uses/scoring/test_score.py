@@ -29,7 +29,9 @@ def ids(text: str) -> list[int]:
 
 
 def test_text_scores_as_its_tokens(streamed: ls.StreamedModel) -> None:
-    by_text, by_ids = ls.score(streamed, [("The sky is", [" blue", " green"]), (ids("The sky is"), [ids(" blue"), ids(" green")])])
+    by_text, by_ids = ls.score(
+        streamed, [("The sky is", [" blue", " green"]), (ids("The sky is"), [ids(" blue"), ids(" green")])]
+    )
     assert [score.sum for score in by_text.scores] == [score.sum for score in by_ids.scores]
     assert by_text.scores[0].prefix_tokens == 10
     assert by_text.scores[1].suffix_tokens == 6
@@ -68,7 +70,9 @@ def test_the_best_suffix_is_told(streamed: ls.StreamedModel) -> None:
 def test_a_greedy_suffix_is_what_generate_makes(streamed: ls.StreamedModel) -> None:
     prefix = ids("once upon")
     inputs = torch.tensor([prefix])
-    made = streamed.generate(input_ids=inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[0, len(prefix) :].tolist()
+    made = streamed.generate(input_ids=inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)[
+        0, len(prefix) :
+    ].tolist()
     other = [*made[:-1], (made[-1] + 1) % 100]
     (result,) = ls.score(streamed, [(prefix, [made, other])])
     assert [score.is_greedy for score in result.scores] == [True, False]
@@ -82,7 +86,9 @@ def test_no_questions_take_no_sweep(streamed: ls.StreamedModel) -> None:
 
 def test_results_are_told_as_they_come_and_returned_in_order(streamed: ls.StreamedModel) -> None:
     heard: list[int] = []
-    results = ls.score(streamed, [([5], [[6, 7]])] * 4, batches=2, on_result=lambda result: heard.append(result.index))
+    results = ls.score(
+        streamed, [([5], [[6, 7]])] * 4, batches=2, on_result=lambda result: heard.append(result.index)
+    )
     assert [result.index for result in results] == [0, 1, 2, 3]
     assert sorted(heard[:2]) == [0, 1]
     assert sorted(heard) == [0, 1, 2, 3]
@@ -100,7 +106,9 @@ def test_what_a_listener_raises_ends_everything(streamed: ls.StreamedModel) -> N
 def test_progress_goes_through_the_units_to_the_end(streamed: ls.StreamedModel) -> None:
     states: list[ls.ScoreProgress] = []
     ls.score(streamed, [([5, 6], [[6, 7], [8]])] * 4, batches=2, on_progress=states.append)
-    assert [state.unit for state in states if state.sweep == 0 and state.done == 0 and state.unit < state.units]
+    assert [
+        state.unit for state in states if state.sweep == 0 and state.done == 0 and state.unit < state.units
+    ]
     assert {state.sweep for state in states} == {0, 1}
     assert states[-1].done == states[-1].total == 4
     assert states[-1].eta_s == 0.0
@@ -135,7 +143,9 @@ def test_the_last_token_of_a_suffix_is_no_input(streamed: ls.StreamedModel) -> N
         ls.score(streamed, [([5] * 500, [[6] * 13])], head=nn.Linear(64, 2))
 
 
-def test_an_empty_prefix_without_such_a_token_is_refused(streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_prefix_without_such_a_token_is_refused(
+    streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streamed.model.config, "bos_token_id", None)
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = None
@@ -151,14 +161,20 @@ def test_an_empty_prefix_without_such_a_token_is_refused(streamed: ls.StreamedMo
         (lambda: 7, "got int"),
     ],
 )
-def test_a_head_of_the_wrong_shape_is_refused(head: Callable[[], Any], message: str, streamed: ls.StreamedModel) -> None:
+def test_a_head_of_the_wrong_shape_is_refused(
+    head: Callable[[], Any], message: str, streamed: ls.StreamedModel
+) -> None:
     with pytest.raises(ls.PlanError, match=message):
         ls.score(streamed, [([5], [[6]])], head=head())
 
 
 FILES: dict[str, tuple[dict[str, torch.Tensor], type[Exception], str]] = {
     "too wide": ({"weight": torch.ones(8, 65)}, ls.PlanError, "rows of 64 numbers"),
-    "a bias of another size": ({"weight": torch.ones(8, 64), "bias": torch.ones(7)}, ls.PlanError, "do not fit"),
+    "a bias of another size": (
+        {"weight": torch.ones(8, 64), "bias": torch.ones(7)},
+        ls.PlanError,
+        "do not fit",
+    ),
     "not a number": ({"weight": torch.full((8, 64), float("nan"))}, ls.PlanError, "not finite"),
     "whole numbers": ({"weight": torch.ones(8, 64, dtype=torch.int32)}, ls.PlanError, "do not fit"),
     "two matrices": ({"a": torch.ones(8, 64), "b": torch.ones(8, 64)}, ls.TensorMissingError, "one matrix"),
@@ -216,7 +232,9 @@ def test_a_question_that_fails_leaves_the_others_alone(streamed: ls.StreamedMode
     assert second.error is None
 
 
-def test_a_prefix_that_fails_is_what_its_question_reports(streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_that_fails_is_what_its_question_reports(
+    streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its suffixes find nothing to read, and say so; the reason is the prefix' own."""
     block = streamed.model.model.layers[2]
     calls = 0
@@ -240,8 +258,12 @@ def test_the_norm_and_the_head_see_the_scored_positions_only(streamed: ls.Stream
     """Of a prefix its last token, of a suffix all but its last, which is only looked up."""
     seen: dict[str, list[int]] = {"norm": [], "head": []}
     handles = [
-        streamed.model.model.norm.register_forward_hook(lambda _, args, __: seen["norm"].append(args[0].shape[-2])),
-        streamed.model.lm_head.register_forward_hook(lambda _, args, __: seen["head"].append(args[0].shape[-2])),
+        streamed.model.model.norm.register_forward_hook(
+            lambda _, args, __: seen["norm"].append(args[0].shape[-2])
+        ),
+        streamed.model.lm_head.register_forward_hook(
+            lambda _, args, __: seen["head"].append(args[0].shape[-2])
+        ),
     ]
     try:
         ls.score(streamed, [([5] * 20, [[6, 7, 8], [9]])])
@@ -257,7 +279,9 @@ def test_the_norm_and_the_head_see_the_scored_positions_only(streamed: ls.Stream
             handle.remove()
 
 
-def test_a_prefix_is_dropped_behind_its_last_suffix(streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_is_dropped_behind_its_last_suffix(
+    streamed: ls.StreamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One layer of one request is all that is held of keys and values, however many requests task."""
     lent: list[Any] = []
     held: list[int] = []
