@@ -29,7 +29,7 @@ from .head import ScoringHead
 from .requests import TokenizedScoring
 from .results import SuffixScore
 
-Task = Callable[[], Any]
+Call = Callable[[], Any]
 _NONE = np.empty(0, dtype=np.float32)
 
 
@@ -39,7 +39,7 @@ class Scorer(Protocol):
     def size(self, request: TokenizedScoring) -> ScoringSize:
         """Return the request as lengths of its forwards, in boarding order."""
 
-    def tasks(self, request: TokenizedScoring) -> list[Task]:
+    def calls(self, request: TokenizedScoring) -> list[Call]:
         """Return its forwards, in boarding order."""
 
     def read(self, request: TokenizedScoring, values: Sequence[Any]) -> tuple[SuffixScore, ...]:
@@ -94,7 +94,7 @@ class LogProbabilities:
         context = (prefix, *(prefix + length for length in later))
         return ScoringSize(forwards=(prefix, *later), context=context, logit_rows=(1, *later))
 
-    def tasks(self, request: TokenizedScoring) -> list[Task]:
+    def calls(self, request: TokenizedScoring) -> list[Call]:
         """Return its forwards, in boarding order."""
         if not self._is_shared:
             return [partial(self._score_whole, request.prefix, suffix) for suffix in request.suffixes]
@@ -155,7 +155,7 @@ class HeadOutputs:
             return ScoringSize(forwards=whole, context=whole, logit_rows=nothing, is_shared=False)
         return ScoringSize(forwards=(prefix, *lengths), context=(prefix, *whole), logit_rows=(0, *nothing))
 
-    def tasks(self, request: TokenizedScoring) -> list[Task]:
+    def calls(self, request: TokenizedScoring) -> list[Call]:
         """Return its forwards, in boarding order."""
         if not self._is_shared:
             return [partial(self._outputs, (*request.prefix, *suffix), None) for suffix in request.suffixes]
