@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ...errors import CheckpointNotFoundError, PlanError, ShardCorruptError, TensorMissingError
+from ...errors import CheckpointNotFoundError, PlanError, ShardCorruptError, TensorMissingError, first_line
 
 Head = nn.Module | str | Path
 
@@ -98,9 +98,8 @@ class ScoringHead:
             with torch.no_grad():
                 tried = self(torch.zeros(1, width, dtype=dtype, device=device))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise PlanError(
-                f"the head does not take the model's last hidden states, rows of {width} numbers: {reason}"
+                f"the head does not take the model's last hidden states, rows of {width} numbers: {first_line(error)}"
             ) from error
         if (
             not isinstance(tried, torch.Tensor)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ...architecture import compat
 from ...architecture.last_positions import LastPositions, backbone
 from ...architecture.shared_prefix import SharedPrefix
 from ...errors import ScoreError
@@ -182,7 +183,9 @@ class HeadOutputs:
 
 def _inputs(model: PreTrainedModel, ids: Sequence[int], cache: DynamicCache | None) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": torch.tensor([list(ids)], device=model.device)}
-    return inputs | ({"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True})
+    if cache is None:
+        return inputs | {"use_cache": False}
+    return inputs | {"use_cache": True} | compat.cache_argument(model, cache)
 
 
 def _as_score(request: TokenizedScoring, place: int, parts: Sequence[TokenValues]) -> SuffixScore:
