@@ -108,15 +108,8 @@ def _add(outcome: Outcome, name: str, found: dict[str, Any]) -> None:
     outcome.verdicts.append(verdict(f"{name}: peak / budget", peak_bytes / found["budget_bytes"], 1.0))
 
 
-LOADED_LINES = (
-    "edges (norms, buffers)",
-    "input embedding",
-    "output head",
-    "resident blocks",
-    "slots",
-    "read buffers",
-)
-"""Lines of the ledger that are in memory before the first forward."""
+LOADED_LINES = ("edges", "embedding", "head", "resident_blocks", "slots", "read_buffers")
+"""Kinds of the ledger's lines that are in memory before the first forward."""
 
 
 def _mib(num_bytes: int | None) -> str:

@@ -86,11 +86,11 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "phases": phases,
         "seconds": seconds,
-        "ledger": {line.purpose: line.num_bytes for line in plan.ledger.lines},
+        "ledger": {line.kind.value: line.num_bytes for line in plan.ledger.lines},
         "ledger_bytes": plan.ledger.device_bytes,
         "budget_bytes": plan.ledger.device_budget_bytes,
         "plan": plan.explain(),
-        "report": report.as_dict(),
+        "report": report.to_dict(),
     }
 
 

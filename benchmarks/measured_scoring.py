@@ -19,16 +19,8 @@ from measured_run import memory_status, reset_high_water
 
 import layerstream as ls
 from layerstream.machine import trim_malloc
-
-IN_MEMORY = (
-    "edges (norms, buffers)",
-    "input embedding",
-    "output head",
-    "resident blocks",
-    "slots",
-    "read buffers",
-)
-OF_TOKENS = ("KV cache", "KV cache growth", "activations")
+from layerstream.planning.ledger import WORKLOAD_KINDS
+from layerstream.spec.plans import MemoryTier
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +80,7 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
     fixed = sum(
         line.num_bytes
         for line in plan.ledger.lines
-        if line.where == "device" and line.purpose not in OF_TOKENS
+        if line.where is MemoryTier.DEVICE and line.kind not in WORKLOAD_KINDS
     )
     return {
         "seconds": seconds,
@@ -98,7 +90,7 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
         "one_sweep_bytes": one_sweep,
         "peak_bytes": peak,
         "predicted_bytes": fixed + scoring.sweep_bytes,
-        "sweep_bytes": {line.purpose: line.num_bytes for line in scoring.lines},
+        "sweep_bytes": {line.kind.value: line.num_bytes for line in scoring.lines},
         "fixed_bytes": fixed,
         "budget_bytes": plan.ledger.device_budget_bytes,
         "plan": f"{plan.explain()}\n{scoring.explain()}".replace(str(directory), "model"),

@@ -1,6 +1,7 @@
-"""The ledger's device peak, confirmed by the model's real forward on shapes: every slot, resident, cache and activation counted.
+"""The ledger's device peak, checked against the model's real forward on meta tensors.
 
-Nothing is shared with the planner's own estimate but the layout code: a counter follows every storage that the forward makes.
+A counter follows every storage: slots, residents, cache and activations. Only the layout code is shared with
+the planner's own estimate.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PROMPT_TOKENS = 4096
 
 
 class EfficientAttention(TorchFunctionMode):
-    """Route attention to the memory-efficient kernel, as a card would; on shapes torch would take the quadratic one."""
+    """Routes attention to the memory-efficient kernel, as on a card; meta tensors take the quadratic one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -42,7 +43,7 @@ class EfficientAttention(TorchFunctionMode):
 
 
 class LiveStorages(TorchDispatchMode):
-    """Count the bytes of all storages made under this mode that are alive."""
+    """Counts the bytes of the live storages that were made under this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,13 +80,13 @@ def llama_70b() -> ModelSpec:
 
 
 @contextmanager
-def streamed_on_shapes(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None]:
-    """Let the model stream from slots that are shapes, as the plan has it; residents and slots are allocated under the counter."""
+def streamed_on_meta(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None]:
+    """Stream the model as planned, from slots on the meta device; the counter sees residents and slots."""
     slots = [torch.empty(plan.slot_bytes, dtype=torch.uint8, device="meta") for _ in range(plan.num_slots)]
     recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
     if spec.units.head is not None:
         recipes[spec.units.head.name] = spec.units.head
-    handles, bindings, kept, undo, turn = [], [], [], [], 0
+    handles, bindings, kept, cleanups, turn = [], [], [], [], 0
     edges = UnitSource(spec.units.edges[plan.granularity])
     kept.append(torch.empty(edges.layout.device_bytes, dtype=torch.uint8, device="meta"))
     for placement in plan.units:
@@ -97,7 +98,7 @@ def streamed_on_shapes(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None
             binding.install((0, 0), lambda source=source, memory=memory: source.device_views(memory))
             continue
         if spec.units.head is not None and placement.name == spec.units.head.name and plan.head_slices > 1:
-            undo.append(sliced_head(spec, plan, slots[0]))
+            cleanups.append(slice_head(spec, plan, slots[0]))
             continue
         slot, turn = slots[turn % len(slots)], turn + 1
         module = spec.model.get_submodule(placement.name)
@@ -118,24 +119,24 @@ def streamed_on_shapes(spec: ModelSpec, plan: ls.PlacementPlan) -> Iterator[None
             handle.remove()
         for binding in bindings:
             binding.forget()
-        for each in undo:
-            each()
+        for cleanup in cleanups:
+            cleanup()
 
 
-def sliced_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> Callable[[], object]:
-    """Let the head visit its slices in `slot`; return what undoes it."""
+def slice_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> Callable[[], object]:
+    """Make the head visit its slices in `slot`; return a function that undoes this."""
     assert spec.units.head is not None
     head = spec.model.get_submodule(spec.units.head.name)
     plain = head.forward
     sources = [UnitSource(unit) for unit in spec.units.head_slices(plan.head_slices)]
     assert max(source.layout.device_bytes for source in sources) <= plan.slot_bytes
 
-    def forward(given: torch.Tensor) -> torch.Tensor:
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
         results = []
         for source in sources:
             binding = UnitBinding(spec.model, source.unit.tensors)
             binding.install((0, 0), lambda source=source: source.device_views(slot))
-            results.append(plain(given))
+            results.append(plain(hidden))
             binding.forget()
         return torch.cat(results, dim=-1)
 
@@ -144,13 +145,13 @@ def sliced_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> 
 
 
 def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
-    """Prefill and one decoded token; return the peak in bytes."""
+    """Run the prefill and decode one token; return the peak in bytes."""
     with (
         torch.no_grad(),
         EfficientAttention(),
         LiveStorages() as counter,
         torch.device("meta"),
-        streamed_on_shapes(spec, plan),
+        streamed_on_meta(spec, plan),
     ):
         ids = torch.zeros((1, PROMPT_TOKENS), dtype=torch.long)
         output = spec.model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -161,7 +162,7 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
 
 
 @pytest.mark.parametrize("card_bytes", [16 * GB, 4 * GB], ids=["16 GB card", "4 GB card"])
-def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_says(
+def test_a_70b_forward_at_4096_tokens_peaks_where_the_ledger_predicts(
     llama_70b: ModelSpec, card_bytes: int
 ) -> None:
     machine = ls.Machine(

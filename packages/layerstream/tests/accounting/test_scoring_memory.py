@@ -1,4 +1,4 @@
-"""The ledger of a sweep holds what its requests really take: every storage that their operations make is counted."""
+"""The ledger of a scoring sweep covers the memory of its requests; every storage they make is counted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from layerstream.planning.placement import plan_placement
 from layerstream.planning.scoring_sweeps import TASK_BYTES
 from layerstream.streaming.runtime import TorchRuntime
 
-QUESTIONS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)
-RIDERS = QUESTIONS * (1 + sum(tokens > 1 for tokens in SUFFIX_TOKENS))
+NUM_REQUESTS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)
+NUM_TASKS = NUM_REQUESTS * (1 + sum(tokens > 1 for tokens in SUFFIX_TOKENS))
 WORKLOAD = ls.Workload(
-    batch_size=2 * QUESTIONS, prompt_tokens=PREFIX_TOKENS + max(SUFFIX_TOKENS), new_tokens=0
+    batch_size=2 * NUM_REQUESTS, prompt_tokens=PREFIX_TOKENS + max(SUFFIX_TOKENS), new_tokens=0
 )
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A Llama wide enough for rounding and masks not to matter, and the attention to run it with."""
+    """A Llama wide enough to make rounding and masks negligible, and the attention to run it with."""
     config = LlamaConfig(
         hidden_size=256,
         intermediate_size=704,
@@ -68,23 +68,23 @@ def watch(part: nn.Module, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value
+    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda granularity: granularity.value
 )
-def test_a_wave_takes_no_more_than_its_ledger_and_not_much_less(
+def test_a_sweep_takes_no_more_than_its_ledger_and_not_much_less(
     path: tuple[Path, str], granularity: ls.Granularity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [
+    requests = [
         ([5 + row] * PREFIX_TOKENS, [[6 + row] * tokens for tokens in SUFFIX_TOKENS])
-        for row in range(QUESTIONS)
+        for row in range(NUM_REQUESTS)
     ]
     with streamed_in(path, granularity) as streamed:
         alive = Alive()
         watch(streamed.model, alive, monkeypatch)
-        plan = ls.plan_scores(streamed, asked, batches=1)
-        results = ls.score(streamed, asked, batches=1)
+        plan = ls.plan_scores(streamed, requests, max_rows=NUM_REQUESTS)
+        results = ls.score(streamed, requests, max_rows=NUM_REQUESTS)
     assert all(result.error is None for result in results)
-    # stacks of threads are no storages
-    promised = plan.sweep_bytes - RIDERS * TASK_BYTES
-    assert 0.35 * promised < alive.peak_bytes <= promised, (
-        f"{alive.peak_bytes / promised:.2f} of {promised:,}"
+    # the stacks of threads are not storages
+    predicted = plan.sweep_bytes - NUM_TASKS * TASK_BYTES
+    assert 0.35 * predicted < alive.peak_bytes <= predicted, (
+        f"{alive.peak_bytes / predicted:.2f} of {predicted:,}"
     )

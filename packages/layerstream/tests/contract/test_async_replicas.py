@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
+from layerstream.spec.plans import LedgerKind
 from layerstream.streaming.fetches import Fetch
 from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.testing import FakeAsyncRuntime, FakeEvent, FakeStream
@@ -141,8 +142,8 @@ def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(
     tiny_llama_dir: Path, reference: list[torch.Tensor]
 ) -> None:
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime()) as streamed:
-        lines = {line.purpose: line.num_bytes for line in streamed.plan.ledger.lines}
-        assert lines["slots"] == 2 * streamed.plan.num_slots * streamed.plan.slot_bytes
+        sizes = {line.kind: line.num_bytes for line in streamed.plan.ledger.lines}
+        assert sizes[LedgerKind.SLOTS] == 2 * streamed.plan.num_slots * streamed.plan.slot_bytes
         results = streamed.run_on_devices(forwards)
     assert is_exact(results, reference, 0)
     assert is_exact(results, reference, 1)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
+from layerstream.spec.plans import LedgerKind
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,9 +75,7 @@ def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: s
         tiny_llama_dir, budget=budget, device=device, dtype="float16", workload=WORKLOAD
     ) as streamed:
         ledger = streamed.plan.ledger
-        runtime_bytes = sum(
-            line.num_bytes for line in ledger.lines if line.purpose == "runtime and allocator"
-        )
+        runtime_bytes = sum(line.num_bytes for line in ledger.lines if line.kind is LedgerKind.RUNTIME)
         # no library has taken its workspace yet: what is allocated now is weights and slots alone
         assert module.memory_allocated(device) - before_bytes <= ledger.device_bytes - runtime_bytes
         streamed.generate(IDS.to(device), max_new_tokens=8, do_sample=False)

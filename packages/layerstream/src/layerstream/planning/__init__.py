@@ -1,1 +1,1 @@
-"""The planning room: a placement plan from a profile, a budget, a workload and a machine. Pure: no torch, no I/O."""
+"""Make a placement plan from a profile, a budget, a workload and a machine. Pure: no torch, no I/O."""

@@ -1,6 +1,6 @@
-"""Give every unit of a configuration its place: device first, then host memory, then disk.
+"""Place every unit of a configuration: on the device first, then in host memory, then on disk.
 
-Room: planning (pure: no torch, no I/O). Knows what fits; does not know what is fast.
+Decides what fits; `search` decides what is fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Arrangement:
         configuration: how the model is arranged.
         residencies: where each visited unit lives, the head last.
         num_staging: pinned buffers on the way from disk to slot.
-        lines: the ledger's lines in bytes.
+        lines: the lines of the ledger.
     """
 
     configuration: Configuration
@@ -33,45 +33,40 @@ class Arrangement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What is given.
+class PlanningProblem:
+    """The inputs of one search for a plan.
 
     Attributes:
         profile: the model.
         workload: what each replica runs.
         machine: the machine.
-        replicas: how many replicas one device has.
+        replicas_per_device: how many replicas one device holds.
     """
 
     profile: ModelProfile
     workload: Workload
     machine: Machine
-    replicas: int = 1
+    replicas_per_device: int = 1
 
     @property
     def weight_copies(self) -> int:
-        """How often one device holds each unit that stays on it."""
-        return weight_copies(self.machine, self.replicas)
+        """The copies of each resident unit that one device holds."""
+        return weight_copies(self.machine, self.replicas_per_device)
 
     def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
         """Return the device lines of `configuration` with no more residents than it must have."""
-        resident = (
-            0
-            if configuration.num_slots
-            else all_unit_bytes(units_at(self.profile, configuration.granularity))
-        )
-        return device_lines(
-            self.profile, self.workload, self.machine, configuration, resident, replicas=self.replicas
-        )
+        units = units_at(self.profile, configuration.granularity)
+        return self._device_lines(configuration, 0 if configuration.num_slots else all_unit_bytes(units))
 
     def least_device_bytes(self, configuration: Configuration) -> int:
         """Return the device memory of `configuration` with no more residents than it must have."""
         return total_bytes(self.least_device_lines(configuration))
 
     def least_host_bytes(self, configuration: Configuration, resident_bytes: int) -> int:
-        """Return the host memory of `configuration` when units of `resident_bytes` are on the device.
+        """Return the least host memory of `configuration` with `resident_bytes` of units on the device.
 
-        Either the rest goes through staging buffers, or, when that is less, all of the rest lives in host memory.
+        The other units either pass through staging buffers or, where that takes less, all live in host
+        memory.
         """
         fixed = total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
         if self.machine.device_is_host or not configuration.num_slots:
@@ -86,19 +81,19 @@ class Problem:
         return fixed + min(rest, configuration.num_slots * configuration.slot_bytes)
 
     def head_is_free_in_host(self, configuration: Configuration) -> bool:
-        """Return whether the head lives in host memory at no cost, because it is the embedding there."""
+        """Return whether the head takes no host memory, being tied to an embedding that lives there."""
         return self.profile.head_is_tied and configuration.embedding is Residency.HOST
 
     def arrange(
         self, configuration: Configuration, num_resident: int, host_budget_bytes: int
     ) -> Arrangement | None:
-        """Return `configuration` with `num_resident` evenly spread decoder units on the device, and the rest placed.
+        """Return `configuration` with `num_resident` decoder units on the device and the others placed.
 
-        The host's budget is filled with units that are spread evenly too; what is left lives on disk. The device's budget is the
-        caller's care.
+        Residents are spread evenly, and so are the units that fill the host budget; all others live on disk.
+        The caller makes sure that the residents fit the device budget.
 
         Returns:
-            The arrangement, or None when the host's budget does not hold it.
+            The arrangement, or None when it exceeds the host budget.
         """
         profile, machine = self.profile, self.machine
         units = visited_units(profile, configuration.granularity)
@@ -111,28 +106,36 @@ class Problem:
             Residency.DEVICE if index in on_device else Residency.HOST if index in in_host else Residency.DISK
             for index in range(len(units))
         )
-        resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
-        paid = [
-            index
+        host_units = [
+            units[index]
             for index in in_host
             if index < num_decoder_units or not self.head_is_free_in_host(configuration)
         ]
-        host = host_lines(
-            profile, machine, configuration, num_staging, all_unit_bytes([units[index] for index in paid])
-        )
+        host = host_lines(profile, machine, configuration, num_staging, all_unit_bytes(host_units))
         if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
             return None
-        device = device_lines(
-            profile, self.workload, machine, configuration, resident_bytes, replicas=self.replicas
-        )
+        resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
         return Arrangement(
-            configuration=configuration, residencies=residencies, num_staging=num_staging, lines=device + host
+            configuration=configuration,
+            residencies=residencies,
+            num_staging=num_staging,
+            lines=self._device_lines(configuration, resident_bytes) + host,
+        )
+
+    def _device_lines(self, configuration: Configuration, resident_bytes: int) -> tuple[LedgerLine, ...]:
+        return device_lines(
+            self.profile,
+            self.workload,
+            self.machine,
+            configuration,
+            resident_bytes,
+            replicas_per_device=self.replicas_per_device,
         )
 
     def _place_in_host(
         self, configuration: Configuration, on_device: set[int], host_budget_bytes: int
     ) -> tuple[set[int], int]:
-        """Return the units that live in host memory, and the number of staging buffers that the rest needs."""
+        """Return the units that live in host memory, and the number of staging buffers for those on disk."""
         if self.machine.device_is_host:
             return set(), 0
         units = visited_units(self.profile, configuration.granularity)

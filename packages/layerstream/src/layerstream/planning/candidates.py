@@ -1,7 +1,7 @@
-"""The configurations worth considering for one model.
+"""List the configurations of one model that are worth considering.
 
-Room: planning (pure: no torch, no I/O). Knows which combinations of unit size, slots, embedding and head make sense; does not know
-what they cost or whether they fit.
+Decides which combinations of unit size, slots, embedding and head make sense, not whether they fit or what
+they cost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One way to arrange a model, before units are given to the memory that is left over.
+    """One way to arrange a model, before units fill the memory that is left.
 
     Attributes:
         granularity: the size of a unit.
         num_slots: device buffers for streamed units; 0 when every unit stays on the device.
         slot_bytes: the size of one slot; 0 without slots.
         embedding: where the input embedding's rows are looked up; None when it is not row-addressable.
-        head_on_device: the head stays on the device, whole.
-        head_slices: in how many vocabulary slices a streamed head is visited.
+        head_on_device: the whole head stays on the device.
+        head_slices: the number of vocabulary slices in which a streamed head is visited.
     """
 
     granularity: Granularity
@@ -39,7 +39,7 @@ class Configuration:
 
 
 def units_at(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
-    """Return the decoder's units of the given size in visiting order, without the head; empty when the model offers none."""
+    """Return the decoder's units of one size in visiting order; empty if the model has none."""
     return {
         Granularity.BLOCK: profile.blocks,
         Granularity.PART: profile.parts,
@@ -48,15 +48,15 @@ def units_at(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfi
 
 
 def visited_units(profile: ModelProfile, granularity: Granularity) -> tuple[UnitProfile, ...]:
-    """Return every unit that a sweep visits, in order: the decoder's units of the given size, then the head."""
+    """Return every unit that a sweep visits, in order: the decoder's units of one size, then the head."""
     head = () if profile.head is None else (profile.head,)
     return units_at(profile, granularity) + head
 
 
 def head_slice_bytes(head: UnitProfile, rows: int, slices: int) -> int:
-    """Return the room in bytes that a slot needs for one of `slices` vocabulary slices of a head of `rows` rows.
+    """Return the bytes that a slot needs for one of `slices` vocabulary slices of a head of `rows` rows.
 
-    A slice begins and ends anywhere in a page of the file, so both of its ends are rounded out to whole pages.
+    A slice may begin and end anywhere within a page of the file, so both ends are extended to whole pages.
     """
     if slices == 1:
         return head.slot_bytes
@@ -65,7 +65,10 @@ def head_slice_bytes(head: UnitProfile, rows: int, slices: int) -> int:
 
 
 def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
-    """Return the least power of two of slices that makes the head fit a slot of `largest_bytes`; 1 where it cannot be sliced."""
+    """Return the least power of two of slices that makes the head fit a slot of `largest_bytes`.
+
+    A head that cannot be sliced, or that slicing would not make smaller, gives 1.
+    """
     if profile.head is None or not profile.head_rows:
         return 1
     slices = 1
@@ -74,18 +77,18 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
         and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows
     ):
         slices *= 2
-    # below a page a slice can be larger than the whole; then slicing gains nothing
+    # a slice smaller than a page can take more room than the whole head
     return (
         slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
     )
 
 
 def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> Iterator[Configuration]:
-    """Yield every configuration of `profile` that makes sense, those without slots first, then from coarse to fine units.
+    """Yield every sensible configuration of `profile`: first without slots, then from coarse to fine units.
 
     Args:
         profile: the model as numbers.
-        device_is_host: whether the device is the CPU; then nothing is kept in a host memory apart.
+        device_is_host: whether the device is the CPU, which has no host memory apart from its own.
     """
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         if head_on_device or profile.head is None:
@@ -133,7 +136,7 @@ def _edge_choices(profile: ModelProfile, device_is_host: bool) -> Iterator[tuple
         if profile.head is None:
             yield embedding, False
         elif profile.head_is_tied:
-            # one tensor: where the embedding is on the device, so is the head
+            # one tensor: the head is on the device exactly when the embedding is
             yield embedding, embedding in (None, Residency.DEVICE)
         else:
             yield embedding, True

@@ -1,7 +1,7 @@
-"""What a placement costs in time.
+"""Predict how long a placement takes.
 
-Room: planning (pure: no torch, no I/O). Knows the physical bounds of a sweep (bytes by bandwidth) and asks `simulate` how far the
-pipeline stays above them; does not know memory.
+Combines the physical bounds of a sweep (bytes over bandwidth) with the simulated pipeline, which stays above
+them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .simulate import Buffers, sweep_ends
 from .visit_times import VisitTimes
 
 SIMULATED_SWEEPS = 3
-"""Decode sweeps played to reach the steady state; the first is the way there and is not counted."""
+"""Decode sweeps simulated to find the steady state; the first is a warm-up and is not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadTimes:
-    """What the visits of a workload's two kinds of sweep take.
+    """The visit times of the two kinds of sweep in a workload.
 
     Attributes:
         prefill: the sweep with the prompt.
-        decode: each sweep with one new token a sequence.
+        decode: a sweep with one new token per sequence.
         new_tokens: how many decode sweeps there are.
     """
 
@@ -33,12 +33,12 @@ class WorkloadTimes:
 
 
 def workload_s(cost: SweepCost, new_tokens: int) -> float:
-    """Return the seconds of a whole workload: the prefill and a sweep for every new token."""
+    """Return the seconds of a whole workload: the prefill and one sweep for every new token."""
     return cost.prefill_s + new_tokens * cost.sweep_s
 
 
 def bound_s(times: WorkloadTimes, read_share: float, copy_share: float) -> float:
-    """Return seconds that no pipeline can undercut when these shares of the weights must be read and copied."""
+    """Return a lower bound in seconds, given the shares of the weights that must be read and copied."""
     read_s, copy_s = read_share * sum(times.decode.read_s), copy_share * sum(times.decode.copy_s)
     moved_s = max(read_s, copy_s)
     decode_s = max(moved_s, sum(times.decode.compute_s))
@@ -49,7 +49,7 @@ def sweep_cost(times: WorkloadTimes, residencies: Sequence[Residency], buffers: 
     """Return what one sweep moves and how long that takes.
 
     Args:
-        times: what the visits take.
+        times: how long the visits take.
         residencies: where each unit lives, by unit index.
         buffers: slots and staging buffers.
     """
@@ -70,7 +70,7 @@ def sweep_cost(times: WorkloadTimes, residencies: Sequence[Residency], buffers: 
         read_s=seconds["disk"],
         copy_s=seconds["copy"],
         compute_s=seconds["compute"],
-        # three sweeps can end inside a longer rhythm; never promise more than the bandwidths allow
+        # the pipeline's rhythm can be longer than three sweeps; never promise more than the bandwidths allow
         sweep_s=max(steady_s, *seconds.values()),
         prefill_s=sweep_ends(prefill, residencies, buffers, 1)[0],
         limited_by=max(seconds, key=lambda name: seconds[name]),

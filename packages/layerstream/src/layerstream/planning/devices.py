@@ -1,8 +1,8 @@
-"""Several devices as one: the machine that a common plan has to suit.
+"""Combine several devices into the one machine that their common plan must suit.
 
-Room: planning (pure: no torch, no I/O). All devices visit the same units in step, fed by one reading. A unit that one of them must
-read is read anyway, so keeping it on a larger device would spare that device a copy and no disk anything; one plan, made for the
-device that has the least, is the plan of all.
+All devices visit the same units in step and share every read. A unit that one device must read is read
+anyway: keeping it on a larger device saves that device a copy, but no disk read. So one plan, made for the
+device with the least memory, serves all.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ class DeviceGroup:
     """The devices of one plan.
 
     Attributes:
-        machine: the least of each device's memory and rates; `device` is the one with the least memory.
-        names: the devices in order; one that is named twice has two replicas.
-        replicas: how many replicas one device has at most.
+        machine: the least of the devices' memory and rates; `device` is the one with the least memory.
+        names: the devices in order; a device named twice holds two replicas.
+        replicas_per_device: the most replicas that one device holds.
     """
 
     machine: Machine
     names: tuple[str, ...]
-    replicas: int
+    replicas_per_device: int
 
 
 def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
-    """Return the machine that a common plan for `machines` has to suit. Lanes on one device share its rates.
+    """Return the machine that a common plan for `machines` must suit. Replicas on one device share its rates.
 
     Raises:
-        PlanError: there is none, or some are CPUs and some are not.
+        PlanError: there are no machines, or CPUs and accelerators are mixed.
     """
     if not machines:
         raise PlanError("a plan needs at least one device; got an empty list")
     names = tuple(machine.device for machine in machines)
     if len({machine.device_is_host for machine in machines}) > 1:
         raise PlanError(
-            f"devices {', '.join(names)} cannot share one plan: weights for a CPU stay in host memory, those for an accelerator "
-            "are copied; name devices of one kind"
+            f"devices {', '.join(names)} cannot share one plan: a CPU uses weights in place, in host memory, "
+            "and an accelerator needs copies; name devices of one kind"
         )
     replicas = Counter(names)
     smallest = min(machines, key=lambda machine: machine.device_memory_bytes)
@@ -60,5 +60,5 @@ def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
             measured=all(machine.measured for machine in machines),
         ),
         names=names,
-        replicas=max(replicas.values()),
+        replicas_per_device=max(replicas.values()),
     )

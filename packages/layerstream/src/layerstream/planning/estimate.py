@@ -1,6 +1,6 @@
-"""From parameters to bytes, at every precision one hears of.
+"""Convert a number of parameters to bytes at every common precision.
 
-Room: planning (pure: no torch, no I/O). Arithmetic only: what the weights alone would take, without scales, cache or activations.
+Counts the weights alone: no quantization scales, no cache, no activations.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def bytes_by_precision(num_parameters: int) -> Mapping[str, int]:
     """Return the bytes of `num_parameters` weights by precision, from `float32` down to `2-bit`, rounded up.
 
     Raises:
-        PlanError: when the count is negative.
+        PlanError: the count is negative.
     """
     if num_parameters < 0:
-        raise PlanError(f"{num_parameters} parameters make no model: give 0 or more")
+        raise PlanError(f"the number of parameters is {num_parameters}: give 0 or more")
     return {name: (bits * num_parameters + 7) // 8 for name, bits in BITS_BY_PRECISION.items()}

@@ -1,7 +1,4 @@
-"""The ledger: what a configuration takes of device and host memory, line by line, in bytes.
-
-Room: planning (pure: no torch, no I/O). Knows sizes; does not know time, nor which configuration is best.
-"""
+"""Compute the ledger: how much device and host memory a configuration takes, line by line, in bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +6,19 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ..spec.options import Workload
-from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
+from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan, Residency
 from ..spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
 from .candidates import Configuration
 
 CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
-"""Tensors of the residual stream's width that a suspended forward holds: at a block's entry the stream and its rotary tables, at a
-part's entry what the residual connection adds back too. Between single layers it may hold anything up to the peak."""
+"""Tensors of the residual stream's width that a suspended forward holds.
+
+At the entry of a block they are the stream and its rotary tables; at the entry of a part, also what the
+residual connection adds back. Between single layers it may hold anything up to the peak.
+"""
+
+WORKLOAD_KINDS = frozenset({LedgerKind.KV_CACHE, LedgerKind.KV_CACHE_GROWTH, LedgerKind.ACTIVATIONS})
+"""Lines that depend on the workload; batches and scoring spend this memory by plans of their own."""
 
 
 def cache_bytes(activation: ActivationProfile, workload: Workload) -> int:
@@ -32,16 +35,16 @@ def cache_growth_bytes(activation: ActivationProfile, workload: Workload) -> int
 
 
 def activation_bytes(activation: ActivationProfile, workload: Workload) -> int:
-    """Return the bytes of activations at the peak of the prefill, where the most tokens are in one forward."""
+    """Return the bytes of activations at the peak of the prefill, the forward with the most tokens."""
     prompt = workload.prompt_tokens
     tokens = workload.batch_size * prompt
     linear = activation.bytes_per_token * tokens
     return math.ceil(activation.fixed_bytes + linear + activation.bytes_per_token_squared * tokens * prompt)
 
 
-def weight_copies(machine: Machine, replicas: int) -> int:
-    """Return how often one device holds what its `replicas` replicas hold: on a CPU all look into the same memory."""
-    return 1 if machine.device_is_host else replicas
+def weight_copies(machine: Machine, replicas_per_device: int) -> int:
+    """Return how many copies of the weights one device holds: on a CPU, all replicas use the same memory."""
+    return 1 if machine.device_is_host else replicas_per_device
 
 
 def device_lines(
@@ -51,7 +54,7 @@ def device_lines(
     configuration: Configuration,
     resident_bytes: int,
     *,
-    replicas: int = 1,
+    replicas_per_device: int = 1,
 ) -> tuple[LedgerLine, ...]:
     """Return the device lines of a configuration.
 
@@ -60,41 +63,41 @@ def device_lines(
         workload: what will be run.
         machine: the machine; on a CPU device the read buffers count here.
         configuration: how the model is arranged.
-        resident_bytes: room for the decoder's units that stay on the device.
-        replicas: how often the workload runs on this device at the same time, each time with activations and a cache of its own.
+        resident_bytes: the size of the decoder units that stay on the device.
+        replicas_per_device: how many replicas run the workload on this device at once, each with its own
+            activations and cache.
 
     Returns:
-        The lines in bytes, without those of 0.
+        The lines that are not 0.
     """
-    # a tied head on the device is the embedding there, or lies in the edges
-    head = (
-        profile.head.slot_bytes
-        if profile.head and configuration.head_on_device and not profile.head_is_tied
-        else 0
-    )
-    activation = profile.activation
-    rest = {Granularity.PART: profile.parts_rest_bytes, Granularity.LAYER: profile.layers_rest_bytes}.get(
-        configuration.granularity, 0
-    )
-    copies = weight_copies(machine, replicas)
-    return _lines(
-        "device",
-        {
-            "edges (norms, buffers)": copies * (profile.edge_bytes + rest),
-            "input embedding": copies * profile.embedding_bytes
-            if configuration.embedding is Residency.DEVICE
-            else 0,
-            "output head": copies * head,
-            "resident blocks": copies * resident_bytes,
-            "slots": copies * configuration.num_slots * configuration.slot_bytes,
-            "KV cache": replicas * cache_bytes(activation, workload),
-            "KV cache growth": replicas * cache_growth_bytes(activation, workload),
-            "activations": replicas * activation_bytes(activation, workload),
-            "read buffers": profile.read_buffer_bytes if machine.device_is_host else 0,
-            "conversion": profile.conversion_bytes if machine.device_is_host else 0,
-            "runtime and allocator": machine.runtime_bytes,
-        },
-    )
+    # a tied head on the device is the embedding there, or part of the edges
+    head_bytes = 0
+    if profile.head and configuration.head_on_device and not profile.head_is_tied:
+        head_bytes = profile.head.slot_bytes
+    rest_bytes = {
+        Granularity.PART: profile.parts_rest_bytes,
+        Granularity.LAYER: profile.layers_rest_bytes,
+    }.get(configuration.granularity, 0)
+    embedding_bytes = profile.embedding_bytes if configuration.embedding is Residency.DEVICE else 0
+    weights = {
+        LedgerKind.EDGES: profile.edge_bytes + rest_bytes,
+        LedgerKind.EMBEDDING: embedding_bytes,
+        LedgerKind.HEAD: head_bytes,
+        LedgerKind.RESIDENT_BLOCKS: resident_bytes,
+        LedgerKind.SLOTS: configuration.num_slots * configuration.slot_bytes,
+    }
+    per_replica = {
+        LedgerKind.KV_CACHE: cache_bytes(profile.activation, workload),
+        LedgerKind.KV_CACHE_GROWTH: cache_growth_bytes(profile.activation, workload),
+        LedgerKind.ACTIVATIONS: activation_bytes(profile.activation, workload),
+    }
+    copies = weight_copies(machine, replicas_per_device)
+    sizes = {kind: copies * size for kind, size in weights.items()}
+    sizes |= {kind: replicas_per_device * size for kind, size in per_replica.items()}
+    if machine.device_is_host:
+        sizes |= _reader_sizes(profile)
+    sizes[LedgerKind.RUNTIME] = machine.runtime_bytes
+    return _lines(MemoryTier.DEVICE, sizes)
 
 
 def host_lines(
@@ -104,25 +107,25 @@ def host_lines(
     num_staging: int,
     host_unit_bytes: int,
 ) -> tuple[LedgerLine, ...]:
-    """Return the host lines of a configuration; none on a CPU device, where all memory is the device's.
+    """Return the host lines of a configuration; none on a CPU device, where all memory is device memory.
 
     Args:
         profile: the model as numbers.
         machine: the machine.
         configuration: how the model is arranged.
         num_staging: pinned buffers between disk and slots, each as large as a slot.
-        host_unit_bytes: room for the units that live in host memory (a tied head beside a host embedding counts 0).
+        host_unit_bytes: the size of the units that live in host memory (0 for a head tied to an embedding
+            there).
     """
     if machine.device_is_host:
         return ()
     return _lines(
-        "host",
+        MemoryTier.HOST,
         {
-            "input embedding": profile.embedding_bytes if configuration.embedding is Residency.HOST else 0,
-            "blocks in host memory": host_unit_bytes,
-            "staging": num_staging * configuration.slot_bytes,
-            "read buffers": profile.read_buffer_bytes,
-            "conversion": profile.conversion_bytes,
+            LedgerKind.EMBEDDING: profile.embedding_bytes if configuration.embedding is Residency.HOST else 0,
+            LedgerKind.HOST_BLOCKS: host_unit_bytes,
+            LedgerKind.STAGING: num_staging * configuration.slot_bytes,
+            **_reader_sizes(profile),
         },
     )
 
@@ -133,20 +136,26 @@ def total_bytes(lines: Iterable[LedgerLine]) -> int:
 
 
 def all_unit_bytes(units: Sequence[UnitProfile]) -> int:
-    """Return the room that all of `units` need together, alignment included."""
+    """Return the bytes that all of `units` take, alignment included."""
     return sum(unit.slot_bytes for unit in units)
 
 
-def _lines(where: str, sizes: dict[str, int]) -> tuple[LedgerLine, ...]:
-    return tuple(
-        LedgerLine(purpose=purpose, where=where, num_bytes=size) for purpose, size in sizes.items() if size
-    )
-
-
 def room_bytes(plan: PlacementPlan) -> int:
-    """Return what a plan's budget leaves on each device beside weights, slots and buffers; replicas of one device share it."""
-    tokens = ("KV cache", "KV cache growth", "activations")
-    fixed = sum(
-        line.num_bytes for line in plan.ledger.lines if line.where == "device" and line.purpose not in tokens
+    """Return what a plan's budget leaves to each replica after weights, slots and buffers."""
+    fixed_bytes = total_bytes(
+        line
+        for line in plan.ledger.lines
+        if line.where is MemoryTier.DEVICE and line.kind not in WORKLOAD_KINDS
     )
-    return (plan.ledger.device_budget_bytes - fixed) // plan.devices.count(plan.devices[0])
+    return (plan.ledger.device_budget_bytes - fixed_bytes) // plan.devices.count(plan.devices[0])
+
+
+def _reader_sizes(profile: ModelProfile) -> dict[LedgerKind, int]:
+    return {
+        LedgerKind.READ_BUFFERS: profile.read_buffer_bytes,
+        LedgerKind.CONVERSION: profile.conversion_bytes,
+    }
+
+
+def _lines(where: MemoryTier, sizes: dict[LedgerKind, int]) -> tuple[LedgerLine, ...]:
+    return tuple(LedgerLine(kind=kind, where=where, num_bytes=size) for kind, size in sizes.items() if size)

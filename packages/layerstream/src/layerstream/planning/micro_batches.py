@@ -1,9 +1,8 @@
-"""Which requests share a tensor, and how many may task at once within the memory that is left.
+"""Plan a batch: which requests share a micro-batch, and how many micro-batches may be admitted at once.
 
-Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what a request asks or how tasks take turns.
-
-Every micro-batch on board keeps its KV cache, and what it carries from unit to unit while others run; one at a time is inside a
-unit and needs room for its activations there. The ledger of a batch counts all three.
+Every admitted micro-batch holds its KV cache, and what its forward carries from unit to unit while others
+run. Only one at a time is inside a unit, where it also needs room for its activations. The ledger of a batch
+counts all three.
 """
 
 from __future__ import annotations
@@ -13,16 +12,27 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import BatchPlan, Granularity, LedgerLine, MicroBatch, PlacementPlan
+from ..spec.plans import (
+    BatchPlan,
+    Granularity,
+    LedgerKind,
+    LedgerLine,
+    MemoryTier,
+    MicroBatch,
+    PlacementPlan,
+)
 from ..spec.profiles import ModelProfile
 from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
-"""Padding's share of a micro-batch's tokens, answers included: beyond it, what is computed for nothing outweighs the larger product."""
+"""The most padding in a micro-batch, as a share of its tokens, answers included.
+
+Beyond it, the wasted computation outweighs the gain of a larger matrix product.
+"""
 
 MOST_ROWS = 256
-"""Rows of one micro-batch: products gain nothing from more."""
+"""The most rows in a micro-batch; matrix products gain nothing from more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +40,11 @@ class RowRequest:
     """A request as lengths.
 
     Attributes:
-        kind: requests of another kind never share a tensor.
-        rows: sequences it takes (its beams).
-        prompt_tokens: of its prompt.
-        new_tokens: at most.
-        is_alone: it shares a tensor with nobody.
+        kind: requests of different kinds never share a tensor.
+        rows: sequences that it takes (its beams).
+        prompt_tokens: length of its prompt.
+        new_tokens: length limit of its answer.
+        is_alone: it never shares a tensor.
     """
 
     kind: int
@@ -46,17 +56,17 @@ class RowRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Memory:
-    """What micro-batches of this model take."""
+    """The memory that micro-batches of one model take."""
 
     profile: ModelProfile
     granularity: Granularity
 
     def kept_bytes(self, size: Workload) -> int:
-        """Return what a micro-batch holds as long as it tasks."""
+        """Return the bytes that a micro-batch holds while it is admitted."""
         return cache_bytes(self.profile.activation, size) + self._carried_bytes(size)
 
     def inside_bytes(self, size: Workload) -> int:
-        """Return what it takes beside that while it is inside a unit."""
+        """Return the bytes that it takes in addition while it is inside a unit."""
         activations = activation_bytes(self.profile.activation, size) - self._carried_bytes(size)
         return activations + cache_growth_bytes(self.profile.activation, size)
 
@@ -65,7 +75,7 @@ class _Memory:
         widths = CARRIED_WIDTHS.get(self.granularity)
         if widths is None:
             return activations
-        # the mask has a byte for each pair of tokens
+        # the mask has one byte per pair of tokens
         token_bytes = widths * self.profile.hidden_size * dtype_bytes(self.profile.dtype) + size.prompt_tokens
         return min(activations, size.batch_size * size.prompt_tokens * token_bytes)
 
@@ -76,49 +86,47 @@ def plan_batch(
     profile: ModelProfile,
     requests: Sequence[RowRequest],
     packed: bool = True,
-    batches: int | None = None,
+    max_rows: int | None = None,
 ) -> BatchPlan:
-    """Return which requests share a micro-batch and how much may task at once.
+    """Return which requests share a micro-batch and how much may be admitted at once.
 
     Args:
-        plan: of the loaded model; what its budget leaves beside the weights is what micro-batches may take.
-        profile: of the same model.
+        plan: the plan of the loaded model; micro-batches may take what its budget leaves after the weights.
+        profile: the profile of the same model.
         requests: in the order given by the user.
-        packed: put requests of a kind and of similar lengths into one tensor; False gives each a micro-batch of its own.
-        batches: task in that many batches, whatever memory says; None lets the budget decide.
+        packed: put requests of one kind and of similar lengths into one tensor; False gives each its own
+            micro-batch.
+        max_rows: at most this many rows share a sweep, whatever memory says; None lets the budget decide.
 
     Returns:
-        The micro-batches in boarding order. One that alone takes more than there is tasks alone.
+        The micro-batches in order of admission. One that exceeds the capacity by itself runs alone.
 
     Raises:
-        PlanError: `batches` is less than 1.
+        PlanError: `max_rows` is less than 1.
     """
-    if batches is not None and batches < 1:
-        raise PlanError(f"batches must be at least 1, or None for as many as memory wants; got {batches}")
+    if max_rows is not None and max_rows < 1:
+        raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     memory = _Memory(profile=profile, granularity=plan.granularity)
     room = room_bytes(plan)
-    if batches is None:
-        groups = _grouped(requests, memory, packed, most_bytes=room)
-        if sum(_kept(memory, requests, group) for group in groups) > room:
-            # half of the room each: while one micro-batch ends, another is on its way
-            groups = _grouped(requests, memory, packed, most_bytes=room // 2)
-        micro_batches = tuple(
-            _as_micro_batch(requests, group, _kept(memory, requests, group)) for group in groups
-        )
-        inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
-        capacity = max(0, room - inside)
-        return BatchPlan(
-            micro_batches=micro_batches,
-            capacity=capacity,
-            lines=_lines(micro_batches, capacity, inside),
-            room_bytes=room,
-        )
-    most_rows = -(-sum(request.rows for request in requests) // batches)
-    groups = _grouped(requests, memory, packed, most_rows=most_rows)
+    if max_rows is not None:
+        groups = _grouped(requests, memory, packed, most_rows=max_rows)
+        micro_batches = tuple(_as_micro_batch(requests, group) for group in groups)
+        return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=room)
+    groups = _grouped(requests, memory, packed, most_bytes=room)
+    if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > room:
+        # half of the room each, so that one micro-batch can start while another finishes
+        groups = _grouped(requests, memory, packed, most_bytes=room // 2)
     micro_batches = tuple(
-        _as_micro_batch(requests, group, sum(requests[index].rows for index in group)) for group in groups
+        _as_micro_batch(requests, group, memory.kept_bytes(_size(requests, group))) for group in groups
     )
-    return BatchPlan(micro_batches=micro_batches, capacity=most_rows, lines=(), room_bytes=room)
+    inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
+    capacity = max(0, room - inside)
+    return BatchPlan(
+        micro_batches=micro_batches,
+        capacity=capacity,
+        lines=_lines(micro_batches, capacity, inside),
+        room_bytes=room,
+    )
 
 
 def _grouped(
@@ -129,7 +137,7 @@ def _grouped(
     most_bytes: int | None = None,
     most_rows: int = MOST_ROWS,
 ) -> list[list[int]]:
-    """Return the requests in groups by index, groups in the order of their first request."""
+    """Return the requests in groups of indices; groups are in the order of their first request."""
     if not packed:
         return [[index] for index in range(len(requests))]
     groups: list[list[int]] = []
@@ -168,32 +176,25 @@ def _size(requests: Sequence[RowRequest], group: Iterable[int]) -> Workload:
     )
 
 
-def _kept(memory: _Memory, requests: Sequence[RowRequest], group: list[int]) -> int:
-    return memory.kept_bytes(_size(requests, group))
-
-
-def _as_micro_batch(requests: Sequence[RowRequest], group: list[int], weight: int) -> MicroBatch:
+def _as_micro_batch(
+    requests: Sequence[RowRequest], group: list[int], weight: int | None = None
+) -> MicroBatch:
+    """Return a group as a micro-batch; without a weight, it weighs its rows."""
     size = _size(requests, group)
     return MicroBatch(
         requests=tuple(group),
         rows=size.batch_size,
         prompt_tokens=size.prompt_tokens,
         new_tokens=size.new_tokens,
-        weight=weight,
+        weight=size.batch_size if weight is None else weight,
     )
 
 
 def _lines(micro_batches: Sequence[MicroBatch], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
-    """Return what is taken when as much tasks as may: the heaviest run of micro-batches that board together."""
-    riding = max(
-        _admitted_bytes(micro_batches, capacity),
-        max((micro_batch.weight for micro_batch in micro_batches), default=0),
-    )
+    """Return the ledger of the moment at which as much is admitted as may be."""
+    weights = [micro_batch.weight for micro_batch in micro_batches]
+    admitted = max(min(capacity, sum(weights)), max(weights, default=0))
     return (
-        LedgerLine(purpose="tasks: KV cache and carried", where="device", num_bytes=riding),
-        LedgerLine(purpose="inside a unit", where="device", num_bytes=inside),
+        LedgerLine(kind=LedgerKind.ADMITTED_TASKS, where=MemoryTier.DEVICE, num_bytes=admitted),
+        LedgerLine(kind=LedgerKind.RUNNING_TASK, where=MemoryTier.DEVICE, num_bytes=inside),
     )
-
-
-def _admitted_bytes(micro_batches: Sequence[MicroBatch], capacity: int) -> int:
-    return min(capacity, sum(micro_batch.weight for micro_batch in micro_batches))

@@ -1,7 +1,7 @@
-"""The planner, which is also the simulator: a pure function from wishes and facts to a decision.
+"""The planner, which is also the simulator: a pure function from options and profiles to a plan.
 
-Room: planning (pure: no torch, no I/O). Resolves the budgets, drops the configurations that do not fit, lets `search` find the
-fastest of the rest and writes it down as a plan. Does not know how units are found in a model, nor how they are moved.
+Resolves the budgets, drops the configurations that do not fit, lets `search` find the fastest of the others
+and returns it as a plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..spec.options import MemoryBudget, Workload
 from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..spec.profiles import Machine, ModelProfile
 from ..spec.sizes import format_bytes, parse_size
-from .arrange import Arrangement, Problem
+from .arrange import Arrangement, PlanningProblem
 from .candidates import Configuration, enumerate_configurations, visited_units
 from .devices import group_devices
 from .search import Search
@@ -28,33 +28,43 @@ def plan_placement(
     budget: MemoryBudget,
     workload: Workload,
     machine: Machine,
-    beside: Sequence[Machine] = (),
+    other_machines: Sequence[Machine] = (),
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
-    Reads no file and touches no device: the machine may be one that nobody here has.
+    Reads no file and touches no device, so the machine may be hardware you don't own.
 
     Args:
         profile: the model as numbers.
-        budget: device and host memory. `"auto"` takes what `machine` has free (nine tenths on a CPU device, four fifths of host
-            memory); `"min"` the least that works. A size is taken as asked, even above what the machine has.
+        budget: device and host memory. `"auto"` takes what `machine` has free (nine tenths of it on a CPU
+            device, four fifths of host memory), `"min"` the least that works. A size is taken as given, even
+            if the machine has less.
         workload: what will be run; its cache and activations are lines of the ledger.
         machine: memory and rates.
-        beside: further devices that share one reading of the weights, each as the machine with that device; all run the workload
-            at the same time. The device's budget and lines are those of each device.
+        other_machines: further devices that share every sweep's reads, each described as the machine with
+            that device. All run the workload at the same time. The device budget and the ledger's device
+            lines apply per device.
 
     Returns:
-        The plan with the shortest predicted time for the workload; among equals coarser units, then fewer slots.
+        The plan with the shortest predicted time for the workload; ties go to coarser units, then to fewer
+        slots.
 
     Raises:
-        BudgetTooSmallError: when no configuration fits; `needed_bytes` is the least that would, and `where` says of which memory.
-        PlanError: when the machine's rates are not positive, the model has no blocks or CPUs and accelerators are mixed.
+        BudgetTooSmallError: no configuration fits; `needed_bytes` is the smallest budget that would work,
+            `where` the memory.
+        PlanError: the machine's rates are not positive, the model has no blocks, or CPUs and accelerators are
+            mixed.
     """
-    group = group_devices((machine, *beside))
+    group = group_devices((machine, *other_machines))
     _check(profile, group.machine)
-    problem = Problem(profile=profile, workload=workload, machine=group.machine, replicas=group.replicas)
-    everything = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
-    device_budget_bytes, configurations = _within_device_budget(problem, everything, budget)
+    problem = PlanningProblem(
+        profile=profile,
+        workload=workload,
+        machine=group.machine,
+        replicas_per_device=group.replicas_per_device,
+    )
+    every_configuration = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
+    device_budget_bytes, configurations = _within_device_budget(problem, every_configuration, budget)
     configurations = _resident_if_it_fits(configurations)
     search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
     host_budget_bytes = _host_budget_bytes(search, configurations, budget)
@@ -66,7 +76,7 @@ def plan_placement(
 
 
 def _as_plan(
-    problem: Problem,
+    problem: PlanningProblem,
     devices: tuple[str, ...],
     arrangement: Arrangement,
     ledger: MemoryLedger,
@@ -102,7 +112,7 @@ def _as_plan(
 
 def _check(profile: ModelProfile, machine: Machine) -> None:
     if not profile.blocks:
-        raise PlanError(f"{profile.name} has no blocks to place")
+        raise PlanError(f"{profile.name} has no blocks to place: give a model with decoder blocks")
     rates = (
         machine.disk_bytes_per_s,
         machine.copy_bytes_per_s,
@@ -111,12 +121,13 @@ def _check(profile: ModelProfile, machine: Machine) -> None:
     )
     if min(rates) <= 0:
         raise PlanError(
-            f"every rate of {machine.name} must be above 0; got {rates} (disk, copy and memory bytes/s, flops/s)"
+            f"every rate of {machine.name} must be above 0; got {rates} "
+            "(disk, copy and memory in bytes/s, then flops/s)"
         )
 
 
 def _within_device_budget(
-    problem: Problem, configurations: list[Configuration], budget: MemoryBudget
+    problem: PlanningProblem, configurations: list[Configuration], budget: MemoryBudget
 ) -> tuple[int, list[Configuration]]:
     """Return the device budget in bytes and the configurations that fit it."""
     machine = problem.machine
@@ -131,41 +142,47 @@ def _within_device_budget(
         budget_bytes = parse_size(budget.device)
     if needed > budget_bytes:
         raise _too_small(problem, least, needed, budget_bytes)
-    return budget_bytes, [each for each in configurations if problem.least_device_bytes(each) <= budget_bytes]
+    return budget_bytes, [
+        configuration
+        for configuration in configurations
+        if problem.least_device_bytes(configuration) <= budget_bytes
+    ]
 
 
 def _resident_if_it_fits(configurations: list[Configuration]) -> list[Configuration]:
-    """Keep only the wholly resident way if it is among those that fit: nothing that moves is faster than nothing moving."""
+    """Keep only the fully resident configuration if it fits: nothing is faster than moving no weights."""
     resident = [
-        each for each in configurations if not each.num_slots and each.embedding in (None, Residency.DEVICE)
+        configuration
+        for configuration in configurations
+        if not configuration.num_slots and configuration.embedding in (None, Residency.DEVICE)
     ]
     return resident[:1] or configurations
 
 
 def _too_small(
-    problem: Problem, least: Configuration, needed_bytes: int, budget_bytes: int
+    problem: PlanningProblem, least: Configuration, needed_bytes: int, budget_bytes: int
 ) -> BudgetTooSmallError:
     lines = sorted(problem.least_device_lines(least), key=lambda line: -line.num_bytes)
     uses = [f"{line.purpose} {format_bytes(line.num_bytes)}" for line in lines]
-    where = problem.machine.device + (
-        f", shared by {problem.replicas} replicas," if problem.replicas > 1 else ""
-    )
+    replicas, workload = problem.replicas_per_device, problem.workload
+    where = problem.machine.device + (f", shared by {replicas} replicas," if replicas > 1 else "")
     return BudgetTooSmallError(
         f"a device budget of {format_bytes(budget_bytes)} on {where} cannot hold {problem.profile.name}: "
-        f"the least is {', '.join(uses)}; "
-        f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload (prompt_tokens "
-        f"{problem.workload.prompt_tokens}, new_tokens {problem.workload.new_tokens}, batch_size {problem.workload.batch_size})",
+        f"it needs at least {', '.join(uses)}; "
+        f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload "
+        f"(prompt_tokens {workload.prompt_tokens}, new_tokens {workload.new_tokens}, "
+        f"batch_size {workload.batch_size})",
         needed_bytes=needed_bytes,
         budget_bytes=budget_bytes,
     )
 
 
 def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], budget: MemoryBudget) -> int:
-    """Return the host budget in bytes: 0 on a CPU device, whose memory is the device's budget."""
+    """Return the host budget in bytes: 0 on a CPU device, where the device budget covers host memory."""
     machine = search.problem.machine
     if machine.device_is_host:
         return 0
-    needed = min(search.least_host_bytes(each) for each in configurations)
+    needed = min(search.least_host_bytes(configuration) for configuration in configurations)
     if budget.host == "min":
         return needed
     budget_bytes = (
@@ -173,8 +190,9 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
     )
     if needed > budget_bytes:
         raise BudgetTooSmallError(
-            f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} at a device budget of "
-            f"{format_bytes(search.device_budget_bytes)}: read buffers and what waits for the device need {format_bytes(needed)}; "
+            f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} "
+            f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers and weights "
+            f"on their way to the device need {format_bytes(needed)}; "
             f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory",
             needed_bytes=needed,
             budget_bytes=budget_bytes,

@@ -1,7 +1,7 @@
-"""Which units stay: a fixed set, spread evenly over the visiting order.
+"""Choose which units stay: a fixed set, spread evenly over the visiting order.
 
-Room: planning (pure: no torch, no I/O). A sweep is a loop, so a least-recently-used cache smaller than the loop never hits; a fixed
-set hits in proportion to its size, and spread evenly it leaves the reader an even load. Knows sizes and order; does not know time.
+A sweep is a loop, so a least-recently-used cache smaller than the loop never hits. A fixed set hits in
+proportion to its size, and spreading it evenly gives the reader an even load.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Sequence
 
 
 def spread(num_units: int, num_chosen: int) -> tuple[int, ...]:
-    """Return `num_chosen` indices spread evenly over `num_units`: distances between neighbours differ by at most one."""
+    """Return `num_chosen` evenly spread indices of `num_units`; gaps between them differ by at most one."""
     return tuple((2 * i + 1) * num_units // (2 * num_chosen) for i in range(num_chosen))
 
 
 def spread_sizes(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Return (bytes, number chosen) of every even choice among units of `sizes`, the largest first.
 
-    With units of unequal size more units can be fewer bytes; hence the whole table, not a search by halves.
+    With units of unequal size, more units can be fewer bytes. A binary search would miss that; hence the
+    whole table.
     """
     count = len(sizes)
     table = [(0, 0)]
@@ -32,7 +33,7 @@ def spread_sizes(sizes: Sequence[int]) -> list[tuple[int, int]]:
 def spread_within(sizes: Sequence[int], room_bytes: int) -> tuple[int, ...]:
     """Return an even choice among units of `sizes` that fills `room_bytes` well and never exceeds it.
 
-    Looks near the count that the mean size suggests, which is all that units of one size need.
+    Only tries counts near the one that the mean size suggests, which is exact for units of one size.
     """
     total, count = sum(sizes), len(sizes)
     if not total or total <= room_bytes:

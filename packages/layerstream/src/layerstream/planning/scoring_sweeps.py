@@ -1,10 +1,8 @@
-"""How many requests may share a sweep: sweeps, formed from lengths and the memory that is left.
+"""Plan scoring: which requests share a sweep, from their lengths and the memory that the budget leaves.
 
-Room: planning (pure: no torch, no I/O). Knows lengths and bytes; does not know what is asked nor how tasks take turns.
-
-Every task on board carries its hidden states from unit to unit while the others run. The keys and values of a prefix live only
-until its last suffix has read them in the same unit, so what is held of them is one request's, over the layers between two units
-that are moved; and one task at a time is inside a unit.
+Every admitted task carries its hidden states from unit to unit while the others run. The keys and values of a
+prefix live only until its last suffix has read them in the same unit. So they are held for one request at a
+time, and only for the layers between two units that move. Only one task at a time is inside a unit.
 """
 
 from __future__ import annotations
@@ -15,19 +13,19 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import Granularity, LedgerLine, PlacementPlan, Residency
+from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan, Residency
 from ..spec.profiles import ModelProfile
 from ..spec.sizes import dtype_bytes, format_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, room_bytes
 
 TASK_BYTES = 640 * 1024
-"""A suspended thread: its stack, its frames, and the team of threads that OpenMP keeps for it. Measured with teams of two."""
+"""Memory of a suspended thread: stack, frames and OpenMP thread team. Measured with teams of two."""
 
 _SOFTMAX_BYTES = 8
-"""Each logit once more in fp32, and its log-probability."""
+"""Bytes per logit for its copy in fp32 and its log-probability."""
 
 SOFTMAX_ROWS = 64
-"""Rows of logits that become log-probabilities at a time."""
+"""Rows of logits that are turned into log-probabilities at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +33,9 @@ class ScoringSize:
     """A request as lengths.
 
     Attributes:
-        forwards: tokens of each forward that it takes, in boarding order: the prefix first where it is shared.
-        context: tokens that each of them attends to, its own included.
-        logit_rows: positions of each that reach the language-model head.
+        forwards: tokens of each of its forwards, in order of admission; a shared prefix comes first.
+        context: tokens that each forward attends to, its own included.
+        logit_rows: positions of each forward that reach the language-model head.
         is_shared: the later forwards read the keys and values of the first.
     """
 
@@ -52,9 +50,9 @@ class ScoringPlan:
     """Which requests share a sweep.
 
     Attributes:
-        sweeps: places of the requests, in the order given; each sweep is one sweep.
-        lines: the ledger of the heaviest sweep.
-        room_bytes: what the budget leaves for it.
+        sweeps: for each sweep the indices of its requests, in the order given.
+        lines: the ledger of the sweep that takes the most memory.
+        room_bytes: the memory that the budget leaves for it.
     """
 
     sweeps: tuple[tuple[int, ...], ...]
@@ -63,54 +61,59 @@ class ScoringPlan:
 
     @property
     def sweep_bytes(self) -> int:
-        """What the heaviest sweep takes."""
+        """The memory of the sweep that takes the most."""
         return sum(line.num_bytes for line in self.lines)
 
     def explain(self) -> str:
         """Return the plan as text for people."""
-        num_questions = sum(len(sweep) for sweep in self.sweeps)
-        lines = [f"  scoring     {num_questions} requests in {len(self.sweeps)} sweeps"]
+        num_requests, num_sweeps = sum(len(sweep) for sweep in self.sweeps), len(self.sweeps)
+        noun = "sweep" if num_sweeps == 1 else "sweeps"
+        lines = [f"  scoring     {num_requests} requests in {num_sweeps} {noun}"]
         lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
-        return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])
+        return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])
 
 
 def plan_scoring_sweeps(
-    *, plan: PlacementPlan, profile: ModelProfile, requests: Sequence[ScoringSize], batches: int | None = None
+    *,
+    plan: PlacementPlan,
+    profile: ModelProfile,
+    requests: Sequence[ScoringSize],
+    max_rows: int | None = None,
 ) -> ScoringPlan:
-    """Return which requests task together, in their order.
+    """Return which requests share a sweep, in the order given.
 
     Args:
-        plan: of the loaded model; what its budget leaves beside the weights is what tasks may take.
-        profile: of the same model.
+        plan: the plan of the loaded model; tasks may take what its budget leaves after the weights.
+        profile: the profile of the same model.
         requests: in the order given by the user.
-        batches: form that many sweeps of about the same number of tokens, whatever memory says; None lets the budget decide.
+        max_rows: at most this many requests share a sweep, whatever memory says; None lets the budget decide.
 
     Returns:
-        The sweeps. A request that alone takes more than there is tasks alone.
+        The sweeps. A request that exceeds the memory by itself gets a sweep of its own.
 
     Raises:
-        PlanError: `batches` is less than 1.
+        PlanError: `max_rows` is less than 1.
     """
-    if batches is not None and batches < 1:
-        raise PlanError(f"batches must be at least 1, or None for as few as memory allows; got {batches}")
+    if max_rows is not None and max_rows < 1:
+        raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     needs = [_Needs.of(request, plan, profile) for request in requests]
     room = room_bytes(plan)
-    sweeps = _filled(needs, room) if batches is None else _divided(requests, batches)
+    sweeps = _fill_sweeps(needs, room) if max_rows is None else _chunks(len(requests), max_rows)
     heaviest = max(
-        (_together(needs, sweep) for sweep in sweeps),
+        (_combined(needs, sweep) for sweep in sweeps),
         key=lambda need: need.carried + need.inside,
         default=_Needs(),
     )
     lines = (
-        LedgerLine(purpose="tasks: what they carry", where="device", num_bytes=heaviest.carried),
-        LedgerLine(purpose="inside a unit, with its prefix", where="device", num_bytes=heaviest.inside),
+        LedgerLine(kind=LedgerKind.ADMITTED_TASKS, where=MemoryTier.DEVICE, num_bytes=heaviest.carried),
+        LedgerLine(kind=LedgerKind.RUNNING_TASK, where=MemoryTier.DEVICE, num_bytes=heaviest.inside),
     )
     return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=room)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Needs:
-    """What one request takes while it waits, and the most that it takes while one of its forwards is inside a unit."""
+    """What a request carries while it waits, and the most it takes while a forward is inside a unit."""
 
     carried: int = 0
     inside: int = 0
@@ -119,16 +122,16 @@ class _Needs:
     def of(request: ScoringSize, plan: PlacementPlan, profile: ModelProfile) -> _Needs:
         forwards = list(zip(request.forwards, request.context, request.logit_rows, strict=True))
         if plan.is_resident:
-            # nobody waits anywhere: each forward runs to its end
+            # no task is ever suspended: each forward runs to its end
             carried = 0
         else:
             carried = sum(
                 _carried_bytes(profile, plan.granularity, tokens, context) for tokens, context, _ in forwards
             )
             carried += TASK_BYTES * len(forwards)
-        lent = _lent_bytes(profile, plan, request.forwards[0]) if request.is_shared else 0
+        prefix = _prefix_cache_bytes(profile, plan, request.forwards[0]) if request.is_shared else 0
         inside = max(_inside_bytes(profile, *forward, own_cache=request.is_shared) for forward in forwards)
-        return _Needs(carried=carried, inside=lent + inside)
+        return _Needs(carried=carried, inside=prefix + inside)
 
 
 def _carried_bytes(profile: ModelProfile, granularity: Granularity, tokens: int, context: int) -> int:
@@ -136,22 +139,23 @@ def _carried_bytes(profile: ModelProfile, granularity: Granularity, tokens: int,
     widths = CARRIED_WIDTHS.get(granularity)
     if widths is None:
         return whole
-    # a mask: an element a pair where the forward on shapes has shown one, else a byte, and none for a text from its beginning
-    squared = profile.activation.bytes_per_token_squared or profile.activation.window_tokens
-    pair = dtype_bytes(profile.dtype) if squared else int(tokens < context)
-    stream = tokens * (widths * profile.hidden_size * dtype_bytes(profile.dtype) + pair * context)
+    # the mask: one element per pair of tokens where the forward on meta tensors showed such a mask; otherwise
+    # one byte per pair, or no mask at all for a text without a prefix
+    has_full_mask = profile.activation.bytes_per_token_squared or profile.activation.window_tokens
+    pair_bytes = dtype_bytes(profile.dtype) if has_full_mask else int(tokens < context)
+    stream = tokens * (widths * profile.hidden_size * dtype_bytes(profile.dtype) + pair_bytes * context)
     return min(whole, stream) if tokens == context else stream
 
 
-def _lent_bytes(profile: ModelProfile, plan: PlacementPlan, prefix_tokens: int) -> int:
-    """Return the bytes of a prefix' keys and values while they are read: of the blocks from one moved unit to the next."""
+def _prefix_cache_bytes(profile: ModelProfile, plan: PlacementPlan, prefix_tokens: int) -> int:
+    """Return the bytes of a prefix's keys and values held at once: from one moved unit to the next."""
     cache = cache_bytes(profile.activation, Workload(prompt_tokens=max(1, prefix_tokens), new_tokens=0))
     blocks = len({unit.block for unit in plan.units if unit.block is not None})
     return math.ceil(cache * min(1.0, _longest_stretch(plan) / max(1, blocks)))
 
 
 def _longest_stretch(plan: PlacementPlan) -> int:
-    """Return how many blocks a task goes through at most before it hands the baton on."""
+    """Return the most blocks that a task runs through before the scheduler gives another task its turn."""
     moved = {unit.block for unit in plan.units if unit.residency is not Residency.DEVICE}
     blocks = sorted({unit.block for unit in plan.units if unit.block is not None})
     longest = here = 0
@@ -167,7 +171,8 @@ def _inside_bytes(
     activation, size = profile.activation, Workload(prompt_tokens=tokens, new_tokens=0)
     working = activation_bytes(activation, size)
     if own_cache:
-        # prefix and suffix side by side for the length of a call, and once more with a head for each query
+        # prefix and suffix are concatenated for the length of a call, and once more when heads are repeated
+        # for each query
         whole = cache_bytes(activation, Workload(prompt_tokens=context, new_tokens=0))
         working += math.ceil(activation.cache_layer_share * whole)
         working += 2 * context * profile.hidden_size * dtype_bytes(profile.dtype) if tokens < context else 0
@@ -177,33 +182,27 @@ def _inside_bytes(
     return working + logits
 
 
-def _together(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
+def _combined(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
     return _Needs(
-        carried=sum(needs[place].carried for place in sweep),
-        inside=max(needs[place].inside for place in sweep),
+        carried=sum(needs[index].carried for index in sweep),
+        inside=max(needs[index].inside for index in sweep),
     )
 
 
-def _filled(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
+def _fill_sweeps(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
     sweeps: list[list[int]] = []
     carried = inside = 0
-    for place, need in enumerate(needs):
+    for index, need in enumerate(needs):
         carried, inside = carried + need.carried, max(inside, need.inside)
         if sweeps and carried + inside <= room:
-            sweeps[-1].append(place)
+            sweeps[-1].append(index)
         else:
-            sweeps.append([place])
+            sweeps.append([index])
             carried, inside = need.carried, need.inside
     return tuple(tuple(sweep) for sweep in sweeps)
 
 
-def _divided(requests: Sequence[ScoringSize], batches: int) -> tuple[tuple[int, ...], ...]:
-    total = sum(sum(request.forwards) for request in requests)
-    sweeps: list[list[int]] = [[] for _ in range(batches)]
-    passed = 0
-    for place, request in enumerate(requests):
-        tokens = sum(request.forwards)
-        middle = (passed + tokens / 2) / max(1, total)
-        sweeps[min(batches - 1, int(middle * batches))].append(place)
-        passed += tokens
-    return tuple(tuple(sweep) for sweep in sweeps if sweep)
+def _chunks(num_requests: int, most: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(range(start, min(start + most, num_requests))) for start in range(0, num_requests, most)
+    )

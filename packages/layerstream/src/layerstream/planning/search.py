@@ -1,8 +1,8 @@
-"""The search for the fastest arrangement within two budgets.
+"""Search for the fastest arrangement within the device and host budgets.
 
-Room: planning (pure: no torch, no I/O). Candidates are taken by a bound on their time that no pipeline can undercut, and played
-through until the bound exceeds the best time found; so the answer is the best of all candidates, and more device memory, which only
-adds candidates, never makes it worse. Only where hundreds of units would need too long is the search cut short.
+Candidates are simulated in the order of a lower bound on their time, until that bound exceeds the best time
+found. So the result is the best of all candidates, and more device memory, which only adds candidates, never
+makes it worse. The search is cut short only for models with hundreds of units, which would take too long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..spec.plans import Granularity, Residency, SweepCost
-from .arrange import Arrangement, Problem
+from .arrange import Arrangement, PlanningProblem
 from .candidates import Configuration, units_at, visited_units
 from .cost import SIMULATED_SWEEPS, WorkloadTimes, bound_s, sweep_cost, workload_s
 from .residency import spread_sizes
@@ -22,13 +22,16 @@ from .simulate import Buffers
 from .visit_times import Forward, visit_times
 
 MAX_SIMULATED_VISITS = 30_000
-"""After so many simulated visits the best so far is taken: it keeps planning of hundreds of units under a fifth of a second."""
+"""The search ends after this many simulated visits: hundreds of units are planned in under 0.2 s."""
 
 _FINENESS = {Granularity.BLOCK: 0, Granularity.PART: 1, Granularity.LAYER: 2}
 
 
 class _Candidate(NamedTuple):
-    """A configuration with its `rank`-th largest set of residents; ordered by the bound, then coarse, few slots, many residents."""
+    """A configuration with its `rank`-th largest set of residents.
+
+    Candidates are ordered by the bound; ties go to coarser units, then fewer slots, then more residents.
+    """
 
     bound_s: float
     fineness: int
@@ -38,8 +41,8 @@ class _Candidate(NamedTuple):
     rank: int
 
 
-class _Found(NamedTuple):
-    """An arrangement that was played through; `key` orders by time, then as candidates do."""
+class _Simulated(NamedTuple):
+    """An arrangement that was simulated; `key` orders by time, then as candidates are ordered."""
 
     key: tuple[float, int, int, int]
     arrangement: Arrangement
@@ -48,21 +51,21 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """The candidates of one problem; keeps the tables that configurations share.
+    """Searches the candidates of one problem, and caches the tables that configurations share.
 
     Attributes:
         problem: the model, the workload and the machine.
         device_budget_bytes: the bound on device memory.
     """
 
-    problem: Problem
+    problem: PlanningProblem
     device_budget_bytes: int
     _tables: dict[Granularity, list[tuple[int, int]]] = field(default_factory=dict)
     _times: dict[tuple[Granularity, int, Residency | None], WorkloadTimes] = field(default_factory=dict)
 
     def least_host_bytes(self, configuration: Configuration) -> int:
         """Return the least host memory with which `configuration` can run."""
-        resident_bytes, _ = self._options(configuration)[0]
+        resident_bytes, _ = self._resident_choices(configuration)[0]
         return self.problem.least_host_bytes(configuration, resident_bytes)
 
     def best(
@@ -71,40 +74,39 @@ class Search:
         """Return the fastest arrangement of `configurations` and its cost.
 
         Args:
-            configurations: those that the device's budget holds.
-            host_budget_bytes: the bound on host memory, which at least one of them must keep.
+            configurations: those that fit the device budget.
+            host_budget_bytes: the bound on host memory; at least one configuration must fit it.
         """
-        options = [self._options(each) for each in configurations]
+        choices = [self._resident_choices(configuration) for configuration in configurations]
 
         def candidate(position: int, rank: int) -> _Candidate:
-            each, resident_bytes = configurations[position], options[position][rank][0]
-            bound = self._bound_s(each, resident_bytes, host_budget_bytes)
-            return _Candidate(
-                bound, _FINENESS[each.granularity], each.num_slots, -resident_bytes, position, rank
-            )
+            configuration, resident_bytes = configurations[position], choices[position][rank][0]
+            bound = self._bound_s(configuration, resident_bytes, host_budget_bytes)
+            fineness = _FINENESS[configuration.granularity]
+            return _Candidate(bound, fineness, configuration.num_slots, -resident_bytes, position, rank)
 
         heap = [candidate(position, 0) for position in range(len(configurations))]
         heapq.heapify(heap)
-        found: _Found | None = None
+        best: _Simulated | None = None
         visits_left = MAX_SIMULATED_VISITS
-        while heap and (found is None or (heap[0].bound_s <= found.key[0] and visits_left > 0)):
+        while heap and (best is None or (heap[0].bound_s <= best.key[0] and visits_left > 0)):
             taken = heapq.heappop(heap)
             arrangement = self.problem.arrange(
-                configurations[taken.position], options[taken.position][taken.rank][1], host_budget_bytes
+                configurations[taken.position], choices[taken.position][taken.rank][1], host_budget_bytes
             )
             if arrangement is None:
-                # fewer residents would need only more host memory
+                # fewer residents would only need more host memory
                 continue
-            if taken.rank + 1 < len(options[taken.position]):
+            if taken.rank + 1 < len(choices[taken.position]):
                 heapq.heappush(heap, candidate(taken.position, taken.rank + 1))
             visits_left -= (SIMULATED_SWEEPS + 1) * len(arrangement.residencies)
-            played = self._play(taken, arrangement)
-            found = played if found is None or played.key < found.key else found
-        assert found is not None, "the host's budget was checked against the least that configurations need"
-        return found.arrangement, found.cost
+            simulated = self._simulate(taken, arrangement)
+            best = simulated if best is None or simulated.key < best.key else best
+        assert best is not None, "the host budget was checked against the least that configurations need"
+        return best.arrangement, best.cost
 
-    def _options(self, configuration: Configuration) -> list[tuple[int, int]]:
-        """Return (bytes, number) of resident decoder units that fit the device, the most bytes first."""
+    def _resident_choices(self, configuration: Configuration) -> list[tuple[int, int]]:
+        """Return (bytes, number) of the sets of resident decoder units that fit the device, largest first."""
         granularity = configuration.granularity
         units = units_at(self.problem.profile, granularity)
         if granularity not in self._tables:
@@ -117,11 +119,11 @@ class Search:
         ) // self.problem.weight_copies
         fitting = table[bisect_left(table, -room, key=lambda row: -row[0]) :]
         streams_head = self.problem.profile.head is not None and not configuration.head_on_device
-        # slots that nothing passes through are waste: the configuration without slots stands for these
+        # slots that no unit passes through are wasted; the configuration without slots covers that case
         return fitting if streams_head else [row for row in fitting if row[1] < len(units)]
 
     def _bound_s(self, configuration: Configuration, resident_bytes: int, host_budget_bytes: int) -> float:
-        """Return a time that no arrangement undercuts which keeps `resident_bytes` of decoder units on the device."""
+        """Return a lower bound on the time of arrangements that keep `resident_bytes` on the device."""
         units = visited_units(self.problem.profile, configuration.granularity)
         head = self.problem.profile.head
         kept = resident_bytes + (head.slot_bytes if head and configuration.head_on_device else 0)
@@ -138,17 +140,16 @@ class Search:
             copy_share=max(0.0, 1 - kept * copy_ratio / max(1, weight)),
         )
 
-    def _play(self, taken: _Candidate, arrangement: Arrangement) -> _Found:
+    def _simulate(self, candidate: _Candidate, arrangement: Arrangement) -> _Simulated:
         configuration = arrangement.configuration
         times = self._workload_times(configuration)
         cost = sweep_cost(
             times, arrangement.residencies, Buffers(configuration.num_slots, arrangement.num_staging)
         )
-        # equal up to rounding is equal: what is coarser then wins
+        # times that differ only by rounding are equal, so that the coarser one wins
         seconds = float(f"{workload_s(cost, times.new_tokens):.9g}")
-        return _Found(
-            (seconds, taken.fineness, taken.num_slots, taken.minus_resident_bytes), arrangement, cost
-        )
+        key = (seconds, candidate.fineness, candidate.num_slots, candidate.minus_resident_bytes)
+        return _Simulated(key, arrangement, cost)
 
     def _workload_times(self, configuration: Configuration) -> WorkloadTimes:
         key = (configuration.granularity, configuration.head_slices, configuration.embedding)

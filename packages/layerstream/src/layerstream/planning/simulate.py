@@ -1,13 +1,12 @@
-"""The pipeline of reads, copies and computing, played through on paper.
+"""Simulate the pipeline of reads, copies and computation, for hardware you own or not.
 
-Room: planning (pure: no torch, no I/O). A recurrence over visits, wrapping from each sweep into the next as the stream does. Knows
-who waits for whom; does not know why a unit lives where it lives. It answers for machines that one does not have.
+A recurrence over visits that wraps from each sweep into the next, as the stream does. What waits for what:
 
-Who waits for whom:
-1. A read waits for the previous read, and for a buffer to read into: a staging buffer (free when its last copy is done) or, where
-   there is none (CPU device), the slot itself.
-2. A copy waits for its read, for the previous copy, and for its slot, which is free when the last computation on it is done.
-3. A computation waits for the previous one, and for its unit's weights.
+1. A read waits for the previous read and for a buffer. That is a staging buffer, which is free once its last
+   copy is done, or the slot itself where there are no staging buffers (CPU device).
+2. A copy waits for its read, for the previous copy and for its slot, which is free once the last computation
+   on it is done.
+3. A computation waits for the previous one and for its unit's weights.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from .visit_times import Forward, VisitTimes, visit_times
 
 
 class Buffers(NamedTuple):
-    """The buffers that bound the pipeline: device slots, and staging buffers (0 where the slot is read into directly)."""
+    """The buffers that bound the pipeline; no staging buffers where reads go straight to slots."""
 
     num_slots: int
     num_staging: int
 
 
 class Visit(NamedTuple):
-    """When the parts of one visit began and ended, in seconds from the start; a part that did not happen has no length."""
+    """When the parts of one visit began and ended, in seconds; a part that was skipped has length 0."""
 
     sweep: int
     visit: int
@@ -39,7 +38,7 @@ class Visit(NamedTuple):
     read_end_s: float
     copy_start_s: float
     copy_end_s: float
-    wanted_s: float
+    wait_start_s: float
     compute_start_s: float
     compute_end_s: float
 
@@ -50,10 +49,11 @@ def simulate_pipeline(
     """Yield every visit of `sweeps` sweeps in order.
 
     Args:
-        times: what each visit takes.
+        times: how long the visits take.
         residencies: where each unit lives, by unit index.
-        buffers: how many slots and staging buffers there are; slots are needed when any unit is not on the device.
-        sweeps: how many sweeps to play.
+        buffers: how many slots and staging buffers there are; at least one slot unless all units are on the
+            device.
+        sweeps: how many sweeps to simulate.
     """
     visits = list(
         zip(
@@ -65,13 +65,13 @@ def simulate_pipeline(
         )
     )
     slot_free = [0.0] * buffers.num_slots
-    # without staging a read waits for the slot, so the two share one list
+    # without staging buffers a read waits for the slot, so both names refer to one list
     staging_free = [0.0] * buffers.num_staging if buffers.num_staging else slot_free
     reader_free = copier_free = now = 0.0
     slot = staging = -1
     for sweep in range(sweeps):
         for index, (residency, read_s, copy_s, compute_s) in enumerate(visits):
-            wanted, read_start, read_end, copy_start, copy_end = now, now, now, now, now
+            wait_start, read_start, read_end, copy_start, copy_end = now, now, now, now, now
             if residency is not Residency.DEVICE:
                 slot = (slot + 1) % buffers.num_slots
                 read_start = read_end = 0.0
@@ -87,7 +87,7 @@ def simulate_pipeline(
             now = start + compute_s
             if residency is not Residency.DEVICE:
                 slot_free[slot] = now
-            yield Visit(sweep, index, read_start, read_end, copy_start, copy_end, wanted, start, now)
+            yield Visit(sweep, index, read_start, read_end, copy_start, copy_end, wait_start, start, now)
 
 
 def sweep_ends(
@@ -111,18 +111,20 @@ def simulate_spans(
     *,
     batch_size: int = 1,
 ) -> tuple[Span, ...]:
-    """Return the timeline that a plan would give on a machine, for drawing; times in seconds from 0. Of several devices, the first.
+    """Return the timeline that a plan would produce on a machine, in seconds from 0.
+
+    With several devices, it is the timeline of the first.
 
     Args:
         plan: where everything lives.
         profile: the model that was planned.
-        machine: the machine, one's own or not.
+        machine: the machine; it need not exist here.
         tokens: tokens of each sequence in every forward: the prompt's length, or 1.
         sweeps: how many forwards.
         batch_size: sequences in one forward.
 
     Returns:
-        The spans of reads, copies, waits and computing, in visiting order.
+        The spans of reads, copies, waits and computation, in visiting order.
     """
     forward = Forward(
         batch_size=batch_size,
@@ -147,7 +149,7 @@ def _spans_of(visit: Visit, name: str, unit_index: int, times: VisitTimes) -> It
     parts = (
         (Activity.READ, visit.read_start_s, visit.read_end_s, times.read_bytes[visit.visit]),
         (Activity.COPY, visit.copy_start_s, visit.copy_end_s, times.copy_bytes[visit.visit]),
-        (Activity.WAIT, visit.wanted_s, visit.compute_start_s, 0),
+        (Activity.WAIT, visit.wait_start_s, visit.compute_start_s, 0),
         (Activity.COMPUTE, visit.compute_start_s, visit.compute_end_s, 0),
     )
     for activity, start, end, num_bytes in parts:

@@ -1,6 +1,6 @@
-"""What one visit of each unit takes: seconds of reading, copying and computing, by arithmetic on the machine's figures.
+"""Compute how long single visits take: seconds of reading, copying and computing, from the machine's rates.
 
-Room: planning (pure: no torch, no I/O). Knows single visits; does not know how they overlap (that is `simulate`).
+How visits overlap is the subject of `simulate`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from ..spec.profiles import Machine, ModelProfile, UnitProfile
 from .candidates import visited_units
 
 UNIT_OVERHEAD_S = 300e-6
-"""The interpreter's share of one visit: hooks, binding, handing over between threads. Measured with units of a few kilobytes."""
+"""Python time of one visit: hooks, binding, thread switches. Measured with units of a few kilobytes."""
 
 ROW_READ_S = 25e-6
-"""One embedding row from the disk: a random read with several in flight."""
+"""Time to read one embedding row from disk: a random read with several in flight."""
 
 TRANSFER_EFFICIENCY = {Granularity.BLOCK: 1.0, Granularity.PART: 0.98, Granularity.LAYER: 0.95}
-"""The share of the machine's transfer rates that units of each size reach. Assumed, not measured: small units leave the reader
-threads short queues. It also makes a finer granularity earn its additional hooks."""
+"""The share of the machine's transfer rates that units of each size reach. Assumed, not measured.
+
+Small units leave the reader threads with short queues. The share also makes finer units pay for their
+additional hooks.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisitTimes:
-    """One sweep's visits as columns; a head in slices is several visits of one unit.
+    """The visits of one sweep as columns; a head in slices counts as several visits of one unit.
 
     Attributes:
-        unit_index: which unit each visit belongs to, in visiting order.
+        unit_index: the unit of each visit, in visiting order.
         read_bytes: bytes that the visit reads if its unit lives on disk.
-        copy_bytes: bytes that it copies to the device if its unit does not live there.
+        copy_bytes: bytes that it copies if its unit does not live on the device; 0 on a CPU device.
         read_s: seconds of that read.
         copy_s: seconds of that copy; 0 on a CPU device.
         compute_s: seconds of the forward through the unit.
@@ -45,7 +48,7 @@ class VisitTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """One forward of the model as the arithmetic sees it.
+    """One forward of the model as numbers.
 
     Attributes:
         batch_size: sequences; the head computes the last position of each.
@@ -63,7 +66,7 @@ class Forward:
 
 
 def visit_times(profile: ModelProfile, machine: Machine, forward: Forward) -> VisitTimes:
-    """Return what each visit of one sweep takes, whatever the residency turns out to be."""
+    """Return how long each visit of one sweep takes, for every residency that its unit might have."""
     visits: list[tuple[int, int, int, float]] = []
     for index, unit in enumerate(visited_units(profile, forward.granularity)):
         is_head = unit is profile.head
@@ -87,7 +90,7 @@ def visit_times(profile: ModelProfile, machine: Machine, forward: Forward) -> Vi
 
 
 def _compute_s(unit: UnitProfile, machine: Machine, tokens: int) -> float:
-    """Return the seconds of a forward of `tokens` tokens: arithmetic or one pass over the weights, whichever is longer."""
+    """Return the seconds of a forward: the arithmetic or one pass over the weights, whichever is longer."""
     return max(
         2 * unit.num_parameters * tokens / machine.flops_per_s, unit.weight_bytes / machine.memory_bytes_per_s
     )

@@ -1,7 +1,4 @@
-"""Wishes: what a user asks for. Frozen, checked on construction, never changed.
-
-Room: words.
-"""
+"""Options: what a user asks for. Frozen values that check themselves on construction."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ class MemoryBudget:
     """How much memory a streamed model may take.
 
     Attributes:
-        device: bytes (or a size such as `"6 GiB"`) on the compute device; `"auto"` what is free there, `"min"` the least
-            that works.
-        host: the same for host memory. Where the device is the CPU the two are one memory, and `device` is what counts.
+        device: memory of the compute device: bytes, a size such as `"6 GiB"`, `"auto"` (what is free there)
+            or `"min"` (the least that works).
+        host: the same for host memory. On a CPU device the two are one memory, and only `device` counts.
     """
 
     device: int | str = "auto"
@@ -26,9 +23,9 @@ class MemoryBudget:
 
     def __post_init__(self) -> None:
         """Refuse anything that is neither a size nor `auto` or `min`."""
-        for requested in (self.device, self.host):
-            if requested not in ("auto", "min"):
-                parse_size(requested)
+        for size in (self.device, self.host):
+            if size not in ("auto", "min"):
+                parse_size(size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +36,9 @@ class Workload:
         batch_size: sequences in one forward (beams included).
         prompt_tokens: the longest prompt, in tokens.
         new_tokens: tokens generated after it.
-        prefill_chunk_tokens: let the feed-forward parts work through a longer prompt this many tokens at a time, within each
-            block's one visit. Needs less memory; results in bf16 and fp16 may then round differently. None does not chunk.
+        prefill_chunk_tokens: run the feed-forward parts on at most this many tokens of a prompt at a time,
+            within the single visit of each block. Saves memory; results in bf16 and fp16 may round
+            differently. None turns chunking off.
     """
 
     batch_size: int = 1
@@ -52,8 +50,8 @@ class Workload:
         """Refuse counts that make no sense."""
         if self.batch_size < 1 or self.prompt_tokens < 1 or self.new_tokens < 0:
             raise PlanError(
-                f"a workload needs batch_size >= 1, prompt_tokens >= 1 and new_tokens >= 0; got {self.batch_size}, "
-                f"{self.prompt_tokens} and {self.new_tokens}"
+                "a workload needs batch_size >= 1, prompt_tokens >= 1 and new_tokens >= 0; "
+                f"got {self.batch_size}, {self.prompt_tokens} and {self.new_tokens}"
             )
         if self.prefill_chunk_tokens is not None and self.prefill_chunk_tokens < 1:
             raise PlanError(
@@ -64,3 +62,50 @@ class Workload:
     def context_tokens(self) -> int:
         """The longest context: prompt and answer."""
         return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to load a model.
+
+    Attributes:
+        budget: memory per device: `"auto"` (what is free), `"min"` (the least that works), a size such as `"6
+            GiB"` for the device, or a `MemoryBudget`.
+        device: torch device string; `"auto"` is the accelerator if there is one.
+        devices: several devices that share every sweep's reads, instead of `device`.
+        dtype: the run dtype, by torch's name; `"auto"` keeps the checkpoint's.
+        workload: lengths and batch size to reserve memory for, on each device; None is `Workload()`.
+        attn_implementation: transformers' name of the attention implementation.
+        revision: the revision of a Hub id.
+        trust_remote_code: run code from the repository; off unless requested.
+    """
+
+    budget: int | str | MemoryBudget = "auto"
+    device: str = "auto"
+    devices: tuple[str, ...] | None = None
+    dtype: str = "auto"
+    workload: Workload | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is not a size, and devices that contradict each other."""
+        if not isinstance(self.budget, MemoryBudget):
+            MemoryBudget(device=self.budget)
+        if self.devices is None:
+            return
+        if self.device != "auto":
+            raise PlanError(
+                f"device={self.device!r} and devices={self.devices!r} were both given: "
+                "name one device, or several"
+            )
+        if isinstance(self.devices, str) or not self.devices:
+            raise PlanError(
+                f"devices takes a list of devices, such as ['cuda:0', 'cuda:1']; got {self.devices!r}"
+            )
+
+    @property
+    def memory_budget(self) -> MemoryBudget:
+        """The budget as a `MemoryBudget`."""
+        return self.budget if isinstance(self.budget, MemoryBudget) else MemoryBudget(device=self.budget)

@@ -1,13 +1,13 @@
-"""Decisions: where every unit lives, and the ledger in bytes that justifies it. Frozen data; no torch, no I/O.
-
-Room: words. Made by the planning room, obeyed by `load`, explained to people by `PlacementPlan.explain()`.
-"""
+"""Plans: where every unit lives, and the ledger in bytes that justifies it. Frozen values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, ClassVar, Self
 
+from .serialize import from_dict, to_dict
 from .sizes import format_bytes, format_rate, format_seconds
 
 
@@ -27,6 +27,52 @@ class Granularity(Enum):
     LAYER = "layer"
 
 
+class MemoryTier(Enum):
+    """A memory that the ledger accounts for."""
+
+    DEVICE = "device"
+    HOST = "host"
+
+
+class LedgerKind(Enum):
+    """What a line of the ledger is for; the values are stable."""
+
+    EDGES = "edges"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    RESIDENT_BLOCKS = "resident_blocks"
+    SLOTS = "slots"
+    HOST_BLOCKS = "host_blocks"
+    STAGING = "staging"
+    KV_CACHE = "kv_cache"
+    KV_CACHE_GROWTH = "kv_cache_growth"
+    ACTIVATIONS = "activations"
+    READ_BUFFERS = "read_buffers"
+    CONVERSION = "conversion"
+    RUNTIME = "runtime"
+    ADMITTED_TASKS = "admitted_tasks"
+    RUNNING_TASK = "running_task"
+
+
+_PURPOSES = {
+    LedgerKind.EDGES: "edges (norms, buffers)",
+    LedgerKind.EMBEDDING: "input embedding",
+    LedgerKind.HEAD: "output head",
+    LedgerKind.RESIDENT_BLOCKS: "resident blocks",
+    LedgerKind.SLOTS: "slots",
+    LedgerKind.HOST_BLOCKS: "blocks in host memory",
+    LedgerKind.STAGING: "staging",
+    LedgerKind.KV_CACHE: "KV cache",
+    LedgerKind.KV_CACHE_GROWTH: "KV cache growth",
+    LedgerKind.ACTIVATIONS: "activations",
+    LedgerKind.READ_BUFFERS: "read buffers",
+    LedgerKind.CONVERSION: "conversion",
+    LedgerKind.RUNTIME: "runtime and allocator",
+    LedgerKind.ADMITTED_TASKS: "admitted tasks, between units",
+    LedgerKind.RUNNING_TASK: "running task, inside a unit",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPlacement:
     """One unit and where it lives.
@@ -35,8 +81,8 @@ class UnitPlacement:
         name: the unit's module path.
         block: its block's index; None for the head.
         residency: where it lives.
-        weight_bytes: what it weighs on the device.
-        read_bytes: what a visit reads from the disk if it lives there.
+        weight_bytes: the size of its weights on the device.
+        read_bytes: what a visit reads if the unit lives on disk.
     """
 
     name: str
@@ -48,54 +94,69 @@ class UnitPlacement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerLine:
-    """One line of the ledger: `num_bytes` of `where` ("device" or "host") for `purpose`."""
+    """One line of the ledger.
 
-    purpose: str
-    where: str
+    Attributes:
+        kind: what the memory is for.
+        where: which memory it is.
+        num_bytes: how much of it.
+    """
+
+    DERIVED_KEYS: ClassVar = ("purpose",)
+
+    kind: LedgerKind
+    where: MemoryTier
     num_bytes: int
+
+    @property
+    def purpose(self) -> str:
+        """The kind in English, for people."""
+        return _PURPOSES[self.kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLedger:
-    """What takes memory, and what may.
+    """What takes memory, and how much it may take.
 
     Attributes:
         lines: every use, in bytes.
         device_budget_bytes: the bound on the device lines.
-        host_budget_bytes: the bound on the host lines; on a CPU device there are none.
+        host_budget_bytes: the bound on the host lines; 0 on a CPU device, which has no host lines.
     """
+
+    DERIVED_KEYS: ClassVar = ("device_bytes", "host_bytes")
 
     lines: tuple[LedgerLine, ...]
     device_budget_bytes: int
     host_budget_bytes: int
 
-    def total_bytes(self, where: str) -> int:
-        """Return the sum of the lines of `where` ("device" or "host")."""
-        return sum(line.num_bytes for line in self.lines if line.where == where)
+    def total_bytes(self, where: MemoryTier) -> int:
+        """Return the sum of the lines of one memory."""
+        return sum(line.num_bytes for line in self.lines if line.where is where)
 
     @property
     def device_bytes(self) -> int:
         """The predicted peak on the device."""
-        return self.total_bytes("device")
+        return self.total_bytes(MemoryTier.DEVICE)
 
     @property
     def host_bytes(self) -> int:
-        """The predicted peak in host memory (0 on a CPU device, where all is counted as device)."""
-        return self.total_bytes("host")
+        """The predicted peak in host memory (0 on a CPU device, where everything counts as device memory)."""
+        return self.total_bytes(MemoryTier.HOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepCost:
-    """What one sweep moves and how long that takes, by arithmetic on the machine's figures.
+    """What one sweep moves and how long that takes, computed from the machine's rates.
 
     Attributes:
-        read_bytes: from the disk.
-        copy_bytes: from host to device.
-        read_s: time of the reads alone.
-        copy_s: time of the copies alone.
-        compute_s: time of the decode forward alone.
-        sweep_s: time of the pipelined whole for one new token.
-        prefill_s: time of the pipelined whole for the prompt.
+        read_bytes: read from disk.
+        copy_bytes: copied from host to device.
+        read_s: duration of the reads alone.
+        copy_s: duration of the copies alone.
+        compute_s: duration of the decode forward alone.
+        sweep_s: duration of the whole pipelined sweep for one new token.
+        prefill_s: duration of the whole pipelined sweep for the prompt.
         limited_by: `"disk"`, `"copy"` or `"compute"`.
     """
 
@@ -117,17 +178,21 @@ class PlacementPlan:
         model_name: path or Hub id.
         dtype: the run dtype.
         device: torch device string; the first of several.
-        devices: all of them; they share one reading of the weights, and each has what the ledger counts for a device.
+        devices: all devices; they share every sweep's reads, and the ledger's device lines apply to each.
         granularity: the size of a streamed unit.
         units: every unit in visiting order, the head last if it is a unit.
         num_slots: device buffers for streamed units; 0 when nothing is streamed.
         slot_bytes: the size of one slot.
-        num_staging: pinned host buffers on the way from disk to slot; 0 on a CPU device, where the slot is the staging buffer.
-        embedding: where the input embedding's rows are looked up; None when it is not row-addressable (then on the device).
-        head_slices: in how many vocabulary slices the head is visited; 1 is whole.
-        ledger: the bytes.
+        num_staging: pinned host buffers on the way from disk to slot; 0 on a CPU device, where the slot is
+            the staging buffer.
+        embedding: where the input embedding's rows are looked up; None when it is not row-addressable (then
+            it is on the device).
+        head_slices: the number of vocabulary slices that the head is visited in; 1 is the whole head.
+        ledger: the memory it takes.
         cost: the predicted time.
     """
+
+    DERIVED_KEYS: ClassVar = ("is_resident",)
 
     model_name: str
     dtype: str
@@ -149,8 +214,21 @@ class PlacementPlan:
 
     @property
     def is_resident(self) -> bool:
-        """True when nothing is moved while the model runs."""
+        """True when no weights move while the model runs."""
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as a JSON-ready dict, with the sums of the ledger."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the plan that `to_dict` wrote.
+
+        Raises:
+            PlanError: the version or a field is not what this version writes.
+        """
+        return from_dict(cls, data)
 
     def explain(self) -> str:
         """Return the plan as text for people: placement, ledger, predicted time, what limits it."""
@@ -165,8 +243,9 @@ class PlacementPlan:
         counts = {residency: self.count(residency) for residency in Residency}
         lines = [
             f"{self.model_name} in {self.dtype} on {self._device_names()}",
-            f"  units       {len(self.units)} ({noun[self.granularity]} and the head): {counts[Residency.DEVICE]} on the device, "
-            f"{counts[Residency.HOST]} in host memory, {counts[Residency.DISK]} on disk",
+            f"  units       {len(self.units)} ({noun[self.granularity]} and the head): "
+            f"{counts[Residency.DEVICE]} on the device, {counts[Residency.HOST]} in host memory, "
+            f"{counts[Residency.DISK]} on disk",
             f"  map         {self.placement_map()}",
         ]
         if self.num_slots:
@@ -179,34 +258,37 @@ class PlacementPlan:
         return lines
 
     def _device_names(self) -> str:
-        one_reading = ", fed by one reading" if len(self.devices) > 1 else ""
-        return " and ".join(self.devices) + one_reading
+        shared = ", which share every sweep's reads" if len(self.devices) > 1 else ""
+        return " and ".join(self.devices) + shared
 
-    def _whose(self) -> str:
+    def _device_memory_title(self) -> str:
         different = list(dict.fromkeys(self.devices))
-        return f" (of each: {', '.join(different)})" if len(different) > 1 else ""
+        return "device memory" + (f" (on each of {', '.join(different)})" if len(different) > 1 else "")
 
     def placement_map(self) -> str:
-        """Return one letter a unit in visiting order: D device, H host, . disk; runs are shortened when there are many."""
+        """Return one letter per unit in visiting order (D device, H host, . disk); a long map is cut."""
         letters = {Residency.DEVICE: "D", Residency.HOST: "H", Residency.DISK: "."}
         text = "".join(letters[unit.residency] for unit in self.units)
         return text if len(text) <= 96 else f"{text[:60]}…{text[-30:]}"
 
     def _ledger_lines(self) -> list[str]:
-        lines = []
-        budgets = {"device": self.ledger.device_budget_bytes, "host": self.ledger.host_budget_bytes}
-        for where, budget in budgets.items():
-            rows = [line for line in self.ledger.lines if line.where == where and line.num_bytes]
+        ledger, lines = self.ledger, []
+        for where, title, budget_bytes in (
+            (MemoryTier.DEVICE, self._device_memory_title(), ledger.device_budget_bytes),
+            (MemoryTier.HOST, "host memory", ledger.host_budget_bytes),
+        ):
+            rows = [
+                (line.purpose, line.num_bytes)
+                for line in ledger.lines
+                if line.where is where and line.num_bytes
+            ]
             if not rows:
                 continue
-            lines.append(f"  {where} memory{self._whose() if where == 'device' else ''}")
+            rows += [("predicted peak", ledger.total_bytes(where)), ("budget", budget_bytes)]
+            lines.append(f"  {title}")
             lines += [
-                f"    {row.purpose:<34}{format_bytes(row.num_bytes):>10}{row.num_bytes:>18,} B"
-                for row in rows
+                f"    {name:<34}{format_bytes(num_bytes):>10}{num_bytes:>18,} B" for name, num_bytes in rows
             ]
-            total = self.ledger.total_bytes(where)
-            lines.append(f"    {'predicted peak':<34}{format_bytes(total):>10}{total:>18,} B")
-            lines.append(f"    {'budget':<34}{format_bytes(budget):>10}{budget:>18,} B")
         return lines
 
     def _cost_lines(self) -> list[str]:
@@ -218,21 +300,22 @@ class PlacementPlan:
             else "nothing read"
         )
         return [
-            f"  one sweep   {format_seconds(cost.sweep_s)} a token (predicted): {read}; limited by {cost.limited_by}",
+            f"  one sweep   {format_seconds(cost.sweep_s)} per token (predicted): {read}; "
+            f"limited by {cost.limited_by}",
             f"  prefill     {format_seconds(cost.prefill_s)} (predicted)",
         ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Requests that share one micro-batch.
+    """Requests that share one tensor.
 
     Attributes:
-        requests: their places among the requests given.
+        requests: their indices in the list of requests.
         rows: sequences in the tensor (beams included).
         prompt_tokens: the longest prompt; shorter ones are padded on the left.
-        new_tokens: the longest answer at most.
-        weight: what it takes of `BatchPlan.capacity` while it tasks.
+        new_tokens: the length limit of the longest answer.
+        weight: the share of `BatchPlan.capacity` that it takes while it is admitted.
     """
 
     requests: tuple[int, ...]
@@ -244,13 +327,13 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """How many requests go through the sweeps, and which together.
+    """Which requests share a micro-batch, and how much may be admitted at once.
 
     Attributes:
-        micro-batches: in boarding order.
-        capacity: how much may task at once: bytes, or rows where the number of batches was given.
-        lines: the ledger of what tasks; empty where the number of batches was given.
-        room_bytes: what the budget leaves for it.
+        micro_batches: in order of admission.
+        capacity: how much may be admitted at once: bytes, or rows when `max_rows` was given.
+        lines: the ledger of the admitted tasks; empty when `max_rows` was given.
+        room_bytes: the memory that the budget leaves for them.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -261,7 +344,9 @@ class BatchPlan:
     def explain(self) -> str:
         """Return the plan of the batch as text for people."""
         rows = [micro_batch.rows for micro_batch in self.micro_batches]
-        sizes = f"{min(rows)} to {max(rows)}" if rows else "0"
-        lines = [f"  batch       {sum(rows)} rows in {len(self.micro_batches)} micro-batches of {sizes} rows"]
+        smallest, largest = min(rows, default=0), max(rows, default=0)
+        sizes = str(largest) if smallest == largest else f"{smallest} to {largest}"
+        noun = "micro-batch" if len(rows) == 1 else "micro-batches"
+        lines = [f"  batch       {sum(rows)} rows in {len(rows)} {noun} of {sizes} rows"]
         lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
-        return "\n".join([*lines, f"    {'room for them':<34}{format_bytes(self.room_bytes):>10}"])
+        return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])

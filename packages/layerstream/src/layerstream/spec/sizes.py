@@ -1,6 +1,6 @@
 """Sizes, rates and dtypes as numbers and as text.
 
-Room: words. Everything inside layerstream counts in plain bytes (int) and seconds (float); text with GiB appears at the edge only.
+Everything inside layerstream counts in plain bytes (int) and seconds (float); only text for people uses GiB.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_size(text: str | int) -> int:
-    """Return the bytes that `text` names.
+    """Return the bytes that `text` stands for.
 
     Args:
-        text: an int (bytes) or a string such as `"6 GiB"`, `"500MB"`, `"6G"`. `iB` is binary; `GB` is decimal, and a bare
-            `G` is binary, as memory sizes are.
+        text: an int (bytes) or a string such as `"6 GiB"`, `"500MB"`, `"6G"`. `GiB` is binary, `GB` is
+            decimal, and a bare `G` is binary, as is usual for memory.
 
     Raises:
-        PlanError: when the text is no size, or not positive.
+        PlanError: the text is not a size, or not above 0.
     """
     if isinstance(text, int) and not isinstance(text, bool):
         size = text
@@ -52,18 +52,18 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(str(text))
         if match is None:
             raise PlanError(
-                f"{text!r} is no size: write a number of bytes or something like '6 GiB' or '500 MB'"
+                f"{text!r} is not a size: give a number of bytes, or text such as '6 GiB' or '500 MB'"
             )
         number, prefix, binary = match.groups()
         decimal = bool(prefix) and not binary and str(text).strip().lower().endswith("b")
         size = int(float(number) * (1000 if decimal else 1024) ** _POWER[prefix.lower()])
     if size <= 0:
-        raise PlanError(f"{text!r} is no size: it must be more than 0 bytes")
+        raise PlanError(f"{text!r} is not a size: give more than 0 bytes")
     return size
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Return `num_bytes` as people write it: `"1.72 GiB"`, `"512 B"`."""
+    """Return `num_bytes` as text: `"1.72 GiB"`, `"512 B"`."""
     for unit, size in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(num_bytes) >= size:
             value = num_bytes / size
@@ -72,12 +72,12 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_rate(bytes_per_s: float) -> str:
-    """Return a rate in decimal gigabytes a second, as disks are sold: `"2.93 GB/s"`."""
+    """Return a rate in decimal gigabytes per second, the unit that disks are sold by: `"2.93 GB/s"`."""
     return f"{bytes_per_s / 1e9:.2f} GB/s"
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people write it: `"350 ms"`, `"12.3 s"`, `"4 min 05 s"`, `"2 h 10 min"`."""
+    """Return a duration as text: `"350 ms"`, `"12.3 s"`, `"4 min 05 s"`, `"2 h 10 min"`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -92,10 +92,10 @@ def dtype_bytes(dtype: str, num_elements: int = 1) -> int:
     """Return the bytes of `num_elements` of torch dtype `dtype` (its name, without `torch.`), rounded up.
 
     Raises:
-        PlanError: when the dtype is unknown.
+        PlanError: the dtype is unknown.
     """
     if dtype not in DTYPE_BITS:
-        raise PlanError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPE_BITS)}")
+        raise PlanError(f"unknown dtype {dtype!r}: give one of {', '.join(DTYPE_BITS)}")
     return (DTYPE_BITS[dtype] * num_elements + 7) // 8
 
 

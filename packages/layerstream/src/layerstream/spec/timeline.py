@@ -1,6 +1,7 @@
-"""Spans: what happened when, for progress, reports and traces. Frozen data and one thread-safe recorder.
+"""Spans: what happened when, for progress, reports and traces. Frozen values and one thread-safe recorder.
 
-Room: words. A span is one activity (`READ`, `COPY`, `WAIT`, `COMPUTE`) on one unit. Times are `time.perf_counter()` seconds.
+A span is one activity (`READ`, `COPY`, `WAIT`, `COMPUTE`) on one unit. Times are `time.perf_counter()`
+seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import Enum
 
 
 class Activity(Enum):
-    """What a span is about."""
+    """What was done during a span."""
 
     READ = "read"
     COPY = "copy"
@@ -32,8 +33,8 @@ class Span:
         sweep: the sweep it belongs to, from 0.
         start_s: when it began (`perf_counter`).
         end_s: when it ended.
-        num_bytes: bytes moved; 0 for waits and computing.
-        replica: the device's number where there are several; a read serves them all and has 0.
+        num_bytes: bytes moved; 0 for waits and computation.
+        replica: the replica's number where there are several; 0 for a read, which serves all of them.
     """
 
     activity: Activity
@@ -53,7 +54,7 @@ class Span:
 
 @dataclass(slots=True)
 class ActivityTotal:
-    """Sums over all spans of one activity, those that the ring has dropped included."""
+    """Sums over all spans of one activity, including those that the ring has dropped."""
 
     count: int = 0
     seconds: float = 0.0
@@ -62,9 +63,9 @@ class ActivityTotal:
 
 @dataclass(slots=True)
 class Timeline:
-    """Keep the last `capacity` spans and the totals of all; tell listeners of each one.
+    """Keeps the last `capacity` spans and the totals of all spans, and passes each span to the listeners.
 
-    Recording is safe from every thread. A listener is called on the recording thread and must be quick.
+    Any thread may record. Listeners run on the recording thread and must be quick.
     """
 
     capacity: int = 20_000
@@ -76,11 +77,11 @@ class Timeline:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Make the ring."""
+        """Create the ring."""
         self._spans = deque(maxlen=self.capacity)
 
     def record(self, span: Span) -> None:
-        """Add `span` to the ring and the totals, and hand it to the listeners."""
+        """Add `span` to the ring and the totals, and pass it to the listeners."""
         with self._lock:
             self._spans.append(span)
             total = self.totals[span.activity]
@@ -92,12 +93,12 @@ class Timeline:
             listener(span)
 
     def spans(self) -> tuple[Span, ...]:
-        """Return the spans still in the ring, in the order in which they ended."""
+        """Return the spans still in the ring, in the order they ended."""
         with self._lock:
             return tuple(self._spans)
 
     def subscribe(self, listener: Callable[[Span], None]) -> Callable[[], None]:
-        """Call `listener` with every later span; return a function that ends this."""
+        """Call `listener` with every later span; return a function that unsubscribes it."""
         with self._lock:
             self._listeners.append(listener)
 

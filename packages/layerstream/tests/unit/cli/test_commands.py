@@ -211,7 +211,7 @@ def test_trace_simulates_without_running(
     ("arguments", "message"),
     [
         (["plan", "/no/such/place"], "/no/such/place"),
-        (["plan", "TINY", "--budget", "many"], "'many' is no size"),
+        (["plan", "TINY", "--budget", "many"], "'many' is not a size"),
         (["plan", "TINY", "--budget", "1KiB"], "give at least"),
         (["plan", "TINY", "--machine", "gpu=16GB"], "lacks ram"),
         (["plan", "TINY", "--machine", "cpu=16GB"], "'cpu' in the machine"),
@@ -220,7 +220,7 @@ def test_trace_simulates_without_running(
         (["run", "TINY", "-p", "hello", "--trace", "t.txt"], "not 't.txt'"),
         (["run", "TINY", "-p", "hello", "--trace", "absent/t.json"], "there is no directory"),
         (["estimate", "TINY/absent.json"], "cannot read the config"),
-        (["estimate", "--memory", "lots"], "'lots' is no size"),
+        (["estimate", "--memory", "lots"], "'lots' is not a size"),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_status_2(

@@ -1,4 +1,4 @@
-"""Models as numbers, for the planning room's tables."""
+"""Models and machines as numbers, for the tests of planning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), HIDDEN * INTERMEDIATE
 
 
 def unit(name: str, block: int | None, num_parameters: int, *, alignment: int = 1) -> UnitProfile:
-    """Return a unit of two bytes a parameter."""
+    """Return a unit of two bytes per parameter."""
     size = 2 * num_parameters
     return UnitProfile(
         name=name,
@@ -75,7 +75,7 @@ def small_model(
     embedding_bytes: int = 4_000_000,
     head_rows: int = 1000,
 ) -> ModelProfile:
-    """Return a model of blocks of 10 MB, in parts of 4 and 6 MB, and a head of 4 MB; no cache and no activations."""
+    """Return a model of 10 MB blocks in parts of 4 and 6 MB, and a 4 MB head; no cache and no activations."""
     names = [f"layers.{index}" for index in range(num_blocks)]
     return ModelProfile(
         name="small",
@@ -99,12 +99,12 @@ def small_model(
 
 
 def cpu(memory_bytes: int = 16 * GIB) -> Machine:
-    """Return a computer without an accelerator."""
+    """Return a machine without an accelerator."""
     return Machine(device="cpu", device_memory_bytes=memory_bytes, host_memory_bytes=memory_bytes)
 
 
 def card(device_gib: float, host_gib: float) -> Machine:
-    """Return a computer with an accelerator of `device_gib` and host memory of `host_gib`."""
+    """Return a machine with an accelerator of `device_gib` and host memory of `host_gib`."""
     return Machine(
         device="cuda:0",
         device_memory_bytes=int(device_gib * GIB),

@@ -1,4 +1,4 @@
-"""Plans for several devices: one plan that suits the least of them, every device's bytes counted, host bytes once."""
+"""Plans for several devices: the smallest one decides, device bytes count per device and host bytes once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 
 from layerstream.errors import BudgetTooSmallError, PlanError
 from layerstream.planning.devices import group_devices
+from layerstream.planning.ledger import WORKLOAD_KINDS
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.simulate import simulate_spans
 from layerstream.spec.options import MemoryBudget, Workload
-from layerstream.spec.plans import PlacementPlan, Residency
+from layerstream.spec.plans import LedgerKind, MemoryTier, PlacementPlan, Residency
 from layerstream.spec.profiles import Machine
 from layerstream.spec.sizes import GIB
 from layerstream.spec.timeline import Activity
@@ -25,12 +26,12 @@ def plan(machines: list[Machine], budget: MemoryBudget | None = None, **model: i
         budget=budget or MemoryBudget(),
         workload=Workload(prompt_tokens=1024, new_tokens=16),
         machine=machines[0],
-        beside=machines[1:],
+        other_machines=machines[1:],
     )
 
 
-def lines(plan: PlacementPlan, where: str) -> dict[str, int]:
-    return {line.purpose: line.num_bytes for line in plan.ledger.lines if line.where == where}
+def sizes(plan: PlacementPlan, where: MemoryTier) -> dict[LedgerKind, int]:
+    return {line.kind: line.num_bytes for line in plan.ledger.lines if line.where is where}
 
 
 def cards(*gib: float, host_gib: float = 32) -> list[Machine]:
@@ -41,9 +42,8 @@ def test_two_equal_devices_have_the_plan_of_one() -> None:
     one, two = plan(cards(16)), plan(cards(16, 16))
     assert two.devices == ("cuda:0", "cuda:1")
     assert (two.device, one.devices) == ("cuda:0", ("cuda:0",))
-    assert (
-        replace(two, devices=one.devices) == one
-    )  # its ledger, too: each device's bytes, and the host's once
+    # the ledger is equal too: device bytes count per device, and host bytes once
+    assert replace(two, devices=one.devices) == one
 
 
 def test_the_smallest_device_and_the_slowest_rates_decide() -> None:
@@ -55,23 +55,20 @@ def test_the_smallest_device_and_the_slowest_rates_decide() -> None:
     assert both.cost.copy_s > plan(cards(16)).cost.copy_s
 
 
-def test_a_device_named_twice_holds_everything_twice_but_its_runtime() -> None:
+def test_a_device_named_twice_holds_everything_twice_except_its_runtime() -> None:
     budget = MemoryBudget(device="min", host="min")
     one, two = plan(cards(16), budget), plan([*cards(16), *cards(16)], budget)
     assert two.devices == ("cuda:0", "cuda:0")
-    for purpose, size in lines(one, "device").items():
-        assert lines(two, "device")[purpose] == size * (1 if purpose == "runtime and allocator" else 2), (
-            purpose
-        )
-    assert lines(two, "host") == lines(one, "host")
+    for kind, size in sizes(one, MemoryTier.DEVICE).items():
+        assert sizes(two, MemoryTier.DEVICE)[kind] == size * (1 if kind is LedgerKind.RUNTIME else 2), kind
+    assert sizes(two, MemoryTier.HOST) == sizes(one, MemoryTier.HOST)
 
 
-def test_lanes_on_the_cpu_share_weights_and_slots_but_not_what_they_compute() -> None:
+def test_replicas_on_the_cpu_share_weights_and_slots_but_not_cache_and_activations() -> None:
     budget = MemoryBudget(device="min")
     one, three = plan([cpu(64 * GIB)], budget), plan([cpu(64 * GIB)] * 3, budget)
-    own = {"KV cache", "KV cache growth", "activations"}
-    for purpose, size in lines(one, "device").items():
-        assert lines(three, "device")[purpose] == size * (3 if purpose in own else 1), purpose
+    for kind, size in sizes(one, MemoryTier.DEVICE).items():
+        assert sizes(three, MemoryTier.DEVICE)[kind] == size * (3 if kind in WORKLOAD_KINDS else 1), kind
 
 
 def test_residents_of_a_shared_device_fit_its_budget() -> None:
@@ -79,7 +76,7 @@ def test_residents_of_a_shared_device_fit_its_budget() -> None:
     two = plan(machines, num_blocks=8)
     assert 0 < two.count(Residency.DEVICE) < 8
     assert two.ledger.device_bytes <= 150_000_000
-    assert lines(two, "device")["resident blocks"] % 2 == 0
+    assert sizes(two, MemoryTier.DEVICE)[LedgerKind.RESIDENT_BLOCKS] % 2 == 0
     assert plan(machines[:1], num_blocks=8).is_resident
 
 
@@ -92,14 +89,14 @@ def test_a_budget_too_small_for_one_of_the_devices_names_it() -> None:
         plan([cpu()] * 2, MemoryBudget(device=plan([cpu()], MemoryBudget(device="min")).ledger.device_bytes))
 
 
-def test_a_cpu_beside_an_accelerator_is_refused() -> None:
+def test_a_cpu_and_an_accelerator_cannot_share_a_plan() -> None:
     with pytest.raises(PlanError, match="cpu, cuda:0 cannot share one plan"):
         plan([cpu(), *cards(16)])
     with pytest.raises(PlanError, match="at least one device"):
         group_devices([])
 
 
-def test_lanes_on_one_device_share_its_rates() -> None:
+def test_replicas_on_one_device_share_its_rates() -> None:
     group = group_devices([cpu(), cpu()])
     assert group.machine.flops_per_s == cpu().flops_per_s / 2
     assert group.machine.memory_bytes_per_s == cpu().memory_bytes_per_s / 2
@@ -107,7 +104,7 @@ def test_lanes_on_one_device_share_its_rates() -> None:
     assert group_devices(cards(16, 16)).machine.flops_per_s == card(16, 32).flops_per_s
 
 
-def test_the_simulated_timeline_of_shared_lanes_computes_at_their_rates() -> None:
+def test_simulated_replicas_on_one_device_compute_at_their_share_of_its_rate() -> None:
     profile, machine = llama_70b(), cpu(64 * GIB)
     spans = []
     for replicas in (1, 2):
@@ -122,8 +119,8 @@ def test_the_simulated_timeline_of_shared_lanes_computes_at_their_rates() -> Non
     assert spans[1] == pytest.approx(2 * spans[0], rel=0.05)
 
 
-def test_explain_names_every_device_and_one_reading() -> None:
+def test_explain_names_every_device_and_says_that_they_share_reads() -> None:
     text = plan(cards(16, 16)).explain()
-    assert "on cuda:0 and cuda:1, fed by one reading" in text
-    assert "device memory (of each: cuda:0, cuda:1)" in text
-    assert "fed by" not in plan(cards(16)).explain()
+    assert "on cuda:0 and cuda:1, which share every sweep's reads" in text
+    assert "device memory (on each of cuda:0, cuda:1)" in text
+    assert "share" not in plan(cards(16)).explain()

@@ -1,4 +1,4 @@
-"""From parameters to bytes."""
+"""Numbers of parameters, converted to bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerstream.planning.estimate import bytes_by_precision
         ("2-bit", 17_500_000_000),
     ],
 )
-def test_70_billion_parameters_take_the_bytes_that_their_bits_say(precision: str, expected: int) -> None:
+def test_70_billion_parameters_take_their_bits_per_parameter(precision: str, expected: int) -> None:
     assert bytes_by_precision(70_000_000_000)[precision] == expected
 
 

@@ -1,6 +1,8 @@
-"""The ledger's arithmetic, against numbers worked out by hand."""
+"""The ledger's arithmetic, against numbers computed by hand."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import pytest
 
@@ -13,7 +15,7 @@ from layerstream.planning.ledger import (
     host_lines,
 )
 from layerstream.spec.options import Workload
-from layerstream.spec.plans import Granularity, Residency
+from layerstream.spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, Residency
 from layerstream.spec.profiles import ActivationProfile
 
 from .shapes import READ_BUFFER_BYTES, card, cpu, small_model
@@ -48,6 +50,10 @@ def test_activations_grow_with_tokens_and_with_the_square_of_the_prompt() -> Non
     assert activation_bytes(MIXED, workload) == 1000 + 10 * 200 + 0.5 * 2 * 100 * 100
 
 
+def _sizes(lines: Iterable[LedgerLine]) -> dict[LedgerKind, int]:
+    return {line.kind: line.num_bytes for line in lines}
+
+
 def _configuration(embedding: Residency, *, head_on_device: bool) -> Configuration:
     return Configuration(
         granularity=Granularity.BLOCK,
@@ -60,30 +66,28 @@ def _configuration(embedding: Residency, *, head_on_device: bool) -> Configurati
 
 def test_a_tied_head_on_the_device_is_counted_once() -> None:
     configuration = _configuration(Residency.DEVICE, head_on_device=True)
-    for tied, purposes in ((True, {"input embedding"}), (False, {"input embedding", "output head"})):
+    both = {LedgerKind.EMBEDDING, LedgerKind.HEAD}
+    for tied, kinds in ((True, {LedgerKind.EMBEDDING}), (False, both)):
         lines = device_lines(small_model(tied=tied), Workload(), cpu(), configuration, 0)
-        found = {
-            line.purpose: line.num_bytes
-            for line in lines
-            if line.purpose in ("input embedding", "output head")
-        }
-        assert found == dict.fromkeys(purposes, 4_000_000)
+        found = {kind: size for kind, size in _sizes(lines).items() if kind in both}
+        assert found == dict.fromkeys(kinds, 4_000_000)
 
 
-def test_read_buffers_are_the_devices_on_a_cpu_and_the_hosts_beside_a_card() -> None:
+def test_read_buffers_count_as_device_memory_on_a_cpu_and_as_host_memory_with_a_card() -> None:
     configuration = _configuration(Residency.DISK, head_on_device=False)
     model = small_model()
-    on_cpu = {line.purpose: line for line in device_lines(model, Workload(), cpu(), configuration, 0)}
-    assert on_cpu["read buffers"].num_bytes == READ_BUFFER_BYTES
+    on_cpu = device_lines(model, Workload(), cpu(), configuration, 0)
+    assert _sizes(on_cpu)[LedgerKind.READ_BUFFERS] == READ_BUFFER_BYTES
     assert host_lines(model, cpu(), configuration, 0, 0) == ()
-    beside = {
-        line.purpose: line.num_bytes for line in host_lines(model, card(8, 16), configuration, 2, 30_000_000)
+    assert _sizes(host_lines(model, card(8, 16), configuration, 2, 30_000_000)) == {
+        LedgerKind.READ_BUFFERS: READ_BUFFER_BYTES,
+        LedgerKind.STAGING: 20_000_000,
+        LedgerKind.HOST_BLOCKS: 30_000_000,
     }
-    assert beside == {
-        "read buffers": READ_BUFFER_BYTES,
-        "staging": 20_000_000,
-        "blocks in host memory": 30_000_000,
-    }
-    assert "read buffers" not in {
-        line.purpose for line in device_lines(model, Workload(), card(8, 16), configuration, 0)
-    }
+    on_card = device_lines(model, Workload(), card(8, 16), configuration, 0)
+    assert LedgerKind.READ_BUFFERS not in _sizes(on_card)
+
+
+@pytest.mark.parametrize("kind", LedgerKind)
+def test_every_kind_of_line_has_a_label_for_people(kind: LedgerKind) -> None:
+    assert LedgerLine(kind=kind, where=MemoryTier.DEVICE, num_bytes=1).purpose

@@ -1,4 +1,4 @@
-"""Who shares a tensor and how much tasks at once, as a table of lengths and bytes."""
+"""Which requests share a tensor and how many are admitted at once, as a table of lengths and bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerstream.planning.ledger import activation_bytes, cache_bytes
 from layerstream.planning.micro_batches import MOST_PADDING, MOST_ROWS, RowRequest, plan_batch
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.options import MemoryBudget, Workload
-from layerstream.spec.plans import BatchPlan, PlacementPlan
+from layerstream.spec.plans import BatchPlan, LedgerKind, PlacementPlan
 
 from .shapes import card, cpu, llama_70b
 
@@ -22,7 +22,7 @@ PROFILE = llama_70b()
 
 
 def placed(batch_size: int, device: str = "min") -> PlacementPlan:
-    """Return the plan of the 70B shape with room for `batch_size` sequences of 512 + 128 tokens and, at "min", no more."""
+    """Return a plan of the 70B shape for `batch_size` sequences of 512 + 128 tokens; at "min", no more."""
     workload = Workload(batch_size=batch_size, prompt_tokens=512, new_tokens=128)
     return plan_placement(
         profile=PROFILE, budget=MemoryBudget(device=device), workload=workload, machine=card(16, 64)
@@ -41,7 +41,7 @@ def row(
     )
 
 
-def test_what_is_alike_shares_one_tensor() -> None:
+def test_similar_requests_share_one_tensor() -> None:
     plan = packed(placed(8), [row(500), row(512), row(480)])
     assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 1, 2)]
     assert (
@@ -51,13 +51,13 @@ def test_what_is_alike_shares_one_tensor() -> None:
     ) == (3, 512, 128)
 
 
-def test_isolated_requests_share_nothing() -> None:
+def test_unpacked_requests_share_no_tensor() -> None:
     plan = packed(placed(8), [row(500), row(512), row(480)], packed=False)
     assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("other", [row(500, kind=1), row(500, is_alone=True)], ids=["kind", "alone"])
-def test_what_differs_does_not(other: RowRequest) -> None:
+def test_different_requests_do_not_share_a_tensor(other: RowRequest) -> None:
     plan = packed(placed(8), [row(500), other, row(501)])
     assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0, 2), (1,)]
 
@@ -72,10 +72,10 @@ def test_beams_count_as_rows() -> None:
     assert [micro_batch.rows for micro_batch in plan.micro_batches] == [6]
 
 
-def test_no_more_rides_than_the_budget_has_room_for() -> None:
-    """Room for eight sequences: forty cannot task at once, but all get their turn."""
+def test_no_more_is_admitted_than_the_budget_has_room_for() -> None:
+    """With room for eight sequences, forty cannot be admitted at once, but all of them run."""
     plan = packed(placed(8), [row(512)] * 40)
-    inside = next(line.num_bytes for line in plan.lines if line.purpose == "inside a unit")
+    inside = next(line.num_bytes for line in plan.lines if line.kind is LedgerKind.RUNNING_TASK)
     assert plan.capacity + inside <= plan.room_bytes
     assert all(micro_batch.weight <= plan.capacity for micro_batch in plan.micro_batches)
     assert sum(micro_batch.weight for micro_batch in plan.micro_batches) > plan.capacity
@@ -83,40 +83,48 @@ def test_no_more_rides_than_the_budget_has_room_for() -> None:
     assert sum(micro_batch.rows for micro_batch in plan.micro_batches) == 40
 
 
-def test_a_larger_budget_lets_more_ride() -> None:
+def test_a_larger_budget_admits_more() -> None:
     requests = [row(512)] * 40
     small, large = packed(placed(4), requests), packed(placed(16), requests)
     assert small.capacity < large.capacity
     assert len(small.micro_batches) > len(large.micro_batches)
 
 
-def test_what_rides_counts_its_whole_cache_and_what_it_carries() -> None:
+def test_an_admitted_micro_batch_counts_its_whole_cache_and_what_it_carries() -> None:
     (micro_batch,) = packed(placed(8), [row(512), row(512)]).micro_batches
     size = Workload(batch_size=2, prompt_tokens=512, new_tokens=128)
     cache, activations = cache_bytes(PROFILE.activation, size), activation_bytes(PROFILE.activation, size)
     assert cache < micro_batch.weight <= cache + activations
 
 
-def test_a_request_too_large_for_the_room_rides_alone() -> None:
+def test_a_request_too_large_for_the_budget_runs_alone() -> None:
     plan = packed(placed(1), [row(4096), row(512), row(4000)])
     assert [micro_batch.requests for micro_batch in plan.micro_batches] == [(0,), (1,), (2,)]
     assert plan.micro_batches[0].weight > plan.capacity
 
 
-def test_a_number_of_batches_overrides_the_budget() -> None:
+def test_max_rows_overrides_the_budget() -> None:
     requests = [row(512)] * 40
-    plan = packed(placed(1), requests, batches=2)
+    plan = packed(placed(1), requests, max_rows=20)
     assert plan.capacity == 20
     assert [micro_batch.rows for micro_batch in plan.micro_batches] == [20, 20]
     assert [micro_batch.weight for micro_batch in plan.micro_batches] == [20, 20]
-    with pytest.raises(PlanError, match="batches must be at least 1"):
-        packed(placed(1), requests, batches=0)
+    with pytest.raises(PlanError, match=r"max_rows must be at least 1, or None .*; got 0"):
+        packed(placed(1), requests, max_rows=0)
+
+
+def test_max_rows_bounds_unpacked_requests_and_lets_a_larger_request_run_alone() -> None:
+    plan = packed(placed(1), [row(512, rows=3), row(512), row(512)], max_rows=2)
+    assert plan.capacity == 2
+    assert [micro_batch.weight for micro_batch in plan.micro_batches] == [3, 2]
+    plan = packed(placed(1), [row(512)] * 3, max_rows=2, packed=False)
+    assert (plan.capacity, [micro_batch.weight for micro_batch in plan.micro_batches]) == (2, [1, 1, 1])
 
 
 def test_the_plan_explains_itself() -> None:
     text = packed(placed(8), [row(512)] * 3).explain()
-    assert "3 rows in 1 micro-batches of 3 to 3 rows" in text
-    assert "room for them" in text
+    assert "3 rows in 1 micro-batch of 3 rows" in text
+    assert "left by the budget" in text
     assert "0 rows" in packed(placed(8), []).explain()
 
 
@@ -130,15 +138,15 @@ ROWS = st.builds(
 )
 
 
-@given(requests=st.lists(ROWS, max_size=40), batches=st.none() | st.integers(1, 50), is_packed=st.booleans())
-def test_every_request_is_in_one_pack_of_its_kind(
-    requests: list[RowRequest], batches: int | None, is_packed: bool
+@given(requests=st.lists(ROWS, max_size=40), max_rows=st.none() | st.integers(1, 50), is_packed=st.booleans())
+def test_every_request_is_in_one_micro_batch_of_its_kind(
+    requests: list[RowRequest], max_rows: int | None, is_packed: bool
 ) -> None:
     machine = cpu(200 * 1024**3)
     placement = plan_placement(
         profile=PROFILE, budget=MemoryBudget(device="min"), workload=Workload(batch_size=4), machine=machine
     )
-    plan = packed(placement, requests, batches=batches, packed=is_packed)
+    plan = packed(placement, requests, max_rows=max_rows, packed=is_packed)
     assert sorted(index for micro_batch in plan.micro_batches for index in micro_batch.requests) == list(
         range(len(requests))
     )
@@ -147,7 +155,7 @@ def test_every_request_is_in_one_pack_of_its_kind(
         assert len({member.kind for member in members}) == 1
         assert len(members) == 1 or not any(member.is_alone for member in members)
         assert micro_batch.rows == sum(member.rows for member in members)
-        assert len(members) == 1 or micro_batch.rows <= MOST_ROWS
+        assert len(members) == 1 or micro_batch.rows <= min(MOST_ROWS, max_rows or MOST_ROWS)
         whole = micro_batch.rows * (micro_batch.prompt_tokens + micro_batch.new_tokens)
         needed = sum(member.rows * (member.prompt_tokens + member.new_tokens) for member in members)
         assert whole - needed <= MOST_PADDING * whole

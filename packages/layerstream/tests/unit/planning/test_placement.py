@@ -10,7 +10,7 @@ import pytest
 from layerstream.errors import BudgetTooSmallError, PlanError
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.options import MemoryBudget, Workload
-from layerstream.spec.plans import Granularity, PlacementPlan, Residency
+from layerstream.spec.plans import Granularity, LedgerKind, MemoryTier, PlacementPlan, Residency
 from layerstream.spec.profiles import Machine, ModelProfile
 from layerstream.spec.sizes import GIB
 
@@ -32,7 +32,7 @@ def _plan(
     )
 
 
-def test_a_model_that_fits_is_wholly_resident_without_slots() -> None:
+def test_a_model_that_fits_is_fully_resident_without_slots() -> None:
     plan = _plan(small_model(), cpu())
     assert plan.is_resident
     assert (plan.num_slots, plan.slot_bytes, plan.num_staging, plan.cost.read_bytes) == (0, 0, 0, 0)
@@ -43,26 +43,26 @@ def test_a_model_that_fits_is_wholly_resident_without_slots() -> None:
 def test_on_a_cpu_only_the_device_budget_counts() -> None:
     plan = _plan(small_model(), cpu(), device="80 MB", host=1)
     assert plan.ledger.host_budget_bytes == 0
-    assert {line.where for line in plan.ledger.lines} == {"device"}
+    assert {line.where for line in plan.ledger.lines} == {MemoryTier.DEVICE}
     assert plan.count(Residency.HOST) == 0
     assert plan.num_staging == 0
     assert plan.cost.copy_s == 0.0
     assert plan.cost.limited_by == "disk"
 
 
-def test_a_budget_above_the_machines_memory_is_taken_as_asked() -> None:
+def test_a_budget_above_the_machines_memory_is_taken_as_given() -> None:
     assert _plan(small_model(), cpu(memory_bytes=50_000_000), device="1 GB").is_resident
 
 
 @pytest.mark.parametrize(("num_slots_room", "resident"), [(0, 0), (1, 1), (2, 2), (4, 4)])
-def test_what_is_left_of_the_budget_holds_evenly_spread_blocks(num_slots_room: int, resident: int) -> None:
+def test_the_rest_of_the_budget_holds_evenly_spread_blocks(num_slots_room: int, resident: int) -> None:
     model = replace(small_model(head=False, embedding_bytes=0), parts=())
     plan = _plan(model, cpu(), device=READ_BUFFER_BYTES + 1000 + (2 + num_slots_room) * 10_000_000)
     assert plan.count(Residency.DEVICE) == resident
     assert plan.placement_map() == {0: "." * 8, 1: "....D...", 2: "..D...D.", 4: ".D.D.D.D"}[resident]
 
 
-def test_half_of_the_blocks_resident_brings_a_disk_bound_sweep_to_six_tenths() -> None:
+def test_half_of_the_blocks_resident_cuts_a_disk_bound_sweep_to_six_tenths() -> None:
     model = replace(small_model(head=False, embedding_bytes=0), parts=())
     streamed, half = (
         _plan(model, cpu(), device=READ_BUFFER_BYTES + 1000 + count * 10_000_000) for count in (2, 6)
@@ -71,7 +71,9 @@ def test_half_of_the_blocks_resident_brings_a_disk_bound_sweep_to_six_tenths() -
 
 
 @pytest.mark.parametrize("machine", [cpu(), card(8, 16)])
-def test_min_takes_two_slots_of_the_finest_units_and_keeps_the_edges_off_the_device(machine: Machine) -> None:
+def test_min_takes_two_slots_of_the_finest_units_and_keeps_the_embedding_off_the_device(
+    machine: Machine,
+) -> None:
     plan = _plan(small_model(), machine, device="min", host="min")
     assert (plan.granularity, plan.num_slots, plan.slot_bytes) == (Granularity.PART, 2, 6_000_000)
     assert plan.embedding is Residency.DISK
@@ -85,7 +87,7 @@ def test_min_for_the_device_alone_leaves_host_memory_to_the_units() -> None:
     assert plan.embedding is Residency.HOST
     assert plan.count(Residency.HOST) == len(plan.units)
     assert plan.num_staging == 0
-    assert "staging" not in {line.purpose for line in plan.ledger.lines}
+    assert LedgerKind.STAGING not in {line.kind for line in plan.ledger.lines}
 
 
 def test_a_head_larger_than_a_slot_is_streamed_in_vocabulary_slices() -> None:
@@ -115,23 +117,23 @@ def test_a_tied_head_is_on_the_device_exactly_when_the_embedding_is() -> None:
         assert (plan.units[-1].residency is Residency.DEVICE) == (plan.embedding is Residency.DEVICE)
 
 
-def test_a_tied_head_beside_a_host_embedding_costs_nothing_more() -> None:
+def test_a_head_tied_to_a_host_embedding_takes_no_extra_memory() -> None:
     plan = _plan(small_model(tied=True), card(8, 16), device="min")
-    lines = {line.purpose: line.num_bytes for line in plan.ledger.lines if line.where == "host"}
+    sizes = {line.kind: line.num_bytes for line in plan.ledger.lines if line.where is MemoryTier.HOST}
     assert plan.units[-1].residency is Residency.HOST
-    assert lines == {
-        "input embedding": 4_000_000,
-        "blocks in host memory": 80_000_000,
-        "read buffers": READ_BUFFER_BYTES,
+    assert sizes == {
+        LedgerKind.EMBEDDING: 4_000_000,
+        LedgerKind.HOST_BLOCKS: 80_000_000,
+        LedgerKind.READ_BUFFERS: READ_BUFFER_BYTES,
     }
 
 
-def test_an_embedding_that_is_not_row_addressable_is_left_to_the_edges() -> None:
+def test_an_embedding_that_is_not_row_addressable_belongs_to_the_edges() -> None:
     for budget in ("min", "auto"):
         assert _plan(small_model(embedding_bytes=0), cpu(), device=budget).embedding is None
 
 
-def test_host_memory_takes_what_the_device_cannot_and_staging_serves_the_rest() -> None:
+def test_host_memory_holds_what_the_device_cannot_and_the_rest_is_staged() -> None:
     plan = _plan(small_model(), card(8, 16), device="min", host=READ_BUFFER_BYTES + 12_000_000 + 31_000_000)
     assert plan.count(Residency.HOST) > 0
     assert plan.count(Residency.DISK) > 0
@@ -139,7 +141,7 @@ def test_host_memory_takes_what_the_device_cannot_and_staging_serves_the_rest() 
     assert plan.ledger.host_bytes <= plan.ledger.host_budget_bytes
 
 
-def test_budget_too_small_reports_needed_bytes_and_what_takes_them() -> None:
+def test_budget_too_small_reports_needed_bytes_and_their_uses() -> None:
     with pytest.raises(
         BudgetTooSmallError, match=r"slots 11.4 MiB.*give at least .*shorten the workload"
     ) as caught:
@@ -180,7 +182,7 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 
 class TestThe70BShape:
-    """80 blocks of 1.711 GB in fp16 on cards that one can buy."""
+    """80 blocks of 1.711 GB in fp16, on cards that you can buy."""
 
     def test_it_plans_on_a_16_gb_card_with_32_gb_of_host_memory_at_4096_tokens(self) -> None:
         plan = _plan(llama_70b(), card(16, 32), prompt_tokens=4096)
@@ -204,13 +206,13 @@ class TestThe70BShape:
         with pytest.raises(BudgetTooSmallError):
             _plan(replace(llama_70b(), parts=(), layers=()), card(4, 32), prompt_tokens=4096)
 
-    def test_it_runs_resident_where_140_gb_are_free(self) -> None:
+    def test_it_is_resident_where_140_gb_are_free(self) -> None:
         plan = _plan(llama_70b(), card(160, 64))
         assert plan.is_resident
         assert plan.cost.limited_by == "compute"
         assert plan.ledger.device_bytes == pytest.approx(138e9, rel=0.02)
 
-    def test_the_least_of_it_is_two_single_layers(self) -> None:
+    def test_its_least_memory_is_two_slots_of_single_layers(self) -> None:
         plan = _plan(llama_70b(), cpu(), device="min")
         assert plan.granularity is Granularity.LAYER
         assert plan.ledger.device_bytes < 1.3 * GIB

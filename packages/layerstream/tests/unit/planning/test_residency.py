@@ -1,4 +1,4 @@
-"""The even spread, and the room it fills."""
+"""The even spread of resident units, and how it fills a budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from layerstream.planning.residency import spread, spread_sizes, spread_within
     ("num_units", "num_chosen", "expected"),
     [(8, 0, ()), (8, 1, (4,)), (8, 2, (2, 6)), (8, 4, (1, 3, 5, 7)), (7, 3, (1, 3, 5)), (3, 3, (0, 1, 2))],
 )
-def test_the_spread_takes_the_middle_of_equal_stretches(
+def test_the_spread_takes_the_middle_of_equal_intervals(
     num_units: int, num_chosen: int, expected: tuple[int, ...]
 ) -> None:
     assert spread(num_units, num_chosen) == expected
@@ -29,5 +29,5 @@ def test_the_table_of_sizes_agrees_with_the_spread_and_starts_with_the_most_byte
 @pytest.mark.parametrize(
     ("room_bytes", "expected"), [(-1, ()), (9, ()), (10, (4,)), (45, (1, 3, 5, 7)), (80, tuple(range(8)))]
 )
-def test_a_room_is_filled_and_never_exceeded(room_bytes: int, expected: tuple[int, ...]) -> None:
+def test_the_room_is_filled_and_never_exceeded(room_bytes: int, expected: tuple[int, ...]) -> None:
     assert spread_within([10] * 8, room_bytes) == expected

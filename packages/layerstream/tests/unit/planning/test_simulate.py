@@ -1,4 +1,4 @@
-"""The pipeline on paper, against timelines drawn by hand."""
+"""The simulated pipeline, against timelines drawn by hand."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def _times(count: int, *, read_s: float, copy_s: float = 0.0, compute_s: float) 
 @pytest.mark.parametrize(
     ("places", "times", "buffers", "ends"),
     [
-        # nothing moves: only computing
+        # nothing moves: computation alone
         ([DEVICE] * 4, _times(4, read_s=9, compute_s=1), Buffers(0, 0), [4, 8]),
         # the disk is the bound: every read back to back, the last computation after the last read
         ([DISK] * 4, _times(4, read_s=3, compute_s=1), Buffers(2, 0), [13, 25]),
-        # computing is the bound: the first read is waited for, then never again
+        # computation is the bound: only the first read is waited for
         ([DISK] * 4, _times(4, read_s=1, compute_s=3), Buffers(2, 0), [13, 25]),
-        # one slot: reading and computing take turns
+        # one slot: reads and computations alternate
         ([DISK] * 4, _times(4, read_s=2, compute_s=2), Buffers(1, 0), [16, 32]),
         # reads run ahead into staging while copies wait for slots
         ([DISK] * 4, _times(4, read_s=3, copy_s=1, compute_s=1), Buffers(2, 2), [14, 26]),
         # host residents start at the copy
         ([HOST] * 4, _times(4, read_s=9, copy_s=2, compute_s=1), Buffers(2, 0), [9, 17]),
-        # half of the units resident: the disk has half as much to do
+        # half of the units resident: half as many reads
         ([DISK, DEVICE] * 2, _times(4, read_s=4, compute_s=1), Buffers(2, 0), [10, 18]),
     ],
 )
-def test_sweeps_end_when_the_timeline_drawn_by_hand_says(
+def test_sweeps_end_as_in_the_timeline_drawn_by_hand(
     places: list[Residency], times: VisitTimes, buffers: Buffers, ends: list[float]
 ) -> None:
     assert sweep_ends(times, places, buffers, 2) == ends
@@ -61,7 +61,7 @@ def test_a_read_waits_until_the_computation_on_its_slot_is_done() -> None:
 
 
 def test_a_third_slot_evens_out_units_of_unequal_size() -> None:
-    # a long computation hides two reads only where there is a slot for each
+    # a long computation hides two reads only if there is a slot for each
     times = VisitTimes(
         unit_index=(0, 1, 2),
         read_bytes=(1,) * 3,
