@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; by default the process's own.
 
     Returns:
-        0 on success, 1 if rows of a job have errors, 2 after a LayerstreamError or a wrong argument, 130 after Ctrl-C.
+        0 on success, 1 if rows of a job have errors, 2 after a LayerstreamError or a wrong argument, 130
+        after Ctrl-C.
     """
     try:
         app(arguments, prog_name="layerstream")

@@ -26,7 +26,8 @@ Rows = Annotated[
     ),
 ]
 Results = Annotated[
-    Path, typer.Argument(help="JSON lines, one result each. If the file exists, only missing results are added.")
+    Path,
+    typer.Argument(help="JSON lines, one result each. If the file exists, only missing results are added."),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A checkpoint's directory or Hub id.", show_default=False)
@@ -39,9 +40,7 @@ NewTokens = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        help="Sample at this temperature, unless a row has its own.", min=0.01, show_default=False
-    ),
+    typer.Option(help="Sample at this temperature, unless a row has its own.", min=0.01, show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Make sampling repeatable.", min=0, show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the checkpoint's chat template.")]

@@ -17,8 +17,8 @@ def machine_from_text(text: str) -> Machine:
     """Return the machine that `text` describes.
 
     Args:
-        text: the path of a JSON file with `Machine`'s fields, where sizes may be text such as `"16GB"` and rates may be
-            left out; or `gpu=16GB,ram=32GB,disk=2.5GB`, where `gpu` and `disk` may be left out.
+        text: the path of a JSON file with `Machine`'s fields, where sizes may be text such as `"16GB"` and
+            rates may be left out; or `gpu=16GB,ram=32GB,disk=2.5GB`, where `gpu` and `disk` may be left out.
 
     Raises:
         PlanError: the file cannot be read, or the text is neither.

@@ -33,7 +33,9 @@ Model = Annotated[
 ]
 Budget = Annotated[
     str,
-    typer.Option(help="Memory limit: auto (what is free), min (the least that works), or a size such as 6GiB."),
+    typer.Option(
+        help="Memory limit: auto (what is free), min (the least that works), or a size such as 6GiB."
+    ),
 ]
 Device = Annotated[
     str,
@@ -46,9 +48,7 @@ Devices = Annotated[
         "auto is the accelerator if there is one."
     ),
 ]
-Dtype = Annotated[
-    str, typer.Option(help="float16, bfloat16 or float32. auto keeps the checkpoint's dtype.")
-]
+Dtype = Annotated[str, typer.Option(help="float16, bfloat16 or float32. auto keeps the checkpoint's dtype.")]
 Attention = Annotated[
     str | None,
     typer.Option(
@@ -65,7 +65,8 @@ MachineText = Annotated[
     str | None,
     typer.Option(
         "--machine",
-        help="Plan for another machine: a file from 'probe --json', or text such as gpu=16GB,ram=32GB,disk=2.5GB.",
+        help="Plan for another machine: a file from 'probe --json', or text "
+        "such as gpu=16GB,ram=32GB,disk=2.5GB.",
         show_default=False,
     ),
 ]

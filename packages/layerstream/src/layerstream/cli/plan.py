@@ -1,4 +1,4 @@
-"""`layerstream plan`: where every block would live, the ledger, and what one sweep costs. Reads no weights."""
+"""`layerstream plan`: where every block would live, the ledger, and the cost of a sweep. Reads no weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def plan_command(
         out_console().print(plan.explain(), markup=False)
 
 
-def plan_on_machine(
-    model: str, machine: Machine, options: LoadOptions
-) -> tuple[PlacementPlan, ModelProfile]:
+def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple[PlacementPlan, ModelProfile]:
     """Return the plan of a model on a machine that need not be this one, and the model's profile.
 
     Args:

@@ -39,8 +39,8 @@ class PromptDefaults:
     Attributes:
         max_new_tokens: the maximum number of new tokens.
         temperature: the temperature for sampling; None takes the likeliest token.
-        seed: makes sampling repeatable. Unpacked rows get a seed each, computed from it and the row's number; micro-batches
-            draw from torch's generator, which it has seeded.
+        seed: makes sampling repeatable. Unpacked rows get a seed each, computed from it and the row's number;
+            micro-batches draw from torch's generator, which it has seeded.
         chat: put each prompt into the chat template.
         packed: let similar rows share a tensor.
         max_rows: at most this many rows share a sweep; None lets memory decide.

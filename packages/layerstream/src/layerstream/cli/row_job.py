@@ -1,7 +1,7 @@
 """Run a job, a file of rows: what `batch` and `score` have in common.
 
-It opens the rows and the results, loads the model with room for the rows, lets each kind of row answer its own, and
-shows the progress.
+It opens the rows and the results, loads the model with room for the rows, lets each kind of row answer its
+own, and shows the progress.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def run_job(
 
 
 def assign_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: WriteResult) -> int:
-    """Add every row to its kind, write an error for each row that is wrong, and return how many were added."""
+    """Add every row to its kind, or write an error for it; return how many rows were added."""
     num_added = 0
     for row in rows:
         try:
@@ -131,8 +131,8 @@ def error_fields(error: Exception) -> dict[str, Any]:
     """Return the result of a row that failed.
 
     Raises:
-        StreamError, MemoryError: `error` itself, if the row is not the cause. It keeps no result, so the next start runs
-            it again.
+        StreamError, MemoryError: `error` itself, if the row is not the cause. It keeps no result, so the next
+            start runs it again.
     """
     if isinstance(error, StreamError | MemoryError):
         raise error

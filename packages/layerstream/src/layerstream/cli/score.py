@@ -56,8 +56,6 @@ def score_command(
     )
 
 
-def _make_kinds(
-    model: str, options: LoadOptions, head: Path | None, max_rows: int | None
-) -> list[RowKind]:
+def _make_kinds(model: str, options: LoadOptions, head: Path | None, max_rows: int | None) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]

@@ -36,7 +36,7 @@ class ScoreRows:
         head: Path | None = None,
         max_rows: int | None = None,
     ) -> None:
-        """Score by log-probabilities, or with `head`, a safetensors file; at most `max_rows` rows share a sweep."""
+        """Score by log-probabilities, or by the outputs of `head`, a safetensors file."""
         self._head, self._max_rows = head, max_rows
         self._tokenizer = backend.ScoringTokenizer(
             config, int(config.vocab_size), tokenizer, feeds_last=head is not None
@@ -68,13 +68,11 @@ class ScoreRows:
         self._requests.append(request)
 
     def workload(self, max_rows: int) -> Workload | None:
-        """Return room for the longest texts, `max_rows` at once: more than they take, since scoring keeps no cache."""
+        """Return room for the longest texts, `max_rows` at once. Scoring keeps no cache, so it takes less."""
         if not self._requests:
             return None
         longest = max(len(request.prefix) + max(map(len, request.suffixes)) for request in self._requests)
-        return Workload(
-            batch_size=min(max_rows, len(self._requests)), prompt_tokens=longest, new_tokens=0
-        )
+        return Workload(batch_size=min(max_rows, len(self._requests)), prompt_tokens=longest, new_tokens=0)
 
     def run(
         self, streamed: StreamedModel, write: WriteResult, on_progress: Callable[[Progress], None]

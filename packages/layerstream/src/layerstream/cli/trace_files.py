@@ -12,7 +12,9 @@ from .trace_export import gantt_html, gantt_svg, perfetto_json
 
 
 def write_trace(spans: Sequence[Span], path: Path, *, model: str, subtitle: str = "") -> None:
-    """Write `spans` of `model` to `path`. Its suffix chooses the format: `.json` (Perfetto), `.html` or `.svg` (chart).
+    """Write `spans` of `model` to `path`, in the format of its suffix: `.json` (Perfetto), `.html` or `.svg`.
+
+
 
     Raises:
         PlanError: the suffix is another one, or the file cannot be written.

@@ -1,7 +1,7 @@
 """Run many requests on every device of a streamed model: what batching and scoring have in common.
 
-The requests are split among the devices. Each device runs its share as tasks that share sweeps, and every result is
-reported as soon as it is ready. What a task computes is up to the strategy.
+The requests are split among the devices. Each device runs its share as tasks that share sweeps, and every
+result is reported as soon as it is ready. What a task computes is up to the strategy.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class ProgressClock:
         self._start_s = perf_counter()
 
     def elapsed_and_eta(self, share_done: float, *, is_over: bool) -> tuple[float, float | None]:
-        """Return the seconds so far, and the seconds left at the rate so far: None before anything is done."""
+        """Return the seconds so far, and the seconds left at this rate (None before anything is done)."""
         elapsed_s = perf_counter() - self._start_s
         if is_over:
             return elapsed_s, 0.0

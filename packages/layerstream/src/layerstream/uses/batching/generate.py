@@ -45,29 +45,32 @@ def generate_many(
     on_result: Callable[[GenerationResult], object] | None = None,
     on_progress: Callable[[BatchProgress], object] | None = None,
 ) -> list[GenerationResult]:
-    """Answer many requests, each with its own settings. The longest answer decides how often weights are read.
+    """Answer many requests, each with its own settings, in as few sweeps as the longest answer needs.
+
+
 
     Requests that run at the same time share every sweep. By default, requests of the same kind and of similar
-    length are packed into one left-padded tensor, a micro-batch, which is much faster. Each micro-batch returns
-    what transformers' `generate()` returns for that tensor. With `packed=False` every request has a tensor of its
-    own and returns, bit for bit, what it returns alone.
+    length are packed into one left-padded tensor, a micro-batch, which is much faster. Each micro-batch
+    returns what transformers' `generate()` returns for that tensor. With `packed=False` every request has a
+    tensor of its own and returns, bit for bit, what it returns alone.
 
-    How many run at once depends on the memory that the plan leaves beside the weights: reserve it in `load` with
-    `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all of that
-    memory runs alone, as in `generate()`. With several devices, each one gets a share of the requests. Requests
-    that sample run on the first device, because all threads share torch's random generator.
+    How many run at once depends on the memory that the plan leaves beside the weights: reserve it in `load`
+    with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
+    of that memory runs alone, as in `generate()`. With several devices, each one gets a share of the
+    requests. Requests that sample run on the first device, because all threads share torch's random
+    generator.
 
     Args:
         streamed: an open model.
         requests: requests, or texts; a text is a request with a prompt and nothing else.
         packed: let similar requests share a tensor.
-        max_rows: at most this many rows share a sweep, whatever memory would allow; None lets memory decide. To
-            split 100 requests into 4 batches, use 25.
-        tokenizer: for prompts, stop texts and answers as text; by default the checkpoint's own if a request has
-            text.
+        max_rows: at most this many rows share a sweep, whatever memory would allow; None lets memory decide.
+            To split 100 requests into 4 batches, use 25.
+        tokenizer: for prompts, stop texts and answers as text; by default the checkpoint's own if a request
+            has text.
         on_result: called with each result as soon as it is ready; may raise. The model cannot run during the
-            call. Runs in the calling thread; with several devices also in the other devices' threads, one call
-            at a time.
+            call. Runs in the calling thread; with several devices also in the other devices' threads, one
+            call at a time.
         on_progress: called after every step; must be quick. An exception that it raises ends everything.
 
     Returns:

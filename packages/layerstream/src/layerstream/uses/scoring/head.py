@@ -17,8 +17,8 @@ def load_head(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Lin
     """Return a linear head from a safetensors file, in the dtype that it is stored in.
 
     Args:
-        path: a file with one matrix (outputs, hidden size), under any name, and optionally one vector (outputs,), the
-            bias.
+        path: a file with one matrix (outputs, hidden size), under any name, and optionally one vector
+            (outputs,), the bias.
         device: where it will compute.
 
     Raises:

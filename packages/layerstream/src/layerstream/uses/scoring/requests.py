@@ -1,8 +1,9 @@
 """Scoring requests as tokens: a prefix and its suffixes.
 
-Text is tokenized the way lm-evaluation-harness does it: prefix and suffix as one text, with special tokens (BOS) once, in
-front. The suffix's tokens are those after the first n, where n is the number of tokens of the prefix alone. White space at
-the end of the prefix moves to the front of its suffixes, because tokenizers join a space with the word after it.
+Text is tokenized the way lm-evaluation-harness does it: prefix and suffix as one text, with special tokens
+(BOS) once, in front. The suffix's tokens are those after the first n, where n is the number of tokens of the
+prefix alone. White space at the end of the prefix moves to the front of its suffixes, because tokenizers join
+a space with the word after it.
 
     whole    [BOS] The  capital  of  France  is  Paris  .
     prefix   [BOS] The  capital  of  France  is             <- runs once
@@ -67,7 +68,8 @@ class ScoringTokenizer:
         """Return request number `index` as tokens.
 
         Raises:
-            PlanError: it is malformed, a part of it has no tokens or too many, or it has text and there is no tokenizer.
+            PlanError: it is malformed, a part of it has no tokens or too many, or it has text and there is no
+                tokenizer.
         """
         where = f"request {index}"
         prefix, suffixes = _as_pair(request, where)

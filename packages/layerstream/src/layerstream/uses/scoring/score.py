@@ -48,10 +48,10 @@ def score(
     """Score the suffixes of many prefixes. One sweep serves as many requests as memory holds.
 
     A prefix runs once. Its suffixes read its keys and values, which no suffix copies or keeps. Every number
-    equals, bit for bit, what transformers returns in two steps: the prefix on an empty cache, then each suffix
-    alone on a copy of that cache. If the model's cache cannot be shared (a recurrent state), each suffix runs
-    with its prefix as one text, in the same sweep, and equals transformers' forward of that text. With several
-    devices, each one gets a share of the requests.
+    equals, bit for bit, what transformers returns in two steps: the prefix on an empty cache, then each
+    suffix alone on a copy of that cache. If the model's cache cannot be shared (a recurrent state), each
+    suffix runs with its prefix as one text, in the same sweep, and equals transformers' forward of that text.
+    With several devices, each one gets a share of the requests.
 
     Text is tokenized as `uses.scoring.requests` describes: special tokens once, in front of the prefix. An
     empty prefix is the model's BOS token.
@@ -59,14 +59,15 @@ def score(
     Args:
         streamed: an open model.
         requests: pairs of a prefix and its suffixes, each text or token ids.
-        head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module that
-            takes the last hidden state (1, hidden size), or a safetensors file with its weight. The hidden state
-            is cast to the head's dtype.
-        max_rows: at most this many requests share a sweep, whatever memory would allow; None lets memory decide.
+        head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module
+            that takes the last hidden state (1, hidden size), or a safetensors file with its weight. The
+            hidden state is cast to the head's dtype.
+        max_rows: at most this many requests share a sweep, whatever memory would allow; None lets memory
+            decide.
         tokenizer: for text; by default the checkpoint's own if a request has text.
         on_result: called with each result as soon as it is ready; may raise. The model cannot run during the
-            call. Runs in the calling thread; with several devices also in the other devices' threads, one call
-            at a time.
+            call. Runs in the calling thread; with several devices also in the other devices' threads, one
+            call at a time.
         on_progress: called after every streamed unit and every forward of the first device; must be quick. An
             exception that it raises ends everything.
 
@@ -118,7 +119,9 @@ def plan_scores(
     max_rows: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ScoringPlan:
-    """Return which requests would share a sweep in `score`, and the memory of the heaviest sweep; runs nothing.
+    """Return which requests would share a sweep in `score`, and the heaviest sweep's memory; runs nothing.
+
+
 
     With several devices, this is the plan for the first one's share.
 

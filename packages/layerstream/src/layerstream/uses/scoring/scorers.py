@@ -2,10 +2,11 @@
 
 Each forward is a task of its own, with the same shape (1, tokens) as in the plain computation in two steps.
 
-    shared   the prefix, on an empty cache                    once; its last row gives each suffix's first token
-             suffix k without its last token, on that cache   gives the later tokens; not run for a one-token suffix
-    head     the prefix; then suffix k, whole, on its cache   the head takes the last row
-    whole    prefix and suffix k as one text                  if the model's cache cannot be shared
+    shared   the prefix, on an empty cache                    once; its last row gives each suffix's first
+             token suffix k without its last token, on that cache   gives the later tokens; not run for a
+             one-token suffix head     the prefix; then suffix k, whole, on its cache   the head takes the
+             last row whole    prefix and suffix k as one text                  if the model's cache cannot be
+             shared
 """
 
 from __future__ import annotations
