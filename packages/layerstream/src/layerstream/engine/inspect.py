@@ -17,10 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..architecture.blocks import find_blocks
 from ..architecture.chunking import chunk_feed_forward
 from ..architecture.describe import ModelUnits, describe_model, measure_forwards, sort_into_units
-from ..architecture.meta_forward import observe
 from ..architecture.module_state import AttributeSnapshot, ModuleState
 from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
+from ..architecture.weight_usage import find_weight_usage
 from ..checkpoint.hub import remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..spec.options import LoadOptions
@@ -151,7 +151,7 @@ def _describe(
 ) -> ModelSpec:
     chunked = skeletons.prepare(model)
     attributes = AttributeSnapshot(model)
-    units = sort_into_units(model, skeletons.recipe, observe(model))
+    units = sort_into_units(model, skeletons.recipe, find_weight_usage(model))
     profile = describe_model(
         model,
         units,
@@ -168,6 +168,6 @@ def _describe(
         units=units,
         profile=profile,
         chunked=chunked,
-        state=attributes.put_back(),
+        state=attributes.restore(),
         replicate=skeletons.replicate,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoint.hub import resolve_model
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 
 def load_tokenizer(
@@ -20,5 +20,4 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read a tokenizer from {model!r}: {first_line}") from error
+        raise CheckpointError(f"cannot read a tokenizer from {model!r}: {first_line(error)}") from error

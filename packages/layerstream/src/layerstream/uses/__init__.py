@@ -1,1 +1,1 @@
-"""Uses of a streamed model: batches of generations and shared-prefix scoring, two strategies over one runner."""
+"""Uses of a streamed model: batched generation and shared-prefix scoring, two strategies over one runner."""

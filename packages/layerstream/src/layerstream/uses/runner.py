@@ -1,7 +1,7 @@
 """Run many requests on every device of a streamed model: what batching and scoring have in common.
 
-The requests are dealt to the devices; each device runs its share as groups of tasks that share sweeps, and every result
-is reported as it comes. What a task computes is its strategy's business.
+The requests are split among the devices. Each device runs its share as tasks that share sweeps, and every
+result is reported as soon as it is ready. What a task computes is up to the strategy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,11 +21,11 @@ from ..streaming.scheduler import Task, TaskResult
 
 
 class Indexed(Protocol):
-    """Anything that knows its place among the requests, from 0."""
+    """A request or a result, with its place among the requests."""
 
     @property
     def index(self) -> int:
-        """Its place."""
+        """The request's place, from 0."""
 
 
 Request = TypeVar("Request", bound=Indexed)
@@ -34,12 +34,12 @@ Result = TypeVar("Result", bound=Indexed)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskBatch:
-    """Tasks that are handed to a replica's sweep group together.
+    """Tasks that one replica runs together.
 
     Attributes:
-        tasks: what to run, in the order of admission.
-        on_task: called with each task's result as it finishes, while no task runs; may raise.
-        capacity: the most that the running tasks may weigh together; None admits all at once.
+        tasks: what to run, in order of admission.
+        on_task: called with each task's result when it finishes, while no task runs; may raise.
+        capacity: the total weight that the running tasks may have; None admits all at once.
     """
 
     tasks: Sequence[Task]
@@ -53,12 +53,12 @@ class ResultCollector(Generic[Result]):
 
     Attributes:
         on_result: called with each result.
-        lock: held during every report; hold it for reports of progress too.
+        lock: held during every report; hold it to report progress too.
     """
 
     on_result: Callable[[Result], object]
     lock: threading.RLock = field(default_factory=threading.RLock)
-    _results: dict[int, Result] = field(default_factory=dict)
+    _results: dict[int, Result] = field(default_factory=dict, init=False)
 
     def add(self, result: Result, count: Callable[[], object]) -> None:
         """Keep a result and report it, then call `count` for the progress."""
@@ -73,7 +73,7 @@ class ResultCollector(Generic[Result]):
 
 
 def run_tasks(streamed: StreamedModel, batches: Callable[[Replica], Iterable[TaskBatch]]) -> None:
-    """Run each replica's task batches one after another, all replicas at the same time."""
+    """Run each replica's batches one after another, and all replicas at the same time."""
 
     def work(replica: Replica) -> None:
         for batch in batches(replica):
@@ -82,7 +82,7 @@ def run_tasks(streamed: StreamedModel, batches: Callable[[Replica], Iterable[Tas
     streamed.run_on_devices(work)
 
 
-def deal(
+def split_among_devices(
     requests: Sequence[Request],
     num_devices: int,
     *,
@@ -93,11 +93,11 @@ def deal(
     """Return each device's share, in the order of the requests, so that all devices get about as many tokens.
 
     Args:
-        requests: all of them, in order.
+        requests: all requests, in order.
         num_devices: the number of shares.
-        tokens: how many tokens a request takes.
-        stays_on_first: whether a request must run on the first device.
-        longest_first: deal long requests first, so that each share has requests of similar length.
+        tokens: returns how many tokens a request takes.
+        stays_on_first: returns whether a request must run on the first device.
+        longest_first: assign long requests first, so that each share has requests of similar length.
     """
     shares: list[list[Request]] = [[] for _ in range(num_devices)]
     totals = [0] * num_devices
@@ -105,17 +105,17 @@ def deal(
     if longest_first:
         order.sort(key=lambda request: (not stays_on_first(request), -tokens(request)))
     for request in order:
-        index = 0 if stays_on_first(request) else totals.index(min(totals))
-        shares[index].append(request)
-        totals[index] += tokens(request)
+        device = 0 if stays_on_first(request) else totals.index(min(totals))
+        shares[device].append(request)
+        totals[device] += tokens(request)
     return [sorted(share, key=lambda request: request.index) for share in shares]
 
 
 def error_of(task_result: TaskResult) -> Exception | None:
-    """Return a task's error, if it has one.
+    """Return a task's error, or None if it has none.
 
     Raises:
-        BaseException: an error that is not a task's own to report, such as KeyboardInterrupt.
+        BaseException: the error, if it must not become a request's result, such as KeyboardInterrupt.
     """
     error = task_result.error
     if error is not None and not isinstance(error, Exception):
@@ -131,19 +131,19 @@ def tokenizer_for(
 
 
 class ProgressClock:
-    """Measures the time since it was made, and estimates the time that is left."""
+    """Measures the time since it was created, and estimates the time that is left."""
 
     def __init__(self) -> None:
         """Start now."""
         self._start_s = perf_counter()
 
     def elapsed_and_eta(self, share_done: float, *, is_over: bool) -> tuple[float, float | None]:
-        """Return seconds so far and seconds left, at the present rate; None while nothing is done."""
+        """Return the seconds so far, and the seconds left at this rate (None before anything is done)."""
         elapsed_s = perf_counter() - self._start_s
         if is_over:
             return elapsed_s, 0.0
         return elapsed_s, elapsed_s * (1 - share_done) / share_done if share_done > 0 else None
 
 
-def ignore(_: Any) -> None:
-    """Do nothing: the listener of a caller who gave none."""
+def ignore(_: object) -> None:
+    """Do nothing; the default callback."""

@@ -1,7 +1,7 @@
 """Generate for many requests in shared sweeps.
 
-Planning forms micro-batches and decides how many may run at once; each micro-batch is one task, which calls transformers'
-own `generate()`.
+Planning forms micro-batches and decides how many may run at once. Each micro-batch is one task, which calls
+transformers' own `generate()`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from ...model import StreamedModel
 from ...planning.micro_batches import RowRequest, plan_batch
 from ...spec.plans import BatchPlan, MicroBatch
 from ...streaming.scheduler import Task, TaskResult
-from ..runner import ResultCollector, TaskBatch, deal, error_of, ignore, run_tasks, tokenizer_for
+from ..runner import (
+    ResultCollector,
+    TaskBatch,
+    error_of,
+    ignore,
+    run_tasks,
+    split_among_devices,
+    tokenizer_for,
+)
 from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token
 from .progress import BatchCounter, BatchProgress, CountTokens
 from .requests import GenerationRequest, GenerationResult
@@ -37,42 +45,49 @@ def generate_many(
     on_result: Callable[[GenerationResult], object] | None = None,
     on_progress: Callable[[BatchProgress], object] | None = None,
 ) -> list[GenerationResult]:
-    """Answer many requests, each with its own settings. The longest answer decides how often the weights are read.
+    """Answer many requests, each with its own settings, in as few sweeps as the longest answer needs.
 
-    Requests that run at the same time share every sweep. By default requests of the same kind and of similar length are
-    packed into one left-padded tensor, a micro-batch, which is much faster; each micro-batch returns what transformers'
-    `generate()` returns for that very tensor. With `packed=False` every request has a tensor of its own and returns, bit for
-    bit, what it returns alone.
 
-    How many run at once depends on the memory that the plan leaves beside the weights: reserve it in `load` with
-    `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all of that memory runs
-    alone, as in `generate()`. With several devices each gets a share of the requests; requests that sample run on the first,
-    because all threads share torch's random generator.
+
+    Requests that run at the same time share every sweep. By default, requests of the same kind and of similar
+    length are packed into one left-padded tensor, a micro-batch, which is much faster. Each micro-batch
+    returns what transformers' `generate()` returns for that tensor. With `packed=False` every request has a
+    tensor of its own and returns, bit for bit, what it returns alone.
+
+    How many run at once depends on the memory that the plan leaves beside the weights: reserve it in `load`
+    with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
+    of that memory runs alone, as in `generate()`. With several devices, each one gets a share of the
+    requests. Requests that sample run on the first device, because all threads share torch's random
+    generator.
 
     Args:
         streamed: an open model.
-        requests: requests, or texts, which are requests with a prompt and nothing else.
+        requests: requests, or texts; a text is a request with a prompt and nothing else.
         packed: let similar requests share a tensor.
-        max_rows: at most this many rows run at once, whatever memory would allow; None lets the memory decide. To split
-            100 requests into 4 batches, use 25.
-        tokenizer: for prompts, stop texts and answers as text; by default the checkpoint's own if a request has text.
-        on_result: called with each result as it comes, while the model cannot run; may raise. Runs in the calling thread;
-            with several devices also in the other devices' threads, one call at a time.
-        on_progress: called after every step; must be quick. What it raises ends everything.
+        max_rows: at most this many rows share a sweep, whatever memory would allow; None lets memory decide.
+            To split 100 requests into 4 batches, use 25.
+        tokenizer: for prompts, stop texts and answers as text; by default the checkpoint's own if a request
+            has text.
+        on_result: called with each result as soon as it is ready; may raise. The model cannot run during the
+            call. Runs in the calling thread; with several devices also in the other devices' threads, one
+            call at a time.
+        on_progress: called after every step; must be quick. An exception that it raises ends everything.
 
     Returns:
-        One result per request, in their order. A request that failed has its `error`; the others are not affected.
+        One result per request, in their order. A request that failed has its `error`; the others are not
+        affected.
 
     Raises:
-        PlanError: a request or `max_rows` makes no sense; names the request.
+        PlanError: a request or `max_rows` makes no sense. Names the request.
         CheckpointError: a request has text and the checkpoint has no tokenizer.
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
     """
     requests = [
-        each if isinstance(each, GenerationRequest) else GenerationRequest(prompt=each) for each in requests
+        request if isinstance(request, GenerationRequest) else GenerationRequest(prompt=request)
+        for request in requests
     ]
-    has_text = any(isinstance(each.prompt, str) or each.stop for each in requests)
+    has_text = any(isinstance(request.prompt, str) or request.stop for request in requests)
     tokenizer = tokenizer_for(streamed, tokenizer, is_needed=has_text)
     shares = _shares(streamed, requests, tokenizer)
     plans = [_plan(streamed, share, packed, max_rows) for share in shares]
@@ -88,7 +103,7 @@ def generate_many(
             replica,
             share,
             plan,
-            [_seed(share, each) for each in plan.micro_batches],
+            [_seed(share, micro_batch) for micro_batch in plan.micro_batches],
             tokenizer,
             counter,
             collector,
@@ -109,7 +124,7 @@ def plan_requests(
 ) -> BatchPlan:
     """Return the micro-batches that `generate_many` would form, and how many would run at once; runs nothing.
 
-    With several devices: the first one's share.
+    With several devices, this is the plan for the first one's share.
 
     Raises:
         PlanError: a request or `max_rows` makes no sense.
@@ -121,13 +136,18 @@ def _shares(
     streamed: StreamedModel, requests: Sequence[GenerationRequest], tokenizer: PreTrainedTokenizerBase | None
 ) -> list[list[TokenizedRequest]]:
     vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
-    return deal(
+    return split_among_devices(
         [_tokenize(index, request, tokenizer, vocab_size) for index, request in enumerate(requests)],
         len(streamed.replicas),
-        tokens=lambda each: (len(each.ids) + each.request.max_new_tokens) * each.request.num_beams,
-        stays_on_first=lambda each: each.request.do_sample,
+        tokens=_max_tokens,
+        stays_on_first=lambda tokenized: tokenized.request.do_sample,
         longest_first=True,
     )
+
+
+def _max_tokens(tokenized: TokenizedRequest) -> int:
+    request = tokenized.request
+    return (len(tokenized.ids) + request.max_new_tokens) * request.num_beams
 
 
 def _tokenize(
@@ -135,11 +155,9 @@ def _tokenize(
 ) -> TokenizedRequest:
     if tokenizer is None and (isinstance(request.prompt, str) or request.stop):
         raise PlanError(f"request {index} has text: pass a tokenizer")
-    ids = (
-        tokenizer(request.prompt)["input_ids"]
-        if isinstance(request.prompt, str) and tokenizer
-        else request.prompt
-    )
+    ids = request.prompt
+    if isinstance(ids, str) and tokenizer is not None:
+        ids = tokenizer(ids)["input_ids"]
     if not len(ids):
         raise PlanError(f"the prompt of request {index} has no tokens")
     if max(ids) >= vocab_size:
@@ -155,13 +173,13 @@ def _plan(
     kinds: dict[object, int] = {}
     rows = [
         RowRequest(
-            kind=kinds.setdefault(each.request.kind(), len(kinds)),
-            rows=each.request.num_beams,
-            prompt_tokens=len(each.ids),
-            new_tokens=each.request.max_new_tokens,
-            is_alone=each.request.is_alone,
+            kind=kinds.setdefault(tokenized.request.kind(), len(kinds)),
+            rows=tokenized.request.num_beams,
+            prompt_tokens=len(tokenized.ids),
+            new_tokens=tokenized.request.max_new_tokens,
+            is_alone=tokenized.request.is_alone,
         )
-        for each in share
+        for tokenized in share
     ]
     return plan_batch(
         plan=streamed.plan, profile=streamed.profile, requests=rows, packed=packed, max_rows=max_rows
@@ -169,7 +187,7 @@ def _plan(
 
 
 def _seed(share: Sequence[TokenizedRequest], micro_batch: MicroBatch) -> int | None:
-    """Return the micro-batch's seed. If its request has none, the caller's generator draws one, in order."""
+    """Return the micro-batch's seed; the caller's generator supplies one if its request has none."""
     request = share[micro_batch.requests[0]].request
     if not request.do_sample:
         return None
@@ -178,7 +196,7 @@ def _seed(share: Sequence[TokenizedRequest], micro_batch: MicroBatch) -> int | N
 
 @dataclass(slots=True)
 class _ShareRun:
-    """One device's share of a call of `generate_many`; its tasks are its micro-batches."""
+    """One device's share of a call of `generate_many`: every micro-batch is a task."""
 
     replica: Replica
     share: list[TokenizedRequest]
@@ -189,7 +207,7 @@ class _ShareRun:
     collector: ResultCollector[GenerationResult]
 
     def batches(self) -> Iterable[TaskBatch]:
-        """Return one batch with all tasks: memory decides how many of them run at once."""
+        """Return all tasks as one batch; its capacity decides how many of them run at once."""
         tasks = [
             Task(call=partial(self._generate, number), weight=micro_batch.weight)
             for number, micro_batch in enumerate(self.plan.micro_batches)
@@ -208,7 +226,7 @@ class _ShareRun:
         members, seed = self._members(number), self.seeds[number]
         request = members[0].request
         pad = int(request.options.get("pad_token_id", pad_token(self._model)))
-        inputs = left_padded([each.ids for each in members], pad, self._model.device)
+        inputs = left_padded([member.ids for member in members], pad, self._model.device)
         length = inputs["input_ids"].shape[1]
         options = {"pad_token_id": pad, **request.generate_options()}
         if request.stop:
@@ -217,7 +235,7 @@ class _ShareRun:
         options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), count])
         if seed is not None:
             torch.manual_seed(seed)
-        longest = max(each.request.max_new_tokens for each in members)
+        longest = max(member.request.max_new_tokens for member in members)
         generated = self._model.generate(**inputs, max_new_tokens=longest, **options)
         rows: list[list[int]] = generated[:, length:].tolist()
         return rows
@@ -226,7 +244,7 @@ class _ShareRun:
         try:
             with self.collector.lock:
                 self.counter.add_tokens(count)
-        except Exception as error:  # noqa: BLE001 - the listener's error belongs to no request, so it ends the run
+        except Exception as error:  # noqa: BLE001 - the callback's error belongs to no request, so it ends the run
             self.replica.group.stop(error)
 
     def _on_task(self, task_result: TaskResult) -> None:

@@ -48,7 +48,7 @@ class BatchCounter:
         """Start counting.
 
         Args:
-            total: all requests.
+            total: the number of requests.
             most_tokens: the most tokens that all requests can take together.
             sweeps: returns the model's sweeps so far.
             on_progress: called after every step of a micro-batch and every finished request.
@@ -84,10 +84,10 @@ class BatchCounter:
 
 
 class CountTokens(StoppingCriteria):
-    """A stopping criterion that never stops, and reports how many tokens each step has made."""
+    """A stopping criterion that never stops; it reports how many tokens each step has made."""
 
     def __init__(self, prompt_tokens: int, rows: int, on_tokens: Callable[[int], object]) -> None:
-        """Count tokens after the first `prompt_tokens`; `rows` requests share the tensor (beams not counted)."""
+        """Count tokens after the first `prompt_tokens`, for `rows` requests in one tensor (beams not counted)."""
         self._length, self._rows, self._on_tokens = prompt_tokens, rows, on_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

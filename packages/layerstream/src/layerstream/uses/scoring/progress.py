@@ -19,7 +19,7 @@ class ScoringProgress:
         sweep: the current sweep, from 0; with several devices, the first one's.
         sweeps: all sweeps.
         unit: streamed units that the sweep has visited.
-        units: streamed units that it visits; 0 if nothing is streamed.
+        units: streamed units that the sweep visits; 0 if nothing is streamed.
         elapsed_s: seconds since the start.
         eta_s: seconds to the end at the rate so far; None while nothing is known.
     """
@@ -41,19 +41,20 @@ class ScoringCounter:
         self,
         *,
         total: int,
-        weights: Sequence[int],
+        sweep_tokens: Sequence[int],
         units: int,
         on_progress: Callable[[ScoringProgress], object],
     ) -> None:
         """Start counting.
 
         Args:
-            total: all requests.
-            weights: tokens of each sweep.
+            total: the number of requests.
+            sweep_tokens: the tokens of each sweep; they weigh the sweeps in the estimate of the time left.
             units: streamed units of one sweep.
             on_progress: called after each unit, each task and each request; must be quick.
         """
-        self._total, self._weights, self._units, self._on_progress = total, tuple(weights), units, on_progress
+        self._total, self._sweep_tokens, self._units = total, tuple(sweep_tokens), units
+        self._on_progress = on_progress
         self._done = self._unit = self._tasks_done = self._num_tasks = 0
         self._sweep = -1
         self._clock = ProgressClock()
@@ -64,7 +65,7 @@ class ScoringCounter:
         self._unit, self._tasks_done, self._num_tasks = 0, 0, num_tasks
 
     def observe(self, span: Span) -> None:
-        """Count a visited unit; subscribe it to a `Timeline`."""
+        """Count a visited unit; subscribe this to a `Timeline`."""
         if span.activity is Activity.COMPUTE and span.replica == 0:
             self._unit = min(self._unit + 1, self._units)
             self._on_progress(self.state())
@@ -86,7 +87,7 @@ class ScoringCounter:
             done=self._done,
             total=self._total,
             sweep=max(0, self._sweep),
-            sweeps=len(self._weights),
+            sweeps=len(self._sweep_tokens),
             unit=self._unit,
             units=self._units,
             elapsed_s=elapsed_s,
@@ -98,5 +99,6 @@ class ScoringCounter:
             return 0.0
         by_units = self._unit / self._units if self._units else 0.0
         by_tasks = self._tasks_done / self._num_tasks if self._num_tasks else 0.0
-        done = sum(self._weights[: self._sweep]) + max(by_units, by_tasks) * self._weights[self._sweep]
-        return done / max(1, sum(self._weights))
+        tokens = sum(self._sweep_tokens[: self._sweep])
+        tokens += max(by_units, by_tasks) * self._sweep_tokens[self._sweep]
+        return tokens / max(1, sum(self._sweep_tokens))

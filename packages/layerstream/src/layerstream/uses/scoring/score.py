@@ -5,10 +5,9 @@ Planning decides which requests share a sweep; each forward of a request is one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +19,15 @@ from ...model import StreamedModel
 from ...planning.scoring_sweeps import plan_scoring_sweeps
 from ...spec.plans import Residency, ScoringPlan
 from ...streaming.scheduler import Task, TaskResult
-from ..runner import ResultCollector, TaskBatch, deal, error_of, ignore, run_tasks, tokenizer_for
+from ..runner import (
+    ResultCollector,
+    TaskBatch,
+    error_of,
+    ignore,
+    run_tasks,
+    split_among_devices,
+    tokenizer_for,
+)
 from .head import Head, ScoringHead
 from .progress import ScoringCounter, ScoringProgress
 from .requests import ScoringRequest, ScoringTokenizer, TokenizedScoring
@@ -40,35 +47,38 @@ def score(
 ) -> list[ScoringResult]:
     """Score the suffixes of many prefixes. One sweep serves as many requests as memory holds.
 
-    A prefix runs once; its suffixes read its keys and values, which no suffix copies or keeps. Every number equals, bit for
-    bit, what transformers gives in two steps: the prefix with an empty cache, then each suffix alone on a copy of that
-    cache. With several devices each gets a share of the requests. If a model's cache cannot be shared (a recurrent state),
-    each suffix runs with its prefix as one text, all in the same sweep, and equals transformers' forward of that text.
+    A prefix runs once. Its suffixes read its keys and values, which no suffix copies or keeps. Every number
+    equals, bit for bit, what transformers returns in two steps: the prefix on an empty cache, then each
+    suffix alone on a copy of that cache. If the model's cache cannot be shared (a recurrent state), each
+    suffix runs with its prefix as one text, in the same sweep, and equals transformers' forward of that text.
+    With several devices, each one gets a share of the requests.
 
-    Text is tokenized as `uses.scoring.requests` describes: special tokens once, in front of the prefix. An empty prefix is
-    the model's BOS token.
+    Text is tokenized as `uses.scoring.requests` describes: special tokens once, in front of the prefix. An
+    empty prefix is the model's BOS token.
 
     Args:
         streamed: an open model.
         requests: pairs of a prefix and its suffixes, each text or token ids.
-        head: score by this head's outputs on the last hidden state of each suffix's last token, not by log-probabilities:
-            a module that takes (1, hidden size), or a safetensors file with its weight. The hidden state is cast to the
-            head's dtype.
-        max_rows: at most this many requests share a sweep, whatever memory would allow; None lets the memory decide.
-        tokenizer: for texts; by default the checkpoint's own if a request has text.
-        on_result: called with each result as it comes, while the model cannot run; may raise. Runs in the calling thread;
-            with several devices also in the other devices' threads, one call at a time.
-        on_progress: called after every streamed unit and every forward of the first device; must be quick. What it raises
-            ends everything.
+        head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module
+            that takes the last hidden state (1, hidden size), or a safetensors file with its weight. The
+            hidden state is cast to the head's dtype.
+        max_rows: at most this many requests share a sweep, whatever memory would allow; None lets memory
+            decide.
+        tokenizer: for text; by default the checkpoint's own if a request has text.
+        on_result: called with each result as soon as it is ready; may raise. The model cannot run during the
+            call. Runs in the calling thread; with several devices also in the other devices' threads, one
+            call at a time.
+        on_progress: called after every streamed unit and every forward of the first device; must be quick. An
+            exception that it raises ends everything.
 
     Returns:
-        One result per request, in their order. A request that failed while it ran has its `error`; the others are not
-        affected.
+        One result per request, in their order. A request that failed while it ran has its `error`; the others
+        are not affected.
 
     Raises:
-        PlanError: a request, the head or `max_rows` makes no sense; names the request. Nothing has run then.
+        PlanError: a request, the head or `max_rows` makes no sense; nothing has run. Names the request.
         CheckpointError: the head's file cannot be used, or a request has text and there is no tokenizer.
-        UnsupportedModelError: a head was given for a model that has no backbone apart from its own head.
+        UnsupportedModelError: there is a head, but the model has no backbone apart from its own head.
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
     """
@@ -82,7 +92,9 @@ def score(
     plans = [_plan(streamed, share, scorers[0], max_rows) for share in shares]
     counter = ScoringCounter(
         total=len(requests),
-        weights=[_tokens(scorers[0], [shares[0][place] for place in sweep]) for sweep in plans[0].sweeps],
+        sweep_tokens=[
+            _tokens(scorers[0], [shares[0][place] for place in sweep]) for sweep in plans[0].sweeps
+        ],
         units=sum(unit.residency is not Residency.DEVICE for unit in streamed.plan.units),
         on_progress=on_progress or ignore,
     )
@@ -107,9 +119,11 @@ def plan_scores(
     max_rows: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ScoringPlan:
-    """Return which requests would share a sweep in `score`, and the memory of the heaviest sweep; runs nothing.
+    """Return which requests would share a sweep in `score`, and the heaviest sweep's memory; runs nothing.
 
-    With several devices: the first one's share.
+
+
+    With several devices, this is the plan for the first one's share.
 
     Raises:
         PlanError: a request, the head or `max_rows` makes no sense.
@@ -149,7 +163,9 @@ def _shares(
     vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
     reader = ScoringTokenizer(streamed.model.config, vocab_size, tokenizer, feeds_last=has_head)
     tokenized = [reader.read(index, request) for index, request in enumerate(requests)]
-    return deal(tokenized, len(streamed.replicas), tokens=lambda request: _tokens(scorer, [request]))
+    return split_among_devices(
+        tokenized, len(streamed.replicas), tokens=lambda request: _tokens(scorer, [request])
+    )
 
 
 def _tokens(scorer: Scorer, requests: Iterable[TokenizedScoring]) -> int:
@@ -161,7 +177,7 @@ def _has_text(request: Any) -> bool:
     if isinstance(request, str) or not isinstance(request, Sequence):
         return False
     parts = [[part] if isinstance(part, str) or not isinstance(part, Sequence) else part for part in request]
-    return any(isinstance(each, str) for part in parts for each in part)
+    return any(isinstance(item, str) for part in parts for item in part)
 
 
 def _plan(
@@ -175,9 +191,10 @@ def _plan(
 
 @dataclass(slots=True)
 class _ShareRun:
-    """One device's share of a call of `score`; its tasks are single forwards, batched by sweep.
+    """One device's share of a call of `score`: every forward is a task, and every sweep a batch of tasks.
 
-    The counter follows the first device through its sweeps, and counts the finished requests of all devices.
+    Attributes:
+        counter: follows the first device through its sweeps, and counts the finished requests of all devices.
     """
 
     share: list[TokenizedScoring]
@@ -188,38 +205,37 @@ class _ShareRun:
     is_shared: bool
     is_first: bool
 
-    def batches(self) -> Iterable[TaskBatch]:
+    def batches(self) -> Iterator[TaskBatch]:
         """Yield the tasks of one sweep after another."""
         for sweep in self.plan.sweeps:
-            calls = {place: self.scorer.calls(self.share[place]) for place in sweep}
-            owners = [place for place in sweep for _ in calls[place]]
-            if self.is_first:
-                self.counter.start_sweep(len(owners))
-            yield TaskBatch(
-                tasks=[Task(call=call) for place in sweep for call in calls[place]],
-                on_task=partial(
-                    self._on_task, owners, {place: [None] * len(calls[place]) for place in sweep}
-                ),
-            )
+            yield self._start_sweep(sweep)
 
-    def _on_task(
-        self, owners: list[int], results: dict[int, list[TaskResult | None]], task_result: TaskResult
-    ) -> None:
-        place = owners[task_result.number]
-        results[place][task_result.number - owners.index(place)] = task_result
+    def _start_sweep(self, sweep: Sequence[int]) -> TaskBatch:
+        calls = {place: self.scorer.calls(self.share[place]) for place in sweep}
+        owners = [place for place in sweep for _ in calls[place]]
+        num_calls = {place: len(calls[place]) for place in sweep}
+        finished: dict[int, list[TaskResult]] = {place: [] for place in sweep}
         if self.is_first:
-            self.counter.end_task()
-        finished = [each for each in results[place] if each is not None]
-        if len(finished) == len(results[place]):
-            self.collector.add(self._result(place, finished), self.counter.end_request)
+            self.counter.start_sweep(len(owners))
+
+        def on_task(task_result: TaskResult) -> None:
+            place = owners[task_result.number]
+            finished[place].append(task_result)
+            if self.is_first:
+                self.counter.end_task()
+            if len(finished[place]) == num_calls[place]:
+                self.collector.add(self._result(place, finished.pop(place)), self.counter.end_request)
+
+        return TaskBatch(tasks=[Task(call=call) for place in sweep for call in calls[place]], on_task=on_task)
 
     def _result(self, place: int, task_results: list[TaskResult]) -> ScoringResult:
         request = self.share[place]
-        error = next((e for e in map(error_of, task_results) if e is not None), None)
+        task_results = sorted(task_results, key=lambda task_result: task_result.number)
+        error = next((error for error in map(error_of, task_results) if error is not None), None)
         if error is not None:
             return ScoringResult(index=request.index, error=error, is_shared=self.is_shared)
         try:
-            scores = self.scorer.read(request, [each.value for each in task_results])
-        except ScoreError as failure:
-            return ScoringResult(index=request.index, error=failure, is_shared=self.is_shared)
+            scores = self.scorer.read(request, [task_result.value for task_result in task_results])
+        except ScoreError as score_error:
+            return ScoringResult(index=request.index, error=score_error, is_shared=self.is_shared)
         return ScoringResult(index=request.index, scores=scores, is_shared=self.is_shared)
