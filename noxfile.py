@@ -105,7 +105,15 @@ def versions(session: nox.Session, versions: str) -> None:
     session.run("uv", "pip", "install", *python, "--upgrade", "--resolution", resolution, *wanted)
     session.run("uv", "pip", "install", *python, *TEST_TOOLS, "-c", "constraints.txt")
     session.run("uv", "pip", "install", *python, "--no-deps", "-e", "packages/layerstream")
-    session.run("pytest", "-n", "auto", "--dist", "loadgroup", *(session.posargs or ["packages/layerstream"]), env=CALM)
+    session.run(
+        "pytest",
+        "-n",
+        "auto",
+        "--dist",
+        "loadgroup",
+        *(session.posargs or ["packages/layerstream"]),
+        env=CALM,
+    )
 
 
 @nox.session

@@ -26,8 +26,16 @@ IMPORTS_PER_FIGURE = 5
 
 def main() -> None:
     """Print all figures as JSON."""
-    source, package = (Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else (ROOT / "packages/layerstream/src", "layerstream")
-    figures = {**room_figures(source, package), **code_figures(source / package), **import_figures(source, package)}
+    source, package = (
+        (Path(sys.argv[1]), sys.argv[2])
+        if len(sys.argv) > 2
+        else (ROOT / "packages/layerstream/src", "layerstream")
+    )
+    figures = {
+        **room_figures(source, package),
+        **code_figures(source / package),
+        **import_figures(source, package),
+    }
     print(json.dumps(figures, indent=2))
 
 
@@ -113,7 +121,9 @@ def fresh_imports(source: Path, program: str) -> Iterator[tuple[float, int]]:
     code = f"{program}\nimport sys, time; print(time.process_time(), len(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(source)}
     for run in range(IMPORTS_PER_FIGURE + 1):
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
         seconds, modules = done.stdout.split()
         if run:
             yield float(seconds), int(modules)

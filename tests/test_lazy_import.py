@@ -14,7 +14,12 @@ import pytest
 import layerstream as ls
 
 WITHOUT_TORCH = ("bytes_by_precision", "simulate", *(name for name in ls.__all__ if name.endswith("Error")))
-ROOMS_WITHOUT_TORCH = ("layerstream.spec", "layerstream.planning", "layerstream.errors", "layerstream.checkpoint")
+ROOMS_WITHOUT_TORCH = (
+    "layerstream.spec",
+    "layerstream.planning",
+    "layerstream.errors",
+    "layerstream.checkpoint",
+)
 HEAVY = ("torch", "transformers", "accelerate", "numpy")
 
 

@@ -350,3 +350,31 @@ class BatchPlan:
         lines = [f"  batch       {sum(rows)} rows in {len(rows)} {noun} of {sizes} rows"]
         lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
         return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringPlan:
+    """Which requests share a sweep.
+
+    Attributes:
+        sweeps: for each sweep the indices of its requests, in the order given.
+        lines: the ledger of the sweep that takes the most memory.
+        room_bytes: the memory that the budget leaves for it.
+    """
+
+    sweeps: tuple[tuple[int, ...], ...]
+    lines: tuple[LedgerLine, ...]
+    room_bytes: int
+
+    @property
+    def sweep_bytes(self) -> int:
+        """The memory of the sweep that takes the most."""
+        return sum(line.num_bytes for line in self.lines)
+
+    def explain(self) -> str:
+        """Return the plan as text for people."""
+        num_requests, num_sweeps = sum(len(sweep) for sweep in self.sweeps), len(self.sweeps)
+        noun = "sweep" if num_sweeps == 1 else "sweeps"
+        lines = [f"  scoring     {num_requests} requests in {num_sweeps} {noun}"]
+        lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
+        return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])
