@@ -1,55 +1,134 @@
 """Run a language model that does not fit in memory, exactly.
 
-`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, disk to host to device,
-just in time and within a memory budget; `generate()`, pipelines and every architecture work unchanged, and every result is
-the resident model's, bit for bit. `plan` and `simulate` say beforehand where everything will live and how long a token takes.
+`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, from disk to
+host to device, just in time and within a memory budget. `generate()`, pipelines and every architecture work unchanged,
+and every result equals the resident model's bit for bit. `plan` and `simulate` tell you beforehand where everything
+will live and how long a token takes.
+
+Names are imported on first use: `import layerstream`, its values (budgets, profiles, plans) and `simulate` on a saved
+profile load neither torch nor transformers.
 """
 
-from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
-from .default_model import default_model_path
-from .errors import (
-    BlocksNotFoundError,
-    BudgetTooSmallError,
-    CheckpointError,
-    CheckpointNotFoundError,
-    JobError,
-    LayerstreamError,
-    ModelError,
-    PlanError,
-    ReadFailedError,
-    ReplicaStoppedError,
-    ScoreError,
-    ShardCorruptError,
-    StreamClosedError,
-    StreamError,
-    TensorMissingError,
-    UnsupportedFormatError,
-    UnsupportedModelError,
-)
-from .loading import load, plan, profile_model, simulate
-from .machine import probe_machine
-from .model import StreamedModel
-from .planning.estimate import bytes_by_precision
-from .planning.scoring_sweeps import ScoringPlan
-from .spec.options import MemoryBudget, Workload
-from .spec.plans import (
-    BatchPlan,
-    Granularity,
-    LedgerLine,
-    MemoryLedger,
-    MicroBatch,
-    PlacementPlan,
-    Residency,
-    SweepCost,
-    UnitPlacement,
-)
-from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
-from .spec.report import StreamReport
-from .spec.timeline import Activity, Span, Timeline
-from .uses.batching import BatchProgress, GenerationRequest, GenerationResult, generate_many, plan_requests
-from .uses.scoring import ScoreProgress, ScoringResult, SuffixScore, load_head, plan_scores, score
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
+    from .default_model import default_model_path
+    from .engine.replica import Replica
+    from .errors import (
+        BlocksNotFoundError,
+        BudgetTooSmallError,
+        CheckpointError,
+        CheckpointNotFoundError,
+        JobError,
+        LayerstreamError,
+        ModelError,
+        PlanError,
+        ReadFailedError,
+        ReplicaStoppedError,
+        ScoreError,
+        ShardCorruptError,
+        StreamClosedError,
+        StreamError,
+        TensorMissingError,
+        UnsupportedFormatError,
+        UnsupportedModelError,
+    )
+    from .loading import load, plan, profile_model
+    from .machine import probe_machine
+    from .model import StreamedModel
+    from .planning.estimate import bytes_by_precision
+    from .simulation import simulate
+    from .spec.options import LoadOptions, MemoryBudget, Workload
+    from .spec.plans import (
+        BatchPlan,
+        Granularity,
+        LedgerKind,
+        LedgerLine,
+        MemoryLedger,
+        MemoryTier,
+        MicroBatch,
+        PlacementPlan,
+        Residency,
+        ScoringPlan,
+        SweepCost,
+        UnitPlacement,
+    )
+    from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+    from .spec.report import StreamReport
+    from .spec.sizes import format_bytes, format_rate, format_seconds, parse_size
+    from .spec.timeline import Activity, Span, Timeline
+    from .uses.batching.generate import generate_many, plan_requests
+    from .uses.batching.progress import BatchProgress
+    from .uses.batching.requests import GenerationRequest, GenerationResult
+    from .uses.scoring.head import load_head
+    from .uses.scoring.progress import ScoringProgress
+    from .uses.scoring.requests import ScoringRequest
+    from .uses.scoring.results import ScoringResult, SuffixScore
+    from .uses.scoring.score import plan_scores, score
 
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    ".architecture.known_models": ("KNOWN_MODELS", "KnownModel", "known_config"),
+    ".default_model": ("default_model_path",),
+    ".engine.replica": ("Replica",),
+    ".errors": (
+        "BlocksNotFoundError",
+        "BudgetTooSmallError",
+        "CheckpointError",
+        "CheckpointNotFoundError",
+        "JobError",
+        "LayerstreamError",
+        "ModelError",
+        "PlanError",
+        "ReadFailedError",
+        "ReplicaStoppedError",
+        "ScoreError",
+        "ShardCorruptError",
+        "StreamClosedError",
+        "StreamError",
+        "TensorMissingError",
+        "UnsupportedFormatError",
+        "UnsupportedModelError",
+    ),
+    ".loading": ("load", "plan", "profile_model"),
+    ".machine": ("probe_machine",),
+    ".model": ("StreamedModel",),
+    ".planning.estimate": ("bytes_by_precision",),
+    ".simulation": ("simulate",),
+    ".spec.options": ("LoadOptions", "MemoryBudget", "Workload"),
+    ".spec.plans": (
+        "BatchPlan",
+        "Granularity",
+        "LedgerKind",
+        "LedgerLine",
+        "MemoryLedger",
+        "MemoryTier",
+        "MicroBatch",
+        "PlacementPlan",
+        "Residency",
+        "ScoringPlan",
+        "SweepCost",
+        "UnitPlacement",
+    ),
+    ".spec.profiles": ("ActivationProfile", "Machine", "ModelProfile", "UnitProfile"),
+    ".spec.report": ("StreamReport",),
+    ".spec.sizes": ("format_bytes", "format_rate", "format_seconds", "parse_size"),
+    ".spec.timeline": ("Activity", "Span", "Timeline"),
+    ".uses.batching.generate": ("generate_many", "plan_requests"),
+    ".uses.batching.progress": ("BatchProgress",),
+    ".uses.batching.requests": ("GenerationRequest", "GenerationResult"),
+    ".uses.scoring.head": ("load_head",),
+    ".uses.scoring.progress": ("ScoringProgress",),
+    ".uses.scoring.requests": ("ScoringRequest",),
+    ".uses.scoring.results": ("ScoringResult", "SuffixScore"),
+    ".uses.scoring.score": ("plan_scores", "score"),
+}
 
 __all__ = [
     "KNOWN_MODELS",
@@ -67,21 +146,26 @@ __all__ = [
     "JobError",
     "KnownModel",
     "LayerstreamError",
+    "LedgerKind",
     "LedgerLine",
+    "LoadOptions",
     "Machine",
     "MemoryBudget",
     "MemoryLedger",
+    "MemoryTier",
     "MicroBatch",
     "ModelError",
     "ModelProfile",
     "PlacementPlan",
     "PlanError",
     "ReadFailedError",
+    "Replica",
     "ReplicaStoppedError",
     "Residency",
     "ScoreError",
-    "ScoreProgress",
     "ScoringPlan",
+    "ScoringProgress",
+    "ScoringRequest",
     "ScoringResult",
     "ShardCorruptError",
     "Span",
@@ -100,10 +184,14 @@ __all__ = [
     "Workload",
     "bytes_by_precision",
     "default_model_path",
+    "format_bytes",
+    "format_rate",
+    "format_seconds",
     "generate_many",
     "known_config",
     "load",
     "load_head",
+    "parse_size",
     "plan",
     "plan_requests",
     "plan_scores",
@@ -112,3 +200,5 @@ __all__ = [
     "score",
     "simulate",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,12 +1,17 @@
-"""The one error tree.
+"""The errors that layerstream raises, in one tree.
 
-Room: words. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found (numbers with
-units) and what to do; the numbers are also fields, so that a program need not parse prose. Errors survive pickling.
+Room: spec. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found (numbers with units)
+and what to do; the numbers are also fields, so that a program need not parse prose. Errors survive pickling.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; the name of its type when it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class LayerstreamError(Exception):
@@ -25,15 +30,15 @@ def _rebuild(kind: type[LayerstreamError], args: tuple[Any, ...], fields: dict[s
 
 
 class CheckpointError(LayerstreamError):
-    """The files of a checkpoint cannot be used as they are."""
+    """A checkpoint's files cannot be used as they are."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """No such directory, Hub id or file, or the Hub cannot be reached."""
+    """There is no such directory, Hub id or file, or the Hub cannot be reached."""
 
 
 class ShardCorruptError(CheckpointError, ValueError):
-    """A safetensors file is truncated, too long, or its header lies.
+    """A safetensors file is truncated, too long, or has a wrong header.
 
     Attributes:
         path: the file.
@@ -46,7 +51,7 @@ class ShardCorruptError(CheckpointError, ValueError):
 
 
 class TensorMissingError(CheckpointError, KeyError):
-    """The model needs tensors that the checkpoint does not hold (or the index names an absent file).
+    """The model needs tensors that the checkpoint does not hold, or the index names a missing file.
 
     Attributes:
         names: the missing tensors' names.
@@ -63,7 +68,7 @@ class TensorMissingError(CheckpointError, KeyError):
 
 
 class UnsupportedFormatError(CheckpointError):
-    """The checkpoint is pickled, quantized without a known way back, or of another format."""
+    """The checkpoint is pickled, quantized, or not in the safetensors format."""
 
 
 class ModelError(LayerstreamError):
@@ -79,20 +84,20 @@ class UnsupportedModelError(ModelError):
 
 
 class PlanError(LayerstreamError, ValueError):
-    """A wish that no plan can fulfil: a bad size, an unknown device or dtype, a workload that makes no sense."""
+    """A request that no plan can meet: a bad size, an unknown device or dtype, a workload that makes no sense."""
 
 
 class BudgetTooSmallError(PlanError, MemoryError):
-    """The least that works is more than the budget.
+    """The budget is smaller than the least that works.
 
     Attributes:
         needed_bytes: the smallest budget that would work.
-        budget_bytes: what was given.
-        where: `"device"` or `"host"`.
+        budget_bytes: the budget that was given.
+        where: the memory that is too small, `"device"` or `"host"`.
     """
 
     def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int, where: str = "device") -> None:
-        """Keep the figures beside the message."""
+        """Keep the numbers beside the message."""
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
@@ -104,11 +109,11 @@ class StreamError(LayerstreamError):
 
 
 class ReadFailedError(StreamError, OSError):
-    """The disk did not give the bytes it holds.
+    """A file could not be read.
 
     Attributes:
         path: the file.
-        offset: where in it, in bytes.
+        offset: the place in it, in bytes.
     """
 
     def __init__(self, message: str, *, path: str = "", offset: int = 0) -> None:
@@ -123,7 +128,7 @@ class StreamClosedError(StreamError):
 
 
 class ReplicaStoppedError(StreamError):
-    """The work on this device was stopped because that on another one, beside which it ran, failed."""
+    """The work on this device was stopped because the work on another device, which ran at the same time, failed."""
 
 
 class ScoreError(LayerstreamError, ArithmeticError):

@@ -1,6 +1,6 @@
 """Find the decoder blocks, the head and the embeddings of a model.
 
-Room: architecture. Knows module trees; decides by structure and transformers' own marks, never by a model's name.
+Room: architecture. Decides by structure and by transformers' own marks, never by a model's name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from . import compat
 def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     """Return (path, module) of every decoder block, in the order of the model's lists.
 
-    The blocks are the entries of every outermost `nn.ModuleList` with an entry that transformers marks as a block (a
-    `GradientCheckpointingLayer`, or named in `_no_split_modules`); without such a mark, of the list with the most bytes.
+    The blocks are the entries of every outermost `nn.ModuleList` in which transformers marks an entry as a block. Without such a
+    mark, they are the entries of the list with the most bytes.
 
     Raises:
         BlocksNotFoundError: the model has no list of modules with weights.
@@ -27,10 +27,12 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     lists = [(path, modules) for path, modules in _outermost_lists(model, "") if _num_bytes(modules)]
     if not lists:
         raise BlocksNotFoundError(
-            f"{type(model).__name__} has no list of decoder blocks: nothing could be streamed; load it with transformers"
+            f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with transformers"
         )
     marked = [
-        (path, modules) for path, modules in lists if any(_is_marked(model, module) for module in modules)
+        (path, modules)
+        for path, modules in lists
+        if any(compat.is_marked_as_block(model, module) for module in modules)
     ]
     chosen = marked or [max(lists, key=lambda entry: _num_bytes(entry[1]))]
     return tuple(
@@ -50,18 +52,12 @@ def _outermost_lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Mod
             yield from _outermost_lists(child, child_path)
 
 
-def _is_marked(model: PreTrainedModel, module: nn.Module) -> bool:
-    return isinstance(module, compat.GradientCheckpointingLayer) or type(module).__name__ in (
-        model._no_split_modules or ()
-    )
-
-
 def _num_bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def find_head(model: PreTrainedModel) -> str | None:
-    """Return the path of the language-model head when it is a module of its own with a weight matrix; else None."""
+    """Return the path of the language-model head when it is a separate module with a weight matrix; else None."""
     head = model.get_output_embeddings()
     if (
         not isinstance(head, nn.Module)
@@ -73,9 +69,9 @@ def find_head(model: PreTrainedModel) -> str | None:
 
 
 def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the paths of embeddings outside the blocks whose forward looks up the rows it is given and nothing else.
+    """Return the paths of the embeddings outside the blocks whose forward does nothing but look up rows.
 
-    Such a table can be left on disk: the rows that the ids name are fetched, and the module's own forward runs on them.
+    Such a table can stay on disk: the rows that the ids name are fetched, and the module's own forward runs on them.
     """
     prefixes = tuple(f"{path}." for path in block_paths)
     return tuple(
@@ -86,7 +82,7 @@ def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tup
 
 
 def _looks_up_rows(module: nn.Embedding) -> bool:
-    """Try it: the same rows in another order, asked for in that order, must give the same result."""
+    """Try it: a table with its rows in another order, read with ids in that order, must give the same result."""
     if module.max_norm is not None or len(list(module.parameters())) != 1:
         return False
     if type(module).forward is nn.Embedding.forward:
@@ -94,7 +90,7 @@ def _looks_up_rows(module: nn.Embedding) -> bool:
     table = torch.arange(4.0).reshape(4, 1).expand(4, module.embedding_dim).to(module.weight.dtype) + 1
     ids = torch.tensor([[1, 0, 2, 1]])
     order = torch.tensor([2, 0, 1, 3])
-    kept, padding = module._parameters["weight"], module.padding_idx
+    weight, padding = module._parameters["weight"], module.padding_idx
     try:
         module.padding_idx = None
         module._parameters["weight"] = nn.Parameter(table, requires_grad=False)
@@ -102,20 +98,24 @@ def _looks_up_rows(module: nn.Embedding) -> bool:
         module._parameters["weight"] = nn.Parameter(table[order], requires_grad=False)
         reordered = _forward_on_cpu(module, order.argsort()[ids])
     finally:
-        module._parameters["weight"], module.padding_idx = kept, padding
+        module._parameters["weight"], module.padding_idx = weight, padding
     return plain is not None and reordered is not None and torch.equal(plain, reordered)
 
 
 def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None:
-    kept = dict(module._buffers)
+    buffers = dict(module._buffers)
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
         module._buffers.update(
-            {name: torch.ones_like(value, device="cpu") for name, value in kept.items() if value is not None}
+            {
+                name: torch.ones_like(value, device="cpu")
+                for name, value in buffers.items()
+                if value is not None
+            }
         )
         result = module(ids)
         return result if isinstance(result, torch.Tensor) else None
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
         return None
     finally:
-        module._buffers.update(kept)
+        module._buffers.update(buffers)

@@ -1,35 +1,48 @@
-"""Every private or version-dependent name of transformers that layerstream uses, with the reason.
+"""Every private or version-dependent name of transformers that layerstream uses, each with its version and reason.
 
-Room: architecture. Written for transformers 5.20 to 5.x; when an upgrade breaks something, it breaks here.
+Room: architecture. Tested with transformers 5.20, 5.23 and 5.24. When an upgrade breaks something, it breaks here.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+
+# 5.x: cache layers. A cache layer of our own derives from the mixin and wraps a dynamic layer.
+from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-# 5.x: the classes behind fused experts; recognised so that each expert is read straight into its place.
+# 5.x: the operations that fuse experts; layerstream recognises them and reads each expert straight into its place.
 from transformers.core_model_loading import Concatenate as Concatenate
 from transformers.core_model_loading import MergeModulelist as MergeModulelist
 
-# 5.x: the order in which shards' tensors reach a converter; stacked experts depend on it.
+# 5.x: the order in which tensors reach a converter (`dot_natural_key`); stacked experts depend on it.
 from transformers.core_model_loading import WeightConverter as WeightConverter
 from transformers.core_model_loading import WeightRenaming, build_glob_alternation, dot_natural_key
 from transformers.core_model_loading import rename_source_key as rename_source_key
-from transformers.modeling_layers import GradientCheckpointingLayer as GradientCheckpointingLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+try:
+    # 5.23 added this placeholder for layers without a cache of their own; before, such layers had no entry in the cache.
+    from transformers.cache_utils import DummyLayer
+except ImportError:
+    DummyLayer = None
 
 natural_key = dot_natural_key
 
 
 @contextmanager
 def building_on_meta() -> Iterator[None]:
-    """Make modules without memory and without tying weights, as `from_pretrained` does (`PreTrainedModel.get_init_context`)."""
+    """Build modules without memory and without tying weights, as `PreTrainedModel.get_init_context` does."""
     with init.no_tie_weights(), torch.device("meta"), init.meta_device_safe_creation_ops():
         yield
 
@@ -40,9 +53,9 @@ def has_causal_class(config: PreTrainedConfig) -> bool:
 
 
 def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config that the causal model is built from: a composite's text part where the class asks for that.
+    """Return the config that the causal model is built from: the text part of a composite, where the class asks for that.
 
-    `AutoModelForCausalLM` does the same swap silently; here it must happen before the dtype is resolved.
+    `AutoModelForCausalLM` swaps them silently; here it must happen before the dtype is resolved.
     """
     if not has_causal_class(config):
         return config
@@ -53,6 +66,23 @@ def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if text_class is not None and getattr(model_class, "config_class", None) == text_class:
         return config.get_text_config()
     return config
+
+
+def generation_config_of(directory: Path) -> GenerationConfig:
+    """Return the generation settings of the checkpoint in `directory`, as `from_pretrained` does."""
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except OSError:
+        # Without generation_config.json, transformers derives the settings from config.json.
+        return GenerationConfig.from_pretrained(
+            directory, config_file_name="config.json", _from_model_config=True
+        )
+
+
+def is_marked_as_block(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Return whether transformers marks `module` as a decoder block of `model`."""
+    names = model._no_split_modules or ()
+    return isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names
 
 
 def dtype_policy(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
@@ -83,10 +113,10 @@ def tied_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def ignored_patterns(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the regular expressions of names that may be (missing, unexpected), as `from_pretrained` has them."""
+    """Return the regular expressions of the names that `from_pretrained` accepts as (missing, unexpected)."""
     unexpected = set(model._keys_to_ignore_on_load_unexpected or ())
     names = [name for name, _ in model.named_buffers()]
-    # Old checkpoints store these buffers for each layer; transformers 5 makes them itself.
+    # Old checkpoints store these buffers for each layer; transformers 5 computes them itself.
     if any(name.endswith("rotary_emb.inv_freq") for name in names):
         unexpected.add(r"rotary_emb\.inv_freq")
     if any(name.endswith("position_ids") for name in names):
@@ -104,9 +134,11 @@ def non_persistent_buffers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, 
 
 
 def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) -> None:
-    """Run transformers' own initialization on all that is not marked as loaded: rotary tables, masks, missing buffers.
+    """Run transformers' own initialization on everything that no checkpoint provides: rotary tables, masks, buffers.
 
-    `loaded` are the tensors that a checkpoint provides; they are marked so that nothing is computed for them.
+    Args:
+        model: the model.
+        loaded: the tensors that the checkpoint provides; they are marked, so that nothing is computed for them.
     """
     for tensor in loaded:
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -114,5 +146,42 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
 
 
 def keeps_state(model: PreTrainedModel) -> bool:
-    """Return whether some state of the model is no cache of keys and values: recurrent, convolutional, compressed."""
+    """Return whether the model keeps state that is not keys and values: recurrent, convolutional or compressed."""
     return bool(model._is_stateful)
+
+
+def cache_keyword(model: PreTrainedModel) -> str | None:
+    """Return the keyword of the model's forward that takes a `Cache`, also its output's attribute; None without one.
+
+    Through 5.23 it is `past_key_values`. 5.24 calls it `cache` and warns about the old name. Code from a repository keeps
+    the name it was written with.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    for name in ("cache", "past_key_values"):
+        # In every version, XLM and Flaubert have a `cache` that is a dictionary of tensors.
+        if name in parameters and "dict" not in str(parameters[name].annotation):
+            return name
+    return None
+
+
+def cache_argument(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument that passes `cache` to the forward of a model that takes one."""
+    keyword = cache_keyword(model)
+    assert keyword is not None, f"{type(model).__name__} takes no cache"
+    return {keyword: cache}
+
+
+def cache_of(model: PreTrainedModel, output: Any) -> Any:
+    """Return the cache in the output of the model's forward; None when there is none."""
+    keyword = cache_keyword(model)
+    return None if keyword is None else getattr(output, keyword, None)
+
+
+def is_plain_cache_layer(layer: Any) -> bool:
+    """Return whether a cache layer holds keys and values and nothing else, or nothing at all."""
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or is_placeholder(layer)
+
+
+def is_placeholder(layer: Any) -> bool:
+    """Return whether a cache layer stands for a layer of the model that has no cache of its own."""
+    return DummyLayer is not None and type(layer) is DummyLayer

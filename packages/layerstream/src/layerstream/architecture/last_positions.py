@@ -1,7 +1,7 @@
-"""The end of the forward, for those positions only that somebody will look at.
+"""Run the end of a forward for its last positions only.
 
-Room: architecture. Finds the final norm by structure and lets it work on the last rows of its input; what its caller gets keeps
-its shape, with zeros where nothing was asked for. Knows modules and tensors; does not know what the rows are for.
+Room: architecture. Finds the final norm by structure and lets it work on the last rows of its input. Its output keeps its shape, with
+zeros in the other rows. It does not know what the rows are for.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .blocks import find_blocks
 def find_final_norm(model: PreTrainedModel) -> nn.Module | None:
     """Return the norm between the last block and the head, when structure tells which one it is; else None.
 
-    It is the only module with nothing but vectors for weights that stands beside the list of blocks, behind it if there are two.
+    It is a sibling of the list of blocks, and all its weights are vectors. If there are several, it comes after the list.
     """
     parent, name = _list_of_blocks(model)
     siblings: list[tuple[str, nn.Module]] = list(model.get_submodule(parent).named_children())
-    behind = next(place for place, (sibling, _) in enumerate(siblings) if sibling == name)
-    norms = [(place, module) for place, (_, module) in enumerate(siblings) if _has_vectors_only(module)]
+    blocks_index = next(index for index, (sibling, _) in enumerate(siblings) if sibling == name)
+    norms = [(index, module) for index, (_, module) in enumerate(siblings) if _has_vectors_only(module)]
     for candidates in (
-        [module for place, module in norms if place > behind],
+        [module for index, module in norms if index > blocks_index],
         [module for _, module in norms],
     ):
         if len(candidates) == 1:
@@ -46,7 +46,7 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     base: nn.Module = model.base_model
     if base is not model:
         return base
-    # some classes name another child as their base: it is the one that holds the blocks
+    # Some classes name another child as their base; the backbone is the child that holds the blocks.
     return model.get_submodule(_list_of_blocks(model)[0])
 
 
@@ -56,16 +56,16 @@ def _has_vectors_only(module: nn.Module) -> bool:
 
 
 class LastPositions:
-    """The final norm of a model, narrowed for threads that ask for it; for all others it is as it was."""
+    """A model's final norm, narrowed to the last positions for the threads that ask for it and unchanged for all others."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Find the norm; nothing is touched before `attached`."""
+        """Find the norm; nothing changes before `attached`."""
         self._norm = find_final_norm(model)
-        self._here = threading.local()
+        self._thread = threading.local()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Let `last_rows` work within."""
+        """Install the hooks that `last_rows` needs; remove them at the end."""
         if self._norm is None:
             yield
             return
@@ -79,26 +79,26 @@ class LastPositions:
 
     @contextmanager
     def last_rows(self, rows: int) -> Iterator[None]:
-        """Let the norm see the last `rows` positions only, in forwards of the calling thread."""
-        self._here.rows = rows
+        """Give the norm only the last `rows` positions, in forwards of the calling thread."""
+        self._thread.rows = rows
         try:
             yield
         finally:
-            self._here.rows = None
+            self._thread.rows = None
 
     def _narrow(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        rows = getattr(self._here, "rows", None)
-        self._here.tokens = None
+        rows = getattr(self._thread, "rows", None)
+        self._thread.tokens = None
         if rows is None or not args or args[0].ndim < 2 or args[0].shape[-2] <= rows:
             return None
-        self._here.tokens = args[0].shape[-2]
-        return (args[0][..., self._here.tokens - rows :, :], *args[1:])
+        self._thread.tokens = args[0].shape[-2]
+        return (args[0][..., self._thread.tokens - rows :, :], *args[1:])
 
     def _widen(self, _: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        tokens = getattr(self._here, "tokens", None)
+        tokens = getattr(self._thread, "tokens", None)
         if tokens is None:
             return None
-        self._here.tokens = None
+        self._thread.tokens = None
         whole = output.new_zeros(*output.shape[:-2], tokens, output.shape[-1])
         whole[..., tokens - output.shape[-2] :, :] = output
         return whole

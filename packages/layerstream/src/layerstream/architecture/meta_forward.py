@@ -1,7 +1,6 @@
-"""Run a model on the meta device: which modules its forward calls, where it reads its weights, and what memory it takes.
+"""Run a model's real forward on the meta device, on shapes alone, and measure the memory it takes.
 
-Room: architecture. Runs the model's real forward on shapes alone. Some architectures decide by values and cannot be walked; then
-nothing is learnt and the caller uses coarser answers.
+Room: architecture. Some architectures branch on values, so their forward cannot run on shapes; the caller then uses coarser answers.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PreTrainedModel
 
-from .weight_usage import WeightUsage, record_weight_usage
+from . import compat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardMemory:
-    """What one forward did.
+    """The memory that one forward takes.
 
     Attributes:
         num_tokens: the length of the prompt.
-        peak_bytes: most memory alive at once beside parameters and buffers; the cache included.
-        cache_bytes: what the cache holds afterwards, sliding-window layers apart.
-        window_bytes: what sliding-window layers hold.
+        peak_bytes: the most memory alive at once beside parameters and buffers, including the cache.
+        cache_bytes: what the cache holds afterwards, except in sliding-window layers.
+        window_bytes: what the cache holds in sliding-window layers.
         window_tokens: the window; 0 without one.
         largest_layer_bytes: the largest cache layer.
     """
@@ -42,22 +41,17 @@ class ForwardMemory:
     largest_layer_bytes: int
 
 
-def walk(model: PreTrainedModel, num_tokens: int) -> ForwardMemory | None:
-    """Run one prefill of `num_tokens` tokens (batch 1) on the meta device.
+def measure_forward(model: PreTrainedModel, num_tokens: int) -> ForwardMemory | None:
+    """Run one prefill of `num_tokens` tokens (batch 1) on the meta device and return the memory it would take.
 
     Returns:
-        What was seen, or None when this architecture's forward cannot run without values.
+        The memory; None when this architecture's forward cannot run without values.
     """
     with _LiveBytes() as counter:
         output = forward_on_meta(model, num_tokens)
     if output is None:
         return None
-    return _with_cache(num_tokens, counter.peak_bytes, getattr(output, "past_key_values", None))
-
-
-def observe(model: PreTrainedModel) -> WeightUsage | None:
-    """Return which modules one prefill and one decoded token call, and where each weight is read; None when they cannot be run."""
-    return record_weight_usage(model, lambda num_tokens, cache: forward_on_meta(model, num_tokens, cache))
+    return _with_cache(num_tokens, counter.peak_bytes, compat.cache_of(model, output))
 
 
 def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) -> Any:
@@ -66,7 +60,7 @@ def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) 
         {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     )
     if cache is not None:
-        options["past_key_values"] = cache
+        options |= compat.cache_argument(model, cache)
     ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     try:
         with torch.no_grad(), _ResultsOnly(), torch.device("meta"):
@@ -85,9 +79,9 @@ def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) 
 
 
 class _ResultsOnly(TorchFunctionMode):
-    """Give attention and grouped products their result alone.
+    """Replace attention and grouped matrix products by an empty tensor of their result's shape.
 
-    The attention kernels in use hold no score matrix, the decomposition on meta tensors would; and grouped products on meta tensors
+    The attention kernels in use hold no score matrix, but the decomposition on meta tensors would. Grouped products on meta tensors
     refuse all dtypes but one.
     """
 
@@ -105,7 +99,7 @@ class _ResultsOnly(TorchFunctionMode):
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Count the bytes of storages that operations made and that are still alive."""
+    """Count the bytes of the storages that operations allocated and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -117,10 +111,10 @@ class _LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in given:
+            if tensor.untyped_storage()._cdata not in inputs:
                 self._add(tensor.untyped_storage())
         return result
 
@@ -143,25 +137,25 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _with_cache(num_tokens: int, peak_bytes: int, cache: Any) -> ForwardMemory:
-    plain, windowed, window, largest = 0, 0, 0, 0
+    cache_bytes, window_bytes, window_tokens, largest_layer_bytes = 0, 0, 0, 0
     for layer in getattr(cache, "layers", None) or ([cache] if cache is not None else []):
-        size = sum(tensor.untyped_storage().nbytes() for tensor in _state_of(layer))
-        largest = max(largest, size)
-        if width := getattr(layer, "sliding_window", 0) or 0:
-            windowed, window = windowed + size, max(window, width)
+        layer_bytes = _state_bytes(layer)
+        largest_layer_bytes = max(largest_layer_bytes, layer_bytes)
+        if window := getattr(layer, "sliding_window", 0) or 0:
+            window_bytes, window_tokens = window_bytes + layer_bytes, max(window_tokens, window)
         else:
-            plain += size
+            cache_bytes += layer_bytes
     return ForwardMemory(
         num_tokens=num_tokens,
         peak_bytes=peak_bytes,
-        cache_bytes=plain,
-        window_bytes=windowed,
-        window_tokens=window,
-        largest_layer_bytes=largest,
+        cache_bytes=cache_bytes,
+        window_bytes=window_bytes,
+        window_tokens=window_tokens,
+        largest_layer_bytes=largest_layer_bytes,
     )
 
 
-def _state_of(layer: Any) -> list[torch.Tensor]:
+def _state_bytes(layer: Any) -> int:
     fields = vars(layer) if hasattr(layer, "__dict__") else {}
-    found = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(list(fields.values()))}
-    return list(found.values())
+    storages = [tensor.untyped_storage() for tensor in _tensors(list(fields.values()))]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -1,7 +1,7 @@
-"""State that modules keep to themselves: attributes in which a forward leaves tensors, instead of in the cache that is passed on.
+"""Find the state that modules keep in their own attributes, instead of in the cache that is passed on.
 
-Room: architecture. Found by structure: run forwards on shapes, and see what is left behind. It must go again before the model runs
-on values, and where several computations interleave it must be each one's own.
+Room: architecture. Found by structure: run forwards on shapes and see which attributes hold a new tensor. That state must be removed
+before the model runs on values, and where several computations interleave, each needs its own.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from torch import nn
 ModuleState = tuple[tuple[str, tuple[str, ...]], ...]
 """Paths of modules, each with the names of the attributes that hold its state."""
 
-_TORCHS_OWN = frozenset({"_parameters", "_buffers", "_modules"})
+_OWNED_BY_TORCH = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 class AttributeSnapshot:
-    """What the attributes of every module of a model are before forwards on shapes."""
+    """The attributes of every module of a model, as they were before forwards on shapes."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Remember them."""
-        self._before = [(path, module, _plain(module)) for path, module in model.named_modules()]
+        """Take the snapshot."""
+        self._before = [(path, module, _attributes(module)) for path, module in model.named_modules()]
 
-    def put_back(self) -> ModuleState:
-        """Give every attribute its value from before; return those that were left holding a tensor."""
-        found = []
+    def restore(self) -> ModuleState:
+        """Give every attribute its earlier value; return those in which a forward had left a tensor."""
+        state = []
         for path, module, before in self._before:
-            left = [name for name, value in _plain(module).items() if isinstance(value, torch.Tensor)]
-            changed = tuple(name for name in left if module.__dict__[name] is not before.get(name))
+            tensors = [name for name, value in _attributes(module).items() if isinstance(value, torch.Tensor)]
+            changed = tuple(name for name in tensors if module.__dict__[name] is not before.get(name))
             for name in changed:
                 if name in before:
                     module.__dict__[name] = before[name]
                 else:
                     del module.__dict__[name]
             if changed:
-                found.append((path, changed))
-        return tuple(found)
+                state.append((path, changed))
+        return tuple(state)
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in module.__dict__.items() if name not in _TORCHS_OWN}
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in module.__dict__.items() if name not in _OWNED_BY_TORCH}

@@ -1,73 +1,71 @@
-"""A prefix' keys and values, read by the forwards of many suffixes and kept by none of them.
+"""Share a prefix's keys and values among the forwards of many suffixes, none of which stores anything.
 
-Room: architecture. Knows transformers' cache layers, and decides by their classes which model's cache can be read by others; does
-not know who runs when. The readers may be made before the prefix has run: they go by its length, and look for its keys and
-values only where a block asks for them.
+Room: architecture. Works on transformers' cache layers and decides by their classes whether a model's cache can be shared. It does
+not know who runs when: the suffixes' caches may be made before the prefix has run, since they need its length only; they look for
+its keys and values when a block asks for them.
 
-A layer's keys and values are dropped as soon as the last reader has had them. Where every reader goes through a block before the
+A layer's keys and values are dropped as soon as the last suffix has read them. When every suffix goes through a block before the
 next block is visited (layer-major), a prefix therefore never holds more than the layers between two units.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import StreamError
 from . import compat
 
-_SHARED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
     """Return why suffixes cannot read the cache of their prefix in this model; None when they can."""
+    name = type(model).__name__
     if compat.keeps_state(model):
-        return f"{type(model).__name__} keeps a recurrent state, which each continuation changes"
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
-        return f"{type(model).__name__} takes no cache of keys and values"
+        return f"{name} keeps a recurrent state, which each continuation changes"
+    if compat.cache_keyword(model) is None:
+        return f"{name} takes no cache of keys and values"
     layers = DynamicCache(config=model.config).layers
-    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in _SHARED_LAYERS})
+    others = sorted({type(layer).__name__ for layer in layers if not compat.is_plain_cache_layer(layer)})
     if others or not layers:
-        return f"{type(model).__name__} has cache layers that are more than keys and values: {', '.join(others) or 'none'}"
+        return f"{name} has cache layers that are more than keys and values: {', '.join(others) or 'none'}"
     return None
 
 
 class SharedPrefix:
-    """The cache of one prefix and of those who continue it.
+    """The cache of one prefix and the caches of its suffixes.
 
     Attributes:
-        cache: for the prefix' own forward.
+        cache: the cache for the prefix's own forward.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: int, readers: int) -> None:
-        """Expect a prefix of `tokens` tokens, and `readers` forwards that continue it."""
+        """Prepare for a prefix of `tokens` tokens that `readers` forwards continue."""
         self._config, self._tokens = model.config, tokens
         self.cache = DynamicCache(config=model.config)
-        self._layers = [_Lent(layer, readers) for layer in self.cache.layers]
-        self.cache.layers = [
-            lent.layer if isinstance(lent.layer, DummyLayer) else lent for lent in self._layers
+        self._layers = [
+            layer if compat.is_placeholder(layer) else _PrefixLayer(layer, readers)
+            for layer in self.cache.layers
         ]
+        self.cache.layers = list(self._layers)
 
     def reader(self) -> DynamicCache:
-        """Return the cache for the forward of one continuation: it reads the prefix and stores nothing."""
+        """Return the cache for the forward of one suffix: it reads the prefix and stores nothing."""
         cache = DynamicCache(config=self._config)
         cache.layers = [
-            own if isinstance(own, DummyLayer) else _Reader(own, lent, self._tokens)
-            for own, lent in zip(cache.layers, self._layers, strict=True)
+            _SuffixLayer(own, prefix, self._tokens) if isinstance(prefix, _PrefixLayer) else own
+            for own, prefix in zip(cache.layers, self._layers, strict=True)
         ]
         return cache
 
 
-class _Lent(CacheLayerMixin):
-    """A layer's cache of the prefix, until the last reader has had it."""
+class _PrefixLayer(compat.CacheLayerMixin):
+    """One layer's cache of the prefix, until the last suffix has read it."""
 
     def __init__(self, layer: Any, readers: int) -> None:
         super().__init__()
-        self.layer, self._left, self._length = layer, readers, 0
+        self.layer, self._readers_left, self._length = layer, readers, 0
         self.is_sliding = getattr(layer, "is_sliding", False)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -75,22 +73,22 @@ class _Lent(CacheLayerMixin):
         self.is_initialized = True
         self._length = self.layer.get_seq_length()
         self.keys, self.values = self.layer.keys, self.layer.values
-        self._drop_unread()
+        self._drop_if_read()
         return result
 
     def lend(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the prefix' keys and values to one of its readers."""
+        """Return the prefix's keys and values to one of its readers."""
         if self.keys is None or self.values is None:
             raise StreamError(
                 "a suffix needs the keys and values of its prefix, whose own computation has failed"
             )
         lent = self.keys, self.values
-        self._left -= 1
-        self._drop_unread()
+        self._readers_left -= 1
+        self._drop_if_read()
         return lent
 
-    def _drop_unread(self) -> None:
-        if self._left <= 0:
+    def _drop_if_read(self) -> None:
+        if self._readers_left <= 0:
             self.keys = self.values = None
             self.layer.keys = self.layer.values = None
 
@@ -109,10 +107,10 @@ class _Lent(CacheLayerMixin):
         return length
 
 
-class _Reader(CacheLayerMixin):
-    """One layer's cache of a suffix: its own keys and values after those of the prefix, for the length of a call."""
+class _SuffixLayer(compat.CacheLayerMixin):
+    """One layer's cache of a suffix: its own keys and values after the prefix's, for the length of a call."""
 
-    def __init__(self, own: Any, prefix: _Lent, prefix_tokens: int) -> None:
+    def __init__(self, own: Any, prefix: _PrefixLayer, prefix_tokens: int) -> None:
         super().__init__()
         self._prefix, self._length = prefix, prefix_tokens
         self._window: int | None = getattr(own, "sliding_window", None)
@@ -127,7 +125,7 @@ class _Reader(CacheLayerMixin):
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is kept here."""
+        """Do nothing: a suffix stores nothing."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         if self._window is None:

@@ -1,6 +1,6 @@
-"""Build the model empty: transformers' own modules on the meta device.
+"""Build the empty model: transformers' own modules on the meta device.
 
-Room: architecture. Knows configs and model classes; reads no weight and allocates no memory for one.
+Room: architecture. Knows configs and model classes. It reads no weight and allocates no memory for one.
 """
 
 from __future__ import annotations
@@ -10,39 +10,38 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..errors import PlanError, UnsupportedFormatError, UnsupportedModelError
+from ..errors import PlanError, UnsupportedFormatError, UnsupportedModelError, first_line
 from ..spec.profiles import StoredTensor
 from . import compat
+
+_CODE_IN_REPOSITORY = "its code is in the repository: pass trust_remote_code=True if you trust it"
 
 
 def read_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Return the config of the checkpoint in `directory`.
 
     Raises:
-        UnsupportedModelError: the model type is unknown here, or its code is not part of transformers and was not allowed.
+        UnsupportedModelError: the model type is unknown, or its code is not part of transformers and was not allowed.
         UnsupportedFormatError: the checkpoint is quantized.
     """
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        hint = (
-            "; its code lies in the repository: pass trust_remote_code=True if you trust it"
-            if "trust_remote_code" in str(error)
-            else "; is config.json complete, and transformers new enough?"
-        )
+        needs_code = "trust_remote_code" in str(error)
+        hint = _CODE_IN_REPOSITORY if needs_code else "is config.json complete, and transformers new enough?"
         raise UnsupportedModelError(
-            f"the config in {directory} cannot be used: {_first_line(error)}{hint}"
+            f"the config in {directory} cannot be used: {first_line(error)}; {hint}"
         ) from error
     return check_config(config, trust_remote_code=trust_remote_code)
 
 
 def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return the config the causal model is built from, or refuse it.
+    """Return the config that the causal model is built from.
 
     Raises:
-        UnsupportedModelError: there is no causal language model for it.
+        UnsupportedModelError: transformers has no causal language model for it.
         UnsupportedFormatError: it describes quantized weights.
     """
     quantization = getattr(config, "quantization_config", None) or getattr(
@@ -55,34 +54,25 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
             else getattr(quantization, "quant_method", "?")
         )
         raise UnsupportedFormatError(
-            f"this checkpoint is quantized ({kind}); layerstream runs unquantized weights exactly: use the original fp16 or bf16 "
-            "checkpoint, or load this one with transformers"
+            f"this checkpoint is quantized ({kind}); layerstream runs unquantized weights exactly: use the original fp16 or "
+            "bf16 checkpoint, or load this one with transformers"
         )
-    has_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not has_code and not compat.has_causal_class(config):
-        code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        advice = (
-            "its code lies in the repository: pass trust_remote_code=True if you trust it"
-            if code
-            else "only these can be streamed"
-        )
+    has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not (has_code and trust_remote_code) and not compat.has_causal_class(config):
+        advice = _CODE_IN_REPOSITORY if has_code else "only such models can be streamed"
         raise UnsupportedModelError(
             f"transformers has no causal language model for model type {config.model_type!r}; {advice}"
         )
     return compat.causal_config(config)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def resolve_dtype(
     config: PreTrainedConfig, requested: str | torch.dtype, stored: Iterable[StoredTensor] = ()
 ) -> torch.dtype:
-    """Return the run dtype: the wish, or for `"auto"` the config's, or else that of the first stored floating tensor.
+    """Return the run dtype: the requested one; for `"auto"` the config's, or else the first stored floating tensor's.
 
     Raises:
-        PlanError: when the wish names no floating dtype of torch.
+        PlanError: the request does not name one of torch's floating dtypes.
     """
     if isinstance(requested, torch.dtype):
         dtype: object = requested
@@ -94,7 +84,7 @@ def resolve_dtype(
         dtype = getattr(torch, dtype.removeprefix("torch."), None)
     if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise PlanError(
-            f"dtype {requested!r} is not one to run in: use 'auto', 'float16', 'bfloat16' or 'float32'"
+            f"a model cannot run in dtype {requested!r}: use 'auto', 'float16', 'bfloat16' or 'float32'"
         )
     return dtype
 
@@ -109,7 +99,7 @@ def build_skeleton(
     """Return the model in evaluation mode with every parameter and buffer on the meta device, untied.
 
     Raises:
-        UnsupportedModelError: transformers cannot build it (a wrong config, an attention implementation that is not there).
+        UnsupportedModelError: transformers cannot build it, for example because the attention implementation is missing.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     config = copy.deepcopy(config)
@@ -129,26 +119,19 @@ def build_skeleton(
         ZeroDivisionError,
     ) as error:
         raise UnsupportedModelError(
-            f"transformers cannot build this {config.model_type} model: {_first_line(error)}"
+            f"transformers cannot build this {config.model_type} model: {first_line(error)}"
         ) from error
     return model.eval()
 
 
 def load_generation_config(model: PreTrainedModel, directory: Path) -> None:
-    """Give `model` the generation settings of its checkpoint, as `from_pretrained` does."""
-    if not model.can_generate():
-        return
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(directory)
-    except OSError:
-        # No generation_config.json: transformers derives one from config.json.
-        model.generation_config = GenerationConfig.from_pretrained(
-            directory, config_file_name="config.json", _from_model_config=True
-        )
+    """Set the generation settings of the checkpoint in `directory` on `model`, as `from_pretrained` does."""
+    if model.can_generate():
+        model.generation_config = compat.generation_config_of(directory)
 
 
 def materialize_buffers(model: PreTrainedModel, device: torch.device, loaded: set[str]) -> None:
-    """Compute what no checkpoint holds (rotary tables, masks), on `device`, by transformers' own initialization.
+    """Compute on `device` what no checkpoint holds (rotary tables, masks), by transformers' own initialization.
 
     Parameters and buffers named in `loaded` stay on the meta device.
     """

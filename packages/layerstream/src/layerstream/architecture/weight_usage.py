@@ -1,6 +1,6 @@
-"""Observe where weights are read: inside which modules' calls.
+"""Find out where weights are read: inside which modules' calls.
 
-Room: architecture. A weight can move with a module only if every read of it happens while that module runs; some models look at an
+Room: architecture. A weight can move with a module only if every read of it happens while that module runs. Some models read an
 embedding's rows, a convolution's kernel or a layer's device from elsewhere.
 """
 
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+
+from . import compat
+from .meta_forward import forward_on_meta
 
 _HARMLESS = frozenset(
     getattr(getattr(torch.Tensor, name), "__get__", getattr(torch.Tensor, name))
@@ -28,23 +31,23 @@ _HARMLESS = frozenset(
         "is_floating_point",
     )
 )
-"""What a tensor on the meta device answers truthfully."""
+"""Questions that a tensor on the meta device answers truthfully."""
 
 _PROMPT_TOKENS = 16
 _DEVICE = torch.Tensor.device.__get__
 
 
 class WeightUsage(TorchFunctionMode):
-    """Note, under this mode, every read of a parameter or persistent buffer.
+    """Record every read of a parameter or persistent buffer while this mode is active.
 
     Attributes:
-        calls: paths of the modules that were called, in order.
-        scopes: by weight name, the modules that were running at every read of its values.
-        device_scopes: the same for reads of `.device`, which on the meta device misleads.
+        calls: the paths of the modules that were called, in order.
+        scopes: by weight name, the modules that were running at every read of the weight's values.
+        device_scopes: the same for reads of `.device`, which misleads on the meta device.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Watch `model`."""
+        """Prepare to watch `model`."""
         super().__init__()
         self.calls: list[str] = []
         self.scopes: dict[str, frozenset[str]] = {}
@@ -55,7 +58,7 @@ class WeightUsage(TorchFunctionMode):
         self._model = model
 
     def __enter__(self) -> WeightUsage:
-        """Put the hooks on."""
+        """Install the hooks."""
         for path, module in self._model.named_modules():
             if path:
                 self._handles.append(module.register_forward_pre_hook(self._entering(path), prepend=True))
@@ -64,7 +67,7 @@ class WeightUsage(TorchFunctionMode):
         return self
 
     def __exit__(self, *details: Any) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         super().__exit__(*details)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
@@ -72,23 +75,23 @@ class WeightUsage(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Note the weights among the arguments."""
+        """Record the weights among the arguments."""
         if func not in _HARMLESS:
-            noted = self.device_scopes if func == _DEVICE else self.scopes
-            for value in (*args, *(kwargs or {}).values()):
-                for one in value if isinstance(value, (list, tuple)) else (value,):
-                    name = self._names.get(id(one))
+            scopes = self.device_scopes if func == _DEVICE else self.scopes
+            for argument in (*args, *(kwargs or {}).values()):
+                for value in argument if isinstance(argument, (list, tuple)) else (argument,):
+                    name = self._names.get(id(value))
                     if name is not None:
                         running = frozenset(self._running)
-                        noted[name] = noted.get(name, running) & running
+                        scopes[name] = scopes.get(name, running) & running
         return func(*args, **(kwargs or {}))
 
     def moves_with(self, weight: str, module: str) -> bool:
         """Return whether `weight` is needed only while `module` runs."""
-        return all(module in noted.get(weight, (module,)) for noted in (self.scopes, self.device_scopes))
+        return all(module in scopes.get(weight, (module,)) for scopes in (self.scopes, self.device_scopes))
 
     def values_move_with(self, weight: str, module: str) -> bool:
-        """Return whether the values of `weight` are needed only while `module` runs; its device may be asked for elsewhere."""
+        """Return whether the values of `weight` are needed only while `module` runs; its device may be read elsewhere."""
         return module in self.scopes.get(weight, (module,))
 
     def _entering(self, path: str) -> Callable[..., None]:
@@ -106,24 +109,22 @@ class WeightUsage(TorchFunctionMode):
         return leave
 
 
-def record_weight_usage(model: PreTrainedModel, run: Callable[[int, Any], Any]) -> WeightUsage | None:
-    """Run a prefill and one decoded token under observation.
+def find_weight_usage(model: PreTrainedModel) -> WeightUsage | None:
+    """Return which modules one prefill and one decoded token call, and where each weight is read.
 
     Args:
         model: a skeleton on the meta device.
-        run: runs the model's forward on that many tokens' shapes, given the cache of the forward before it or None; returns None
-            when it cannot.
 
     Returns:
-        What was read where; None when the model cannot be run on shapes.
+        The usage; None when the model's forward cannot run on shapes.
     """
-    with WeightUsage(model) as reads:
-        output = run(_PROMPT_TOKENS, None)
+    with WeightUsage(model) as usage:
+        output = forward_on_meta(model, _PROMPT_TOKENS)
         if output is None:
             return None
-        calls = list(reads.calls)
-        # A single token takes another way through recurrent layers, also where these keep their state to themselves.
-        if run(1, getattr(output, "past_key_values", None)) is None:
+        prefill_calls = list(usage.calls)
+        # A single token takes another path through recurrent layers, even when they keep their state to themselves.
+        if forward_on_meta(model, 1, compat.cache_of(model, output)) is None:
             return None
-    reads.calls = calls
-    return reads
+    usage.calls = prefill_calls
+    return usage

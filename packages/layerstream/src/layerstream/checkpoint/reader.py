@@ -24,6 +24,12 @@ from .tickets import ReadRequest, ReadTicket
 
 __all__ = ["DiskReader", "ReadRequest", "ReadTicket"]
 
+READER_THREADS = 4
+"""Reads under way at a time, unless told otherwise."""
+
+CHUNK_BYTES = 8 * MIB
+"""The largest single read, unless told otherwise. A thread holds a buffer of this size when bytes cannot be read in place."""
+
 # How long close() waits for a read that the kernel does not answer, as on a dead network disk.
 _JOIN_TIMEOUT_S = 10.0
 # Chunks of a delivery begin at multiples of this, so that no element of any dtype is split.
@@ -61,8 +67,8 @@ class DiskReader:
     def __init__(
         self,
         *,
-        num_threads: int = 4,
-        chunk_bytes: int = 8 * MIB,
+        num_threads: int = READER_THREADS,
+        chunk_bytes: int = CHUNK_BYTES,
         direct: bool = True,
         opener: Opener | None = None,
     ) -> None:

@@ -1,4 +1,1 @@
-"""The command line.
-
-Room: surfaces. One module a command; they use the public API alone, and the other surfaces to draw. Nothing is decided here.
-"""
+"""The command line: one module per command. It parses, prints and draws; the library decides."""

@@ -1,6 +1,6 @@
-"""`layerstream batch`: rows of a JSON-lines file answered in shared sweeps, resumable at any instant.
+"""`layerstream batch`: answer the rows of a JSON-lines file in shared sweeps; resumes after any interruption.
 
-Room: surfaces. Results go to the file, progress and notes to stderr, nothing to stdout.
+Results go to a file, progress and notes to stderr, nothing to stdout.
 """
 
 from __future__ import annotations
@@ -11,51 +11,55 @@ from typing import Annotated
 
 import typer
 
-from .. import load
-from ..engine.tokenizer import load_tokenizer
-from .batch_rows import PromptDefaults, PromptRows, RowKind
-from .options import (
-    Attention,
-    Budget,
-    Devices,
-    Dtype,
-    Revision,
-    TrustRemoteCode,
-    model_or_default,
-    named_devices,
-)
-from .row_job import carry_out
-from .score_rows import ScoreRows, load_config
+from ..spec.options import LoadOptions
+from . import backend
+from .options import model_or_default, takes_load_options
+from .prompt_rows import PromptDefaults, PromptRows
+from .row_job import RowKind, run_job
+from .score_rows import ScoreRows
 
 Rows = Annotated[
     Path,
     typer.Argument(
-        help='JSON lines: {"id": ..., "prompt": "...", "max_new_tokens": ...}, or what "layerstream score" takes.'
+        help='JSON lines, one row each: {"id": ..., "prompt": "...", "max_new_tokens": ...}, '
+        "or a row for 'layerstream score'."
     ),
 ]
 Results = Annotated[
-    Path, typer.Argument(help="JSON lines, one result a row as it comes; started again, the rest is done.")
+    Path,
+    typer.Argument(help="JSON lines, one result each. If the file exists, only missing results are added."),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A checkpoint's directory or Hub id.", show_default=False)
 ]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", help="Tokens at most, where a row does not say.", min=1)
+    int,
+    typer.Option(
+        "--max-new-tokens", "-n", help="The maximum number of new tokens, unless a row has its own.", min=1
+    ),
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="Sample, where a row does not say.", min=0.01, show_default=False)
+    float | None,
+    typer.Option(help="Sample at this temperature, unless a row has its own.", min=0.01, show_default=False),
 ]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", min=0, show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Make sampling repeatable.", min=0, show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the checkpoint's chat template.")]
-Isolate = Annotated[
-    bool, typer.Option("--isolate", help="Give each row what it would get alone, bit for bit; much slower.")
+Packed = Annotated[
+    bool,
+    typer.Option(
+        "--packed/--no-packed",
+        help="Let similar rows share a padded tensor. Without it, each row gets what it would get alone, "
+        "bit for bit; much slower.",
+    ),
 ]
-Batches = Annotated[
-    int | None, typer.Option(help="Go through the rows in so many batches.", min=1, show_default="by memory")
+MaxRows = Annotated[
+    int | None,
+    typer.Option(help="At most this many rows share a sweep.", min=1, show_default="as memory allows"),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No plan, progress or report.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 
 
+@takes_load_options(several_devices=True)
 def batch_command(
     rows: Rows,
     results: Results,
@@ -64,46 +68,37 @@ def batch_command(
     temperature: Temperature = None,
     seed: Seed = None,
     chat: Chat = False,
-    isolate: Isolate = False,
-    batches: Batches = None,
-    budget: Budget = "auto",
-    device: Devices = "auto",
-    dtype: Dtype = "auto",
-    attn_implementation: Attention = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    packed: Packed = True,
+    max_rows: MaxRows = None,
+    *,
+    options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Answer many prompts, reading the weights once for all of them. Killed at any instant and started again, it goes on."""
+    """Answer many prompts in shared sweeps. Run it again after an interruption, and it continues."""
     defaults = PromptDefaults(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
         chat=chat,
-        isolate=isolate,
-        batches=batches,
+        packed=packed,
+        max_rows=max_rows,
     )
-    name = model_or_default(model)
-    opener = partial(
-        load,
-        name,
-        budget=budget,
-        **named_devices(device),
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+    model = model_or_default(model)
+    run_job(
+        rows,
+        results,
+        model=model,
+        options=options,
+        make_kinds=partial(_make_kinds, model, options, defaults),
+        max_rows=max_rows,
+        seed=seed,
+        quiet=quiet,
     )
-    kinds = partial(_kinds, name, defaults, revision, trust_remote_code)
-    carry_out(rows, results, kinds=kinds, opener=opener, seed=seed, quiet=quiet)
 
 
-def _kinds(
-    name: str, defaults: PromptDefaults, revision: str | None, trust_remote_code: bool
-) -> list[RowKind]:
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+def _make_kinds(model: str, options: LoadOptions, defaults: PromptDefaults) -> list[RowKind]:
+    tokenizer, config = backend.load_text_parts(model, options)
     return [
         PromptRows(tokenizer, defaults, int(config.vocab_size)),
-        ScoreRows(tokenizer, config, batches=defaults.batches),
+        ScoreRows(tokenizer, config, max_rows=defaults.max_rows),
     ]

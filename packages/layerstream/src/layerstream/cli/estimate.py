@@ -1,12 +1,9 @@
-"""`layerstream estimate`: from parameters to bytes, for well-known models and for any config. No weights are needed.
-
-Room: surfaces.
-"""
+"""`layerstream estimate`: the size of a model's weights at every precision, computed from its config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +11,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .. import profile_model
-from ..architecture.known_models import KNOWN_MODELS, config_from_file, count_parameters, known_config
 from ..planning.estimate import bytes_by_precision
 from ..spec.sizes import parse_size
-from .options import AsJson
+from . import backend
+from .options import KNOWN_MODELS, AsJson
 from .printing import out_console, print_json
 
 _COLUMNS = {
@@ -33,7 +29,8 @@ _COLUMNS = {
 Models = Annotated[
     list[str] | None,
     typer.Argument(
-        help=f"Directories, Hub ids, config.json files, or any of {', '.join(KNOWN_MODELS)}; without one these.",
+        help="Directories, Hub ids or config.json files, or known models, which are the default: "
+        f"{', '.join(KNOWN_MODELS)}.",
         show_default=False,
     ),
 ]
@@ -44,13 +41,13 @@ Memory = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The weights of one model.
+    """The size of one model's weights.
 
     Attributes:
-        name: what it is called.
+        name: the model's name.
         num_parameters: elements, ties counted once.
         weight_bytes: bytes by precision, weights alone.
-        fits: by precision, whether they fit into the memory that was given; empty when none was.
+        fits: by precision, whether the weights fit into the given memory; empty if none was given.
     """
 
     name: str
@@ -60,11 +57,11 @@ class Estimate:
 
 
 def estimate_command(models: Models = None, memory: Memory = None, as_json: AsJson = False) -> None:
-    """Show the bytes of the weights at every precision, computed from configs. What comes on top is counted by 'plan'."""
+    """Show the size of a model's weights at every precision. 'plan' adds the memory beside the weights."""
     memory_bytes = parse_size(memory) if memory is not None else None
     estimates = [_estimate(name, memory_bytes) for name in models or KNOWN_MODELS]
     if as_json:
-        print_json(estimates)
+        print_json([asdict(estimate) for estimate in estimates])
     else:
         out_console().print(estimate_table(estimates, memory))
 
@@ -78,23 +75,24 @@ def _estimate(name: str, memory_bytes: int | None) -> Estimate:
 
 def _parameters(name: str) -> tuple[str, int]:
     if name in KNOWN_MODELS:
-        return KNOWN_MODELS[name].title, count_parameters(known_config(name))
+        return backend.KNOWN_MODELS[name].title, backend.count_parameters(backend.known_config(name))
     if name.endswith(".json"):
-        return name, count_parameters(config_from_file(Path(name)))
-    return name, profile_model(name).num_parameters
+        return name, backend.count_parameters(backend.config_from_file(Path(name)))
+    return name, backend.profile_model(name).num_parameters
 
 
 def estimate_table(estimates: list[Estimate], memory: str | None) -> Table:
-    """Return the estimates as a table in decimal gigabytes, as model cards have them; what fits into `memory` is ticked."""
+    """Return the estimates as a table, in decimal gigabytes as on model cards; what fits into `memory` is ticked."""
     caption = "decimal GB, weights alone" + (f"; ✓ fits into {memory}" if memory is not None else "")
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left", header_style="bold")
-    table.add_column("model", overflow="fold", min_width=min(32, max(len(each.name) for each in estimates)))
+    longest_name = max(len(estimate.name) for estimate in estimates)
+    table.add_column("model", overflow="fold", min_width=min(32, longest_name))
     table.add_column("parameters", justify="right", no_wrap=True)
     for title in _COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
-    for each in estimates:
-        cells = [_cell(each, precision) for precision in _COLUMNS]
-        table.add_row(each.name, f"{each.num_parameters / 1e9:.2f} B", *cells)
+    for estimate in estimates:
+        cells = [_cell(estimate, precision) for precision in _COLUMNS]
+        table.add_row(estimate.name, f"{estimate.num_parameters / 1e9:.2f} B", *cells)
     return table
 
 

@@ -1,10 +1,10 @@
-"""Jobs that survive their process: rows of a JSON-lines file in, one result a row out, each written once.
+"""Jobs that survive their process: rows of a JSON-lines file in, one result per row out, each written once.
 
-Layer: uses. Knows lines, numbers and locks; does not know what a row asks or what answers it.
+It handles lines, numbers and locks. It does not know what a row means or what answers it.
 
-A result is one line, written with its newline by one call and synced to the disk before the next row's. So a process that is killed
-leaves whole lines and at most one torn one at the end; whoever opens the file next cuts that off and goes on with the rows that
-have no line. Results stand in the order in which they came.
+A result is one line. One call writes it, newline included, and syncs it to disk before the next row's. A
+process that is killed therefore leaves whole lines, and at most one torn line at the end. The next start cuts
+that one off and continues with the rows that have no line. Results are in the order in which they were ready.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import JobError
 
 try:
     import fcntl
-except ImportError:  # Windows has none: two processes on one job are not told apart there
+except ImportError:  # Windows has none: there, two processes on one job are not told apart
     fcntl = None  # type: ignore[assignment]
 
 
@@ -32,10 +32,10 @@ class JobRow:
 
     Attributes:
         number: its line, from 1.
-        digest: of the line, so that results are never taken for those of another row.
-        id: as the row gives it; its number where it gives none.
-        fields: what it asks, without the id.
-        error: why it cannot be read; None when it can.
+        digest: a hash of the line, so that a result is never taken for that of another row.
+        id: the row's own id, or its number if it has none.
+        fields: its contents, without the id.
+        error: why it cannot be read; None if it can.
     """
 
     number: int
@@ -46,7 +46,9 @@ class JobRow:
 
 
 def read_rows(path: Path) -> list[JobRow]:
-    """Return the rows of a JSON-lines file; empty lines are none. A line that is no JSON object is a row with an error.
+    """Return the rows of a JSON-lines file, without empty lines. A line that is not an object has an error.
+
+
 
     Raises:
         JobError: the file cannot be read.
@@ -63,27 +65,27 @@ def _parse(number: int, line: bytes) -> JobRow:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return JobRow(number=number, digest=digest, id=number, error=f"the row is no JSON: {error}")
+        return JobRow(number=number, digest=digest, id=number, error=f"the row is not JSON: {error}")
     if not isinstance(fields, dict):
-        return JobRow(
-            number=number, digest=digest, id=number, error='a row is a JSON object such as {"prompt": "..."}'
-        )
+        error_text = 'a row must be a JSON object such as {"prompt": "..."}'
+        return JobRow(number=number, digest=digest, id=number, error=error_text)
     return JobRow(number=number, digest=digest, id=fields.pop("id", number), fields=fields)
 
 
 class ResultFile:
-    """The results of a job, on disk; a context manager that holds the file for itself.
+    """The results of a job, on disk; a context manager that locks the file.
 
     Attributes:
         done: the numbers of the rows that have a result.
-        num_errors: how many of these are errors.
+        num_errors: how many of these results are errors.
     """
 
     def __init__(self, path: Path, rows: Sequence[JobRow]) -> None:
-        """Open `path`, or make it, and find out which of `rows` have their result.
+        """Open or create `path`, and find out which of `rows` have a result.
 
         Raises:
-            JobError: it cannot be opened, another process writes to it, or it holds something else than results of these rows.
+            JobError: the file cannot be opened, another process is writing to it, or it holds anything but
+                results of these rows.
         """
         self.done: set[int] = set()
         self.num_errors = 0
@@ -95,22 +97,20 @@ class ResultFile:
             raise JobError(f"cannot open the results {path}: {error.strerror or error}") from error
         try:
             self._lock()
-            self._take_stock()
+            self._read_existing()
         except BaseException:
             os.close(self._file)
             raise
 
     def write(self, row: JobRow, result: Mapping[str, Any]) -> None:
-        """Append the result of `row`; when this returns, it is on the disk.
+        """Append the result of `row`; it is on disk when this returns.
 
         Raises:
-            JobError: the disk did not take it.
+            JobError: the disk refused it.
         """
         assert row.number not in self.done, "a row has one result"
-        line = (
-            json.dumps({"row": row.number, "id": row.id, **result, "digest": row.digest}, ensure_ascii=False)
-            + "\n"
-        )
+        fields = {"row": row.number, "id": row.id, **result, "digest": row.digest}
+        line = json.dumps(fields, ensure_ascii=False) + "\n"
         content = line.encode("utf-8", "backslashreplace")
         try:
             if os.write(self._file, content) != len(content):
@@ -118,13 +118,14 @@ class ResultFile:
             os.fsync(self._file)
         except OSError as error:
             raise JobError(
-                f"cannot write to the results {self._path}: {error.strerror or error}; start again to go on"
+                f"cannot write to the results {self._path}: {error.strerror or error}; "
+                "start again to continue"
             ) from error
         self.done.add(row.number)
         self.num_errors += "error" in result
 
     def close(self) -> None:
-        """Close the file and let others have it."""
+        """Close the file and release the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -146,39 +147,40 @@ class ResultFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise JobError(
-                f"another process writes to the results {self._path}: wait for it, or give another file"
+                f"another process is writing to the results {self._path}: wait for it, or give another file"
             ) from error
 
-    def _take_stock(self) -> None:
-        """Read what is there, and cut off a line that a killed process has torn."""
-        with os.fdopen(os.dup(self._file), "rb") as reading:
-            reading.seek(0)
-            content = reading.read()
+    def _read_existing(self) -> None:
+        """Count the existing results, and cut off a line that a killed process has torn."""
+        with os.fdopen(os.dup(self._file), "rb") as reader:
+            reader.seek(0)
+            content = reader.read()
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
-            self._take(number, line)
+            self._count_existing(number, line)
         if len(whole) < len(content):
-            if not content[len(whole) :].startswith(b'{"row": '[: len(content) - len(whole)]):
-                raise self._foreign(len(self.done) + 1, "it does not begin like a result")
+            torn = content[len(whole) :]
+            if not torn.startswith(b'{"row": '[: len(torn)]):
+                raise self._unknown_line(len(self.done) + 1, "it does not begin like a result")
             os.ftruncate(self._file, len(whole))
             os.fsync(self._file)
 
-    def _take(self, line_number: int, line: bytes) -> None:
+    def _count_existing(self, line_number: int, line: bytes) -> None:
         try:
             result = json.loads(line)
             number, digest = result["row"], result["digest"]
         except (ValueError, TypeError, KeyError) as error:
-            raise self._foreign(line_number, "it is no result") from error
+            raise self._unknown_line(line_number, "it is not a result") from error
         row = self._rows.get(number)
         if row is None or row.digest != digest:
-            raise self._foreign(line_number, f"row {number} is another one now")
+            raise self._unknown_line(line_number, f"row {number} has changed since")
         if number in self.done:
-            raise self._foreign(line_number, f"row {number} has a result already")
+            raise self._unknown_line(line_number, f"row {number} already has a result")
         self.done.add(number)
         self.num_errors += "error" in result
 
-    def _foreign(self, line_number: int, reason: str) -> JobError:
+    def _unknown_line(self, line_number: int, reason: str) -> JobError:
         return JobError(
-            f"line {line_number} of {self._path} is not a result of this job ({reason}): give another file for the results, or "
-            "the rows that belong to it"
+            f"line {line_number} of {self._path} is not a result of this job ({reason}): "
+            "give another file for the results, or the rows that belong to it"
         )

@@ -1,29 +1,19 @@
-"""`layerstream plan`: where every block would live, the ledger, and what one sweep takes. No weight is read.
-
-Room: surfaces.
-"""
+"""`layerstream plan`: where every block would live, the ledger, and the cost of a sweep. Reads no weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from .. import Machine, PlacementPlan, Workload, plan, probe_machine, simulate
-from ..architecture.known_models import KNOWN_MODELS, known_config
-from .options import (
-    AsJson,
-    Attention,
-    Budget,
-    Device,
-    Dtype,
-    MachineText,
-    Model,
-    Revision,
-    TrustRemoteCode,
-    machine_from_text,
-    model_or_default,
-)
+from ..simulation import plan_profile
+from ..spec.options import LoadOptions, Workload
+from ..spec.plans import PlacementPlan
+from ..spec.profiles import Machine, ModelProfile
+from . import backend
+from .machine_text import machine_from_text
+from .options import KNOWN_MODELS, AsJson, MachineText, Model, model_or_default, takes_load_options
 from .printing import out_console, print_json
 
 PromptTokens = Annotated[int, typer.Option(help="The longest prompt, in tokens.", min=1)]
@@ -31,46 +21,42 @@ NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Tokens generat
 BatchSize = Annotated[int, typer.Option(help="Sequences at once.", min=1)]
 
 
+@takes_load_options()
 def plan_command(
     model: Model = None,
-    budget: Budget = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    *,
+    options: LoadOptions,
     prompt_tokens: PromptTokens = 512,
     max_new_tokens: NewTokens = 128,
     batch_size: BatchSize = 1,
     machine: MachineText = None,
-    attn_implementation: Attention = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where every block would live, what memory it takes and what a token would cost. Reads headers only."""
+    """Show where every block would live, what memory it takes and what a token costs. Reads only headers."""
     workload = Workload(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=max_new_tokens)
-    wished = machine_from_text(machine) if machine is not None else None
-    if wished is not None or model in KNOWN_MODELS:
-        there = wished or probe_machine(device=device)
-        made = plan_on_machine(model_or_default(model), there, workload, budget=budget, dtype=dtype)
+    options = replace(options, workload=workload)
+    target = machine_from_text(machine) if machine is not None else None
+    model = model_or_default(model)
+    if target is None and model in KNOWN_MODELS:
+        target = backend.probe_machine(device=options.device)
+    if target is None:
+        plan = backend.plan_with(model, options)
     else:
-        made = plan(
-            model_or_default(model),
-            budget=budget,
-            device=device,
-            dtype=dtype,
-            workload=workload,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
+        plan, _ = plan_on_machine(model, target, options)
     if as_json:
-        print_json(made)
+        print_json(plan.to_dict())
     else:
-        out_console().print(made.explain(), markup=False)
+        out_console().print(plan.explain(), markup=False)
 
 
-def plan_on_machine(
-    model: str, machine: Machine, workload: Workload, *, budget: str, dtype: str
-) -> PlacementPlan:
-    """Return the plan of `model` (a checkpoint, Hub id or known model's name) on a machine that need not be this one."""
-    subject = known_config(model) if model in KNOWN_MODELS else model
-    return simulate(subject, machine=machine, workload=workload, budget=budget, dtype=dtype)
+def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple[PlacementPlan, ModelProfile]:
+    """Return the plan of a model on a machine that need not be this one, and the model's profile.
+
+    Args:
+        model: a checkpoint, a Hub id, or one of `KNOWN_MODELS`.
+        machine: the machine.
+        options: their `device` does not count; the machine's does.
+    """
+    source = backend.known_config(model) if model in KNOWN_MODELS else model
+    profile = backend.inspect_any(source, options, on_host=machine.device_is_host).profile
+    return plan_profile(profile, options, [machine]), profile

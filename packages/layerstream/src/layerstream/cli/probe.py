@@ -1,7 +1,4 @@
-"""`layerstream probe`: what this machine's disk, copies and memory can do.
-
-Room: surfaces.
-"""
+"""`layerstream probe`: measure this machine's disk, copies and memory."""
 
 from __future__ import annotations
 
@@ -11,27 +8,29 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import Machine, probe_machine
+from ..spec.profiles import Machine
 from ..spec.sizes import format_bytes, format_rate
+from . import backend
 from .options import AsJson, Device
 from .printing import err_console, out_console, print_json
 
-Where = Annotated[
+DiskPath = Annotated[
     Path | None,
     typer.Option(
-        help="A large file, or a directory on the disk that counts.",
+        "--path",
+        help="A large file to read, or a directory on the disk to measure.",
         show_default="a temporary file",
         exists=True,
     ),
 ]
 
 
-def probe_command(path: Where = None, device: Device = "auto", as_json: AsJson = False) -> None:
-    """Measure this machine's disk, copies and memory; with --json the result can be given to 'plan --machine'."""
+def probe_command(path: DiskPath = None, device: Device = "auto", as_json: AsJson = False) -> None:
+    """Measure this machine's disk, copies and memory. 'plan --machine' takes the output of --json."""
     with err_console().status("measuring disk, copies and memory"):
-        machine = probe_machine(path, device=device)
+        machine = backend.probe_machine(path, device=device)
     if as_json:
-        print_json(machine)
+        print_json(machine.to_dict())
     else:
         out_console().print(machine_table(machine))
 
@@ -42,22 +41,19 @@ def machine_table(machine: Machine) -> Table:
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column(style="dim")
+    copies = "none, same memory" if machine.device_is_host else format_rate(machine.copy_bytes_per_s)
     rows = [
         ("device", machine.device, ""),
         ("device memory free", format_bytes(machine.device_memory_bytes), ""),
         ("host memory free", format_bytes(machine.host_memory_bytes), ""),
-        ("disk", format_rate(machine.disk_bytes_per_s), "bounds a sweep of streamed blocks"),
-        (
-            "host to device",
-            "none: they are one" if machine.device_is_host else format_rate(machine.copy_bytes_per_s),
-            "",
-        ),
+        ("disk", format_rate(machine.disk_bytes_per_s), "limits a sweep of streamed blocks"),
+        ("host to device", copies, ""),
         (
             "device memory",
             format_rate(machine.memory_bytes_per_s),
-            "bounds one token through resident blocks",
+            "limits one token through resident blocks",
         ),
-        ("multiplication", f"{machine.flops_per_s / 1e9:,.0f} GFLOP/s", "bounds long prompts and batches"),
+        ("multiplication", f"{machine.flops_per_s / 1e9:,.0f} GFLOP/s", "limits long prompts and batches"),
     ]
     for row in rows:
         table.add_row(*row)

@@ -1,7 +1,6 @@
-"""Where a run stands, as numbers and as one line of text.
+"""The progress of a run, as numbers and as one line of text.
 
-Room: surfaces. It knows spans and counts tokens; it deliberately knows no terminal and starts no thread: whoever draws asks for
-`state()` as often as it likes. Feeding it is safe from every thread.
+It follows spans and counts tokens. It does not draw and starts no thread: the drawing side calls `state()`.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ _OBSERVED_SWEEPS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressState:
-    """Where a run stands at one moment.
+    """The progress of a run at one moment.
 
     Attributes:
-        sweep: the sweep under way, from 0; None before the first.
-        unit_index: the unit that was reached last, from 0.
-        num_units: units a sweep visits.
+        sweep: the current sweep, from 0; None before the first.
+        unit_index: the last unit reached, from 0.
+        num_units: units that a sweep visits.
         tokens: tokens generated so far.
-        max_new_tokens: tokens at most.
-        bytes_per_s: reads over the last seconds; 0 when nothing was read.
-        sweep_s: what one more token takes: observed, or predicted as long as nothing was observed.
-        eta_s: time to the last token at most; None while nothing is known.
+        max_new_tokens: the maximum number of new tokens.
+        bytes_per_s: the read rate over the last seconds; 0 if nothing was read.
+        sweep_s: seconds for one more token: observed, or predicted before anything was observed.
+        eta_s: the most seconds to the last token; None while nothing is known.
     """
 
     sweep: int | None
@@ -44,8 +43,8 @@ class ProgressState:
     eta_s: float | None
 
 
-class ProgressLine:
-    """Turn spans and tokens into a `ProgressState`."""
+class ProgressTracker:
+    """Turns spans and tokens into a `ProgressState`. Every thread may call it."""
 
     def __init__(
         self,
@@ -56,14 +55,14 @@ class ProgressLine:
         predicted_prefill_s: float = 0.0,
         window_s: float = 3.0,
     ) -> None:
-        """Start with what the plan predicts.
+        """Start with the plan's predictions.
 
         Args:
-            num_units: units a sweep visits.
-            max_new_tokens: tokens at most.
+            num_units: units that a sweep visits.
+            max_new_tokens: the maximum number of new tokens.
             predicted_sweep_s: the plan's seconds for one token; used until a sweep has been observed.
             predicted_prefill_s: the plan's seconds for the prompt.
-            window_s: the seconds over which the reading rate is taken.
+            window_s: the read rate is averaged over this many seconds.
         """
         self._num_units = num_units
         self._max_new_tokens = max_new_tokens
@@ -79,14 +78,14 @@ class ProgressLine:
         self._tokens = 0
 
     def observe(self, span: Span) -> None:
-        """Take one span in; fit to be a `Timeline` listener."""
+        """Follow one span; subscribe this to a `Timeline`."""
         with self._lock:
             if span.activity is Activity.READ:
                 self._reads.append((span.start_s, span.end_s, span.num_bytes))
             elif span.activity is Activity.COMPUTE:
-                self._reach(span)
+                self._follow_compute(span)
 
-    def _reach(self, span: Span) -> None:
+    def _follow_compute(self, span: Span) -> None:
         if self._sweep is None:
             self._first_sweep = span.sweep
         if self._sweep is None or span.sweep > self._sweep:
@@ -97,12 +96,12 @@ class ProgressLine:
             self._unit_index = max(self._unit_index, span.unit_index)
 
     def count_tokens(self, num_tokens: int = 1) -> None:
-        """Add freshly generated tokens."""
+        """Count new tokens."""
         with self._lock:
             self._tokens += num_tokens
 
     def state(self, now_s: float) -> ProgressState:
-        """Return where the run stands at `now_s` (`time.perf_counter()` seconds)."""
+        """Return the progress at `now_s` (`time.perf_counter()` seconds)."""
         with self._lock:
             sweep_s = self._sweep_seconds()
             return ProgressState(
@@ -123,14 +122,14 @@ class ProgressLine:
         for start_s, end_s, num_bytes in self._reads:
             if end_s <= since_s or end_s <= start_s:
                 continue
-            # a read that began before the window counts with the share of it that lies inside
+            # of a read that began before the window, only the share inside counts
             moved += num_bytes * (end_s - max(start_s, since_s)) / (end_s - start_s)
             first_s = min(first_s, max(start_s, since_s))
         return moved / (now_s - first_s) if now_s > first_s else 0.0
 
     def _sweep_seconds(self) -> float:
         starts = list(self._sweep_starts)
-        # the first sweep is the prompt's: longer than those that make one token each
+        # the first sweep is the prompt's: it is longer than those that make one token each
         observed = [later - earlier for earlier, later in pairwise(starts)]
         if self._sweep is not None and self._sweep - self._first_sweep < len(starts):
             observed = observed[1:]
@@ -150,7 +149,7 @@ class ProgressLine:
 
 
 def format_progress(state: ProgressState, noun: str = "block") -> str:
-    """Return `state` as one line: bar, sweep, unit (called `noun`), rate, tokens and the time that is left."""
+    """Return `state` as one line: bar, sweep, unit (called `noun`), rate, tokens and the time left."""
     if state.sweep is None:
         return "waiting for the first weights"
     done = state.unit_index + 1
@@ -164,5 +163,5 @@ def format_progress(state: ProgressState, noun: str = "block") -> str:
     if state.bytes_per_s > 0:
         parts.insert(2, format_rate(state.bytes_per_s))
     if state.eta_s is not None:
-        parts.append(f"about {format_seconds(state.eta_s)} left" if state.eta_s >= 1 else "nearly there")
+        parts.append(f"about {format_seconds(state.eta_s)} left" if state.eta_s >= 1 else "almost done")
     return " · ".join(parts)

@@ -1,135 +1,210 @@
-"""A file of rows carried out: what `batch` and `score` share.
+"""Run a job, a file of rows: what `batch` and `score` have in common.
 
-Room: surfaces. Opens rows and results, lets each kind of row check and answer its own, and shows how far it is.
+It opens the rows and the results, loads the model with room for the rows, lets each kind of row answer its
+own, and shows the progress.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 import typer
 
-from .. import BatchProgress, BudgetTooSmallError, ScoreProgress, StreamedModel, Workload
+from ..errors import BudgetTooSmallError, PlanError, StreamError
+from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
-from .batch_rows import RowKind, sort_rows
-from .jobs import ResultFile, read_rows
+from . import backend
+from .jobs import JobRow, ResultFile, read_rows
 from .printing import err_console, note
 from .terminal import StatusLine
 
-_MOST_ROWS = 64
-_LINE_EVERY_S = 10.0
+if TYPE_CHECKING:
+    from .. import BatchProgress, ScoringProgress, StreamedModel
+
+    Progress = BatchProgress | ScoringProgress
+
+WriteResult = Callable[[JobRow, Mapping[str, Any]], None]
+
+_MAX_ROWS = 64
+"""Rows that memory is reserved for, at most."""
+
+_LOG_EVERY_S = 10.0
 
 
-def carry_out(
-    rows: Path,
-    results: Path,
+class RowKind(Protocol):
+    """One kind of row: checks its rows, says how much memory they need, and answers them.
+
+    Attributes:
+        needs: the keys that such a row has, for messages.
+    """
+
+    needs: str
+
+    def matches(self, row: JobRow) -> bool:
+        """Return whether `row` is of this kind."""
+
+    def add(self, row: JobRow) -> None:
+        """Add `row` to those to answer; raise PlanError if it makes no sense."""
+
+    def workload(self, max_rows: int) -> Workload | None:
+        """Return room for the added rows, at most `max_rows` at once; None if there are none."""
+
+    def run(
+        self, streamed: StreamedModel, write: WriteResult, on_progress: Callable[[Progress], None]
+    ) -> None:
+        """Answer all added rows, and write each result as soon as it is ready."""
+
+
+def run_job(
+    rows_path: Path,
+    results_path: Path,
     *,
-    kinds: Callable[[], list[RowKind]],
-    opener: Callable[..., StreamedModel],
+    model: str,
+    options: LoadOptions,
+    make_kinds: Callable[[], list[RowKind]],
+    max_rows: int | None = None,
     seed: int | None = None,
     quiet: bool = False,
 ) -> None:
-    """Give every row of `rows` that has none its result in `results`.
+    """Write a result for every row that has none yet.
 
     Args:
-        rows: JSON lines.
-        results: appended to, a line a row.
-        kinds: makes the kinds of rows; called when there is something to do.
-        opener: loads the model for a `workload=`.
-        seed: of torch's generator.
-        quiet: no plan, progress or report.
+        rows_path: JSON lines, one per row.
+        results_path: JSON lines, one per result; results are appended.
+        model: a directory or a Hub id.
+        options: how to load it; the rows decide the workload.
+        make_kinds: returns the kinds of rows; called only if there is something to do.
+        max_rows: at most this many rows share a sweep.
+        seed: for torch's generator.
+        quiet: print no plan, progress or report.
 
     Raises:
         JobError: a file cannot be used.
-        typer.Exit: with status 1 where results are errors.
+        typer.Exit: with status 1 if results are errors.
     """
-    asked = read_rows(rows)
-    with ResultFile(results, asked) as file:
-        left = [row for row in asked if row.number not in file.done]
-        if left:
-            wanted = kinds()
-            if sort_rows(left, wanted, file.write):
-                with _load(opener, wanted) as streamed:
-                    _answer(
-                        streamed,
-                        wanted,
-                        file,
-                        _Told(len(asked), len(asked) - len(left), shown=not quiet),
-                        seed,
-                    )
+    rows = read_rows(rows_path)
+    with ResultFile(results_path, rows) as results:
+        open_rows = [row for row in rows if row.number not in results.done]
+        if open_rows:
+            kinds = make_kinds()
+            if assign_rows(open_rows, kinds, results.write):
+                progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not quiet)
+                with _load(model, options, kinds, max_rows) as streamed:
+                    _answer(streamed, kinds, results.write, progress, seed)
         if not quiet:
             note(
-                f"{len(file.done)} of {len(asked)} rows have their result, {file.num_errors} of them an error: {results}"
+                f"{len(results.done)} of {len(rows)} rows have a result, "
+                f"{results.num_errors} of them an error: {results_path}"
             )
-        if file.num_errors:
+        if results.num_errors:
             raise typer.Exit(1)
 
 
-def _load(opener: Callable[..., StreamedModel], kinds: list[RowKind]) -> StreamedModel:
-    """Load with room for as many rows at once as the budget holds, 64 at most."""
-    most_rows = _MOST_ROWS
+def assign_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: WriteResult) -> int:
+    """Add every row to its kind, or write an error for it; return how many rows were added."""
+    num_added = 0
+    for row in rows:
+        try:
+            _kind_of(row, kinds).add(row)
+            num_added += 1
+        except PlanError as error:
+            write(row, {"error": str(error)})
+    return num_added
+
+
+def _kind_of(row: JobRow, kinds: Sequence[RowKind]) -> RowKind:
+    if row.error is not None:
+        raise PlanError(row.error)
+    for kind in kinds:
+        if kind.matches(row):
+            return kind
+    needs = ", or ".join(kind.needs for kind in kinds)
+    raise PlanError(f"a row needs {needs}; this one has {', '.join(sorted(row.fields)) or 'nothing'}")
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return the result of a row that failed.
+
+    Raises:
+        StreamError, MemoryError: `error` itself, if the row is not the cause. It keeps no result, so the next
+            start runs it again.
+    """
+    if isinstance(error, StreamError | MemoryError):
+        raise error
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
+
+
+def _load(model: str, options: LoadOptions, kinds: list[RowKind], max_rows: int | None) -> StreamedModel:
+    """Load the model with room for as many rows at once as the budget allows."""
+    num_rows = min(max_rows or _MAX_ROWS, _MAX_ROWS)
     with err_console().status("planning and loading"):
         while True:
             try:
-                return opener(workload=_joined(kinds, most_rows))
+                return backend.load_with(model, replace(options, workload=_workload(kinds, num_rows)))
             except BudgetTooSmallError:
-                if most_rows == 1:
+                if num_rows == 1:
                     raise
-                most_rows //= 2
+                num_rows //= 2
 
 
-def _joined(kinds: list[RowKind], most_rows: int) -> Workload:
-    wanted = [workload for kind in kinds if (workload := kind.workload(most_rows)) is not None]
+def _workload(kinds: list[RowKind], max_rows: int) -> Workload:
+    workloads = [workload for kind in kinds if (workload := kind.workload(max_rows)) is not None]
     return Workload(
-        batch_size=max(each.batch_size for each in wanted),
-        prompt_tokens=max(each.prompt_tokens for each in wanted),
-        new_tokens=max(each.new_tokens for each in wanted),
+        batch_size=max(workload.batch_size for workload in workloads),
+        prompt_tokens=max(workload.prompt_tokens for workload in workloads),
+        new_tokens=max(workload.new_tokens for workload in workloads),
     )
 
 
 def _answer(
-    streamed: StreamedModel, kinds: list[RowKind], file: ResultFile, told: _Told, seed: int | None
+    streamed: StreamedModel,
+    kinds: list[RowKind],
+    write: WriteResult,
+    progress: _JobProgress,
+    seed: int | None,
 ) -> None:
-    if told.shown:
+    if progress.is_shown:
         note(streamed.plan.explain() + "\n")
     if seed is not None:
-        torch.manual_seed(seed)
-    with StatusLine(told.line, shown=told.shown):
+        backend.manual_seed(seed)
+    with StatusLine(progress.line, shown=progress.is_shown):
         for kind in kinds:
-            kind.run(streamed, file.write, told.hear)
-    if told.shown:
+            kind.run(streamed, write, progress.update)
+    if progress.is_shown:
         note(streamed.report().explain())
 
 
-class _Told:
-    """Where the batch stands, as a line for the terminal, or now and then for a log."""
+class _JobProgress:
+    """The progress of a job as a line: for the terminal, or every few seconds for a log."""
 
-    def __init__(self, num_rows: int, num_before: int, *, shown: bool) -> None:
-        self.shown = shown
-        self._num_rows, self._num_before = num_rows, num_before
-        self._latest: BatchProgress | ScoreProgress | None = None
-        self._last_line_s = perf_counter()
+    def __init__(self, num_rows: int, num_done_before: int, *, is_shown: bool) -> None:
+        self.is_shown = is_shown
+        self._num_rows, self._num_done_before = num_rows, num_done_before
+        self._latest: Progress | None = None
+        self._last_log_s = perf_counter()
 
-    def hear(self, progress: BatchProgress | ScoreProgress) -> None:
+    def update(self, progress: Progress) -> None:
         self._latest = progress
-        if self.shown and not sys.stderr.isatty() and perf_counter() - self._last_line_s >= _LINE_EVERY_S:
-            self._last_line_s = perf_counter()
+        if self.is_shown and not sys.stderr.isatty() and perf_counter() - self._last_log_s >= _LOG_EVERY_S:
+            self._last_log_s = perf_counter()
             note(self.line())
 
     def line(self) -> str:
-        state = self._latest
-        if state is None:
-            return f"{self._num_before}/{self._num_rows} rows · waiting for the first weights"
-        left = "" if state.eta_s is None else f" · about {format_seconds(state.eta_s)} left at most"
-        return f"{self._num_before + state.done}/{self._num_rows} rows · {_where(state)}{left}"
+        latest = self._latest
+        if latest is None:
+            return f"{self._num_done_before}/{self._num_rows} rows · waiting for the first weights"
+        left = "" if latest.eta_s is None else f" · at most {format_seconds(latest.eta_s)} left"
+        num_done = self._num_done_before + latest.done
+        return f"{num_done}/{self._num_rows} rows · {_describe_sweep(latest)}{left}"
 
 
-def _where(state: BatchProgress | ScoreProgress) -> str:
-    if isinstance(state, BatchProgress):
-        return f"{state.tokens}/{state.most_tokens} tokens · sweep {state.sweeps}"
-    unit = f" · unit {state.unit}/{state.units}" if state.units else ""
-    return f"sweep {state.sweep + 1}/{state.sweeps}{unit}"
+def _describe_sweep(progress: Progress) -> str:
+    if isinstance(progress, backend.BatchProgress):
+        return f"{progress.tokens}/{progress.most_tokens} tokens · sweep {progress.sweeps}"
+    unit = f" · unit {progress.unit}/{progress.units}" if progress.units else ""
+    return f"sweep {progress.sweep + 1}/{progress.sweeps}{unit}"

@@ -1,6 +1,6 @@
-"""`layerstream score`: requests of the multiple-choice form in shared sweeps, resumable at any instant.
+"""`layerstream score`: score the suffixes of many prefixes in shared sweeps; resumes after any interruption.
 
-Room: surfaces. Results go to the file, progress and notes to stderr, nothing to stdout.
+Results go to a file, progress and notes to stderr, nothing to stdout.
 """
 
 from __future__ import annotations
@@ -11,67 +11,51 @@ from typing import Annotated
 
 import typer
 
-from .. import load
-from ..engine.tokenizer import load_tokenizer
-from .batch import Batches, Model, Quiet, Results
-from .batch_rows import RowKind
-from .options import (
-    Attention,
-    Budget,
-    Devices,
-    Dtype,
-    Revision,
-    TrustRemoteCode,
-    model_or_default,
-    named_devices,
-)
-from .row_job import carry_out
-from .score_rows import ScoreRows, load_config
+from ..spec.options import LoadOptions
+from . import backend
+from .batch import MaxRows, Model, Quiet, Results
+from .options import model_or_default, takes_load_options
+from .row_job import RowKind, run_job
+from .score_rows import ScoreRows
 
 Rows = Annotated[
     Path,
-    typer.Argument(help='JSON lines: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}, one row each.'),
+    typer.Argument(help='JSON lines, one row each: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}.'),
 ]
 HeadFile = Annotated[
     Path | None,
     typer.Option(
         "--head",
-        help="A safetensors file with a weight (outputs, hidden size): its outputs score.",
+        help="Score by the outputs of this head: a safetensors file with a weight (outputs, hidden size).",
         show_default=False,
     ),
 ]
 
 
+@takes_load_options(several_devices=True)
 def score_command(
     rows: Rows,
     results: Results,
     model: Model = None,
     head: HeadFile = None,
-    batches: Batches = None,
-    budget: Budget = "auto",
-    device: Devices = "auto",
-    dtype: Dtype = "auto",
-    attn_implementation: Attention = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    max_rows: MaxRows = None,
+    *,
+    options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Score the suffixes of many prefixes and tell the best of each. Killed at any instant and started again, it goes on."""
-    name = model_or_default(model)
-
-    def kinds() -> list[RowKind]:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-        config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-        return [ScoreRows(tokenizer, config, head=head, batches=batches)]
-
-    opener = partial(
-        load,
-        name,
-        budget=budget,
-        **named_devices(device),
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+    """Score the suffixes of many prefixes and report the best of each. Run it again to continue."""
+    model = model_or_default(model)
+    run_job(
+        rows,
+        results,
+        model=model,
+        options=options,
+        make_kinds=partial(_make_kinds, model, options, head, max_rows),
+        max_rows=max_rows,
+        quiet=quiet,
     )
-    carry_out(rows, results, kinds=kinds, opener=opener, quiet=quiet)
+
+
+def _make_kinds(model: str, options: LoadOptions, head: Path | None, max_rows: int | None) -> list[RowKind]:
+    tokenizer, config = backend.load_text_parts(model, options)
+    return [ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]

@@ -1,59 +1,37 @@
-"""One prompt through a streamed model, with its text and its progress on the terminal.
-
-Room: surfaces. Shared by `run` and `trace`.
-"""
+"""Answer one prompt with a streamed model, with its text and its progress on the terminal."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import BatchEncoding, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TextStreamer
 
-from .. import StreamedModel
+from ..architecture.skeleton import read_config
+from ..checkpoint.hub import resolve_model
+from ..engine.tokenizer import load_tokenizer
 from ..errors import PlanError
+from ..model import StreamedModel
+from ..spec.options import LoadOptions
 from ..spec.plans import Granularity
 from ..spec.sizes import format_seconds
-from .progress import ProgressLine, format_progress
+from ..uses.batching.requests import GenerationRequest
+from .progress import ProgressTracker, format_progress
 from .terminal import StatusLine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        max_new_tokens: tokens at most.
-        temperature: None is greedy.
-        seed: makes sampling repeatable; None leaves torch's state as it is.
-    """
-
-    max_new_tokens: int
-    temperature: float | None = None
-    seed: int | None = None
-
-    def generate_options(self) -> dict[str, Any]:
-        """Return the keywords for transformers' `generate()`; greedy switches the checkpoint's own sampling settings off."""
-        if self.temperature is None:
-            chosen: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        else:
-            chosen = {"do_sample": True, "temperature": self.temperature}
-        return {"max_new_tokens": self.max_new_tokens, **chosen}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back.
+    """A generated answer.
 
     Attributes:
         text: the new text, without special tokens.
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens generated.
+        prompt_tokens: the number of tokens of the prompt.
+        new_tokens: the number of tokens generated.
         first_token_s: seconds to the first one.
-        elapsed_s: seconds in all.
+        elapsed_s: seconds to the last one.
     """
 
     text: str
@@ -64,31 +42,47 @@ class Answer:
 
     def explain(self) -> str:
         """Return the figures as one line for people."""
-        later = self.new_tokens - 1
-        rest_s = self.elapsed_s - self.first_token_s
-        rate = f", then {format_seconds(rest_s / later)} each" if later > 0 else ""
-        first = format_seconds(self.first_token_s)
-        return f"{self.new_tokens} tokens after {self.prompt_tokens} of the prompt: the first after {first}{rate}"
+        later_tokens = self.new_tokens - 1
+        later_s = self.elapsed_s - self.first_token_s
+        rate = f", then {format_seconds(later_s / later_tokens)} per token" if later_tokens > 0 else ""
+        return (
+            f"{self.prompt_tokens} prompt tokens, {self.new_tokens} new tokens: "
+            f"the first after {format_seconds(self.first_token_s)}{rate}"
+        )
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> BatchEncoding:
-    """Return the prompt as `input_ids` and `attention_mask`, one row each; with `chat` in the checkpoint's chat template.
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> list[int]:
+    """Return the prompt's tokens; with `chat`, in the checkpoint's chat template.
 
     Raises:
-        PlanError: when there is no chat template.
+        PlanError: there is no chat template.
     """
-    if not chat:
-        return tokenizer(prompt, return_tensors="pt")
-    if not tokenizer.chat_template:
-        raise PlanError("this checkpoint's tokenizer has no chat template: leave --chat out")
-    turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
-        turn, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    if chat and not tokenizer.chat_template:
+        raise PlanError("this checkpoint's tokenizer has no chat template: leave out --chat")
+    if chat:
+        turn = [{"role": "user", "content": prompt}]
+        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    else:
+        encoded = tokenizer(prompt)
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def load_text_parts(model: str, options: LoadOptions) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """Return the checkpoint's tokenizer and the config of its decoder.
+
+    Raises:
+        CheckpointError, ModelError: one of them cannot be read.
+    """
+    revision, trust = options.revision, options.trust_remote_code
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust)
+    directory = resolve_model(model, revision=revision, weights=False)
+    config = read_config(directory, trust_remote_code=trust)
+    return tokenizer, config.get_text_config(decoder=True)
 
 
 class _Streamer(TextStreamer):
-    """transformers' streamer, writing through the status line and counting tokens."""
+    """transformers' streamer, which writes through the status line and counts tokens."""
 
     def __init__(
         self,
@@ -112,48 +106,60 @@ class _Streamer(TextStreamer):
         self._write(text + ("\n" if stream_end else ""))
 
 
-def answer(
+def generate_answer(
     streamed: StreamedModel,
     tokenizer: PreTrainedTokenizerBase,
-    inputs: BatchEncoding,
+    request: GenerationRequest,
     *,
-    sampling: Sampling,
     shows_text: bool = True,
     shows_progress: bool = True,
 ) -> Answer:
-    """Generate, writing the text to stdout as it comes (`shows_text`) and the progress below it (`shows_progress`)."""
+    """Generate the answer to a request whose prompt is tokens.
+
+    Args:
+        streamed: an open model.
+        tokenizer: turns the answer into text.
+        request: the prompt's tokens and the settings.
+        shows_text: write the text to stdout as it comes.
+        shows_progress: draw the progress below it.
+    """
     plan = streamed.plan
     noun = "block" if plan.granularity is Granularity.BLOCK else "part"
-    progress = ProgressLine(
+    progress = ProgressTracker(
         num_units=len(plan.units),
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=request.max_new_tokens,
         predicted_sweep_s=plan.cost.sweep_s,
         predicted_prefill_s=plan.cost.prefill_s,
     )
-    if sampling.seed is not None:
-        torch.manual_seed(sampling.seed)
-    stop_listening = streamed.timeline.subscribe(progress.observe)
+    input_ids = torch.tensor([request.prompt], device=streamed.model.device)
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    unsubscribe = streamed.timeline.subscribe(progress.observe)
     start_s = time.perf_counter()
     try:
         with StatusLine(
             lambda: format_progress(progress.state(time.perf_counter()), noun), shown=shows_progress
         ) as status:
             streamer = _Streamer(tokenizer, status.write if shows_text else _discard, progress.count_tokens)
-            placed = inputs.to(streamed.model.device)
-            rows = streamed.generate(**placed, streamer=streamer, **sampling.generate_options())
+            rows = streamed.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=request.max_new_tokens,
+                streamer=streamer,
+                **request.generate_options(),
+            )
     finally:
-        stop_listening()
+        unsubscribe()
     end_s = time.perf_counter()
-    prompt_tokens = int(inputs["input_ids"].shape[1])
-    fresh = rows[0][prompt_tokens:]
+    new_tokens = rows[0][len(request.prompt) :]
     return Answer(
-        text=str(tokenizer.decode(fresh, skip_special_tokens=True)),
-        prompt_tokens=prompt_tokens,
-        new_tokens=len(fresh),
+        text=str(tokenizer.decode(new_tokens, skip_special_tokens=True)),
+        prompt_tokens=len(request.prompt),
+        new_tokens=len(new_tokens),
         first_token_s=(streamer.first_token_at_s or end_s) - start_s,
         elapsed_s=end_s - start_s,
     )
 
 
-def _discard(text: str) -> None:
-    """Take text that nobody wants to see yet."""
+def _discard(_: str) -> None:
+    """Ignore the text."""

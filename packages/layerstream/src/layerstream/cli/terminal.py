@@ -1,11 +1,10 @@
-"""A status line under text that is still being written.
+"""A status line below text that is still being written.
 
-Room: surfaces. It knows a terminal and nothing of models.
-
-Streamed text ends in the middle of a line most of the time, so a display that redraws whole lines (rich's Live) would break it.
-Here the status lives on the line below the text: to draw it, the cursor is saved, moved down and restored; before more text is
-written, everything below the cursor is erased. The text itself is never touched, so a terminal's own wrapping, scrolling and
-selecting work. Where stdout is not the terminal, the text goes its way alone.
+Streamed text usually ends in the middle of a line, so a display that redraws whole lines (rich's Live) would
+break it. Here the status is on the line below the text. To draw it, the cursor is saved, moved down and
+restored. Before more text is written, everything below the cursor is erased. The text itself is never
+touched, so the terminal's own wrapping, scrolling and selecting work. If stdout is not the terminal, the text
+is written without any of this.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-_DOWN_KEEPING_COLUMN = "\x1bD\x1b[A"  # scrolls when on the last row, so that a row below the text exists
+_DOWN_KEEPING_COLUMN = "\x1bD\x1b[A"  # scrolls on the last row, so that there is a row below the text
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _NEXT_ROW = "\x1b[B\r"
 _ERASE_BELOW = "\x1b[J"
@@ -29,23 +28,24 @@ _INTERVAL_S = 0.15
 
 
 class StatusLine:
-    """Show what `render` returns below the streamed text, several times a second, while the context is entered.
+    """Show what `render` returns below the streamed text, several times per second; a context manager.
 
-    Nothing is drawn unless stderr is a terminal that moves its cursor. Writing is safe from every thread.
+    Draws only if stderr is a terminal that can move its cursor. Every thread may write.
     """
 
     def __init__(self, render: Callable[[], str], *, shown: bool = True) -> None:
-        """Keep `render`; it is called on a thread of its own and on the writing one.
+        """Set up; nothing is drawn before the context is entered.
 
         Args:
-            render: returns the line to show; it is cut to the terminal's width.
-            shown: False never draws; `write` works all the same.
+            render: returns the line to show, which is cut to the terminal's width. It is called on a thread
+                of its own and on the writing one.
+            shown: False never draws; `write` still works.
         """
         self._render = render
         self._out: TextIO = sys.stdout
         self._err: TextIO = sys.stderr
         self._draws = shown and self._err.isatty() and os.environ.get("TERM", "") != "dumb"
-        self._is_shared = self._draws and self._out.isatty()
+        self._shares_terminal = self._draws and self._out.isatty()
         self._style = ("", "") if os.environ.get("NO_COLOR") else (_DIM, _PLAIN)
         self._is_drawn = False
         self._column = 0
@@ -71,14 +71,14 @@ class StatusLine:
             self._erase()
 
     def write(self, text: str) -> None:
-        """Write `text` to stdout, at once, above the status line."""
+        """Write `text` to stdout at once, above the status line."""
         with self._lock:
-            if self._is_shared:
+            if self._shares_terminal:
                 self._erase()
             self._out.write(text)
             self._out.flush()
-            self._follow(text)
-            if self._is_shared:
+            self._track_column(text)
+            if self._shares_terminal:
                 self._draw()
 
     def _tick(self) -> None:
@@ -86,7 +86,7 @@ class StatusLine:
             with self._lock:
                 self._draw()
 
-    def _follow(self, text: str) -> None:
+    def _track_column(self, text: str) -> None:
         _, newline, rest = text.rpartition("\n")
         self._column = cell_len(rest) if newline else self._column + cell_len(rest)
 
@@ -101,7 +101,7 @@ class StatusLine:
             return
         columns = shutil.get_terminal_size().columns
         if self._column and self._column % columns == 0:
-            # the cursor hangs behind the last column: moving it, or erasing from it, would cost the character there
+            # The cursor hangs after the last column: moving it or erasing would lose the last character.
             return
         line = self._render()
         line = line if cell_len(line) < columns else set_cell_size(line, columns - 1)

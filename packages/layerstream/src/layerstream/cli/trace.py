@@ -1,87 +1,87 @@
-"""`layerstream trace`: a picture of who waited for whom, measured or simulated.
-
-Room: surfaces.
-"""
+"""`layerstream trace`: draw a timeline of reads, copies, waits and computation, measured or simulated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import Workload, load, probe_machine, profile_model
-from ..architecture.known_models import KNOWN_MODELS, known_config
-from ..engine.tokenizer import load_tokenizer
 from ..planning.simulate import simulate_spans
+from ..spec.options import LoadOptions, Workload
 from ..spec.timeline import Span
-from .options import Budget, Device, Dtype, MachineText, Model, machine_from_text, model_or_default
+from ..uses.batching.requests import GenerationRequest
+from . import backend
+from .machine_text import machine_from_text
+from .options import KNOWN_MODELS, MachineText, Model, model_or_default, takes_load_options
 from .plan import plan_on_machine
 from .printing import err_console, out_console
-from .session import Sampling, answer, encode_prompt
 from .trace_files import check_trace_path, write_trace
 
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Written as OUT.json (Perfetto) and OUT.html (a page of its own).")
+    Path, typer.Option("--out", "-o", help="Write OUT.json (for Perfetto) and OUT.html (a web page).")
 ]
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")]
-Sweeps = Annotated[int, typer.Option(help="Sweeps to draw: the prompt's, then one a token.", min=1, max=100)]
+Sweeps = Annotated[
+    int, typer.Option(help="Sweeps to draw: the prompt's, then one per token.", min=1, max=100)
+]
 Simulate = Annotated[
-    bool, typer.Option("--simulate", help="Draw what the plan predicts; nothing is run and no weight read.")
+    bool, typer.Option("--simulate", help="Draw what the plan predicts: nothing is run, no weights are read.")
 ]
 
 
+@takes_load_options()
 def trace_command(
     model: Model = None,
     out: Out = Path("timeline"),
     prompt: Prompt = "The capital of France is",
     sweeps: Sweeps = 4,
-    budget: Budget = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    *,
+    options: LoadOptions,
     simulate: Simulate = False,
     machine: MachineText = None,
 ) -> None:
-    """Run a short prompt (or, with --simulate, only the plan) and write its timeline of reads, copies, waits and computing."""
+    """Run a short prompt and draw when blocks were read, copied, waited for and computed."""
     html, perfetto = out.with_name(out.name + ".html"), out.with_name(out.name + ".json")
     check_trace_path(html)
     model = model_or_default(model)
     if simulate or machine is not None or model in KNOWN_MODELS:
-        spans, subtitle = _simulated(model, machine, budget=budget, device=device, dtype=dtype, sweeps=sweeps)
+        spans, subtitle = _simulate(model, machine, options, sweeps)
     else:
-        spans, subtitle = _measured(model, prompt, budget=budget, device=device, dtype=dtype, sweeps=sweeps)
+        spans, subtitle = _measure(model, prompt, options, sweeps)
     for path in (html, perfetto):
         write_trace(spans, path, model=model, subtitle=subtitle)
     out_console().print(
-        f"{html} (open it in a browser)\n{perfetto} (load it at ui.perfetto.dev)", markup=False
+        f"{html} (open it in a browser)\n{perfetto} (open it at ui.perfetto.dev)", markup=False
     )
 
 
-def _measured(
-    model: str, prompt: str, *, budget: str, device: str, dtype: str, sweeps: int
-) -> tuple[Sequence[Span], str]:
-    tokenizer = load_tokenizer(model, revision=None, trust_remote_code=False)
-    inputs = encode_prompt(tokenizer, prompt, chat=False)
-    workload = Workload(prompt_tokens=int(inputs["input_ids"].shape[1]), new_tokens=sweeps)
+def _measure(model: str, prompt: str, options: LoadOptions, sweeps: int) -> tuple[Sequence[Span], str]:
+    tokenizer = backend.load_tokenizer(
+        model, revision=options.revision, trust_remote_code=options.trust_remote_code
+    )
+    request = GenerationRequest(
+        prompt=backend.encode_prompt(tokenizer, prompt, chat=False), max_new_tokens=sweeps
+    )
+    workload = Workload(prompt_tokens=len(request.prompt), new_tokens=sweeps)
     with err_console().status("planning and loading"):
-        streamed = load(model, budget=budget, device=device, dtype=dtype, workload=workload)
+        streamed = backend.load_with(model, replace(options, workload=workload))
     with streamed:
-        result = answer(
-            streamed, tokenizer, inputs, sampling=Sampling(max_new_tokens=sweeps), shows_text=False
-        )
+        answer = backend.generate_answer(streamed, tokenizer, request, shows_text=False)
         plan = streamed.plan
-        return streamed.timeline.spans(), f"Measured on {plan.device} in {plan.dtype}; {result.explain()}."
+        return streamed.timeline.spans(), f"Measured on {plan.device} in {plan.dtype}; {answer.explain()}."
 
 
-def _simulated(
-    model: str, machine_text: str | None, *, budget: str, device: str, dtype: str, sweeps: int
+def _simulate(
+    model: str, machine_text: str | None, options: LoadOptions, sweeps: int
 ) -> tuple[Sequence[Span], str]:
-    machine = machine_from_text(machine_text) if machine_text is not None else probe_machine(device=device)
+    if machine_text is None:
+        machine = backend.probe_machine(device=options.device)
+    else:
+        machine = machine_from_text(machine_text)
     workload = Workload(prompt_tokens=1, new_tokens=sweeps)
-    plan = plan_on_machine(model, machine, workload, budget=budget, dtype=dtype)
-    profile = profile_model(
-        known_config(model) if model in KNOWN_MODELS else model, dtype=dtype, device=machine.device
-    )
+    plan, profile = plan_on_machine(model, machine, replace(options, workload=workload))
     spans = simulate_spans(plan, profile, machine, 1, sweeps)
-    return spans, f"Simulated for {machine.name} in {plan.dtype}, one token a sweep; nothing was run."
+    return spans, f"Simulated for {machine.name} in {plan.dtype}, one token per sweep; nothing was run."

@@ -1,8 +1,8 @@
-"""Spans as pictures: Perfetto's JSON and a Gantt chart that needs nothing but a browser.
+"""Draw spans: Perfetto's JSON, and a Gantt chart that needs only a browser.
 
-Room: surfaces. It knows spans and colours; it deliberately knows no model, no file and no clock: times are shown from the first
-span on. The chart makes no outside request, follows the reader's light or dark scheme, and uses colours that colour-blind readers
-tell apart (Okabe and Ito's set); waits are hatched too.
+It knows spans and colours, but no model, file or clock: times count from the first span. The chart makes no
+outside request, follows the reader's light or dark scheme, and uses colours that colour-blind readers can
+tell apart (Okabe and Ito's set); waits are also hatched.
 """
 
 from __future__ import annotations
@@ -23,51 +23,46 @@ _MEANING = {
     Activity.WAIT: "the computation waits for weights",
     Activity.COMPUTE: "inside a block",
 }
-_LEAST_PX = 0.4
+_MIN_WIDTH_PX = 0.4
 _LEFT, _RIGHT, _TOP, _ROW, _GAP, _AXIS = 92, 18, 30, 22, 12, 34
 
-_STYLE = """
-:root{color-scheme:light dark}
+_STYLE = """ :root{color-scheme:light dark}
 .gantt{--ink:#1b1f24;--soft:#5b6470;--grid:#d9dee4;--band:#f3f5f7;--read:#0072b2;--copy:#cc79a7;--wait:#d55e00;--compute:#009e73}
 @media (prefers-color-scheme:dark){
 .gantt{--ink:#e8ebee;--soft:#9aa4b0;--grid:#39414b;--band:#1d2229;--read:#56b4e9;--copy:#e0a3c6;--wait:#f0883e;--compute:#2fbf94}}
-.gantt text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}
-.gantt .track{fill:var(--ink);font-weight:600}
-.gantt .band{fill:var(--band)}
-.gantt .grid{stroke:var(--grid);stroke-width:1}
-.gantt .sweep{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
-.gantt .read{fill:var(--read)}.gantt .copy{fill:var(--copy)}.gantt .compute{fill:var(--compute)}
-.gantt .wait{fill:url(#hatch);stroke:var(--wait);stroke-width:.6}.gantt .thin{fill:var(--wait);stroke:none}
-.gantt .hatch{stroke:var(--wait);stroke-width:2.2}
-.gantt .odd{opacity:.72}
-.gantt rect.span:hover{opacity:1;stroke:var(--ink);stroke-width:1.4}
+.gantt text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)} .gantt
+.track{fill:var(--ink);font-weight:600} .gantt .band{fill:var(--band)} .gantt
+.grid{stroke:var(--grid);stroke-width:1} .gantt .sweep{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
+.gantt .read{fill:var(--read)}.gantt .copy{fill:var(--copy)}.gantt .compute{fill:var(--compute)} .gantt
+.wait{fill:url(#hatch);stroke:var(--wait);stroke-width:.6}.gantt .thin{fill:var(--wait);stroke:none} .gantt
+.hatch{stroke:var(--wait);stroke-width:2.2} .gantt .odd{opacity:.72} .gantt
+rect.span:hover{opacity:1;stroke:var(--ink);stroke-width:1.4}
 """
 
-_PAGE_STYLE = """
-body{margin:0;padding:24px 28px;font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;background:#fff;color:#1b1f24}
-h1{font-size:20px;margin:0 0 2px}p{margin:0 0 18px;color:#5b6470;max-width:110ch}
-.scroll{overflow-x:auto;border:1px solid #d9dee4;border-radius:8px;padding:8px 0}
-table{border-collapse:collapse;margin:20px 0;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:4px 16px 4px 0;border-bottom:1px solid #d9dee4}
-th:first-child,td:first-child,th:last-child,td:last-child{text-align:left}
+_PAGE_STYLE = """ body{margin:0;padding:24px 28px;font:15px/1.5 system-ui,-apple-system,"Segoe
+UI",sans-serif;background:#fff;color:#1b1f24} h1{font-size:20px;margin:0 0 2px}p{margin:0 0
+18px;color:#5b6470;max-width:110ch} .scroll{overflow-x:auto;border:1px solid
+#d9dee4;border-radius:8px;padding:8px 0} table{border-collapse:collapse;margin:20px
+0;font-variant-numeric:tabular-nums} th,td{text-align:right;padding:4px 16px 4px 0;border-bottom:1px solid
+#d9dee4} th:first-child,td:first-child,th:last-child,td:last-child{text-align:left}
 th{font-weight:600;color:#5b6470}
 .key{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:8px;vertical-align:-1px}
 .key.read{background:#0072b2}.key.copy{background:#cc79a7}.key.compute{background:#009e73}
-.key.wait{background:repeating-linear-gradient(45deg,#d55e00 0 2px,transparent 2px 4px);outline:1px solid #d55e00;
-outline-offset:-1px}
-@media (prefers-color-scheme:dark){
+.key.wait{background:repeating-linear-gradient(45deg,#d55e00 0 2px,transparent 2px 4px);outline:1px solid
+#d55e00; outline-offset:-1px} @media (prefers-color-scheme:dark){
 body{background:#14181d;color:#e8ebee}p,th{color:#9aa4b0}.scroll,th,td{border-color:#39414b}
 .key.read{background:#56b4e9}.key.copy{background:#e0a3c6}.key.compute{background:#2fbf94}
-.key.wait{background:repeating-linear-gradient(45deg,#f0883e 0 2px,transparent 2px 4px);outline-color:#f0883e}}
-@media (max-width:640px){body{padding:14px}th:last-child,td:last-child{display:none}}
+.key.wait{background:repeating-linear-gradient(45deg,#f0883e 0 2px,transparent 2px
+4px);outline-color:#f0883e}} @media
+(max-width:640px){body{padding:14px}th:last-child,td:last-child{display:none}}
 """
 
 
 def perfetto_json(spans: Iterable[Span], *, process_name: str = "layerstream") -> dict[str, Any]:
     """Return `spans` in Chrome's trace format, which ui.perfetto.dev and chrome://tracing load.
 
-    Spans of one activity that overlap come on tracks of their own, since the format lets events of a track only nest.
-    Times are microseconds from the first span on.
+    Overlapping spans of one activity get separate tracks, because in this format the events of a track may
+    only nest. Times are microseconds from the first span.
     """
     packed = _pack(spans)
     begin_s = min((span.start_s for track in packed for row in track.rows for span in row), default=0.0)
@@ -78,8 +73,8 @@ def perfetto_json(spans: Iterable[Span], *, process_name: str = "layerstream") -
     for track in packed:
         for index, row in enumerate(track.rows):
             tid += 1
-            track = track.activity.value if len(track.rows) == 1 else f"{track.activity.value} {index + 1}"
-            events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": track}})
+            name = track.activity.value if len(track.rows) == 1 else f"{track.activity.value} {index + 1}"
+            events.append({"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": name}})
             events.append(
                 {"ph": "M", "name": "thread_sort_index", "pid": 1, "tid": tid, "args": {"sort_index": tid}}
             )
@@ -100,18 +95,18 @@ def _complete_event(span: Span, tid: int, begin_s: float) -> dict[str, Any]:
             "sweep": span.sweep,
             "unit_index": span.unit_index,
             "num_bytes": span.num_bytes,
-            "track": span.track,
+            "replica": span.replica,
         },
     }
 
 
 def gantt_svg(spans: Iterable[Span], *, width_px: int = 1180, label: str = "timeline") -> str:
-    """Return `spans` as a standalone SVG: a track each for reads, copies, waits and computing, over one time axis.
+    """Return `spans` as a standalone SVG: tracks for reads, copies, waits and computation over one time axis.
 
     Args:
-        spans: what to draw; tracks without a span are left out.
+        spans: what to draw; a track without spans is left out.
         width_px: the width of the drawing.
-        label: what screen readers say.
+        label: the text for screen readers.
     """
     packed = _pack(spans)
     scale = _scale(packed, width_px)
@@ -135,9 +130,9 @@ def gantt_svg(spans: Iterable[Span], *, width_px: int = 1180, label: str = "time
 
 
 def gantt_html(spans: Iterable[Span], *, title: str, subtitle: str = "") -> str:
-    """Return a standalone page: the Gantt chart (it scrolls sideways when it is long) and the totals, which are its legend too."""
+    """Return a standalone page: the Gantt chart, which scrolls sideways, and the totals, its legend."""
     spans = tuple(spans)
-    # three pixels a span keep short ones visible; beyond 12,000 pixels browsers slow down
+    # 3 pixels per span keep short spans visible; beyond 12,000 pixels browsers slow down
     width_px = min(12_000, max(1180, 3 * len(spans)))
     return "\n".join(
         [
@@ -146,7 +141,8 @@ def gantt_html(spans: Iterable[Span], *, title: str, subtitle: str = "") -> str:
             f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>",
             f'<div class="scroll" tabindex="0">{gantt_svg(spans, width_px=width_px, label=title)}</div>',
             _totals_table(spans),
-            "<p>Point at a bar for its block, sweep, length and rate. Dashed lines are the starts of sweeps.</p></body></html>",
+            "<p>Point at a bar for its block, sweep, length and rate. Dashed lines mark the starts of sweeps.</p>",
+            "</body></html>",
         ]
     )
 
@@ -178,10 +174,10 @@ def _pack(spans: Iterable[Span]) -> tuple[_Track, ...]:
 
 
 def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
-    """Put overlapping spans into different rows, as few as can be (a span takes the row that is free the longest)."""
+    """Put overlapping spans into different rows, as few as possible; a span takes the row free the longest."""
     rows: list[list[Span]] = []
     ends: list[tuple[float, int]] = []
-    for span in sorted(spans, key=lambda each: (each.start_s, each.end_s)):
+    for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
         if ends and ends[0][0] <= span.start_s:
             _, row = heapq.heappop(ends)
         else:
@@ -193,9 +189,9 @@ def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
 
 
 def _scale(packed: Sequence[_Track], width_px: int) -> _Scale:
-    every = [span for track in packed for row in track.rows for span in row]
-    begin_s = min((span.start_s for span in every), default=0.0)
-    total_s = max((span.end_s for span in every), default=1.0) - begin_s or 1.0
+    spans = [span for track in packed for row in track.rows for span in row]
+    begin_s = min((span.start_s for span in spans), default=0.0)
+    total_s = max((span.end_s for span in spans), default=1.0) - begin_s or 1.0
     return _Scale(
         begin_s=begin_s, total_s=total_s, width_px=width_px, px_per_s=(width_px - _LEFT - _RIGHT) / total_s
     )
@@ -215,11 +211,11 @@ def _axis(scale: _Scale, height: int) -> list[str]:
     return lines
 
 
-def _round_step(least_s: float) -> float:
+def _round_step(min_s: float) -> float:
     step_s = 1e-6
     while True:
         for factor in (1, 2, 5):
-            if step_s * factor >= least_s:
+            if step_s * factor >= min_s:
                 return step_s * factor
         step_s *= 10
 
@@ -264,9 +260,9 @@ def _draw_track(track: _Track, top: int, scale: _Scale) -> list[str]:
             f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>'
         )
         for span in row:
-            width = max(_LEAST_PX, span.duration_s * scale.px_per_s)
+            width = max(_MIN_WIDTH_PX, span.duration_s * scale.px_per_s)
             shade = " odd" if span.unit_index % 2 else ""
-            # a border would show a wait of nothing as a bar
+            # a border would make a wait of almost nothing look like a bar
             shade += " thin" if span.activity is Activity.WAIT and width < 2 else ""
             lines.append(
                 f'<rect class="span {name}{shade}" x="{scale.x(span.start_s):.2f}" y="{y + 1}" width="{width:.2f}" '
@@ -291,9 +287,8 @@ def _precise(duration_s: float) -> str:
 def _totals_table(spans: Sequence[Span]) -> str:
     begin_s = min((span.start_s for span in spans), default=0.0)
     total_s = max((span.end_s for span in spans), default=0.0) - begin_s
-    lines = [
-        "<table><thead><tr><th></th><th>spans</th><th>busy</th><th>of the time</th><th>moved</th><th></th></tr></thead><tbody>"
-    ]
+    header = "".join(f"<th>{title}</th>" for title in ("", "spans", "busy", "share", "moved", ""))
+    lines = [f"<table><thead><tr>{header}</tr></thead><tbody>"]
     for kind in _ORDER:
         own = [span for span in spans if span.activity is kind]
         if not own:
@@ -302,16 +297,17 @@ def _totals_table(spans: Sequence[Span]) -> str:
         share = f"{100 * busy_s / total_s:.0f} %" if total_s else ""
         moved = sum(span.num_bytes for span in own)
         lines.append(
-            f'<tr><td><span class="key {kind.value}"></span>{kind.value}</td><td>{len(own):,}</td><td>{format_seconds(busy_s)}</td>'
-            f"<td>{share}</td><td>{format_bytes(moved) if moved else ''}</td><td>{_MEANING[kind]}</td></tr>"
+            f'<tr><td><span class="key {kind.value}"></span>{kind.value}</td>'
+            f"<td>{len(own):,}</td><td>{format_seconds(busy_s)}</td><td>{share}</td>"
+            f"<td>{format_bytes(moved) if moved else ''}</td><td>{_MEANING[kind]}</td></tr>"
         )
     return "\n".join([*lines, "</tbody></table>"])
 
 
 def _covered_seconds(spans: Sequence[Span]) -> float:
-    """Return the length of the union of `spans`: time in which at least one was under way."""
+    """Return the length of the union of `spans`: the time during which at least one was active."""
     covered_s, until_s = 0.0, float("-inf")
-    for span in sorted(spans, key=lambda each: each.start_s):
+    for span in sorted(spans, key=lambda span: span.start_s):
         covered_s += max(0.0, span.end_s - max(span.start_s, until_s))
         until_s = max(until_s, span.end_s)
     return covered_s

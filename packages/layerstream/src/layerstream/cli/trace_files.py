@@ -1,7 +1,4 @@
-"""Writing a timeline to files.
-
-Room: surfaces.
-"""
+"""Write a timeline to a file."""
 
 from __future__ import annotations
 
@@ -15,10 +12,12 @@ from .trace_export import gantt_html, gantt_svg, perfetto_json
 
 
 def write_trace(spans: Sequence[Span], path: Path, *, model: str, subtitle: str = "") -> None:
-    """Write `spans` of `model` to `path` in the form that its suffix names: `.json` (Perfetto), `.html` or `.svg` (chart).
+    """Write `spans` of `model` to `path`, in the format of its suffix: `.json` (Perfetto), `.html` or `.svg`.
+
+
 
     Raises:
-        PlanError: when the suffix is another, or the file cannot be written.
+        PlanError: the suffix is another one, or the file cannot be written.
     """
     check_trace_path(path)
     title = f"layerstream: {Path(model).name}"
@@ -35,10 +34,10 @@ def write_trace(spans: Sequence[Span], path: Path, *, model: str, subtitle: str 
 
 
 def check_trace_path(path: Path) -> None:
-    """Refuse a path that `write_trace` could not serve, before anything long is run.
+    """Refuse a path that `write_trace` cannot write to, before anything slow runs.
 
     Raises:
-        PlanError: when the suffix is unknown or the directory is absent.
+        PlanError: the suffix is unknown or the directory does not exist.
     """
     if path.suffix not in (".json", ".html", ".svg"):
         raise PlanError(f"a trace is written as .json, .html or .svg, not {path.name!r}")

@@ -1,7 +1,4 @@
-"""Build: carry a plan out, step by step.
-
-Layer: composition. Reads what stays, once for all devices, and starts the prefetcher for what moves.
-"""
+"""Carry a plan out: read the weights that stay, once for all devices, and start the prefetcher for those that move."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ from .inspect import ModelSpec
 from .replica_builder import ReplicaBuilder, ReplicaParts
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltModel:
     """A model on its devices, with everything that moves its weights.
 
     Attributes:
         plan: where everything lives.
-        profile: the model as numbers.
+        profile: the model's sizes.
         timeline: what happened when.
         reader: reads the disk.
-        prefetcher: reads what moves, for all replicas; None when everything stays.
-        replicas: each device's model.
+        prefetcher: reads the units that move, for all replicas; None when everything stays.
+        replicas: the parts of each device's replica.
     """
 
     plan: PlacementPlan
@@ -47,10 +44,10 @@ class BuiltModel:
 
 
 def build(spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime]) -> BuiltModel:
-    """Return the model of `opened` as `plan` has it, on every device of `runtimes`.
+    """Return the model of `spec`, placed as `plan` says, on every device of `runtimes`.
 
     Raises:
-        ReadFailedError: the disk did not give what it holds; nothing is left behind.
+        ReadFailedError: the disk did not return the bytes it holds; nothing is left behind.
     """
     with ExitStack() as on_failure:
         built = _Builder(spec, plan, runtimes, on_failure).build()
@@ -59,29 +56,23 @@ def build(spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime
 
 
 class _Builder:
-    """Carries one plan out, step by step; what it opened is closed again when a step fails."""
+    """Carries one plan out, step by step. When a step fails, everything opened so far is closed."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        placement: PlacementPlan,
-        runtimes: Sequence[DeviceRuntime],
-        on_failure: ExitStack,
+        self, spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime], on_failure: ExitStack
     ) -> None:
-        self.spec, self.plan, self.on_failure = spec, placement, on_failure
+        self.spec, self.plan, self.on_failure = spec, plan, on_failure
         self.is_host = runtimes[0].is_host
         self.pins = any(runtime.pins_host_memory for runtime in runtimes)
         self.timeline = Timeline()
         self.reader = DiskReader()
         on_failure.callback(self.reader.close)
-        self.recipes = {unit.name: unit for unit in spec.units.streamed[placement.granularity]}
-        self.replicas = [
-            ReplicaBuilder(spec, placement, runtime, index) for index, runtime in enumerate(runtimes)
-        ]
+        self.recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
+        self.replicas = [ReplicaBuilder(spec, plan, runtime, index) for index, runtime in enumerate(runtimes)]
         self.host_tables: dict[str, HostBuffer] = {}
 
     def build(self) -> BuiltModel:
-        """Make everything, the prefetcher last, so that nothing runs before all is in place."""
+        """Build everything, and start the prefetcher last, when all that it feeds is in place."""
         self._make_residents()
         self._attach_rows()
         prefetcher = self._start_prefetcher()
@@ -94,7 +85,7 @@ class _Builder:
             replicas=tuple(replica.finish() for replica in self.replicas),
         )
 
-    # -- what stays --------------------------------------------------------------------------------------------------
+    # -- weights that stay -------------------------------------------------------------------------------------------
 
     def _make_residents(self) -> None:
         units = self.spec.units
@@ -106,19 +97,17 @@ class _Builder:
         staying.append(UnitRecipe(name="edges", tensors=tuple(edges), conversions=conversions))
         head = self._head()
         if units.head is not None and (head is None or head.residency is Residency.DEVICE):
-            installed = {tensor.name for tensor in edges} if units.head_is_tied else set()
-            own = [
-                t
-                for t in units.head.tensors
-                if not (units.head_is_tied and t.name.endswith(".weight") and installed)
-            ]
-            staying.append(
-                UnitRecipe(name=units.head.name, tensors=tuple(own), conversions=units.head.conversions)
-            )
-        self._install_for_good([UnitSource(unit) for unit in staying if unit.tensors])
-        elsewhere = self._not_staying()
+            staying.append(self._resident_head(units.head, has_edges=bool(edges)))
+        self._install_residents([UnitSource(unit) for unit in staying if unit.tensors])
+        moving = self._moving_names()
         for replica in self.replicas:
-            replica.share_ties(elsewhere)
+            replica.share_ties(moving)
+
+    def _resident_head(self, head: UnitRecipe, *, has_edges: bool) -> UnitRecipe:
+        """Return the head without a weight that is tied to the embedding, which the edges already hold."""
+        is_held = self.spec.units.head_is_tied and has_edges
+        own = tuple(t for t in head.tensors if not (is_held and t.name.endswith(".weight")))
+        return UnitRecipe(name=head.name, tensors=own, conversions=head.conversions)
 
     def _blocks(self) -> Iterable[UnitPlacement]:
         return [placement for placement in self.plan.units if placement.name in self.recipes]
@@ -127,8 +116,8 @@ class _Builder:
         head = self.spec.units.head
         return next((p for p in self.plan.units if head is not None and p.name == head.name), None)
 
-    def _install_for_good(self, sources: list[UnitSource]) -> None:
-        """Read each unit once and install it in every replica. Lanes on the CPU look into the same memory."""
+    def _install_residents(self, sources: list[UnitSource]) -> None:
+        """Read each unit once and install it in every replica. Replicas on the CPU share the memory."""
         memory: Iterable[HostBuffer | None] = [None] * len(sources)
         if self.is_host:
             memory = allocate_many([source.layout.host_bytes for source in sources])
@@ -145,14 +134,13 @@ class _Builder:
         source.convert(buffer, self.reader)
         return buffer
 
-    def _not_staying(self) -> set[str]:
-        """Return the tensors that come and go: the stream's, and rows that are looked up."""
+    def _moving_names(self) -> set[str]:
+        """Return the tensors that do not stay: those of the stream, and embeddings that are looked up by row."""
         rows = () if self.plan.embedding in (None, Residency.DEVICE) else self.spec.units.row_tables
-        return {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors} | {
-            tensor.name for tensor in rows
-        }
+        streamed = {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors}
+        return streamed | {tensor.name for tensor in rows}
 
-    # -- what is looked up -------------------------------------------------------------------------------------------
+    # -- embeddings that are looked up by row ------------------------------------------------------------------------
 
     def _attach_rows(self) -> None:
         if self.plan.embedding in (None, Residency.DEVICE):
@@ -168,7 +156,7 @@ class _Builder:
         self.host_tables[tensor.name] = self._read(source, pinned=self.pins)
         return source.host_views(self.host_tables[tensor.name].bytes)[tensor.name]
 
-    # -- what moves --------------------------------------------------------------------------------------------------
+    # -- units that move ---------------------------------------------------------------------------------------------
 
     def _moving_recipes(self) -> list[UnitRecipe]:
         recipes = [self.recipes[p.name] for p in self._blocks() if p.residency is not Residency.DEVICE]
@@ -199,32 +187,27 @@ class _Builder:
         return prefetcher
 
     def _streamed_unit(self, recipe: UnitRecipe) -> StreamedUnit:
-        placement = next(
-            p for p in self.plan.units if recipe.name == p.name or recipe.name.startswith(f"{p.name}[")
-        )
+        placement = next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
         source = UnitSource(recipe)
         pinned = None
         if placement.residency is Residency.HOST:
             pinned = self._part_of_host_table(source) or self._read(source, pinned=self.pins)
-        return StreamedUnit(
-            name=recipe.name, position=self.plan.units.index(placement), source=source, pinned=pinned
-        )
+        position = self.plan.units.index(placement)
+        return StreamedUnit(name=recipe.name, position=position, source=source, pinned=pinned)
 
     def _part_of_host_table(self, source: UnitSource) -> HostBuffer | None:
-        """Return where a tied head, or a slice of one, lies in its embedding's table, when that is in host memory."""
-        wanted = source.unit.tensors[0].pieces[0].source if source.unit.tensors[0].pieces else None
+        """Return where a tied head, or a slice of one, lies in its embedding's table, if that is in host memory."""
+        tensor = source.unit.tensors[0]
+        stored = tensor.pieces[0].source if tensor.pieces else None
         for table in self.spec.units.row_tables:
             whole, buffer = table.pieces[0].source, self.host_tables.get(table.name)
-            same = (
-                wanted is not None
-                and wanted.path == whole.path
-                and wanted.dtype == table.dtype == whole.dtype
-            )
-            if buffer is None or wanted is None or not same or len(source.unit.tensors) > 1:
+            if buffer is None or stored is None or len(source.unit.tensors) > 1:
                 continue
-            start = wanted.offset - whole.offset
-            if start >= 0 and wanted.offset + wanted.num_bytes <= whole.offset + whole.num_bytes:
+            if stored.path != whole.path or not stored.dtype == table.dtype == whole.dtype:
+                continue
+            start = stored.offset - whole.offset
+            if start >= 0 and stored.offset + stored.num_bytes <= whole.offset + whole.num_bytes:
                 # Both lie congruent to the file, so the slice's page starts on one of the table's.
-                page = start + whole.offset % PAGE - wanted.offset % PAGE
+                page = start + whole.offset % PAGE - stored.offset % PAGE
                 return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])
         return None

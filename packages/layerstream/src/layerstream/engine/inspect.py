@@ -1,7 +1,7 @@
-"""From a model's name to its numbers: the steps that `plan`, `simulate` and `load` share.
+"""Inspect a model: from its name to its sizes, without reading a weight.
 
-Layer: composition. Here the rooms meet: names become files (checkpoint), files become modules and recipes (architecture), recipes
-get their layout (streaming). No weight is read.
+`plan`, `simulate` and `load` share these steps: the checkpoint room finds the files, architecture builds the empty model
+and the recipes of its tensors, streaming lays them out.
 """
 
 from __future__ import annotations
@@ -11,39 +11,40 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.blocks import find_blocks
 from ..architecture.chunking import chunk_feed_forward
 from ..architecture.describe import ModelUnits, describe_model, measure_forwards, sort_into_units
-from ..architecture.meta_forward import observe
 from ..architecture.module_state import AttributeSnapshot, ModuleState
 from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
+from ..architecture.weight_usage import find_weight_usage
 from ..checkpoint.hub import remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..spec.options import LoadOptions
 from ..spec.profiles import ModelProfile
 from ..streaming.layout import slot_bytes
 
-Replicate = Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
+DEFAULTS = LoadOptions()
+"""Loads a model as its checkpoint says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A model that is known but not loaded.
+    """A model that has been inspected but not loaded.
 
     Attributes:
         name: as the user gave it.
         directory: its checkpoint's directory.
-        model: the skeleton on the meta device.
+        model: the empty model, on the meta device.
         recipe: how its tensors are made.
-        units: its tensors in units.
-        profile: its numbers.
-        chunked: modules that work through long prompts in chunks.
-        state: of modules that keep theirs to themselves.
-        replicate: makes the skeleton once more, for another device, with its own `chunked`.
+        units: its tensors, grouped into units.
+        profile: its sizes.
+        chunked: modules that process long prompts in chunks.
+        state: attributes in which its modules keep state of their own.
+        replicate: returns another empty model, for another device, with its own `chunked`.
     """
 
     name: str
@@ -54,72 +55,61 @@ class ModelSpec:
     profile: ModelProfile
     chunked: tuple[nn.Module, ...]
     state: ModuleState
-    replicate: Replicate
+    replicate: Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
+
+
+def inspect_any(model: str | Path | PreTrainedConfig, options: LoadOptions, *, on_host: bool) -> ModelSpec:
+    """Inspect a checkpoint, or a config alone, for planning; no weight file is fetched."""
+    if isinstance(model, PreTrainedConfig):
+        return inspect_config(model, options, on_host=on_host)
+    return inspect_model(model, options, on_host=on_host, weights=False)
 
 
 def inspect_model(
-    name: str | Path,
-    *,
-    dtype: str | torch.dtype = "auto",
-    attn_implementation: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    prefill_chunk_tokens: int | None = None,
-    on_host: bool = True,
-    weights: bool = True,
+    name: str | Path, options: LoadOptions = DEFAULTS, *, on_host: bool = True, weights: bool = True
 ) -> ModelSpec:
-    """Open a checkpoint: config and headers only.
+    """Inspect a checkpoint: read its config and headers, build the empty model, and learn how its tensors are made.
 
     Args:
         name: a directory or a Hub id.
-        dtype: the run dtype; `"auto"` keeps the checkpoint's.
-        attn_implementation: transformers' name of the attention; None takes its default.
-        revision: of a Hub id.
-        trust_remote_code: run code from the repository; off unless asked.
-        prefill_chunk_tokens: see `Workload`.
-        on_host: the weights will run in host memory (slots are laid out like it).
-        weights: fetch the weight files of a Hub id too; otherwise only config and headers.
+        options: dtype, attention, revision, remote code and chunked prefill count; the rest is not looked at.
+        on_host: the weights will be used from host memory, so slots have the host layout.
+        weights: fetch a Hub id's weight files too, not only config and headers.
 
     Raises:
-        LayerstreamError: what is wrong with the checkpoint, the model or the wish; see the classes below it.
+        CheckpointError, ModelError, PlanError: what is wrong with the checkpoint, the model or the options.
     """
-    checkpoint, directory = _open_checkpoint(str(name), revision, weights=weights)
-    config = read_config(directory, trust_remote_code=trust_remote_code)
-    resolved = resolve_dtype(config, dtype, checkpoint.tensors.values())
+    checkpoint, directory = _open_checkpoint(str(name), options.revision, weights=weights)
+    config = read_config(directory, trust_remote_code=options.trust_remote_code)
+    dtype = resolve_dtype(config, options.dtype, checkpoint.tensors.values())
     make = partial(
         build_skeleton,
         config,
-        resolved,
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
+        dtype,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
     )
     model = make()
-    recipe = learn_recipe(model, checkpoint.tensors, resolved)
-    again = partial(_replicate, make, recipe, prefill_chunk_tokens)
-    return _describe(str(name), directory, model, recipe, on_host, prefill_chunk_tokens, again)
+    recipe = learn_recipe(model, checkpoint.tensors, dtype)
+    return _describe(
+        str(name), directory, _Skeletons(make, recipe, options.prefill_chunk_tokens), model, on_host
+    )
 
 
 def inspect_config(
-    config: PreTrainedConfig,
-    *,
-    dtype: str | torch.dtype = "auto",
-    name: str | None = None,
-    prefill_chunk_tokens: int | None = None,
-    on_host: bool = True,
+    config: PreTrainedConfig, options: LoadOptions = DEFAULTS, *, on_host: bool = True
 ) -> ModelSpec:
-    """Describe a model of which only the config exists, as if its checkpoint held each tensor as the model uses it.
+    """Inspect a model that exists only as a config, as if a checkpoint held every tensor in the run dtype.
 
     Raises:
-        ModelError: transformers has no causal model for it, or it has no blocks.
+        ModelError: transformers has no causal model for it, or the model has no blocks.
     """
     config = check_config(config)
-    resolved = resolve_dtype(config, dtype)
-    make = partial(build_skeleton, config, resolved)
+    dtype = resolve_dtype(config, options.dtype)
+    make = partial(build_skeleton, config, dtype)
     model = make()
-    recipe = recipe_of_shapes(model, resolved)
-    again = partial(_replicate, make, recipe, prefill_chunk_tokens)
-    name = name or config.name_or_path or config.model_type
-    return _describe(name, Path(), model, recipe, on_host, prefill_chunk_tokens, again)
+    skeletons = _Skeletons(make, recipe_of_shapes(model, dtype), options.prefill_chunk_tokens)
+    return _describe(config.name_or_path or config.model_type, Path(), skeletons, model, on_host)
 
 
 def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple[Checkpoint, Path]:
@@ -129,39 +119,43 @@ def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple
     return remote_checkpoint(name, revision), directory
 
 
-def _replicate(
-    make: Callable[[], PreTrainedModel], recipe: ModelRecipe, chunk: int | None
-) -> tuple[PreTrainedModel, tuple[nn.Module, ...]]:
-    model = make()
-    return model, _prepare(model, recipe, chunk)
+@dataclass(frozen=True, slots=True)
+class _Skeletons:
+    """Makes the empty model, as often as there are devices.
 
+    Attributes:
+        make: builds it on the meta device.
+        recipe: how its tensors are made.
+        chunk_tokens: chunked prefill; None is off.
+    """
 
-def _prepare(model: PreTrainedModel, recipe: ModelRecipe, chunk: int | None) -> tuple[nn.Module, ...]:
-    """Make a fresh skeleton ready for its weights; return the modules that work in chunks."""
-    give_dtypes(model, recipe)
-    return (
-        ()
-        if chunk is None
-        else chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), chunk)
-    )
+    make: Callable[[], PreTrainedModel]
+    recipe: ModelRecipe
+    chunk_tokens: int | None
+
+    def replicate(self) -> tuple[PreTrainedModel, tuple[nn.Module, ...]]:
+        """Return another empty model, with its modules that work in chunks."""
+        model = self.make()
+        return model, self.prepare(model)
+
+    def prepare(self, model: PreTrainedModel) -> tuple[nn.Module, ...]:
+        """Give a new empty model its dtypes; return the modules that work in chunks."""
+        give_dtypes(model, self.recipe)
+        if self.chunk_tokens is None:
+            return ()
+        return chunk_feed_forward(model, tuple(path for path, _ in find_blocks(model)), self.chunk_tokens)
 
 
 def _describe(
-    name: str,
-    directory: Path,
-    model: PreTrainedModel,
-    recipe: ModelRecipe,
-    on_host: bool,
-    chunk: int | None,
-    replicate: Replicate,
+    name: str, directory: Path, skeletons: _Skeletons, model: PreTrainedModel, on_host: bool
 ) -> ModelSpec:
-    chunked = _prepare(model, recipe, chunk)
+    chunked = skeletons.prepare(model)
     attributes = AttributeSnapshot(model)
-    units = sort_into_units(model, recipe, observe(model))
+    units = sort_into_units(model, skeletons.recipe, find_weight_usage(model))
     profile = describe_model(
         model,
         units,
-        measure_forwards(model, chunk if chunked else None),
+        measure_forwards(model, skeletons.chunk_tokens if chunked else None),
         name=name,
         dtype=str(model.config.dtype).removeprefix("torch."),
         slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
@@ -170,10 +164,10 @@ def _describe(
         name=name,
         directory=directory,
         model=model,
-        recipe=recipe,
+        recipe=skeletons.recipe,
         units=units,
         profile=profile,
         chunked=chunked,
-        state=attributes.put_back(),
-        replicate=replicate,
+        state=attributes.restore(),
+        replicate=skeletons.replicate,
     )

@@ -1,98 +1,119 @@
-"""One device's model while it runs: the gate of its forwards, and how it is stopped and closed.
+"""One device's copy of a streamed model, and how it is stopped and closed.
 
-Layer: composition. Knows one replica; that there are others is the business of `model`.
+It knows one device; `model` knows that there may be several.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
 from ..errors import ReplicaStoppedError, StreamClosedError
-from .guard import Gate, PeakMemory, allow, anchor, forbid, make_empty
+from ..streaming.sweep_group import SweepGroup
+from .forward_gate import ForwardGate
+from .model_patches import add_placeholders, allow_again, refuse_unsupported, unload_weights
+from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """A built replica with its gate.
+    """One device's copy of a streamed model.
 
     Attributes:
+        index: its place among the model's devices, from 0.
+        device: where it computes.
         model: the real `PreTrainedModel`.
-        group: lets computations share its sweeps.
-        gate: lets one forward in at a time, and counts.
+        group: lets tasks share this device's sweeps; see `SweepGroup.run`.
+    """
+
+    index: int
+    device: torch.device
+    model: PreTrainedModel
+    group: SweepGroup
+
+
+class ReplicaControl:
+    """Starts, stops and closes one replica.
+
+    Attributes:
+        replica: what users see of it.
+        gate: lets one forward in at a time, and counts sweeps.
         peak: the memory it took.
     """
 
-    def __init__(self, replica: ReplicaParts, *, baseline_bytes: int) -> None:
-        """Put gate, guard and anchor around the replica's model."""
-        self.model, self.group = replica.model, replica.group
-        self.gate = Gate(
-            replica.model, replica.group, on_start=self._before_forward, on_end=self._after_forward
-        )
-        replica.group.around = self.gate.hold
-        self.peak = PeakMemory(replica.runtime, baseline_bytes)
-        self._replica = replica
+    def __init__(self, parts: ReplicaParts, *, baseline_bytes: int) -> None:
+        """Put the gate and the patches on the model of `parts`."""
+        model, device = parts.model, parts.runtime.device
+        self.replica = Replica(index=parts.index, device=device, model=model, group=parts.group)
+        self.gate = ForwardGate(model, parts.group, on_start=self._before_forward, on_end=self._after_forward)
+        parts.group.around = self.gate.hold
+        self.peak = PeakMemory(parts.runtime, baseline_bytes)
+        self._parts = parts
         self._stopped_by: BaseException | None = None
-        anchor(replica.model, replica.runtime.device)
-        forbid(replica.model, replica.runtime.device)
+        add_placeholders(model, device)
+        refuse_unsupported(model, device)
 
     @property
     def bytes_looked_up(self) -> int:
-        """Bytes of embedding rows read from the disk so far."""
-        return sum(table.bytes_read for table in self._replica.tables)
+        """Bytes of embedding rows read from disk so far."""
+        return sum(table.bytes_read for table in self._parts.tables)
 
     def stop(self, error: BaseException) -> None:
-        """Let the forward under way fail at its next unit, and others at once, because another device's work did."""
+        """Make the current forward fail at its next unit, and later ones at once, because another device's work failed."""
         self._stopped_by = error
-        # before its tasks learn of it one by one, and take it for their own
-        self.group.stop(_stopped(error), timeout_s=0.0)
-        if self._replica.stream is not None:
-            self._replica.stream.stop(error)
+        # Before its tasks find out one by one and report the error as their own.
+        self.replica.group.stop(_stopped(error), timeout_s=0.0)
+        if self._parts.stream is not None:
+            self._parts.stream.stop(error)
 
     def resume(self) -> None:
-        """Take `stop` back."""
+        """Undo `stop`."""
         self._stopped_by = None
-        if self._replica.stream is not None:
-            self._replica.stream.resume()
+        if self._parts.stream is not None:
+            self._parts.stream.resume()
 
     def expect_no_more(self) -> None:
-        """Say that no further forward comes soon, so that other devices need not wait for this one."""
-        if self._replica.stream is not None:
-            self._replica.stream.expect_no_more()
+        """Tell the other devices not to wait for this one: it starts no further forward soon."""
+        if self._parts.stream is not None:
+            self._parts.stream.expect_no_more()
 
     def stop_streaming(self) -> None:
-        """Let no further forward in, and end the one under way."""
+        """Refuse further forwards and end the current one."""
         self.gate.close()
-        self.group.stop(
-            StreamClosedError(
-                "this streamed model was closed while computations shared its sweeps; load it again"
-            )
+        self.replica.group.stop(
+            StreamClosedError("this streamed model was closed while tasks shared its sweeps: load it again")
         )
-        if self._replica.stream is not None:
-            self._replica.stream.close()
+        if self._parts.stream is not None:
+            self._parts.stream.close()
 
-    def make_empty(self) -> None:
-        """Take everything off the model and free its weights; after `stop_streaming`."""
-        self._replica.detach_all()
-        make_empty(self.model)
-        allow(self.model)
+    def unload(self) -> None:
+        """Take everything off the model and free its weights; call it after `stop_streaming`."""
+        self._parts.detach_all()
+        unload_weights(self.replica.model)
+        allow_again(self.replica.model)
 
     def _before_forward(self) -> None:
         if self._stopped_by is not None:
             raise _stopped(self._stopped_by)
-        self._release()
-        if self._replica.stream is not None:
-            self._replica.stream.begin_forward()
+        self._release_units()
+        if self._parts.stream is not None:
+            self._parts.stream.begin_forward()
 
     def _after_forward(self) -> None:
-        self._release()
-        if self._replica.stream is not None:
-            self._replica.stream.end_forward()
+        self._release_units()
+        if self._parts.stream is not None:
+            self._parts.stream.end_forward()
         self.peak.sample()
 
-    def _release(self) -> None:
-        if self._replica.hooks is not None:
-            self._replica.hooks.leave_all()
+    def _release_units(self) -> None:
+        if self._parts.hooks is not None:
+            self._parts.hooks.leave_all()
 
 
 def _stopped(error: BaseException) -> ReplicaStoppedError:
-    stopped = ReplicaStoppedError(f"stopped, because the work on another device failed: {error}")
+    stopped = ReplicaStoppedError(f"stopped because the work on another device failed: {error}")
     stopped.__cause__ = error
     return stopped

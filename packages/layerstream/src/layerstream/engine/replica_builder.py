@@ -1,6 +1,6 @@
-"""One device's model, being put together: what stays goes into its places, hooks bring what moves.
+"""Put one device's model together: install the weights that stay, and attach hooks that acquire those that move.
 
-Layer: composition. Knows one replica; what is read, and that others may share it, is the business of `build`.
+It knows one replica. `build` knows what is read, and that other replicas may share it.
 """
 
 from __future__ import annotations
@@ -34,112 +34,115 @@ class ReplicaParts:
     """One device's model with everything that moves its weights.
 
     Attributes:
-        index: the replica's number.
-        model: the real `PreTrainedModel`, with hooks on.
+        index: the replica's place among the devices, from 0.
+        model: the real `PreTrainedModel`, with hooks attached.
         runtime: the device's operations.
-        replica: its slots.
-        group: lets computations share its sweeps.
-        stream: has ready what moves; None when everything stays.
-        hooks: brings and releases what moves; None when everything stays.
+        buffers: the device's slots.
+        group: lets tasks share the replica's sweeps.
+        stream: delivers the units that move; None when everything stays.
+        hooks: acquire and release those units; None when everything stays.
         tables: embeddings that are looked up row by row.
-        detach: what takes those embeddings, and all else that was put on single modules, off again.
+        undo: removes those embeddings and other patches from single modules.
     """
 
     index: int
     model: PreTrainedModel
     runtime: DeviceRuntime
-    replica: DeviceBuffers
+    buffers: DeviceBuffers
     group: SweepGroup
     stream: WeightStream | None = None
     hooks: StreamHooks | None = None
     tables: list[RowTable] = field(default_factory=list)
-    detach: list[Callable[[], None]] = field(default_factory=list)
+    undo: list[Callable[[], None]] = field(default_factory=list)
 
     def detach_all(self) -> None:
-        """Take off whatever was put on the model."""
+        """Remove every hook and patch from the model."""
         if self.hooks is not None:
             self.hooks.detach()
-        for detach in self.detach:
-            detach()
+        for undo in self.undo:
+            undo()
         self.tables.clear()
 
 
 class ReplicaBuilder:
-    """Puts one replica together, step by step."""
+    """Builds one replica, step by step."""
 
     def __init__(self, spec: ModelSpec, plan: PlacementPlan, runtime: DeviceRuntime, index: int) -> None:
-        """Take the skeleton, or another one for any replica but the first, and fill in what no checkpoint holds."""
-        self._opened, self._plan, self._runtime = spec, plan, runtime
+        """Take the empty model, or a copy of it for any replica but the first, and compute what no checkpoint holds."""
+        self._spec, self._plan, self._runtime = spec, plan, runtime
         model, chunked = (spec.model, spec.chunked) if index == 0 else spec.replicate()
-        keep = ModelTaskState(model, runtime.device, spec.state, has_host_random=index == 0)
-        self.built = ReplicaParts(
+        task_state = ModelTaskState(model, runtime.device, spec.state, has_host_random=index == 0)
+        self.parts = ReplicaParts(
             index=index,
             model=model,
             runtime=runtime,
-            replica=DeviceBuffers(runtime=runtime),
-            group=SweepGroup(keep),
+            buffers=DeviceBuffers(runtime=runtime),
+            group=SweepGroup(task_state),
         )
         load_generation_config(model, spec.directory)
         materialize_buffers(model, runtime.device, set(spec.recipe.tensors))
         for module in chunked:
-            self.built.detach.append(partial(module.__dict__.pop, "forward", None))
+            self.parts.undo.append(partial(module.__dict__.pop, "forward", None))
 
     def install(self, source: UnitSource, host: torch.Tensor) -> None:
-        """Install a unit that stays: a CPU device looks into the host buffer itself, any other gets a copy."""
+        """Install a unit that stays: as views of the host buffer on a CPU device, as a copy on any other."""
         if self._runtime.is_host:
             self._put_in_place(source, source.host_views(host))
             return
         memory = self._runtime.allocate(source.layout.device_bytes)
-        self.built.replica.copy_runs(host, source.layout, memory)
-        self.built.replica.finish()
+        self.parts.buffers.copy_runs(host, source.layout, memory)
+        self.parts.buffers.finish()
         self._put_in_place(source, source.device_views(memory))
 
     def _put_in_place(self, source: UnitSource, views: dict[str, torch.Tensor]) -> None:
         for tensor in source.unit.tensors:
-            place, name = places_of(self.built.model, tensor)
+            place, name = places_of(self.parts.model, tensor)
             place[name] = as_installed(views[tensor.name], is_buffer=tensor.is_buffer)
 
-    def share_ties(self, elsewhere: set[str]) -> None:
-        """Let tied names hold the very tensor they share, wherever that one stays for good (and is not `elsewhere`)."""
-        tensors = self._opened.recipe.tensors
-        for name, source_name in self._opened.recipe.tied.items():
-            here, attribute = places_of(self.built.model, tensors[name])
-            there, source_attribute = places_of(self.built.model, tensors[source_name])
-            one, other = here[attribute], there[source_attribute]
-            if one.is_meta and not other.is_meta and name not in elsewhere:
-                here[attribute] = other
-            elif other.is_meta and not one.is_meta and source_name not in elsewhere:
-                there[source_attribute] = one
+    def share_ties(self, moving: set[str]) -> None:
+        """Let tied names share one tensor object wherever it stays; tensors in `moving` are left alone."""
+        tensors = self._spec.recipe.tensors
+        for name, source_name in self._spec.recipe.tied.items():
+            here, attribute = places_of(self.parts.model, tensors[name])
+            there, source_attribute = places_of(self.parts.model, tensors[source_name])
+            tied, source = here[attribute], there[source_attribute]
+            if tied.is_meta and not source.is_meta and name not in moving:
+                here[attribute] = source
+            elif source.is_meta and not tied.is_meta and source_name not in moving:
+                there[source_attribute] = tied
 
     def attach_rows(self, reader: DiskReader, host_tables: Mapping[str, torch.Tensor]) -> None:
-        """Look the input embedding up row by row, in `host_tables` where it lives in host memory."""
-        for tensor in self._opened.units.row_tables:
+        """Look the input embedding up row by row: in `host_tables` if it lives in host memory, else on disk."""
+        for tensor in self._spec.units.row_tables:
             table = RowTable(tensor, reader, host_tables.get(tensor.name))
-            self.built.detach.append(attach_rows(self.built.model, tensor, table, self._runtime.device))
-            self.built.tables.append(table)
+            self.parts.undo.append(attach_rows(self.parts.model, tensor, table, self._runtime.device))
+            self.parts.tables.append(table)
 
     def attach_stream(self, prefetcher: Prefetcher, recipes: list[UnitRecipe]) -> WeightStream:
-        """Allocate the slots and let hooks bring the units of `recipes`, in the prefetcher's order."""
+        """Allocate the slots and attach hooks that acquire the units of `recipes`, in the prefetcher's order."""
         if not self._runtime.is_host:
-            self.built.replica.allocate(self._plan.num_slots, self._plan.slot_bytes)
-        stream = self.built.stream = WeightStream(prefetcher, self.built.replica, index=self.built.index)
-        hooks = self.built.hooks = StreamHooks(stream, prefetcher.timeline, self.built.group)
-        model = self.built.model
-        whole = [(i, r) for i, r in enumerate(recipes) if "[" not in r.name]
-        sliced = [(i, r) for i, r in enumerate(recipes) if "[" in r.name]
+            self.parts.buffers.allocate(self._plan.num_slots, self._plan.slot_bytes)
+        stream = self.parts.stream = WeightStream(prefetcher, self.parts.buffers, index=self.parts.index)
+        hooks = self.parts.hooks = StreamHooks(stream, prefetcher.timeline, self.parts.group)
+        model = self.parts.model
+        bindings = [UnitBinding(model, recipe.tensors) for recipe in recipes]
         hooks.attach(
-            StreamedModule(index=i, module=model.get_submodule(r.name), binding=UnitBinding(model, r.tensors))
-            for i, r in whole
+            StreamedModule(index=index, module=model.get_submodule(recipe.name), binding=bindings[index])
+            for index, recipe in enumerate(recipes)
+            if recipe.slice_of is None
         )
-        if sliced:
-            head = model.get_submodule(sliced[0][1].name.partition("[")[0])
+        slices = [
+            (index, recipe.slice_of) for index, recipe in enumerate(recipes) if recipe.slice_of is not None
+        ]
+        if slices:
+            head = model.get_submodule(slices[0][1])
             assert isinstance(head, nn.Linear)
-            hooks.slice_linear(head, [(i, UnitBinding(model, r.tensors)) for i, r in sliced])
+            hooks.slice_linear(head, [(index, bindings[index]) for index, _ in slices])
         return stream
 
     def finish(self) -> ReplicaParts:
-        """Tell transformers that placement is taken care of: it then neither moves the model nor compiles it by itself."""
+        """Tell transformers where the model is, so that it neither moves nor compiles it by itself."""
         where = {Residency.DEVICE: str(self._runtime.device), Residency.HOST: "cpu", Residency.DISK: "disk"}
         moving = {p.name: where[p.residency] for p in self._plan.units if p.residency is not Residency.DEVICE}
-        self.built.model.hf_device_map = {"": str(self._runtime.device), **moving}
-        return self.built
+        self.parts.model.hf_device_map = {"": str(self._runtime.device), **moving}
+        return self.parts

@@ -1,6 +1,6 @@
-"""Run one piece of work for each device at the same time, and tell the first error.
+"""Run one piece of work per device at the same time, and raise the first error.
 
-Layer: composition. Knows threads; knows nothing of models or weights.
+It knows threads. It does not know models or weights.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_TICK_S = 0.5
-"""How often the calling thread looks for Ctrl-C while it waits, where a wait cannot be interrupted."""
+_CHECK_EVERY_S = 0.5
+"""How often the waiting thread checks for Ctrl-C, on systems where a wait cannot be interrupted."""
 
 
 @dataclass(slots=True)
 class _Outcome(Generic[T]):
-    """What the works have come to.
+    """The results so far.
 
     Attributes:
-        results: by number, those that have returned.
-        first_error: of the one that failed first.
+        results: by index, of the work that has returned.
+        first_error: of the work that failed first.
     """
 
     results: dict[int, T] = field(default_factory=dict)
@@ -41,29 +41,29 @@ class _Outcome(Generic[T]):
 def run_in_parallel(
     works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]
 ) -> list[T]:
-    """Return the results of all `works`, run at the same time: the first in the calling thread, each other in one of its own.
+    """Run all `works` at the same time, the first in the calling thread, each other one in its own, and return their results.
 
-    Returns or raises only when every one of them has ended.
+    Returns or raises only when all of them have ended.
 
     Args:
         works: what to run.
-        on_failure: called with the number and the error of the work that failed first; it makes the others end.
+        on_failure: called with the index and the error of the work that failed first; it must make the others end.
 
     Raises:
-        BaseException: the first error of a work (KeyboardInterrupt included).
+        BaseException: the first error (KeyboardInterrupt included).
     """
     outcome: _Outcome[T] = _Outcome()
 
-    def run(number: int) -> None:
+    def run(index: int) -> None:
         try:
-            outcome.results[number] = works[number]()
-        except BaseException as error:  # noqa: BLE001  (handed on to the caller, below)
+            outcome.results[index] = works[index]()
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread, below
             if outcome.fail(error):
-                on_failure(number, error)
+                on_failure(index, error)
 
     threads = [
-        threading.Thread(target=run, args=(number,), name=f"layerstream-device-{number}")
-        for number in range(1, len(works))
+        threading.Thread(target=run, args=(index,), name=f"layerstream-device-{index}")
+        for index in range(1, len(works))
     ]
     try:
         for thread in threads:
@@ -75,7 +75,7 @@ def run_in_parallel(
     _join_all(threads, outcome, on_failure)
     if outcome.first_error is not None:
         raise outcome.first_error
-    return [outcome.results[number] for number in range(len(works))]
+    return [outcome.results[index] for index in range(len(works))]
 
 
 def _join_all(
@@ -84,9 +84,7 @@ def _join_all(
     for thread in threads:
         while thread.is_alive():
             try:
-                thread.join(_TICK_S)
-            except (
-                KeyboardInterrupt
-            ) as interrupt:  # Ctrl-C while only other devices work: they are stopped, and waited for
+                thread.join(_CHECK_EVERY_S)
+            except KeyboardInterrupt as interrupt:  # Ctrl-C while only other devices work: stop them and wait
                 if outcome.fail(interrupt):
                     on_failure(0, interrupt)

@@ -1,7 +1,7 @@
-"""What is global to the process or the model, but each of several interleaved `generate()` calls must have of its own.
+"""State that is global to the process or the model, but that each interleaved task must have to itself.
 
-Layer: composition. Knows torch's random generators and the few settings that transformers changes on the model in the middle of a
-generation; knows nothing of units. A generator object that a task brings along is its own anyway.
+These are torch's random generators, and the few attributes that transformers changes on the model in the middle of a
+`generate()` call. A generator object that a task brings along is its own anyway.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
 class ModelTaskState:
-    """Captures and restores it; satisfies `streaming.sweep.TaskState`."""
+    """Captures and restores that state; implements `streaming.sweep_group.TaskState`."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class ModelTaskState:
         *,
         has_host_random: bool = True,
     ) -> None:
-        """Find what there is in `model`.
+        """Find the state in `model`.
 
         Args:
-            model: whose computations interleave.
+            model: the model whose tasks interleave.
             device: where it computes.
-            state: what its modules keep to themselves.
-            has_host_random: the CPU's random state is kept too. It is one for all threads: of models that run at the same time
-                only one may have it.
+            state: attributes in which its modules keep state of their own.
+            has_host_random: keep the CPU's random state per task too. All threads share that state, so of several models
+                that run at the same time only one may do this.
         """
         self._model, self._device, self._has_host_random = model, device, has_host_random
         module = None if device.type == "cpu" else torch.get_device_module(device)
@@ -57,17 +57,17 @@ class ModelTaskState:
         self._state = [(model.get_submodule(path), names) for path, names in state]
 
     def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
-        """Return the state of now."""
-        values = [_some(self._model.__dict__, _OF_THE_MODEL)]
-        values += [_some(config.__dict__, _OF_A_CONFIG) for config in self._configs]
-        values += [_some(module.__dict__, names) for module, names in self._state]
+        """Return the present state."""
+        values = [_values_of(self._model.__dict__, _OF_THE_MODEL)]
+        values += [_values_of(config.__dict__, _OF_A_CONFIG) for config in self._configs]
+        values += [_values_of(module.__dict__, names) for module, names in self._state]
         for module in self._rotary:
-            values += [_some(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
+            values += [_values_of(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
         on_device = None if self._module is None else self._module.get_rng_state(self._device)
         return torch.get_rng_state() if self._has_host_random else None, on_device, values
 
     def restore(self, state: tuple[torch.Tensor | None, Any, _Values]) -> None:
-        """Make `state` the present one."""
+        """Put `state` back."""
         on_host, on_device, values = state
         if on_host is not None:
             torch.set_rng_state(on_host)
@@ -87,5 +87,5 @@ def _remembers_lengths(module: nn.Module) -> bool:
     )
 
 
-def _some(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _values_of(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     return place, {name: place.get(name, _ABSENT) for name in names}

@@ -1,14 +1,11 @@
-"""The tokenizer of a checkpoint, wherever that is.
-
-Layer: composition. Knows names of checkpoints and transformers' tokenizers; knows no weights.
-"""
+"""Load a checkpoint's tokenizer, from a directory or the Hub."""
 
 from __future__ import annotations
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoint.hub import resolve_model
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 
 def load_tokenizer(
@@ -17,11 +14,10 @@ def load_tokenizer(
     """Return the checkpoint's tokenizer.
 
     Raises:
-        CheckpointError: when it has none that transformers can read, or the checkpoint cannot be found.
+        CheckpointError: it has no tokenizer that transformers can read, or the checkpoint is not found.
     """
     directory = resolve_model(model, revision=revision, weights=False)
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"no tokenizer can be read from {model!r}: {first_line}") from error
+        raise CheckpointError(f"cannot read a tokenizer from {model!r}: {first_line(error)}") from error

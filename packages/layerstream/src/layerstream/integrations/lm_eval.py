@@ -1,8 +1,8 @@
-"""lm-evaluation-harness on a streamed model: a whole task in a few sweeps.
+"""Run lm-evaluation-harness on a streamed model: a whole task in a few sweeps.
 
-Room: surfaces. Needs the extra `layerstream[lm-eval]`; nothing else imports this module. Knows the harness' `LM` interface and
-hands its requests on: those that share a context become one question of `score`, generations one batch of `generate_many`.
-What the harness does of its own (tokenizing pairs, rolling windows, cutting answers at stop texts) stays its own.
+Needs the extra `layerstream[lm-eval]`. Requests that share a context become one request of `score`, and
+generations become one batch of `generate_many`. The harness itself still tokenizes pairs, rolls windows and
+cuts answers at stop texts.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from transformers import PreTrainedTokenizerBase
 
 from ..engine.tokenizer import load_tokenizer
 from ..model import StreamedModel
-from ..uses.batching import GenerationRequest, generate_many
-from ..uses.scoring import score
+from ..uses.batching.generate import generate_many
+from ..uses.batching.requests import GenerationRequest
+from ..uses.scoring.score import score
 
-Pair = tuple[object, list[int], list[int]]
+TokenizedPair = tuple[object, list[int], list[int]]
+"""The harness's form of a request: its text, the context's tokens and the continuation's tokens."""
 
 
 class StreamedLM(TemplateLM):
-    """A streamed model as lm-evaluation-harness sees one; hand it to `lm_eval.simple_evaluate(model=...)`.
+    """A streamed model for lm-evaluation-harness; pass it to `lm_eval.simple_evaluate(model=...)`.
 
-    Log-probabilities are those of `score`: computed in two steps, prefix then suffix, where the harness' own model for
-    transformers computes contexts and continuations as one padded batch. In fp32 the two agree up to rounding.
+    Log-probabilities are those of `score`, computed in two steps: prefix, then suffix. The harness's own
+    model for transformers computes contexts and continuations as one padded batch. In fp32 the two agree up
+    to rounding.
 
     Attributes:
-        tokenizer: of the checkpoint.
-        max_length: tokens of context at most; longer ones lose their beginning.
-        max_gen_toks: tokens generated where a task does not say.
+        tokenizer: the tokenizer in use.
+        max_length: the longest context in tokens; longer ones lose their beginning.
+        max_gen_toks: the maximum number of new tokens if a task does not set one.
     """
 
     backend = "causal"
@@ -42,24 +45,24 @@ class StreamedLM(TemplateLM):
         streamed: StreamedModel,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        batches: int | None = None,
-        isolate: bool = False,
+        packed: bool = True,
+        max_rows: int | None = None,
         max_gen_toks: int = 256,
     ) -> None:
-        """Evaluate an open model, which stays the caller's to close.
+        """Evaluate an open model. The caller closes it.
 
         Args:
             streamed: the model.
-            tokenizer: the checkpoint's own where none is given.
-            batches: as for `score` and `generate_many`.
-            isolate: as for `generate_many`.
-            max_gen_toks: tokens generated where a task does not say.
+            tokenizer: by default the checkpoint's own.
+            packed: as for `generate_many`.
+            max_rows: as for `score` and `generate_many`.
+            max_gen_toks: the maximum number of new tokens if a task does not set one.
 
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
         """
         super().__init__()
-        self._streamed, self._batches, self._isolate = streamed, batches, isolate
+        self._streamed, self._packed, self._max_rows = streamed, packed, max_rows
         self.tokenizer = load_tokenizer(streamed.plan.model_name) if tokenizer is None else tokenizer
         config = streamed.model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", None) or 2048)
@@ -74,19 +77,19 @@ class StreamedLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token in front of a text without context."""
-        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        return next((int(each) for each in ids if each is not None), 0)
+        candidates = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return next((int(token) for token in candidates if token is not None), 0)
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's name for the harness' caches."""
+        """The tokenizer's name for the harness's caches."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of `string`; special ones as the tokenizer has it, and once."""
+        """Return the tokens of `string`, with the tokenizer's special tokens unless the text begins with BOS."""
         if add_special_tokens is None:
-            begin = self.tokenizer.bos_token
-            add_special_tokens = not (begin and string.startswith(begin))
+            bos = self.tokenizer.bos_token
+            add_special_tokens = not (bos and string.startswith(bos))
         ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
         return ids
 
@@ -102,29 +105,32 @@ class StreamedLM(TemplateLM):
         )
         return text
 
-    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
-        """Return (sum of log-probabilities, is greedy) of each (text, context tokens, continuation tokens)."""
-        questions: dict[tuple[int, ...], list[int]] = {}
+    def _loglikelihood_tokens(self, requests: Sequence[TokenizedPair], **_: Any) -> list[tuple[float, bool]]:
+        """Return the log-probability of each continuation after its context, and whether it is greedy."""
+        places_of: dict[tuple[int, ...], list[int]] = {}
         for place, (_text, context, continuation) in enumerate(requests):
-            kept = max(1, self.max_length + 1 - len(continuation))
-            questions.setdefault(tuple(context[-kept:]), []).append(place)
-        asked = [(prefix, [requests[place][2] for place in places]) for prefix, places in questions.items()]
+            max_context = max(1, self.max_length + 1 - len(continuation))
+            places_of.setdefault(tuple(context[-max_context:]), []).append(place)
+        scoring_requests = [
+            (context, [requests[place][2] for place in places]) for context, places in places_of.items()
+        ]
         answers: dict[int, tuple[float, bool]] = {}
-        for result in score(self._streamed, asked, batches=self._batches, tokenizer=self.tokenizer):
+        for result in score(
+            self._streamed, scoring_requests, max_rows=self._max_rows, tokenizer=self.tokenizer
+        ):
             if result.error is not None:
                 raise result.error
-            places = questions[tuple(asked[result.index][0])]
-            answers |= {
-                place: (each.sum, each.is_greedy) for place, each in zip(places, result.scores, strict=True)
-            }
+            places = places_of[scoring_requests[result.index][0]]
+            for place, suffix_score in zip(places, result.scores, strict=True):
+                answers[place] = (suffix_score.sum, suffix_score.is_greedy)
         for place, (text, _context, _continuation) in enumerate(requests):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answers[place])
         return [answers[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-probability of each whole text, in windows of the model's length; all windows task together."""
-        windows: list[Pair] = []
+        """Return each whole text's log-probability, in windows of `max_length` that are all scored together."""
+        windows: list[TokenizedPair] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):
             rolled = get_rolling_token_windows(
@@ -147,17 +153,19 @@ class StreamedLM(TemplateLM):
         """Return each context's continuation up to one of its stop texts."""
         end = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         stops = [handle_stop_sequences(self._settings(request)["until"], eos=end) for request in requests]
-        asked = [self._request(request, stop) for request, stop in zip(requests, stops, strict=True)]
         results = generate_many(
-            self._streamed, asked, isolate=self._isolate, batches=self._batches, tokenizer=self.tokenizer
+            self._streamed,
+            [self._request(request, stop) for request, stop in zip(requests, stops, strict=True)],
+            packed=self._packed,
+            max_rows=self._max_rows,
+            tokenizer=self.tokenizer,
         )
-        texts = []
+        texts: list[str] = []
         for request, stop, result in zip(requests, stops, results, strict=True):
             if result.error is not None:
                 raise result.error
-            texts.append(
-                str(postprocess_generated_text(generation=result.text or "", stop=stop, think_end_token=None))
-            )
+            text = postprocess_generated_text(generation=result.text or "", stop=stop, think_end_token=None)
+            texts.append(str(text))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
 
@@ -168,14 +176,14 @@ class StreamedLM(TemplateLM):
     def _request(self, request: Any, stop: list[str]) -> GenerationRequest:
         settings = self._settings(request)
         settings.pop("until", None)
-        new_tokens, draws = settings.pop("max_gen_toks"), settings.pop("do_sample")
+        max_new_tokens, do_sample = settings.pop("max_gen_toks"), settings.pop("do_sample")
         temperature = settings.pop("temperature", None)
-        ids = self.tok_encode(request.args[0])[-max(1, self.max_length - new_tokens) :]
+        ids = self.tok_encode(request.args[0])[-max(1, self.max_length - max_new_tokens) :]
         return GenerationRequest(
             prompt=ids,
-            max_new_tokens=new_tokens,
-            do_sample=draws,
-            temperature=temperature if draws else None,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature if do_sample else None,
             num_beams=settings.pop("num_beams", 1),
             stop=tuple(stop),
             options=settings,

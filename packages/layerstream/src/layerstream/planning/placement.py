@@ -28,7 +28,7 @@ def plan_placement(
     budget: MemoryBudget,
     workload: Workload,
     machine: Machine,
-    beside: Sequence[Machine] = (),
+    other_machines: Sequence[Machine] = (),
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
@@ -41,7 +41,7 @@ def plan_placement(
             if the machine has less.
         workload: what will be run; its cache and activations are lines of the ledger.
         machine: memory and rates.
-        beside: further devices that share every sweep's reads, each described as the machine with
+        other_machines: further devices that share every sweep's reads, each described as the machine with
             that device. All run the workload at the same time. The device budget and the ledger's device
             lines apply per device.
 
@@ -55,7 +55,7 @@ def plan_placement(
         PlanError: the machine's rates are not positive, the model has no blocks, or CPUs and accelerators are
             mixed.
     """
-    group = group_devices((machine, *beside))
+    group = group_devices((machine, *other_machines))
     _check(profile, group.machine)
     problem = PlanningProblem(
         profile=profile,

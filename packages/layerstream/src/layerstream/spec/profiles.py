@@ -1,7 +1,7 @@
-"""Facts: what is known of a checkpoint, a model and a machine. Frozen data; no torch, no I/O.
+"""Profiles: the facts about a checkpoint, a model and a machine, as frozen data without torch or I/O.
 
-Room: words. The architecture room makes a `ModelProfile` and `UnitRecipe`s, the machine room a `Machine`; planning and streaming
-only read them. dtypes are torch's names without the `torch.` prefix.
+Room: spec. The architecture room makes `ModelProfile` and `UnitRecipe`, `machine` makes `Machine`; planning and streaming only read
+them. A dtype is torch's name without the `torch.` prefix.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Self
 from .serialize import from_dict, to_dict
 
 HEAD_SLICE_ROWS = 64
-"""Slices of a head are multiples of this many vocabulary rows, so that the kernels' blocking is the same as in the whole."""
+"""A slice of a head has a multiple of this many vocabulary rows, so that kernels block it as they block the whole head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,11 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One stored tensor that lands whole, as a contiguous run, inside one model tensor.
+    """One stored tensor that lands whole, as one contiguous run, inside a model tensor.
 
     Attributes:
         source: the stored tensor; cast to the model tensor's dtype where the two differ.
-        start_element: where in the model tensor it starts, in elements.
+        start_element: where it starts in the model tensor, in elements.
     """
 
     source: StoredTensor
@@ -52,14 +52,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRecipe:
-    """One tensor of the model and what it is made of.
+    """One tensor of the model and the stored tensors that it is made of.
 
     Attributes:
-        name: its name in the model, with dots.
-        dtype: the dtype it has while the model runs.
+        name: its dotted name in the model.
+        dtype: its dtype while the model runs.
         shape: its shape.
-        pieces: the stored tensors it is made of; none when a `Conversion` makes it.
-        is_buffer: a persistent buffer, not a parameter.
+        num_bytes: its size in that dtype.
+        pieces: the stored tensors it is made of; empty when a `Conversion` makes it.
+        is_buffer: it is a persistent buffer, not a parameter.
     """
 
     name: str
@@ -72,7 +73,7 @@ class TensorRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A layout change that is more than placing pieces: transposed, interleaved, dequantized, ... weights.
+    """A layout change that does more than place pieces: it transposes, interleaves, dequantizes, ... weights.
 
     Attributes:
         targets: the names of the model tensors it makes.
@@ -90,14 +91,16 @@ class UnitRecipe:
     """Everything needed to make one unit's tensors from the checkpoint.
 
     Attributes:
-        name: the module's path in the model; also the unit's name.
+        name: the unit's name: the module's path in the model, with the rows behind it for a slice.
         tensors: the tensors of the unit.
-        conversions: how those without pieces are made.
+        conversions: how the tensors without pieces are made.
+        slice_of: the name of the unit whose rows this one is a slice of; None for a whole unit.
     """
 
     name: str
     tensors: tuple[TensorRecipe, ...]
     conversions: tuple[Conversion, ...] = ()
+    slice_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,10 @@ class UnitProfile:
     Attributes:
         name: the module's path in the model.
         block: the index of the decoder block it belongs to; None for the head.
-        weight_bytes: its tensors in the run dtype: what moves to the device.
-        slot_bytes: the room a slot needs for it, alignment included.
-        read_bytes: what is read from the disk to make it (another dtype on disk makes it differ).
-        num_parameters: elements.
+        weight_bytes: its tensors in the run dtype, which is what moves to the device.
+        slot_bytes: the space it takes in a slot, including alignment.
+        read_bytes: what is read from the disk to make it; differs from `weight_bytes` when the dtype on disk does.
+        num_parameters: its number of elements.
     """
 
     name: str
@@ -123,16 +126,16 @@ class UnitProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationProfile:
-    """How the memory beside the weights grows: straight lines through two simulated forwards, in bytes.
+    """How the memory beside the weights grows, in bytes: a parabola in the number of tokens, through three simulated forwards.
 
-    `tokens` counts batch_size x tokens in one forward; the logits are included as transformers' `generate()` computes them
-    (the last position only).
+    The number of tokens is batch size x tokens in one forward. Logits are included as transformers' `generate()` computes them, for
+    the last position only. The cache grows in straight lines.
 
     Attributes:
         fixed_bytes: what one forward takes at zero tokens.
         bytes_per_token: what each token in the forward adds at the peak.
-        bytes_per_token_squared: for attention that holds the score matrix: times batch x tokens x context.
-        cache_bytes_per_token: KV cache of one token, all full-attention layers together.
+        bytes_per_token_squared: what attention that holds the score matrix adds for each of batch x tokens x context.
+        cache_bytes_per_token: KV cache of one token in all full-attention layers together.
         window_bytes_per_token: KV cache of one token in sliding-window layers, for at most `window_tokens` tokens.
         window_tokens: the sliding window; 0 without one.
         state_bytes: recurrent state of one sequence.
@@ -151,29 +154,29 @@ class ActivationProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """A model as numbers: all that planning and simulation need.
+    """A model as numbers: everything that planning and simulation need.
 
     Attributes:
-        name: path or Hub id.
+        name: its path or Hub id.
         model_type: transformers' name of the architecture.
         dtype: the run dtype.
         num_parameters: all parameters, ties counted once.
-        blocks: the decoder blocks, in visiting order, each one unit.
-        parts: the same weights in smaller units (children of blocks); empty when they cannot be split.
-        layers: the same weights in the smallest units (single layers); empty when they cannot be split.
-        head: the language-model head as a unit; None when it has no weight of its own to stream.
+        blocks: the decoder blocks in visiting order, each as one unit.
+        parts: the same weights in smaller units (children of blocks); empty when the blocks cannot be split.
+        layers: the same weights in the smallest units (single layers); empty when the blocks cannot be split.
+        head: the language-model head as a unit; None when it has no separate weight to stream.
         head_rows: vocabulary rows of the head when it is a plain linear layer and may be streamed in slices; 0 otherwise.
         head_is_tied: the head's weight is the embedding's.
         embedding_bytes: the input embedding; 0 when it cannot be looked up row by row (then it is in `edge_bytes`).
-        embedding_row_bytes: one row of it.
+        embedding_row_bytes: one row of the embedding.
         edge_bytes: everything else outside the blocks, always on the device.
-        parts_rest_bytes: what stays on the device beside it when parts are the units (small tensors outside every part).
+        parts_rest_bytes: what stays on the device in addition when parts are the units (small tensors outside every part).
         layers_rest_bytes: the same when single layers are the units.
-        conversion_bytes: host memory in which layouts are converted that are more than placing tensors side by side.
-        read_buffer_bytes: host memory of the reader threads: large where bytes are cast or moved on their way, else a few pages.
-        hidden_size: width of the residual stream.
-        vocab_size: tokens in the vocabulary.
-        activation: memory beside the weights.
+        conversion_bytes: host memory for layout conversions that do more than place tensors side by side.
+        read_buffer_bytes: host memory of the reader threads: large when bytes are cast or moved on the way, else a few pages.
+        hidden_size: the width of the residual stream.
+        vocab_size: the number of tokens in the vocabulary.
+        activation: the memory beside the weights.
     """
 
     name: str
@@ -199,7 +202,7 @@ class ModelProfile:
 
     @property
     def weight_bytes(self) -> int:
-        """All weights in the run dtype, ties counted once."""
+        """The size of all weights in the run dtype, ties counted once."""
         head = 0 if self.head is None or self.head_is_tied else self.head.weight_bytes
         return sum(unit.weight_bytes for unit in self.blocks) + self.embedding_bytes + self.edge_bytes + head
 
@@ -219,19 +222,19 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine as numbers: measured, or one that somebody would like to have.
+    """A machine as numbers, measured or assumed.
 
     Attributes:
-        name: what to call it.
+        name: its name in reports.
         device: torch device string, such as `cpu` or `cuda:0`.
-        device_memory_bytes: memory free for us on the compute device (on a CPU: the same as `host_memory_bytes`).
-        host_memory_bytes: host memory free for us.
-        disk_bytes_per_s: sequential reads from a cold disk.
-        copy_bytes_per_s: host to device, pinned.
-        memory_bytes_per_s: reads of device memory; bounds a forward of few tokens.
-        flops_per_s: matrix multiplication in the run dtype; bounds a forward of many tokens.
-        runtime_bytes: device memory that the runtime takes for itself (context, workspaces, allocator slack).
-        measured: False where a figure is assumed, not measured.
+        device_memory_bytes: free memory on the compute device (on a CPU: the same as `host_memory_bytes`).
+        host_memory_bytes: free host memory.
+        disk_bytes_per_s: rate of sequential reads from a cold disk.
+        copy_bytes_per_s: rate of copies from pinned host memory to the device.
+        memory_bytes_per_s: rate of reads of device memory; bounds a forward of few tokens.
+        flops_per_s: rate of matrix multiplication in the run dtype; bounds a forward of many tokens.
+        runtime_bytes: device memory that the runtime itself takes (context, workspaces, allocator slack).
+        measured: False when a number is assumed, not measured.
     """
 
     name: str = "this machine"
@@ -247,7 +250,7 @@ class Machine:
 
     @property
     def device_is_host(self) -> bool:
-        """True where device and host are one memory."""
+        """Whether device and host share one memory."""
         return self.device.split(":")[0] == "cpu"
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def plan(machines: list[Machine], budget: MemoryBudget | None = None, **model: i
         budget=budget or MemoryBudget(),
         workload=Workload(prompt_tokens=1024, new_tokens=16),
         machine=machines[0],
-        beside=machines[1:],
+        other_machines=machines[1:],
     )
 
 

@@ -1,7 +1,4 @@
-"""A micro-batch as tensors, and its rows as answers.
-
-Layer: uses. Knows padding, end tokens and stop texts; knows nothing of sweeps.
-"""
+"""Pack requests into padded tensors, and read answers out of what `generate()` returns."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from .requests import GenerationRequest, GenerationResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedRequest:
-    """A request whose prompt is tokens.
+    """A request with its prompt as tokens.
 
     Attributes:
-        index: its place among those given.
-        request: as it was given.
+        index: its place among the requests.
+        request: the request as it was given.
         ids: the prompt's tokens.
     """
 
@@ -31,17 +28,17 @@ class TokenizedRequest:
 
 
 def pad_token(model: PreTrainedModel) -> int:
-    """Return the token that `model` is padded with: its own, else its end token, else 0; masked in any case."""
+    """Return the token to pad with: the model's pad token, else its end token, else 0. Padding is masked."""
     for name in ("pad_token_id", "eos_token_id"):
-        found = getattr(model.generation_config, name, None)
-        found = found[0] if isinstance(found, (list, tuple)) and found else found
-        if isinstance(found, int) and found >= 0:
-            return found
+        token = getattr(model.generation_config, name, None)
+        token = token[0] if isinstance(token, (list, tuple)) and token else token
+        if isinstance(token, int) and token >= 0:
+            return token
     return 0
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return `input_ids` and `attention_mask`, both (rows, longest) int64 on `device`, padded on the left with `pad`."""
+    """Return `input_ids` and `attention_mask`, both (rows, longest) int64, padded on the left with `pad`."""
     longest = max(len(row) for row in rows)
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -52,48 +49,45 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 class AnswerReader:
-    """Takes answers out of what `generate()` returns."""
+    """Turns the new tokens of one row into the request's answer."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Take the end tokens from the model's generation config; without a tokenizer answers have no text."""
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        self._ends = frozenset(ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends])
+        """Use the end tokens of the model's generation config. Without a tokenizer, answers have no text."""
+        self._end_tokens = _as_set(getattr(model.generation_config, "eos_token_id", None))
         self._tokenizer = tokenizer
 
     def read(
-        self, prepared: TokenizedRequest, new_tokens: Sequence[int], seed: int | None
+        self, tokenized: TokenizedRequest, new_tokens: Sequence[int], seed: int | None
     ) -> GenerationResult:
-        """Return the answer in one row's new tokens: up to its end, and no longer than was asked for."""
-        request = prepared.request
-        tokens, is_ended = self._cut(request, list(new_tokens)[: request.max_new_tokens])
+        """Return the answer in one row's new tokens: up to its end, and no longer than the request allows."""
+        request, tokenizer = tokenized.request, self._tokenizer
+        tokens, has_ended = self._cut(request, list(new_tokens)[: request.max_new_tokens])
+        text = None if tokenizer is None else str(tokenizer.decode(tokens, skip_special_tokens=True))
         return GenerationResult(
-            index=prepared.index,
+            index=tokenized.index,
             request=request,
-            prompt_tokens=len(prepared.ids),
+            prompt_tokens=len(tokenized.ids),
             tokens=tuple(tokens),
-            text=None
-            if self._tokenizer is None
-            else str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
-            finish_reason="stop" if is_ended else "length",
+            text=text,
+            finish_reason="stop" if has_ended else "length",
             seed=seed,
         )
 
     def _cut(self, request: GenerationRequest, tokens: list[int]) -> tuple[list[int], bool]:
-        ends = (
-            self._ends
-            if request.options.get("eos_token_id") is None
-            else _as_set(request.options["eos_token_id"])
-        )
-        for place, token in enumerate(tokens):
-            if token in ends or (request.stop and self._holds_stop(request.stop, tokens[: place + 1])):
-                return tokens[: place + 1], True
+        own_end = request.options.get("eos_token_id")
+        end_tokens = self._end_tokens if own_end is None else _as_set(own_end)
+        for length, token in enumerate(tokens, start=1):
+            if token in end_tokens or (request.stop and self._has_stop_text(request.stop, tokens[:length])):
+                return tokens[:length], True
         return tokens, False
 
-    def _holds_stop(self, stop: tuple[str, ...], tokens: list[int]) -> bool:
+    def _has_stop_text(self, stop: tuple[str, ...], tokens: list[int]) -> bool:
         assert self._tokenizer is not None
         text = self._tokenizer.decode(tokens)
-        return any(each in text for each in stop)
+        return any(stop_text in text for stop_text in stop)
 
 
 def _as_set(ids: Any) -> frozenset[int]:
+    if ids is None:
+        return frozenset()
     return frozenset(ids) if isinstance(ids, (list, tuple)) else frozenset([ids])

@@ -1,31 +1,29 @@
-"""Where a batch stands, as numbers.
-
-Layer: uses. Counts tokens as they come; knows no terminal.
-"""
+"""The progress of a batch, as numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
+from ..runner import ProgressClock
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchProgress:
-    """Where a batch stands at one moment.
+    """The progress of a batch at one moment.
 
     Attributes:
-        done: requests that have ended.
-        total: requests in all.
-        tokens: tokens generated so far, padding behind an early end included.
-        most_tokens: tokens at most.
+        done: requests that have finished.
+        total: all requests.
+        tokens: tokens generated so far, including padding after an early end.
+        most_tokens: the most tokens there can be.
         sweeps: sweeps so far.
-        elapsed_s: seconds since the first.
-        eta_s: seconds to the end at most, at the rate so far; None while nothing is known.
+        elapsed_s: seconds since the start.
+        eta_s: the most seconds to the end, at the rate so far; None while nothing is known.
     """
 
     done: int
@@ -37,39 +35,43 @@ class BatchProgress:
     eta_s: float | None
 
 
-class ProgressCounter:
-    """Adds up what every micro-batch has made. Only the holder of the baton calls it."""
+class BatchCounter:
+    """Counts tokens and finished requests of all micro-batches. Call it from one thread at a time."""
 
     def __init__(
-        self, total: int, most_tokens: int, sweeps: Callable[[], int], tell: Callable[[BatchProgress], object]
+        self,
+        total: int,
+        most_tokens: int,
+        sweeps: Callable[[], int],
+        on_progress: Callable[[BatchProgress], object],
     ) -> None:
         """Start counting.
 
         Args:
-            total: requests.
-            most_tokens: tokens at most, all requests together.
-            sweeps: returns the sweeps of the model so far.
-            tell: is told after every token of a micro-batch and every end of a request.
+            total: the number of requests.
+            most_tokens: the most tokens that all requests can take together.
+            sweeps: returns the model's sweeps so far.
+            on_progress: called after every step of a micro-batch and every finished request.
         """
         self._done, self._total, self._tokens, self._most_tokens = 0, total, 0, most_tokens
-        self._sweeps, self._first_sweep, self._tell = sweeps, sweeps(), tell
-        self._start_s = perf_counter()
+        self._sweeps, self._first_sweep, self._on_progress = sweeps, sweeps(), on_progress
+        self._clock = ProgressClock()
 
     def add_tokens(self, count: int) -> None:
-        """Count tokens that have come."""
+        """Count new tokens."""
         self._tokens += count
-        self._tell(self.state())
+        self._on_progress(self.state())
 
-    def end_request(self, tokens_never_made: int) -> None:
-        """Count a request that has ended, and leave out the tokens that it did not need."""
+    def end_request(self, unused_tokens: int) -> None:
+        """Count a finished request that needed `unused_tokens` fewer than its maximum."""
         self._done += 1
-        self._most_tokens -= tokens_never_made
-        self._tell(self.state())
+        self._most_tokens -= unused_tokens
+        self._on_progress(self.state())
 
     def state(self) -> BatchProgress:
-        """Return where the batch stands now."""
-        elapsed_s = perf_counter() - self._start_s
-        left = max(0, self._most_tokens - self._tokens)
+        """Return the present progress."""
+        share = self._tokens / max(self._tokens, self._most_tokens, 1)
+        elapsed_s, eta_s = self._clock.elapsed_and_eta(share, is_over=self._done == self._total)
         return BatchProgress(
             done=self._done,
             total=self._total,
@@ -77,23 +79,19 @@ class ProgressCounter:
             most_tokens=self._most_tokens,
             sweeps=self._sweeps() - self._first_sweep,
             elapsed_s=elapsed_s,
-            eta_s=0.0
-            if self._done == self._total
-            else elapsed_s * left / self._tokens
-            if self._tokens
-            else None,
+            eta_s=eta_s,
         )
 
 
 class CountTokens(StoppingCriteria):
-    """Never stops; tells how many tokens each step has made."""
+    """A stopping criterion that never stops; it reports how many tokens each step has made."""
 
-    def __init__(self, prompt_tokens: int, rows: int, tell: Callable[[int], object]) -> None:
-        """Count beyond `prompt_tokens`; `rows` requests share the tensor, beams not counted."""
-        self._length, self._rows, self._tell = prompt_tokens, rows, tell
+    def __init__(self, prompt_tokens: int, rows: int, on_tokens: Callable[[int], object]) -> None:
+        """Count tokens after the first `prompt_tokens`, for `rows` requests in one tensor (beams not counted)."""
+        self._length, self._rows, self._on_tokens = prompt_tokens, rows, on_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Return False for every row of `input_ids` (rows, tokens)."""
-        self._tell(max(0, input_ids.shape[1] - self._length) * self._rows)
+        self._on_tokens(max(0, input_ids.shape[1] - self._length) * self._rows)
         self._length = max(self._length, input_ids.shape[1])
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -1,7 +1,4 @@
-"""What is asked and what comes back: one prompt with its own settings, one answer.
-
-Layer: uses. Checks what a request says before anything is run; knows the keywords of transformers' `generate()`.
-"""
+"""Generation requests and results: a prompt with its own settings, and its answer."""
 
 from __future__ import annotations
 
@@ -11,53 +8,52 @@ from typing import Any
 
 from ...errors import PlanError
 
-_OURS = frozenset(
+_RESERVED_OPTIONS = frozenset(
     {
-        *(
-            "inputs",
-            "input_ids",
-            "attention_mask",
-            "inputs_embeds",
-            "max_new_tokens",
-            "max_length",
-            "do_sample",
-            "temperature",
-        ),
-        *(
-            "num_beams",
-            "stop_strings",
-            "tokenizer",
-            "streamer",
-            "num_return_sequences",
-            "return_dict_in_generate",
-            "generation_config",
-        ),
+        "attention_mask",
+        "do_sample",
+        "generation_config",
+        "input_ids",
+        "inputs",
+        "inputs_embeds",
+        "max_length",
+        "max_new_tokens",
+        "num_beams",
+        "num_return_sequences",
+        "return_dict_in_generate",
+        "stop_strings",
+        "streamer",
+        "temperature",
+        "tokenizer",
     }
 )
-_ALONE = frozenset(
+"""Keywords of `generate()` that a request has fields for, or that layerstream sets."""
+
+_SINGLE_SEQUENCE_OPTIONS = frozenset(
     {
         "assistant_model",
-        "prompt_lookup_num_tokens",
         "logits_processor",
-        "stopping_criteria",
         "past_key_values",
+        "prompt_lookup_num_tokens",
+        "stopping_criteria",
     }
 )
-"""Keywords that work for one sequence only, or hold state of one."""
+"""Keywords that work for one sequence only, or hold the state of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One prompt and how to continue it. What is left at None is the checkpoint's own generation config's.
+    """One prompt and how to continue it. The checkpoint's generation config fills in what is not given.
 
     Attributes:
-        prompt: text, or token ids as they are to be used.
-        max_new_tokens: tokens at most.
-        do_sample: draw tokens; False takes the likeliest.
-        seed: of the draws. Requests with seeds of their own do not share a tensor; None draws one from torch's generator.
-        temperature: of the draws.
-        num_beams: search with that many beams.
-        stop: texts that end the answer; the answer contains the one that ended it.
+        prompt: text, or token ids that are used as they are.
+        max_new_tokens: the maximum number of new tokens.
+        do_sample: sample; False takes the likeliest token.
+        seed: the seed for sampling. Requests with different seeds do not share a tensor. Without one, torch's
+            generator supplies it.
+        temperature: the temperature for sampling.
+        num_beams: beams of a beam search; 1 is no beam search.
+        stop: texts that end the answer; the answer includes the one that ended it.
         options: any other keywords of transformers' `generate()`, such as `top_p` or `repetition_penalty`.
     """
 
@@ -77,31 +73,31 @@ class GenerationRequest:
         if not isinstance(self.prompt, str) and not all(
             type(token) is int and token >= 0 for token in self.prompt
         ):
-            raise PlanError("a prompt is text, or a sequence of token ids (ints from 0 up)")
-        for name, value, least in (
-            ("max_new_tokens", self.max_new_tokens, 1),
-            ("num_beams", self.num_beams, 1),
-        ):
-            if type(value) is not int or value < least:
-                raise PlanError(f"{name} must be a whole number from {least} up; got {value!r}")
+            raise PlanError("a prompt is text, or a sequence of token ids (integers from 0)")
+        for name, value in (("max_new_tokens", self.max_new_tokens), ("num_beams", self.num_beams)):
+            if type(value) is not int or value < 1:
+                raise PlanError(f"{name} must be an integer of at least 1; got {value!r}")
         if self.temperature is not None and not (self.do_sample and self.temperature > 0):
             raise PlanError(f"temperature {self.temperature!r} needs do_sample=True and must be above 0")
         if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
-            raise PlanError(f"a seed is a whole number from 0 up; got {self.seed!r}")
+            raise PlanError(f"seed must be an integer of at least 0; got {self.seed!r}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise PlanError(f"stop is a tuple of texts, none of them empty; got {self.stop!r}")
-        if taken := sorted(_OURS & set(self.options)):
+            raise PlanError(f"stop must be a tuple of texts, none of them empty; got {self.stop!r}")
+        if reserved := sorted(_RESERVED_OPTIONS & set(self.options)):
             raise PlanError(
-                f"options cannot hold {', '.join(taken)}: a request has fields for what it decides, the rest is not its own"
+                f"options cannot hold {', '.join(reserved)}: use the request's own fields, or leave them out"
             )
 
     @property
     def is_alone(self) -> bool:
-        """Whether it cannot share a tensor with others."""
-        return bool(_ALONE & set(self.options))
+        """Whether the request cannot share a tensor with others."""
+        return bool(_SINGLE_SEQUENCE_OPTIONS & set(self.options))
 
     def generate_options(self) -> dict[str, Any]:
-        """Return the keywords for `generate()`, without prompt and lengths; greedy switches the checkpoint's own draws off."""
+        """Return the keywords for `generate()`, except prompt and lengths.
+
+        A request that does not sample also turns the checkpoint's own sampling settings off.
+        """
         chosen: dict[str, Any] = {"do_sample": self.do_sample, "num_beams": self.num_beams}
         if not self.do_sample:
             chosen |= {"temperature": None, "top_p": None, "top_k": None}
@@ -113,7 +109,7 @@ class GenerationRequest:
 
     def kind(self) -> tuple[Any, ...]:
         """Return what must be equal in requests that share a tensor."""
-        # beam search looks at the length it may reach; other ways stop early without a trace
+        # A beam search depends on the length it may reach; other ways of generating can just be cut off.
         length = self.max_new_tokens if self.num_beams > 1 else None
         seed = self.seed if self.do_sample else None
         options = tuple(sorted((name, repr(value)) for name, value in self.options.items()))
@@ -125,14 +121,14 @@ class GenerationResult:
     """One answer.
 
     Attributes:
-        index: the request's place among those given.
-        request: what was asked.
-        prompt_tokens: of the prompt, without padding.
-        tokens: of the answer, with the token that ended it and without padding.
-        text: the answer as text without special tokens; None where no tokenizer was there.
+        index: the request's place among the requests.
+        request: the request.
+        prompt_tokens: the number of tokens of the prompt, without padding.
+        tokens: the answer's tokens, including the one that ended it, without padding.
+        text: the answer as text, without special tokens; None if there was no tokenizer.
         finish_reason: `"stop"` (an end token or a stop text), `"length"`, or `"error"`.
-        seed: what was drawn from; None when nothing was drawn.
-        error: why there is no answer; None when there is.
+        seed: the seed it was sampled with; None without sampling.
+        error: why there is no answer; None if there is one.
     """
 
     index: int

@@ -1,13 +1,12 @@
-"""What is asked, as tokens: a prefix and its suffixes.
+"""Scoring requests as tokens: a prefix and its suffixes.
 
-Layer: uses. Knows tokenizers and what a model can take; runs nothing.
-
-A text suffix is tokenized the way lm-evaluation-harness does it: prefix and suffix as one text, special tokens (BOS) once, at the
-front; the suffix' tokens are what is left behind as many tokens as the prefix has alone. White space at the end of the prefix goes
-to the front of its suffixes, since tokenizers join a space with the word behind it.
+Text is tokenized the way lm-evaluation-harness does it: prefix and suffix as one text, with special tokens
+(BOS) once, in front. The suffix's tokens are those after the first n, where n is the number of tokens of the
+prefix alone. White space at the end of the prefix moves to the front of its suffixes, because tokenizers join
+a space with the word after it.
 
     whole    [BOS] The  capital  of  France  is  Paris  .
-    prefix   [BOS] The  capital  of  France  is             <- run once
+    prefix   [BOS] The  capital  of  France  is             <- runs once
     suffix                                       Paris  .   <- scored
 """
 
@@ -30,8 +29,8 @@ class TokenizedScoring:
     """A request as tokens.
 
     Attributes:
-        index: its place among those given.
-        prefix: the prefix' tokens.
+        index: its place among the requests.
+        prefix: the prefix's tokens.
         suffixes: the tokens of each suffix.
     """
 
@@ -51,55 +50,63 @@ class ScoringTokenizer:
         *,
         feeds_last: bool,
     ) -> None:
-        """Read for the model of `config`; `feeds_last` says that a suffix' last token is an input too, as it is for a head."""
-        self._tokenizer, self._feeds_last = tokenizer, feeds_last
+        """Tokenize for the model of `config`.
+
+        Args:
+            config: the model's config.
+            vocab_size: token ids must be below it.
+            tokenizer: for text; None accepts token ids only.
+            feeds_last: a suffix's last token is an input too, as a head needs it.
+        """
+        self._tokenizer, self._vocab_size, self._feeds_last = tokenizer, vocab_size, feeds_last
         config = config.get_text_config(decoder=True)
-        self._most_tokens = getattr(config, "max_position_embeddings", None)
-        self._vocabulary = vocab_size
-        begins = (getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None))
-        self._bos = next((each for each in begins if isinstance(each, int)), None)
+        self._max_tokens = getattr(config, "max_position_embeddings", None)
+        candidates = (getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None))
+        self._bos = next((token for token in candidates if isinstance(token, int)), None)
 
     def read(self, index: int, request: ScoringRequest) -> TokenizedScoring:
-        """Return request `index` as tokens.
+        """Return request number `index` as tokens.
 
         Raises:
-            PlanError: it is no request, a part of it has no tokens or too many, or text meets no tokenizer.
+            PlanError: it is malformed, a part of it has no tokens or too many, or it has text and there is no
+                tokenizer.
         """
         where = f"request {index}"
         prefix, suffixes = _as_pair(request, where)
         if not suffixes:
             raise PlanError(f"{where} has no suffixes: give at least one")
-        ids = self._prefix(prefix, where)
-        prepared = TokenizedScoring(
+        prefix_ids = self._tokenize_prefix(prefix, where)
+        tokenized = TokenizedScoring(
             index=index,
-            prefix=ids,
+            prefix=prefix_ids,
             suffixes=tuple(
-                self._suffix(prefix, ids, suffix, f"suffix {place} of {where}")
-                for place, suffix in enumerate(suffixes)
+                self._tokenize_suffix(prefix, prefix_ids, suffix, f"suffix {number} of {where}")
+                for number, suffix in enumerate(suffixes)
             ),
         )
-        self._check(prepared, where)
-        return prepared
+        self._check(tokenized, where)
+        return tokenized
 
-    def _prefix(self, prefix: Text, where: str) -> tuple[int, ...]:
+    def _tokenize_prefix(self, prefix: Text, where: str) -> tuple[int, ...]:
         if not len(prefix):
             if self._bos is None:
                 raise PlanError(
-                    f"the prefix of {where} is empty, and the model has no token for a beginning: give a prefix"
+                    f"the prefix of {where} is empty, and the model has no BOS token: give a prefix"
                 )
             return (self._bos,)
         if not isinstance(prefix, str):
             return _as_ids(prefix, f"the prefix of {where}")
-        return tuple(self._encode(prefix.rstrip(), where)) or self._prefix("", where)
+        return tuple(self._encode(prefix.rstrip(), where)) or self._tokenize_prefix("", where)
 
-    def _suffix(self, prefix: Text, prefix_ids: tuple[int, ...], suffix: Text, where: str) -> tuple[int, ...]:
+    def _tokenize_suffix(
+        self, prefix: Text, prefix_ids: tuple[int, ...], suffix: Text, where: str
+    ) -> tuple[int, ...]:
         if not len(suffix):
             raise PlanError(f"{where} is empty: there is nothing to score")
         if not isinstance(suffix, str):
             return _as_ids(suffix, where)
         if isinstance(prefix, str) and prefix.strip():
-            moved = prefix[len(prefix.rstrip()) :]
-            ids = self._encode(prefix.rstrip() + moved + suffix, where)[len(prefix_ids) :]
+            ids = self._encode(prefix + suffix, where)[len(prefix_ids) :]
         else:
             ids = self._encode(suffix, where, special=False)
         if not ids:
@@ -110,34 +117,30 @@ class ScoringTokenizer:
 
     def _encode(self, text: str, where: str, *, special: bool = True) -> list[int]:
         if self._tokenizer is None:
-            raise PlanError(f"{where} is text: give a tokenizer, or token ids")
+            raise PlanError(f"{where} is text: pass a tokenizer, or token ids")
         ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
     def _check(self, request: TokenizedScoring, where: str) -> None:
         largest = max(*request.prefix, *(max(suffix) for suffix in request.suffixes))
-        if largest >= self._vocabulary:
-            raise PlanError(f"{where} has token {largest}, but the vocabulary ends at {self._vocabulary - 1}")
+        if largest >= self._vocab_size:
+            raise PlanError(f"{where} has token {largest}, but the vocabulary ends at {self._vocab_size - 1}")
         longest = len(request.prefix) + max(map(len, request.suffixes)) - (not self._feeds_last)
-        if self._most_tokens is not None and longest > self._most_tokens:
+        if self._max_tokens is not None and longest > self._max_tokens:
             raise PlanError(
-                f"{where} is {longest} tokens long with its longest suffix, but the model has {self._most_tokens} positions: "
-                "shorten it"
+                f"{where} is {longest} tokens long with its longest suffix, "
+                f"but the model has {self._max_tokens} positions: shorten it"
             )
 
 
 def _as_pair(request: ScoringRequest, where: str) -> tuple[Text, Sequence[Text]]:
-    if (
-        isinstance(request, str)
-        or not isinstance(request, Sequence)
-        or len(request) != 2
-        or isinstance(request[1], str)
-    ):
-        raise PlanError(f"{where} is no pair of a prefix and a list of suffixes")
+    is_pair = isinstance(request, Sequence) and not isinstance(request, str) and len(request) == 2
+    if not is_pair or isinstance(request[1], str):
+        raise PlanError(f"{where} is not a pair of a prefix and a list of suffixes")
     return request[0], request[1]
 
 
 def _as_ids(ids: Sequence[int], where: str) -> tuple[int, ...]:
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise PlanError(f"{where} is neither text nor a sequence of token ids (ints from 0 up)")
+        raise PlanError(f"{where} is neither text nor a sequence of token ids (integers from 0)")
     return tuple(ids)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import layerstream as ls
-from layerstream.architecture.shared_prefix import _Lent
+from layerstream.architecture.shared_prefix import _PrefixLayer
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_a_prefix_is_dropped_behind_its_last_suffix(
     """One layer of one request is all that is held of keys and values, however many requests task."""
     lent: list[Any] = []
     held: list[int] = []
-    make, lend = _Lent.__init__, _Lent.lend
+    make, lend = _PrefixLayer.__init__, _PrefixLayer.lend
 
     def note(self: Any, *args: Any) -> None:
         make(self, *args)
@@ -295,8 +295,8 @@ def test_a_prefix_is_dropped_behind_its_last_suffix(
         held.append(sum(each.keys is not None for each in lent))
         return lend(self)
 
-    monkeypatch.setattr(_Lent, "__init__", note)
-    monkeypatch.setattr(_Lent, "lend", count)
+    monkeypatch.setattr(_PrefixLayer, "__init__", note)
+    monkeypatch.setattr(_PrefixLayer, "lend", count)
     ls.score(streamed, [([5] * 9, [[6, 7, 8], [9, 10]]), ([5] * 7, [[6, 7], [9, 10]])], batches=1)
     assert held == [1] * 4 * streamed.model.config.num_hidden_layers
     assert all(each.keys is None for each in lent)

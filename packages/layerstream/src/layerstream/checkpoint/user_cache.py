@@ -1,0 +1,18 @@
+"""The user's cache, where layerstream keeps what it can make again.
+
+Room: bytes. Knows only the place.
+
+Source: the XDG base directory specification, https://specifications.freedesktop.org/basedir/latest/
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """Return layerstream's folder, which may not exist yet: `$XDG_CACHE_HOME/layerstream`, else `~/.cache/layerstream`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification says to ignore a relative path.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "layerstream"

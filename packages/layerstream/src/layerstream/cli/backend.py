@@ -1,0 +1,80 @@
+"""What the commands need of torch and transformers, imported on first use.
+
+Commands write `backend.load_with(...)`. So `--help`, `--version` and a mistyped option load neither library.
+The first use also silences what the libraries would print.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torch import manual_seed
+
+    from ..architecture.known_models import KNOWN_MODELS, config_from_file, count_parameters, known_config
+    from ..default_model import default_model_path
+    from ..engine.inspect import inspect_any
+    from ..engine.tokenizer import load_tokenizer
+    from ..loading import load_with, plan_with, profile_model
+    from ..machine import probe_machine
+    from ..uses.batching.generate import generate_many
+    from ..uses.batching.progress import BatchProgress
+    from ..uses.scoring.requests import ScoringTokenizer
+    from ..uses.scoring.score import score
+    from .quiet import silence_libraries
+    from .session import encode_prompt, generate_answer, load_text_parts
+
+__all__ = [
+    "KNOWN_MODELS",
+    "BatchProgress",
+    "ScoringTokenizer",
+    "config_from_file",
+    "count_parameters",
+    "default_model_path",
+    "encode_prompt",
+    "generate_answer",
+    "generate_many",
+    "inspect_any",
+    "known_config",
+    "load_text_parts",
+    "load_tokenizer",
+    "load_with",
+    "manual_seed",
+    "plan_with",
+    "probe_machine",
+    "profile_model",
+    "score",
+    "silence_libraries",
+]
+
+_import, __dir__ = lazy_exports(
+    __name__,
+    {
+        "layerstream.architecture.known_models": (
+            "KNOWN_MODELS",
+            "config_from_file",
+            "count_parameters",
+            "known_config",
+        ),
+        "layerstream.cli.quiet": ("silence_libraries",),
+        "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
+        "layerstream.default_model": ("default_model_path",),
+        "layerstream.engine.inspect": ("inspect_any",),
+        "layerstream.engine.tokenizer": ("load_tokenizer",),
+        "layerstream.loading": ("load_with", "plan_with", "profile_model"),
+        "layerstream.machine": ("probe_machine",),
+        "layerstream.uses.batching.generate": ("generate_many",),
+        "layerstream.uses.batching.progress": ("BatchProgress",),
+        "layerstream.uses.scoring.requests": ("ScoringTokenizer",),
+        "layerstream.uses.scoring.score": ("score",),
+        "torch": ("manual_seed",),
+    },
+)
+
+
+def __getattr__(name: str) -> object:
+    value = _import(name)
+    _import("silence_libraries")()  # type: ignore[operator]
+    return value
