@@ -88,8 +88,7 @@ class Experiment:
 
         Raises:
             ExperimentError: an unknown or repeated variant, an empty choice, a number out of range, a folder
-            without
-                a checkpoint, or a budget that is not a size.
+                without a checkpoint, or a budget that is not a size.
         """
         _check_model(self.model)
         _check_budget(self.budget)

@@ -43,7 +43,8 @@ class ResultsFile:
 
         Raises:
             ResultsError: another process is writing there, or a line is not a measurement of this schema
-            version. OSError: the folder cannot be written.
+                version.
+            OSError: the folder cannot be written.
         """
         self.path = Path(folder) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
