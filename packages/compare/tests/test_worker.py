@@ -8,6 +8,7 @@ import sys
 import pytest
 from tiny_model import tiny_tokenizer
 
+import layerstream as ls
 from layerstream_compare.case import Case
 from layerstream_compare.protocol import measurement_of
 from layerstream_compare.runners.isolate import run_isolated
@@ -66,12 +67,13 @@ def test_a_timeline_emits_the_plan_first_and_then_the_spans_of_every_sweep(tiny_
     kinds = [message["kind"] for message in messages]
     assert kinds.count("plan") == 1
     assert kinds.index("plan") < kinds.index("spans") < kinds.index("result")
-    units = next(message["plan"] for message in messages if message["kind"] == "plan")["units"]
+    record = next(message["plan"] for message in messages if message["kind"] == "plan")
+    plan = ls.PlacementPlan.from_dict(json.loads(json.dumps(record)))
     spans = [span for message in messages if message["kind"] == "spans" for span in message["spans"]]
     computed = {(sweep, unit) for activity, unit, sweep, *_ in spans if activity == "compute"}
     sweeps = {sweep for sweep, _ in computed}
     assert len(sweeps) == len(messages[-1]["token_ids"])
-    assert computed == {(sweep, index) for sweep in sweeps for index in range(len(units))}
+    assert computed == {(sweep, index) for sweep in sweeps for index in range(len(plan.units))}
     assert any(activity == "read" and num_bytes > 0 for activity, *_, num_bytes in spans)
     assert all(end >= 0 for *_, end, _ in spans)
     assert messages[-1]["token_ids"] == streamed_messages[-1]["token_ids"]

@@ -6,11 +6,9 @@ emits the tokens, so that lines on the pipe never mix.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import layerstream as ls
@@ -32,10 +30,11 @@ class LiveTimeline:
     def emit_to(self, emit: Emit) -> Iterator[None]:
         """Emit the plan at once (`plan`), then batches of spans (`spans`) until the context ends.
 
-        A span is a list: activity (`read`, `copy`, `wait`, `compute`), the unit's index in visiting order,
-        sweep, start and end in seconds since the context began, bytes.
+        The plan is the dict of `PlacementPlan.to_dict`. A span is a list: activity (`read`, `copy`, `wait` or
+        `compute`), the unit's index in visiting order, sweep, start and end in seconds since the context
+        began, bytes.
         """
-        emit("plan", plan=plan_record(self._streamed.plan))
+        emit("plan", plan=self._streamed.plan.to_dict())
         start_s = emitted_s = time.perf_counter()
         pending: list[list[Any]] = []
 
@@ -59,9 +58,3 @@ class LiveTimeline:
         finally:
             unsubscribe()
             flush()
-
-
-def plan_record(plan: ls.PlacementPlan) -> dict[str, Any]:
-    """Return a plan as JSON-ready data: its fields, with enums as their values."""
-    record: dict[str, Any] = json.loads(json.dumps(asdict(plan), default=lambda value: value.value))
-    return record

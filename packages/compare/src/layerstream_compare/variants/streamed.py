@@ -14,8 +14,8 @@ from .live_timeline import LiveTimeline
 from .loaded import Loaded
 from .prompts import build_prompt
 
-HOST_WEIGHT_LINES = ("staging", "blocks in host memory", "input embedding")
-"""Host lines of the ledger that count weights to which no module of the model refers."""
+HOST_WEIGHT_KINDS = (ls.LedgerKind.STAGING, ls.LedgerKind.HOST_BLOCKS, ls.LedgerKind.EMBEDDING)
+"""Kinds of host lines in the ledger that count weights to which no module of the model refers."""
 
 
 def load(case: Case) -> Loaded:
@@ -64,10 +64,9 @@ def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
     Everything on the device outside the slots is in the model's own tensors, which `held_bytes` finds.
     """
     lines = plan.ledger.lines
-    slots = sum(line.num_bytes for line in lines if line.purpose == "slots")
-    return slots, sum(
-        line.num_bytes for line in lines if line.where == "host" and line.purpose in HOST_WEIGHT_LINES
-    )
+    slots = sum(line.num_bytes for line in lines if line.kind is ls.LedgerKind.SLOTS)
+    host_lines = (line for line in lines if line.where is ls.MemoryTier.HOST)
+    return slots, sum(line.num_bytes for line in host_lines if line.kind in HOST_WEIGHT_KINDS)
 
 
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
@@ -77,6 +76,6 @@ def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
         "placement": plan.placement_map(),
         "budget_bytes": plan.ledger.device_budget_bytes,
         "ledger_bytes": plan.ledger.device_bytes,
-        "report": streamed.report().as_dict(),
+        "report": streamed.report().to_dict(),
         "held_includes": "the model's own tensors, slots for streamed weights, and weights in host memory",
     }
