@@ -129,6 +129,11 @@ def verdict(what: str, found: float, target: float, *, at_most: bool = True) -> 
 
 def arguments(description: str) -> argparse.Namespace:
     """Return the options that every benchmark has on the command line."""
+    return option_parser(description).parse_args()
+
+
+def option_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with those options, for a benchmark with more of them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick",
@@ -150,7 +155,7 @@ def arguments(description: str) -> argparse.Namespace:
         "--hardware", help="the machine's name in file names (default: from processor, cores and memory)"
     )
     parser.add_argument("--date", default=date.today().isoformat(), help="the date in file names")
-    return parser.parse_args()
+    return parser
 
 
 @contextmanager

@@ -96,6 +96,10 @@ ONE_AND_A_HALF_GB = LlamaShape(
 TINY = LlamaShape(
     hidden_size=64, intermediate_size=160, num_blocks=4, num_heads=4, num_kv_heads=2, vocab_size=512
 )
+# so small that the interpreter's share of a forward shows
+MANY_BLOCKS = LlamaShape(
+    hidden_size=64, intermediate_size=160, num_blocks=32, num_heads=4, num_kv_heads=2, vocab_size=512
+)
 # 0.21 GB, for --quick
 SMALL = LlamaShape(
     hidden_size=768, intermediate_size=2112, num_blocks=12, num_heads=12, num_kv_heads=6, vocab_size=16000

@@ -1,4 +1,4 @@
-"""What the tests of this package share."""
+"""Fixtures of this package's tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerstream_compare.case import Case
 from layerstream_compare.events import Event
 from layerstream_compare.runners.isolate import run_isolated
 
-# test modules are imported by path: the programs that play workers lie beside them
+# test modules are imported by path, so that helpers next to them need this
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_model import save_tiny_model
@@ -31,5 +31,5 @@ def runner() -> Callable[[Sequence[str]], Callable[[Case], Iterator[Event]]]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The directory of a Llama of 2 blocks in float16, embedding and head apart; read it, never write to it."""
+    """Directory of a 2-block Llama in float16 with untied embedding and head; tests must not write to it."""
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny-model")))

@@ -1,4 +1,4 @@
-"""Small programs that speak, or fail to speak, the worker's protocol. Each is the body of a Python program."""
+"""Small programs that follow, or violate, the worker's protocol. Each is the body of a Python program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import json, os, signal, subprocess, sys, time
 case = json.loads(sys.stdin.readline())
 fd = int(sys.argv[sys.argv.index("--events-fd") + 1])
 pipe = os.fdopen(fd, "wb", buffering=0)
-def emit(kind, **told): pipe.write((json.dumps({"kind": kind, **told}) + "\\n").encode())
+def emit(kind, **data): pipe.write((json.dumps({"kind": kind, **data}) + "\\n").encode())
 RESULT = json.loads(%r)
 """
 
@@ -57,7 +57,7 @@ AGREEMENT = {
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    """Return the fields of a whole result."""
+    """Return the fields of a complete result."""
     fields: dict[str, Any] = {
         "prompt_tokens": 12,
         "token_ids": [1, 2, 3],
@@ -71,7 +71,7 @@ def result(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
-WELL_BEHAVED = """
+SUCCEEDS = """
 emit("phase", phase="load")
 emit("token", index=0, id=1, text="a")
 emit("result", **RESULT)
@@ -79,12 +79,12 @@ emit("result", **RESULT)
 
 
 def worker(body: str, **changes: Any) -> tuple[str, ...]:
-    """Return the command of a worker that does `body` with the protocol's words at hand."""
+    """Return the command of a worker that runs `body` with `case`, `emit` and `RESULT` defined."""
     return (sys.executable, "-c", PREAMBLE % json.dumps(result(**changes)) + body)
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
@@ -93,8 +93,8 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> bool:
-    """Wait until a process has ended; return whether it has. Killed is not yet gone: init must reap an orphan."""
-    end = time.monotonic() + 10
-    while is_running(pid) and time.monotonic() < end:
+    """Wait until a process has ended; return whether it has. A killed orphan stays until init reaps it."""
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not is_running(pid)

@@ -11,7 +11,8 @@ import pytest
 from fake_workers import result, wait_until_gone
 
 from layerstream_compare.case import Case
-from layerstream_compare.cli import main
+from layerstream_compare.cli import main, parse_length
+from layerstream_compare.errors import ExperimentError
 from layerstream_compare.protocol import measurement_of
 from layerstream_compare.results import ResultsFile
 
@@ -25,11 +26,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def test_report_writes_every_file_and_shows_the_table(folder, capsys):
+def test_report_writes_every_file_and_prints_the_table(folder, capsys):
     assert main(["report", str(folder)]) == 0
-    told = capsys.readouterr()
-    assert "streamed" in told.out
-    assert "257 MiB" in told.out
+    output = capsys.readouterr().out
+    assert "streamed" in output
+    assert "257 MiB" in output
     assert {path.name for path in folder.iterdir()} == {
         "results.jsonl",
         "report.html",
@@ -38,21 +39,21 @@ def test_report_writes_every_file_and_shows_the_table(folder, capsys):
     }
 
 
-def test_report_as_json_is_one_record_a_line_and_nothing_else(folder, capsys):
+def test_report_as_json_prints_one_record_per_line_and_nothing_else(folder, capsys):
     assert main(["report", "--json", str(folder)]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["case"]["variant"] for record in records] == ["streamed", "resident"]
 
 
-def test_variants_are_listed_with_why_one_cannot_run(capsys):
+def test_variants_lists_weights_and_attention_variants(capsys):
     assert main(["variants"]) == 0
-    told = capsys.readouterr().out
-    assert "bnb-nf4-dq" in told
-    assert "sdpa-math" in told
+    output = capsys.readouterr().out
+    assert "bnb-nf4-dq" in output
+    assert "sdpa-math" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["run", "--model", "m"], "give either --prompt or --prompt-file"),
         (
@@ -65,47 +66,47 @@ def test_variants_are_listed_with_why_one_cannot_run(capsys):
             ["run", "--model", "m", "--prompt", "x", "--attention", "fast"],
             "no attention variant is called 'fast'",
         ),
-        (["run", "--model", "m", "--prompt", "x", "--lengths", "4q"], "'4q' is no prompt length"),
+        (["run", "--model", "m", "--prompt", "x", "--lengths", "4q"], "'4q' is not a prompt length"),
         (["report", "/no/such/folder"], "no results in /no/such/folder"),
     ],
 )
-def test_an_error_is_one_line_and_status_2(arguments, told, capsys):
+def test_an_error_prints_one_line_and_returns_status_2(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_an_option_that_does_not_exist_is_status_2(capsys):
+def test_an_unknown_option_returns_status_2(capsys):
     assert main(["run", "--no-such-option"]) == 2
     assert "no-such-option" in capsys.readouterr().err
 
 
 def broken_model(folder: Path) -> str:
-    """Return a folder that looks like a checkpoint to the parent and fails in a worker."""
+    """Return a folder that the parent accepts as a checkpoint and a worker fails to load."""
     (folder / "config.json").write_text("{}")
     return str(folder)
 
 
-def test_the_parent_loads_neither_torch_nor_transformers_though_its_cases_do(tmp_path):
+def test_the_parent_loads_neither_torch_nor_transformers(tmp_path):
     program = f"""
 import sys
 from layerstream_compare.cli import main
 status = main(["run", "--model", {broken_model(tmp_path)!r}, "--prompt", "x", "--variants", "resident",
                "--no-noise-floor", "--out", {str(tmp_path)!r}])
-heavy = {{"torch", "transformers", "numpy", "bitsandbytes", "layerstream"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "numpy", "bitsandbytes"}} & set(sys.modules)
 print(status, sorted(heavy))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "1 []"
-    # the case failed for want of a whole model, in a worker that loaded everything
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "1 []"
+    # the case failed in a worker, which loaded torch and found no weights
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert record["status"] == "failed"
     assert (tmp_path / "report.html").is_file()
 
 
-def test_an_interrupt_ends_the_running_case_and_is_status_130(tmp_path):
+def test_an_interrupt_ends_the_running_case_and_returns_status_130(tmp_path):
     command = [
         sys.executable,
         "-c",
@@ -121,8 +122,19 @@ def test_an_interrupt_ends_the_running_case_and_is_status_130(tmp_path):
         parent.send_signal(signal.SIGINT)
         assert "Traceback" not in parent.stderr.read()
     assert parent.returncode == 130
-    # struck while it was being started, the worker finds out by itself, before it has imported anything large
+    # interrupted while it was starting, the worker exits by itself before it imports torch
     assert wait_until_gone(int(workers[0]))
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("512", 512), ("1k", 1024), (" 4K ", 4096), ("0", 0)])
+def test_a_prompt_length_is_a_number_of_tokens_or_of_1024_tokens(text, tokens):
+    assert parse_length(text) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5k", "1m", "1 2", "٣"])
+def test_an_invalid_prompt_length_is_rejected_with_its_text(text):
+    with pytest.raises(ExperimentError, match="is not a prompt length"):
+        parse_length(text)
 
 
 def command_line(pid: str) -> bytes:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_workers import WELL_BEHAVED, wait_until_gone, worker
+from fake_workers import SUCCEEDS, wait_until_gone, worker
 
 from layerstream_compare.case import Case
 from layerstream_compare.divergence import END, find_divergence
@@ -41,12 +41,12 @@ def answer(tokens: tuple[int, ...], **changes) -> Measurement:
     )
 
 
-def logging_worker(log: Path, body: str = WELL_BEHAVED) -> tuple[str, ...]:
+def logging_worker(log: Path, body: str = SUCCEEDS) -> tuple[str, ...]:
     note = f"open({str(log)!r}, 'a').write(case['variant'] + ' ' + str(case['round']) + chr(10))\n"
     return worker(note + body)
 
 
-def test_the_first_exact_variant_asked_for_is_the_reference_and_runs_first():
+def test_the_first_exact_variant_is_the_reference_and_runs_first():
     assert [case.variant for case in experiment().cases()] == ["resident", "bnb-int8", "streamed"]
     assert [case.variant for case in experiment(variants=("streamed", "resident")).cases()] == [
         "streamed",
@@ -68,10 +68,10 @@ def test_rounds_are_interleaved_and_quality_is_measured_once():
     assert len({case.key for case in cases}) == 8
 
 
-def test_the_noise_floor_is_the_reference_with_another_kernel_once_and_only_where_no_case_is_that_already():
-    asked = experiment(noise_floor=True, rounds=2, lengths=(512, 1024))
-    (floor,) = set(asked.cases()) - set(experiment(rounds=2, lengths=(512, 1024)).cases())
-    assert asked.cases()[-1] == floor
+def test_the_noise_floor_is_the_reference_with_another_kernel_unless_a_case_is_that_already():
+    tested = experiment(noise_floor=True, rounds=2, lengths=(512, 1024))
+    (floor,) = set(tested.cases()) - set(experiment(rounds=2, lengths=(512, 1024)).cases())
+    assert tested.cases()[-1] == floor
     assert (floor.variant, floor.attention, floor.prompt_tokens, floor.quality) == (
         "resident",
         "eager",
@@ -83,21 +83,21 @@ def test_the_noise_floor_is_the_reference_with_another_kernel_once_and_only_wher
         assert experiment(noise_floor=True, **changes).cases() == without.cases()
 
 
-def test_the_reference_is_of_the_same_length_and_round_with_default_attention_where_asked():
-    asked = experiment(attention=("eager", "default"), rounds=2, lengths=(0, 64))
-    case = asked.cases()[-1]
-    reference = asked.reference_of(case)
+def test_the_reference_has_the_same_length_and_round_and_default_attention_if_listed():
+    tested = experiment(attention=("eager", "default"), rounds=2, lengths=(0, 64))
+    case = tested.cases()[-1]
+    reference = tested.reference_of(case)
     assert (reference.variant, reference.attention, reference.prompt_tokens, reference.round) == (
         "resident",
         "default",
         64,
         1,
     )
-    assert reference in asked.cases()
+    assert reference in tested.cases()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("changes", "message"),
     [
         ({"variants": ("bnb-nf5",)}, "bnb-nf5"),
         ({"attention": ("fast",)}, "fast"),
@@ -113,22 +113,33 @@ def test_the_reference_is_of_the_same_length_and_round_with_default_attention_wh
         ({"budget": "0 MiB"}, "the budget is '0 MiB'"),
     ],
 )
-def test_an_experiment_that_makes_no_sense_is_refused_with_what_was_given(wrong, told):
-    with pytest.raises(ExperimentError, match=told):
-        experiment(**wrong)
+def test_an_invalid_experiment_is_rejected_with_the_given_value(changes, message):
+    with pytest.raises(ExperimentError, match=message):
+        experiment(**changes)
+
+
+@pytest.mark.parametrize("budget", ["min", "auto", "1", "100MiB", "1.5G", ".5 gb", " 6 GiB "])
+def test_a_budget_is_min_auto_or_a_size(budget):
+    assert experiment(budget=budget).budget == budget
+
+
+@pytest.mark.parametrize("budget", ["", "0", "0.0 GB", "-3 MiB", "6 X", "6 GiB 2", "٣"])
+def test_a_budget_that_is_not_a_size_is_rejected(budget):
+    with pytest.raises(ExperimentError, match="the budget is"):
+        experiment(budget=budget)
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./none", "~/none", "a/b/c"])
-def test_a_path_without_a_model_is_refused_before_anything_starts(model, tmp_path, runner):
+def test_a_path_without_a_model_is_rejected_before_anything_starts(model, tmp_path, runner):
     with pytest.raises(ExperimentError, match=f"there is no folder {model}: give"):
-        compare(experiment(model=model, out=tmp_path / "new"), runner=runner(worker(WELL_BEHAVED)))
+        compare(experiment(model=model, out=tmp_path / "new"), runner=runner(worker(SUCCEEDS)))
     assert not (tmp_path / "new").exists()
     with pytest.raises(ExperimentError, match=r"has no config\.json"):
-        compare(experiment(model=str(tmp_path)), runner=runner(worker(WELL_BEHAVED)))
+        compare(experiment(model=str(tmp_path)), runner=runner(worker(SUCCEEDS)))
 
 
-def test_one_case_that_crashes_leaves_the_others_alone(runner):
-    body = "if case['variant'] == 'bnb-int8': os.kill(os.getpid(), signal.SIGSEGV)\n" + WELL_BEHAVED
+def test_a_crash_in_one_case_does_not_affect_the_others(runner):
+    body = "if case['variant'] == 'bnb-int8': os.kill(os.getpid(), signal.SIGSEGV)\n" + SUCCEEDS
     measurements = compare(experiment(), runner=runner(worker(body)))
     assert [(m.case.variant, m.status) for m in measurements] == [
         ("resident", "ok"),
@@ -138,10 +149,10 @@ def test_one_case_that_crashes_leaves_the_others_alone(runner):
     assert all(m.environment["versions"]["torch"] for m in measurements)
 
 
-def test_answers_are_compared_with_the_reference_and_say_with_which(runner):
+def test_answers_are_compared_with_the_reference_and_name_it(runner):
     body = (
-        "if case['variant'] == 'bnb-int8': RESULT |= {'token_ids': [1, 7, 3], 'token_texts': ['a', '!', ' c']}\n"
-        + WELL_BEHAVED
+        "if case['variant'] == 'bnb-int8':\n"
+        "    RESULT |= {'token_ids': [1, 7, 3], 'token_texts': ['a', '!', ' c']}\n" + SUCCEEDS
     )
     reference, quantized, streamed = compare(experiment(), runner=runner(worker(body)))
     assert (quantized.divergence.position, quantized.divergence.margin) == (1, 0.004)
@@ -152,7 +163,7 @@ def test_answers_are_compared_with_the_reference_and_say_with_which(runner):
     assert reference.divergence is None
 
 
-def test_divergence_is_none_for_equal_answers_and_at_the_end_of_the_shorter_one():
+def test_equal_answers_do_not_diverge_and_a_prefix_diverges_at_its_end():
     assert find_divergence(answer((1, 2)), answer((1, 2))) is None
     shorter = find_divergence(answer((1,)), answer((1, 2), facts={"margins": [0.1, 0.2]}))
     assert (shorter.position, shorter.variant_token, shorter.reference_token, shorter.margin) == (
@@ -166,14 +177,14 @@ def test_divergence_is_none_for_equal_answers_and_at_the_end_of_the_shorter_one(
     assert math.isnan(longer.margin)
 
 
-def test_a_second_run_skips_what_is_done_and_runs_failed_cases_again(tmp_path, runner):
+def test_a_second_run_skips_finished_cases_and_runs_failed_ones_again(tmp_path, runner):
     log = tmp_path / "log"
-    asked = experiment(out=tmp_path)
+    tested = experiment(out=tmp_path)
     failing = "if case['variant'] == 'bnb-int8': sys.exit(1)\n"
     failing += "if case['variant'] == 'streamed': emit('unavailable', reason='no'); sys.exit()\n"
-    compare(asked, runner=runner(logging_worker(log, failing + WELL_BEHAVED)))
+    compare(tested, runner=runner(logging_worker(log, failing + SUCCEEDS)))
     log.unlink()
-    events = list(run(asked, runner=runner(logging_worker(log))))
+    events = list(run(tested, runner=runner(logging_worker(log))))
     assert log.read_text().split() == ["bnb-int8", "0"]
     assert [event.case.variant for event in events if event.kind == "skipped"] == ["resident", "streamed"]
     measured = {m.case.variant: m for m in read_results(tmp_path)}
@@ -182,13 +193,13 @@ def test_a_second_run_skips_what_is_done_and_runs_failed_cases_again(tmp_path, r
         "bnb-int8": "ok",
         "streamed": "unavailable",
     }
-    # the reference was found in the file
+    # the reference came from the file
     assert measured["bnb-int8"].facts["answer_compared_with"] == "resident"
 
 
-def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_missing(tmp_path, runner):
-    asked = experiment(out=tmp_path, variants=("resident", "streamed"))
-    compare(asked, runner=runner(worker(WELL_BEHAVED)))
+def test_a_run_resumed_from_a_torn_file_measures_only_missing_cases(tmp_path, runner):
+    tested = experiment(out=tmp_path, variants=("resident", "streamed"))
+    compare(tested, runner=runner(worker(SUCCEEDS)))
     path, log = tmp_path / FILE_NAME, tmp_path / "log"
     content = path.read_bytes()
     first_bytes = content.index(b"\n")
@@ -204,25 +215,25 @@ def test_a_run_resumed_from_a_file_cut_at_any_line_part_measures_only_what_is_mi
     ):
         path.write_bytes(content[:length])
         log.write_text("")
-        measurements = compare(asked, runner=runner(logging_worker(log)))
+        measurements = compare(tested, runner=runner(logging_worker(log)))
         assert [m.case.variant for m in measurements] == ["resident", "streamed"]
         missing = ["resident 0"] * (length < first_bytes) + ["streamed 0"] * (length < len(content) - 1)
         assert log.read_text().splitlines() == missing, length
         assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_a_run_killed_in_the_middle_of_a_case_goes_on_where_it_was(tmp_path, runner):
-    log, asked = tmp_path / "log", experiment(out=tmp_path)
-    stuck = "from layerstream_compare.worker.lifeline import end_with_reader\nend_with_reader(fd)\n"
-    stuck += (
-        "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + WELL_BEHAVED
-    )
+def test_a_run_killed_in_the_middle_of_a_case_resumes_there(tmp_path, runner):
+    log, tested = tmp_path / "log", experiment(out=tmp_path)
+    stuck = "from layerstream_compare.worker.parent_watch import exit_with_reader\nexit_with_reader(fd)\n"
+    stuck += "if case['variant'] == 'bnb-int8': emit('token', pid=os.getpid()); time.sleep(60)\n" + SUCCEEDS
     program = f"""
 from functools import partial
 from layerstream_compare.experiment import Experiment, run
 from layerstream_compare.runners.isolate import run_isolated
-asked = Experiment(model="m", prompt="Hi", variants={asked.variants!r}, time_limit_s=30, out={str(tmp_path)!r})
-for event in run(asked, runner=partial(run_isolated, worker_command={logging_worker(log, stuck)!r})):
+tested = Experiment(
+    model="m", prompt="Hi", variants={tested.variants!r}, time_limit_s=30, out={str(tmp_path)!r}
+)
+for event in run(tested, runner=partial(run_isolated, worker_command={logging_worker(log, stuck)!r})):
     if "pid" in event.data:
         print(event.data["pid"], flush=True)
 """
@@ -233,14 +244,14 @@ for event in run(asked, runner=partial(run_isolated, worker_command={logging_wor
     assert log.read_text().splitlines() == ["resident 0", "bnb-int8 0"]
     assert [m.case.variant for m in read_results(tmp_path)] == ["resident"]
     log.write_text("")
-    measurements = compare(asked, runner=runner(logging_worker(log)))
+    measurements = compare(tested, runner=runner(logging_worker(log)))
     assert log.read_text().splitlines() == ["bnb-int8 0", "streamed 0"]
     assert [m.case.variant for m in measurements] == ["resident", "bnb-int8", "streamed"]
     records = [json.loads(line) for line in (tmp_path / FILE_NAME).read_text().splitlines()]
     assert sorted(record["case"]["variant"] for record in records) == ["bnb-int8", "resident", "streamed"]
 
 
-def test_closing_the_run_ends_the_case_and_gives_the_folder_back(tmp_path, runner):
+def test_closing_the_run_ends_the_case_and_unlocks_the_folder(tmp_path, runner):
     body = "emit('token', pid=os.getpid()); time.sleep(60)"
     events = run(experiment(out=tmp_path), runner=runner(worker(body)))
     pid = next(event.data["pid"] for event in events if "pid" in event.data)

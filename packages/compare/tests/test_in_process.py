@@ -8,10 +8,10 @@ from fake_workers import result
 
 from layerstream_compare.runners.in_process import run_in_process
 
-USER = contextvars.ContextVar("USER", default="nobody")
+USER = contextvars.ContextVar("USER", default="anonymous")
 
 
-def well_behaved(case, emit):
+def succeeding(case, emit):
     emit("phase", phase="load")
     emit("token", index=0, id=1, text=case.prompt)
     emit("result", **result())
@@ -24,8 +24,8 @@ def raising(error: BaseException):
     return run_case
 
 
-def test_the_events_are_those_of_a_process_and_the_measurement_says_that_it_was_none(case):
-    events = list(run_in_process(case, run_case=well_behaved))
+def test_events_equal_those_of_a_process_and_the_measurement_is_marked_in_process(case):
+    events = list(run_in_process(case, run_case=succeeding))
     assert [event.kind for event in events] == ["started", "phase", "token", "finished"]
     assert events[2].data == {"index": 0, "id": 1, "text": "Hello"}
     measurement = events[-1].measurement
@@ -38,45 +38,45 @@ def test_the_events_are_those_of_a_process_and_the_measurement_says_that_it_was_
         (raising(RuntimeError("no\nkernel")), "failed", "RuntimeError: no kernel"),
         (raising(SystemExit(3)), "failed", "SystemExit: 3"),
         (raising(MemoryError()), "failed", "MemoryError:"),
-        (lambda case, emit: None, "failed", "it ended without a result"),
+        (lambda case, emit: None, "failed", "the case ended without a result"),
         (lambda case, emit: emit("unavailable", reason="no GPU"), "unavailable", "no GPU"),
         (
             lambda case, emit: emit("result", nonsense=1),
             "failed",
-            "the worker's result is not understood: TypeError",
+            "the worker's result does not fit the schema: TypeError",
         ),
     ],
 )
-def test_every_misbehaviour_becomes_a_measurement(case, run_case, status, reason):
+def test_every_misbehaving_case_becomes_a_measurement(case, run_case, status, reason):
     *_, last = run_in_process(case, run_case=run_case)
     assert (last.measurement.status, last.measurement.isolation) == (status, "in-process")
     assert last.measurement.reason.startswith(reason)
 
 
-def test_tokens_arrive_while_the_case_still_runs(case):
-    goes_on = threading.Event()
+def test_tokens_arrive_while_the_case_is_running(case):
+    may_finish = threading.Event()
 
     def waits(case, emit):
         emit("token", text="first")
-        assert goes_on.wait(10)
+        assert may_finish.wait(10)
         emit("result", **result())
 
     events = run_in_process(case, run_case=waits)
     assert [next(events).kind for _ in range(2)] == ["started", "token"]
-    goes_on.set()
+    may_finish.set()
     assert next(events).measurement.status == "ok"
 
 
-def test_a_heartbeat_comes_while_a_case_is_silent(case):
-    goes_on = threading.Event()
+def test_a_silent_case_yields_heartbeats(case):
+    may_finish = threading.Event()
 
     def waits(case, emit):
-        assert goes_on.wait(10)
+        assert may_finish.wait(10)
         emit("result", **result())
 
     events = run_in_process(case, run_case=waits, heartbeat_s=0.01)
     assert [next(events).kind for _ in range(2)] == ["started", "waiting"]
-    goes_on.set()
+    may_finish.set()
     assert list(events)[-1].measurement.status == "ok"
 
 
@@ -87,8 +87,8 @@ def test_closing_the_iterator_ends_the_case_at_its_next_event(case):
         try:
             while True:
                 emit("token", text="x")
-        except Exception:  # noqa: BLE001  what a careless case would catch
-            ended.append("taken for a failure")
+        except Exception:  # noqa: BLE001  a case may catch broadly
+            ended.append("handled as a failure")
         finally:
             ended.append("ended")
 
@@ -98,7 +98,7 @@ def test_closing_the_iterator_ends_the_case_at_its_next_event(case):
     assert ended == ["ended"]
 
 
-def test_the_case_runs_in_the_context_of_its_caller(case):
-    USER.set("somebody")
+def test_the_case_runs_in_its_callers_context(case):
+    USER.set("alice")
     events = list(run_in_process(case, run_case=lambda case, emit: emit("token", text=USER.get())))
-    assert events[1].data["text"] == "somebody"
+    assert events[1].data["text"] == "alice"

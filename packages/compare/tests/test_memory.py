@@ -16,18 +16,19 @@ from transformers import AutoModelForCausalLM
 import layerstream_compare.worker.nvml as nvml_module
 from layerstream_compare.case import Case
 from layerstream_compare.variants import bnb, streamed
+from layerstream_compare.worker.background_load import BackgroundLoadMeter, busy_s
 from layerstream_compare.worker.memory import PhaseMeter, held_bytes, mapped_held_bytes, read_memory
 from layerstream_compare.worker.nvml import process_bytes
-from layerstream_compare.worker.others import OthersMeter, busy_s
 
 MIB = 1024**2
 UNQUANTIZED_BYTES = 2 * (NORM_ELEMENTS + 2 * VOCABULARY_ELEMENTS)
 ROTARY_BYTES = 4 * 8 * 2
-"""inv_freq and its original, float32, half of a head's 16 dimensions each."""
+"""inv_freq and its original, float32, each for half of a head's 16 dimensions."""
 
 CHILD = """
 import json, mmap, sys, tempfile
 import torch
+from layerstream_compare.worker.background_load import BackgroundLoadMeter, busy_s
 from layerstream_compare.worker.memory import PhaseMeter, read_memory
 meter = PhaseMeter(torch.device("cpu"))
 before = read_memory()
@@ -51,41 +52,41 @@ print(json.dumps({"before": [before.anonymous_bytes, before.file_bytes, before.r
 """
 
 
-def test_a_child_that_allocates_a_known_amount_is_measured_right():
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    anonymous, file, resident = told["before"]
-    spike, held, mapped = told["rows"]
-    slack = 2 * MIB  # the kernel counts a little behind, and the interpreter allocates too
-    assert told["reset"]
+def test_a_known_allocation_is_measured_correctly():
+    finished = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    readings = json.loads(finished.stdout)
+    anonymous, file, resident = readings["before"]
+    spike, held, mapped = readings["rows"]
+    slack = 2 * MIB  # the kernel's counters lag a little, and the interpreter allocates too
+    assert readings["reset"]
     assert spike[0] - anonymous == pytest.approx(0, abs=slack)
     assert spike[2] - resident == pytest.approx(96 * MIB, abs=slack)
     assert held[0] - anonymous == pytest.approx(64 * MIB, abs=slack)
-    # the peak was reset in between: the spike is not seen again
+    # the peak was reset in between, so the spike is gone
     assert held[2] - resident == pytest.approx(64 * MIB, abs=slack)
     assert mapped[1] - file == pytest.approx(32 * MIB, abs=slack)
     assert mapped[0] - held[0] == pytest.approx(0, abs=slack)
 
 
-def test_the_cores_that_others_keep_busy_are_counted_and_ones_own_are_not():
+def test_background_load_counts_other_processes_and_not_this_one():
     burn = "import time; end = time.perf_counter() + 60\nwhile time.perf_counter() < end: pass"
-    meter = OthersMeter()
+    meter = BackgroundLoadMeter()
     with subprocess.Popen([sys.executable, "-c", burn]) as other:
         end_s = time.perf_counter() + 1.5
         while time.perf_counter() < end_s:
             time.sleep(0.01)
         other.kill()
     assert meter.cores() > 0.2
-    meter, start_s, before_s = OthersMeter(), time.perf_counter(), busy_s()
+    meter, start_s, before_s = BackgroundLoadMeter(), time.perf_counter(), busy_s()
     end_s = time.process_time() + 0.5
     while time.process_time() < end_s:
         pass
     cores, elapsed_s = meter.cores(), time.perf_counter() - start_s
-    # what this process burns is the machine's, and not others'
+    # this process's time counts as busy, but not as background load
     assert cores * elapsed_s < busy_s() - before_s - 0.3
 
 
-def test_a_phase_without_work_takes_nothing():
+def test_a_phase_without_work_uses_no_memory():
     meter = PhaseMeter(torch.device("cpu"))
     meter.start("load")
     phase = meter.stop()
@@ -96,7 +97,7 @@ def test_a_phase_without_work_takes_nothing():
     assert abs(now.resident_bytes - phase.anonymous_bytes - phase.file_bytes) < 4 * MIB
 
 
-def test_an_accelerator_is_started_before_its_counters_are_reset(monkeypatch):
+def test_an_accelerator_is_initialized_before_its_counters_are_reset(monkeypatch):
     started = []
 
     def needs_start(device):
@@ -147,7 +148,7 @@ def one_gpu(monkeypatch):
     monkeypatch.setattr(nvml_module, "has_package", lambda name: True)
 
 
-def test_nvml_is_asked_for_this_process_alone_and_by_the_identity_of_the_gpu(one_gpu, monkeypatch):
+def test_nvml_is_queried_by_gpu_uuid_and_counts_this_process_only(one_gpu, monkeypatch):
     nvml = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert process_bytes(torch.device("cuda:0")) == 300
@@ -157,7 +158,7 @@ def test_nvml_is_asked_for_this_process_alone_and_by_the_identity_of_the_gpu(one
 
 
 @pytest.mark.parametrize("fails_in", ["nvmlInit", "nvmlDeviceGetComputeRunningProcesses"])
-def test_a_driver_that_does_not_answer_is_no_failure(one_gpu, monkeypatch, fails_in):
+def test_a_failing_driver_gives_0(one_gpu, monkeypatch, fails_in):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fails_in))
     assert process_bytes(torch.device("cuda:0")) == 0
 
@@ -167,7 +168,7 @@ def test_a_plain_model_holds_its_parameters_and_buffers(tiny_model):
     assert held_bytes(model) == 2 * QUANTIZED_ELEMENTS + UNQUANTIZED_BYTES + ROTARY_BYTES
 
 
-def test_weights_used_where_the_checkpoint_is_mapped_are_told_apart_from_private_ones(tmp_path):
+def test_weights_in_a_mapped_checkpoint_are_distinguished_from_private_ones(tmp_path):
     tensors = {"a": torch.ones(50_000), "b": torch.ones(70_000)}
     save_file(tensors, tmp_path / "some.safetensors")
     mapped = load_file(tmp_path / "some.safetensors")
@@ -183,7 +184,7 @@ def test_tied_weights_count_once(tmp_path):
     assert held_bytes(model) == 2 * (QUANTIZED_ELEMENTS + NORM_ELEMENTS + VOCABULARY_ELEMENTS) + ROTARY_BYTES
 
 
-def test_views_of_one_storage_count_as_that_storage():
+def test_views_of_one_storage_count_once():
     class Module(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,16 +194,16 @@ def test_views_of_one_storage_count_as_that_storage():
     assert held_bytes(Module()) == 400
 
 
-def test_what_is_on_an_accelerator_is_told_apart():
+def test_weights_on_a_cpu_do_not_count_as_accelerator_memory():
     module = torch.nn.Linear(8, 8)
     assert held_bytes(module, on_accelerator_only=True) == 0
 
 
-def test_tensors_on_meta_hold_nothing():
+def test_meta_tensors_hold_nothing():
     assert held_bytes(torch.nn.Linear(8, 8, device="meta")) == 0
 
 
-def test_8_bit_weights_hold_a_byte_each_and_a_scale_a_row(tiny_model):
+def test_8_bit_weights_hold_one_byte_each_and_one_scale_per_row(tiny_model):
     rows = 2 * sum(rows for rows, _ in SHAPES)
     expected = QUANTIZED_ELEMENTS + 4 * rows + UNQUANTIZED_BYTES + ROTARY_BYTES
     with torch.no_grad():
@@ -213,7 +214,7 @@ def test_8_bit_weights_hold_a_byte_each_and_a_scale_a_row(tiny_model):
 
 
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_4_bit_weights_hold_half_a_byte_each_a_scale_for_64_and_a_code_table(tiny_model, quant_type):
+def test_4_bit_weights_hold_half_a_byte_each_a_scale_per_64_and_a_code_table(tiny_model, quant_type):
     loaded = bnb.load(Case(model=tiny_model, variant=f"bnb-{quant_type}", device="cpu"))
     matrices = 2 * len(SHAPES)
     expected = (
@@ -226,24 +227,24 @@ def test_4_bit_weights_hold_half_a_byte_each_a_scale_for_64_and_a_code_table(tin
     assert held_bytes(loaded.model) == expected
 
 
-def test_double_quantization_holds_byte_scales_and_their_own_state(tiny_model):
+def test_double_quantization_holds_one_byte_scales_and_their_state(tiny_model):
     loaded = bnb.load(Case(model=tiny_model, variant="bnb-nf4-dq", device="cpu"))
     matrices = 2 * len(SHAPES)
     scales = QUANTIZED_ELEMENTS // 64
-    # of each matrix: the scales' own scale (fewer than 256 of them), the offset, and the table of 16 codes
-    own = matrices * (4 + 4 + 16 * 4)
+    # per matrix: the scales' own scale (fewer than 256 share one), the offset, the table of 16 codes
+    state = matrices * (4 + 4 + 16 * 4)
     table = 256 * 4
-    plain = QUANTIZED_ELEMENTS // 2 + scales + own + UNQUANTIZED_BYTES + ROTARY_BYTES
+    plain = QUANTIZED_ELEMENTS // 2 + scales + state + UNQUANTIZED_BYTES + ROTARY_BYTES
     assert held_bytes(loaded.model) in (plain + table, plain + matrices * table)
 
 
-def test_repacking_for_the_cpu_kernel_is_seen(tiny_model):
+def test_repacking_for_the_cpu_kernel_changes_the_held_bytes(tiny_model):
     loaded = bnb.load(Case(model=tiny_model, variant="bnb-nf4", device="cpu"))
     before = held_bytes(loaded.model)
     with torch.no_grad():
         loaded.model(torch.tensor([[5, 6, 7]]))
     repacked = loaded.facts()["repacked_for_cpu"]
-    # its scales are bfloat16 in place of float32
+    # repacked scales are bfloat16 instead of float32
     assert before - held_bytes(loaded.model) == (2 * QUANTIZED_ELEMENTS // 64 if repacked else 0)
 
 
@@ -252,18 +253,20 @@ def test_torchao_holds_bytes_and_scales(tiny_model):
     from layerstream_compare.variants import torchao_int8  # noqa: PLC0415  an optional extra
 
     model = torchao_int8.load(Case(model=tiny_model, variant="torchao-int8", device="cpu")).model
-    beside = UNQUANTIZED_BYTES + ROTARY_BYTES
+    unquantized = UNQUANTIZED_BYTES + ROTARY_BYTES
     groups = QUANTIZED_ELEMENTS // 64
-    assert QUANTIZED_ELEMENTS + 2 * groups <= held_bytes(model) - beside <= QUANTIZED_ELEMENTS + 8 * groups
+    assert (
+        QUANTIZED_ELEMENTS + 2 * groups <= held_bytes(model) - unquantized <= QUANTIZED_ELEMENTS + 8 * groups
+    )
 
 
 def test_packed_3_bit_weights_hold_three_bits(tiny_model):
     pytest.importorskip("auto_round")
-    from layerstream_compare.variants import low_bits  # noqa: PLC0415  an optional extra
+    from layerstream_compare.variants import autoround  # noqa: PLC0415  an optional extra
 
-    loaded = low_bits.load(Case(model=tiny_model, variant="autoround-int3", device="cpu"))
-    beside = UNQUANTIZED_BYTES + ROTARY_BYTES
-    held = held_bytes(loaded.model) - beside
+    loaded = autoround.load(Case(model=tiny_model, variant="autoround-int3", device="cpu"))
+    unquantized = UNQUANTIZED_BYTES + ROTARY_BYTES
+    held = held_bytes(loaded.model) - unquantized
     loaded.close()
     assert QUANTIZED_ELEMENTS * 3 // 8 < held < QUANTIZED_ELEMENTS // 2
 
@@ -273,13 +276,13 @@ def test_a_streamed_model_holds_its_edges_and_slots(tiny_model):
         Case(model=tiny_model, variant="streamed", prompt="Hello", budget="min", max_new_tokens=4)
     )
     try:
-        own = held_bytes(loaded.model)
-        slots = loaded.held_beside_bytes
+        modules = held_bytes(loaded.model)
+        slots = loaded.extra_held_bytes
         assert slots > 0
-        assert own + slots < 2 * QUANTIZED_ELEMENTS + UNQUANTIZED_BYTES
+        assert modules + slots < 2 * QUANTIZED_ELEMENTS + UNQUANTIZED_BYTES
         with torch.no_grad():
             loaded.model(torch.tensor([[5, 6, 7]]))
-        # between forwards nothing is left bound: what went through the slots is not counted twice
-        assert held_bytes(loaded.model) == own
+        # no weights stay bound between forwards, so slots are not counted twice
+        assert held_bytes(loaded.model) == modules
     finally:
         loaded.close()

@@ -21,9 +21,9 @@ from layerstream_compare.variants.registry import (
     list_variants,
 )
 from layerstream_compare.worker.generation import generate_greedily
-from layerstream_compare.worker.operators import kernel_facts
+from layerstream_compare.worker.operator_trace import kernel_facts
 
-ATTENTION_HERE = [
+AVAILABLE_ATTENTION = [
     variant.name
     for variant in list_variants("attention")
     if variant.availability() is None and variant.name != "flex"
@@ -51,29 +51,27 @@ def test_names_are_unique_within_a_kind_and_every_module_is_there():
         assert "load" in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
-def test_an_unknown_variant_is_refused_with_those_there_are():
+def test_an_unknown_variant_is_rejected_with_the_valid_names():
     with pytest.raises(
         ValueError, match=r"no weights variant is called 'bnb-nf5'; there are streamed, resident, .*bnb-nf4"
     ):
         find_variant("bnb-nf5", "weights")
 
 
-def test_a_missing_package_is_a_reason_that_says_what_to_install():
+def test_a_missing_package_is_reported_with_the_extra_to_install():
     variant = Variant(name="x", kind="weights", title="", packages=("no_such_package",), extra="torchao")
-    why = variant.availability({})
-    assert (
-        why
-        == "x needs the package no_such_package, which is not installed; pip install 'layerstream-compare[torchao]'"
+    assert variant.availability() == (
+        "x needs the package no_such_package, which is not installed; "
+        "pip install 'layerstream-compare[torchao]'"
     )
 
 
-def test_what_needs_an_accelerator_is_unavailable_without_one_and_available_with_one():
+def test_a_variant_that_needs_an_accelerator_is_available_only_with_one(monkeypatch):
     cudnn = find_variant("sdpa-cudnn", "attention")
-    assert (
-        cudnn.availability({"accelerators": []})
-        == "sdpa-cudnn has no kernel for a CPU, and no accelerator was found"
-    )
-    assert cudnn.availability({"accelerators": ["one"]}) is None
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: False)
+    assert cudnn.availability() == "sdpa-cudnn has no kernel for a CPU, and no accelerator was found"
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
+    assert cudnn.availability() is None
 
 
 def test_a_dotted_package_is_found_without_importing_its_parent():
@@ -82,13 +80,14 @@ def test_a_dotted_package_is_found_without_importing_its_parent():
     assert not has_package("no_such_package.part")
 
 
-def test_cpu_flags_are_told_and_never_a_reason():
+def test_missing_cpu_flags_are_reported_but_never_a_reason(monkeypatch):
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: False)
     nf4 = find_variant("bnb-nf4", "weights")
     assert nf4.missing_cpu_flags(frozenset({"avx512f"})) == ("avx512_bf16",)
-    assert nf4.availability({"accelerators": []}) is None
+    assert nf4.availability() is None
 
 
-def test_streamed_and_resident_give_the_same_tokens_and_the_same_margins(tiny_model):
+def test_streamed_and_resident_give_the_same_tokens_and_margins(tiny_model):
     case = Case(model=tiny_model, variant="resident", prompt="Hello", budget="min")
     plain = resident.load(case)
     with_pipeline = generate_greedily(
@@ -108,18 +107,18 @@ def test_streamed_and_resident_give_the_same_tokens_and_the_same_margins(tiny_mo
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_the_pipeline_reads_the_prompt_that_the_others_read(tiny_model, chat):
+def test_the_pipeline_reads_the_same_prompt_as_the_other_variants(tiny_model, chat):
     case = Case(model=tiny_model, variant="resident", prompt="Hello", chat=chat)
     loaded = resident.load(case)
     prompt = build_prompt(loaded.tokenizer, case)
-    whole = loaded.generate(
+    output = loaded.generate(
         prompt_ids=prompt.token_ids, messages=prompt.messages, max_new_tokens=2, do_sample=False
     )
-    assert torch.equal(whole[:, : prompt.num_tokens], prompt.token_ids)
+    assert torch.equal(output[:, : prompt.num_tokens], prompt.token_ids)
 
 
 @pytest.mark.parametrize("variant", ["bnb-int8", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-fp4-dq"])
-def test_bitsandbytes_runs_with_its_own_kernels_and_leaves_the_edges(tiny_model, variant):
+def test_bitsandbytes_runs_its_own_kernels_and_leaves_the_edges_unquantized(tiny_model, variant):
     case = Case(model=tiny_model, variant=variant, prompt="Hello", device="cpu")
     loaded = bnb.load(case)
     assert len(_ids(loaded, case)) > 0
@@ -130,11 +129,11 @@ def test_bitsandbytes_runs_with_its_own_kernels_and_leaves_the_edges(tiny_model,
     assert any("bitsandbytes" in name for name in operators)
 
 
-def test_a_shape_that_the_4_bit_kernel_does_not_take_is_unavailable_and_named(tmp_path, monkeypatch):
+def test_a_shape_that_the_4_bit_kernel_does_not_support_is_unavailable_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(bnb, "has_avx512bf16", lambda: True)
     model = str(save_tiny_model(tmp_path, keys=1))
     with pytest.raises(
-        VariantUnavailableError, match=r"k_proj is 16 x 64, and the 4-bit kernel takes multiples of 32 x 64"
+        VariantUnavailableError, match=r"k_proj is 16 x 64, and the 4-bit kernel needs multiples of 32 x 64"
     ):
         bnb.load(Case(model=model, variant="bnb-nf4", device="cpu"))
 
@@ -151,12 +150,12 @@ def test_torchao_gives_finite_logits_in_every_dtype(tiny_model, dtype):
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_low_bits_run_packed_and_clean_up(tiny_model, bits):
+def test_autoround_runs_packed_and_cleans_up(tiny_model, bits):
     pytest.importorskip("auto_round")
-    from layerstream_compare.variants import low_bits  # noqa: PLC0415  an optional extra
+    from layerstream_compare.variants import autoround  # noqa: PLC0415  an optional extra
 
     case = Case(model=tiny_model, variant=f"autoround-int{bits}", prompt="Hello", device="cpu")
-    loaded = low_bits.load(case)
+    loaded = autoround.load(case)
     assert len(_ids(loaded, case)) > 0
     folder = Path(loaded.model.config._name_or_path)
     assert folder.exists()
@@ -164,8 +163,8 @@ def test_low_bits_run_packed_and_clean_up(tiny_model, bits):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("attention", ATTENTION_HERE)
-def test_every_attention_that_is_here_runs_and_the_kernel_is_the_one_asked_for(tiny_model, attention):
+@pytest.mark.parametrize("attention", AVAILABLE_ATTENTION)
+def test_every_available_attention_runs_with_the_requested_kernel(tiny_model, attention):
     case = Case(model=tiny_model, variant="resident", attention=attention, prompt="Hello", dtype="bfloat16")
     loaded = resident.load(case)
     assert len(_ids(loaded, case)) > 0
@@ -176,11 +175,11 @@ def test_every_attention_that_is_here_runs_and_the_kernel_is_the_one_asked_for(t
         assert "flash_attention" in kernel
 
 
-def test_a_prompt_is_filled_and_cut_inside_its_template(tiny_model):
+def test_a_prompt_is_repeated_and_cut_inside_its_template(tiny_model):
     case = Case(model=tiny_model, variant="resident", prompt="abc")
     tokenizer = resident.load(case).tokenizer
-    whole = build_prompt(tokenizer, case)
-    longer = build_prompt(tokenizer, case.with_changes(prompt_tokens=whole.num_tokens + 4))
+    original = build_prompt(tokenizer, case)
+    longer = build_prompt(tokenizer, case.with_changes(prompt_tokens=original.num_tokens + 4))
     assert longer.messages is None
     assert tokenizer.decode(longer.token_ids[0]) == "[user] abcabca\n> "
 
@@ -195,11 +194,11 @@ def test_a_prompt_is_filled_and_cut_inside_its_template(tiny_model):
         ([1], [], 3, [1, 1, 1]),
     ],
 )
-def test_a_prompt_has_the_length_asked_for(token_ids, content, num_tokens, expected):
+def test_a_prompt_has_the_requested_length(token_ids, content, num_tokens, expected):
     assert resize(token_ids, content, num_tokens) == expected
 
 
-def test_a_prompt_keeps_its_tokens_when_no_length_is_asked(tiny_model):
+def test_a_prompt_keeps_its_tokens_without_a_requested_length(tiny_model):
     case = Case(model=tiny_model, variant="resident", prompt="abc", chat=False)
     prompt = build_prompt(resident.load(case).tokenizer, case)
     assert isinstance(prompt, Prompt)

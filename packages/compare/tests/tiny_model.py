@@ -1,4 +1,4 @@
-"""A complete tiny checkpoint for real runs of every variant: matrices are multiples of 64 x 32, as bitsandbytes wants."""
+"""A tiny checkpoint for real runs of every variant, with matrix sizes that bitsandbytes supports."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ LINEAR_SHAPES = (
     (INTERMEDIATE, HIDDEN),
     (INTERMEDIATE, HIDDEN),
 )
-"""Rows and columns of q, k, v, o, gate and up; down is the last one's transpose."""
+"""Rows and columns of q, k, v, o, gate and up; down is the transpose of up."""
 
 SHAPES = (*LINEAR_SHAPES, (HIDDEN, INTERMEDIATE))
 QUANTIZED_ELEMENTS = BLOCKS * sum(rows * columns for rows, columns in SHAPES)
 NORM_ELEMENTS = HIDDEN * (2 * BLOCKS + 1)
 VOCABULARY_ELEMENTS = VOCABULARY * HIDDEN
 
-CHAT_TEMPLATE = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}> {% endif %}"
+)
 
 
 def save_tiny_model(
     directory: Path, *, tied: bool = False, dtype: torch.dtype = torch.float16, keys: int = 2
 ) -> Path:
-    """Write a random Llama of 2 blocks and a tokenizer with a token for each printable character; return `directory`."""
+    """Write a random 2-block Llama and a character tokenizer; return `directory`."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=HIDDEN,
@@ -52,7 +55,7 @@ def save_tiny_model(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a printable character."""
+    """Return a tokenizer with one token per printable character."""
     characters = ["<pad>", "<s>", "</s>", "<unk>", "\n", *(chr(code) for code in range(32, 127))]
     tokenizer = Tokenizer(
         models.WordLevel({character: index for index, character in enumerate(characters)}, unk_token="<unk>")

@@ -1,7 +1,7 @@
-"""One prompt through streamed, resident and quantized variants and every attention kernel, each measured alone.
+"""Run one prompt through streamed, resident and quantized variants and every attention kernel.
 
-`compare(Experiment(...))` runs every case in a process of its own and returns the measurements; `run` is the same as an iterator of
-live events. Nothing here loads torch: the workers do.
+`compare(Experiment(...))` runs each case in its own process and returns the measurements; `run` yields the
+same as live events. Importing this package does not load torch: only the workers do.
 """
 
 from .case import Case
@@ -14,7 +14,6 @@ from .reports.metrics import METRICS, Metric
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated
-from .units import format_bytes, format_seconds
 from .variants.registry import Variant, list_variants
 
 __version__ = "0.1.0"
@@ -38,8 +37,6 @@ __all__ = [
     "compare",
     "csv_report",
     "drawings",
-    "format_bytes",
-    "format_seconds",
     "html_report",
     "list_variants",
     "read_results",

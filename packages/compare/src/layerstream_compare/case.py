@@ -1,6 +1,6 @@
 """A case: one variant of one model on one prompt, as plain data that crosses a process boundary.
 
-Words of this package: no torch, no layerstream. The parent process knows cases and measurements and nothing else.
+No torch, no layerstream.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ class Case:
 
     Attributes:
         model: directory or Hub id.
-        variant: the registered name of the weights' variant, such as `streamed` or `bnb-nf4`.
+        variant: registered name of the weights variant, such as `streamed` or `bnb-nf4`.
         attention: `default`, or the registered name of an attention variant, such as `eager` or `sdpa-math`.
         prompt: the user's text.
         chat: apply the tokenizer's chat template.
-        prompt_tokens: repeat or cut the prompt to this many tokens; 0 leaves it as it is.
+        prompt_tokens: repeat or cut the prompt to this many tokens; 0 leaves it unchanged.
         max_new_tokens: tokens to generate, greedily.
         dtype: torch's name of the unquantized dtype; `auto` keeps the checkpoint's.
         device: torch device string; `auto` is the accelerator if there is one.
-        budget: memory for the `streamed` variant, as `layerstream.load` takes it.
-        quality: measure agreement with the exact reference, on the reference's own answer.
-        prose: and on the prose that ships with this package, which takes longer than all the rest on a slow CPU.
-        threads: torch threads; 0 leaves torch's choice.
+        budget: memory for the `streamed` variant, in any form `layerstream.load` accepts.
+        quality: measure agreement with the exact reference on the reference's own answer.
+        prose: with `quality`, also measure agreement on the prose that ships with this package. On a slow CPU
+            this takes longer than everything else together.
+        threads: torch threads; 0 keeps torch's default.
         warmup_tokens: tokens generated once before measuring.
-        time_limit_s: the worker is ended after this many seconds.
-        round: of repeated, interleaved measurements.
-        timeline: of the `streamed` variant: tell, while it generates, where every unit lives (a `plan` event) and what was read,
-            copied, computed and waited for (`spans` events). Telling costs a little of the time that is measured.
+        time_limit_s: the worker is killed after this many seconds.
+        round: number of the repetition, from 0.
+        timeline: `streamed` variant only: emit a `plan` event and, during generation, `spans` events with
+            what was read, copied, computed and waited for. Emitting them adds slightly to the measured time.
     """
 
     model: str
@@ -56,13 +57,13 @@ class Case:
 
     @property
     def key(self) -> str:
-        """A name that is the same for the same case and differs for any other: what resuming goes by."""
+        """Hash of all fields: resuming a run looks up finished cases by it."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """The case's name for people: variant, attention where chosen, prompt length where chosen."""
+        """Display name: the variant, then attention and prompt length unless they are the defaults."""
         parts = [self.variant]
         if self.attention != "default":
             parts.append(self.attention)
@@ -80,5 +81,5 @@ class Case:
         return cls(**json.loads(text))
 
     def with_changes(self, **changes: Any) -> Case:
-        """Return this case with some fields changed."""
+        """Return a copy of this case with some fields changed."""
         return replace(self, **changes)

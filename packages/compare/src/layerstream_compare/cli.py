@@ -1,11 +1,12 @@
-"""The command `layerstream-compare`.
+"""The command `layerstream-compare`: options, terminal output and exit status.
 
-It knows options and terminals; everything that is measured or decided is done by the public functions. Errors are one line on
-stderr and exit status 2, Ctrl-C is 130, and 1 says that at least one case failed.
+Everything else is done by the public functions. An error is one line on stderr and exit status 2, Ctrl-C is
+130, and 1 means that at least one case failed.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,18 +21,19 @@ from .errors import CompareError, ExperimentError
 from .experiment import Experiment, run
 from .live import follow
 from .measurement import Measurement
+from .protocol import one_line
 from .reports.files import write_reports
 from .reports.metrics import rows_of
 from .reports.tables import terminal_notes, terminal_table
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated
-from .units import parse_length
 from .variants.registry import list_variants
 
 app = typer.Typer(
     name="layerstream-compare",
-    help="One prompt through streamed, resident and quantized variants and every attention kernel, each measured alone.",
+    help="Run one prompt through streamed, resident and quantized variants and every attention kernel; "
+    "each case is measured in its own process.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 
 _DEFAULT_VARIANTS = "streamed,resident,bnb-int8,bnb-nf4"
+_LENGTH = re.compile(r"([0-9]+)(k?)", re.IGNORECASE)
 
 
 @app.command("run")
@@ -46,47 +49,48 @@ def run_command(  # noqa: PLR0913  each option is an argument
     model: Annotated[str, typer.Option(help="Directory or Hub id of the checkpoint.")],
     prompt: Annotated[str, typer.Option(help="The prompt.")] = "",
     prompt_file: Annotated[
-        Path | None, typer.Option(help="A text file with the prompt, in place of --prompt.")
+        Path | None, typer.Option(help="Text file with the prompt, instead of --prompt.")
     ] = None,
     variants: Annotated[
-        str, typer.Option(help="Weights variants, separated by commas; `all` for every one.")
+        str, typer.Option(help="Weights variants, separated by commas, or `all`.")
     ] = _DEFAULT_VARIANTS,
     attention: Annotated[
-        str, typer.Option(help="Attention variants, separated by commas; `all` for every one.")
+        str, typer.Option(help="Attention variants, separated by commas, or `all`.")
     ] = "default",
     lengths: Annotated[
-        str, typer.Option(help="Prompt lengths in tokens, such as 512,1k,4k; 0 is the prompt as it is.")
+        str, typer.Option(help="Prompt lengths in tokens, such as 512,1k,4k; 0 leaves the prompt unchanged.")
     ] = "0",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, greedily.")] = 60,
     budget: Annotated[
         str, typer.Option(help="Memory for the streamed variant: min, or a size such as 6GiB.")
     ] = "min",
-    dtype: Annotated[str, typer.Option(help="Unquantized dtype: auto keeps the checkpoint's.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Unquantized dtype; auto keeps the checkpoint's.")] = "auto",
     device: Annotated[
         str, typer.Option(help="torch device; auto is the accelerator if there is one.")
     ] = "auto",
-    rounds: Annotated[int, typer.Option(help="Measure each case so often, interleaved.")] = 1,
-    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves torch's choice.")] = 0,
-    time_limit: Annotated[float, typer.Option(help="Seconds after which a case is ended.")] = 1800.0,
+    rounds: Annotated[int, typer.Option(help="Measure each case this many times, interleaved.")] = 1,
+    threads: Annotated[int, typer.Option(help="torch threads; 0 keeps torch's default.")] = 0,
+    time_limit: Annotated[float, typer.Option(help="Seconds after which a case is stopped.")] = 1800.0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and reports; a later run goes on there.")
+        Path | None, typer.Option(help="Folder for results and reports; a later run resumes there.")
     ] = None,
     in_process: Annotated[
         bool,
-        typer.Option("--in-process", help="Run in this process: weaker figures, for hosts without children."),
+        typer.Option(
+            "--in-process",
+            help="Run in this process, on hosts that forbid child processes; memory is less exact.",
+        ),
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Do not apply the chat template.")] = False,
     no_quality: Annotated[
-        bool, typer.Option("--no-quality", help="Do not measure agreement with the reference.")
+        bool, typer.Option("--no-quality", help="Skip agreement with the reference.")
     ] = False,
     no_noise_floor: Annotated[
         bool,
-        typer.Option(
-            "--no-noise-floor", help="Do not measure the original weights with another attention kernel."
-        ),
+        typer.Option("--no-noise-floor", help="Skip the original weights with a second attention kernel."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")
+        bool, typer.Option("--json", help="Print one JSON record per case instead of the table.")
     ] = False,
 ) -> None:
     """Run one prompt through every combination and show what each one costs and changes."""
@@ -121,10 +125,10 @@ def run_command(  # noqa: PLR0913  each option is an argument
 def report_command(
     folder: Annotated[Path, typer.Argument(help="The folder that `run --out` wrote.")],
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON record a case in place of the table.")
+        bool, typer.Option("--json", help="Print one JSON record per case instead of the table.")
     ] = False,
 ) -> None:
-    """Write the reports of finished results anew, and show the table."""
+    """Show the table of finished results and rewrite their reports."""
     measurements = read_results(folder)
     _show(measurements, as_json=as_json)
     _write(measurements, folder)
@@ -132,9 +136,9 @@ def report_command(
 
 @app.command("variants")
 def variants_command() -> None:
-    """List every variant, and whether this machine can run it."""
+    """List every variant and whether this machine can run it."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "here", "what it is"):
+    for heading in ("kind", "name", "available", "description or reason"):
         table.add_column(heading, overflow="fold")
     for variant in list_variants():
         reason = variant.availability()
@@ -155,14 +159,28 @@ def _prompt(text: str, file: Path | None) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ExperimentError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise ExperimentError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _names(text: str, kind: str) -> tuple[str, ...]:
     if text.strip() == "all":
-        # those that cannot run here are in the results with their reason
-        return tuple(each.name for each in list_variants(kind))
+        # variants that cannot run here appear in the results with the reason
+        return tuple(variant.name for variant in list_variants(kind))
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_length(text: str) -> int:
+    """Return the number of tokens in a prompt length such as `"512"` or `"4k"` (4096).
+
+    Raises:
+        ExperimentError: the text is neither a number nor a number followed by k.
+    """
+    match = _LENGTH.fullmatch(text.strip())
+    if match is None:
+        raise ExperimentError(
+            f"{text!r} is not a prompt length: write a number of tokens such as 512, or 4k for 4096"
+        )
+    return int(match[1]) * (1024 if match[2] else 1)
 
 
 def _show(measurements: Sequence[Measurement], *, as_json: bool) -> None:
@@ -171,7 +189,7 @@ def _show(measurements: Sequence[Measurement], *, as_json: bool) -> None:
         return
     console = Console()
     if not console.is_terminal:
-        # a file or a pipe has no width to fit into
+        # a file or a pipe has no width to fit
         console = Console(width=200)
     rows = rows_of(measurements)
     console.print(terminal_table(rows, width=console.width), *terminal_notes(rows), sep="\n")
@@ -179,25 +197,26 @@ def _show(measurements: Sequence[Measurement], *, as_json: bool) -> None:
 
 def _write(measurements: Sequence[Measurement], folder: Path) -> None:
     paths = write_reports(measurements, folder)
-    sys.stderr.write(f"written: {', '.join(map(str, paths))}\n")
+    sys.stderr.write(f"wrote {', '.join(map(str, paths))}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        arguments: what follows the program's name; the process' own by default.
+        arguments: the arguments after the program's name; `sys.argv` by default.
 
     Returns:
-        0 when all went well, 1 when a case failed, 2 after an error of ours, in the arguments or with files, 130 after Ctrl-C.
+        0 on success, 1 if a case failed, 2 for invalid arguments, an invalid experiment or a file error,
+        130 after Ctrl-C.
     """
     try:
         app(arguments, prog_name="layerstream-compare")
     except (CompareError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     return 0

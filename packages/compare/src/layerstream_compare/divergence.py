@@ -1,4 +1,4 @@
-"""Where an answer leaves the reference's. Pure: it knows measurements alone."""
+"""Find the first token where an answer differs from the reference's. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import replace
 from .measurement import Divergence, Measurement
 
 REFERENCE_FACT = "answer_compared_with"
-"""In a measurement's facts: the label of the case its answer was compared with, its own for the reference; absent without one."""
+"""Key in `Measurement.facts`: label of the case whose answer this one was compared with.
+
+The reference has its own label there; without a reference the key is absent."""
 
 EXACT_VARIANTS = ("streamed", "resident")
-"""Variants of the original weights: the first of them that is asked for is the reference of all answers."""
+"""Variants with the original weights. The first one in an experiment is the reference for all answers."""
 
 END = "(end)"
-"""Shown for the token of an answer that was over already."""
+"""Shown in place of a token when the answer has already ended."""
 
 
 def find_divergence(variant: Measurement, reference: Measurement) -> Divergence | None:
     """Return the first new token where `variant` differs from `reference`; None when the answers are equal.
 
-    An answer that ends earlier than the other differs where it ends. The margin is the reference's own p1 - p2 there (its fact
-    `margins`, one for each new token), NaN where the reference does not tell it.
+    If one answer is a prefix of the other, they differ where the shorter one ends. The margin is the
+    reference's p1 - p2 at that token (from its fact `margins`), or NaN if the reference did not record it.
     """
-    ours, theirs = variant.token_ids, reference.token_ids
-    if ours == theirs:
+    tokens, expected = variant.token_ids, reference.token_ids
+    if tokens == expected:
         return None
-    shared = zip(ours, theirs, strict=False)
-    position = next(
-        (index for index, (our, their) in enumerate(shared) if our != their), min(len(ours), len(theirs))
-    )
+    pairs = enumerate(zip(tokens, expected, strict=False))
+    position = next((index for index, (a, b) in pairs if a != b), min(len(tokens), len(expected)))
     margins = reference.facts.get("margins") or ()
     return Divergence(
         position=position,
@@ -40,7 +40,10 @@ def find_divergence(variant: Measurement, reference: Measurement) -> Divergence 
 
 
 def compared_with(variant: Measurement, reference: Measurement | None) -> Measurement:
-    """Return `variant` with its divergence from `reference` and the reference's label; unchanged where either has no answer."""
+    """Return `variant` with its divergence from `reference` and the reference's label.
+
+    Without an answer on either side, `variant` is returned unchanged.
+    """
     if reference is None or reference.status != "ok" or variant.status != "ok":
         return variant
     facts = variant.facts | {REFERENCE_FACT: reference.case.label}

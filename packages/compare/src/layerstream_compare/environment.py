@@ -1,6 +1,6 @@
-"""What a result depends on besides its case: versions, processor, memory, accelerators, commit.
+"""Describe the machine and software that a result depends on: versions, CPU, memory, accelerators, commit.
 
-It reads package metadata and small files, and imports none of the packages it names. No torch, no layerstream.
+It reads package metadata and small files, and imports none of the packages it lists.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
-"""Distributions whose versions may change a figure."""
+"""Distributions whose versions can change a figure."""
 
 CPU_FLAGS = (
     "avx2",
@@ -43,23 +43,25 @@ CPU_FLAGS = (
     "amx_bf16",
     "amx_int8",
 )
-"""Flags that choose between kernels in torch and bitsandbytes."""
+"""CPU flags by which torch and bitsandbytes select kernels."""
 
-ALLOCATOR_AND_THREADS = (
+ENVIRONMENT_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_ALLOC_CONF",
     "HF_HUB_OFFLINE",
 )
+"""Environment variables that can change a figure."""
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return this machine and its software as JSON-ready data; what cannot be found out is left out.
+    """Return this machine and its software as JSON-ready data; whatever cannot be determined is omitted.
 
-    `accelerators` lists the GPUs that a driver shows (name, and driver's version), by its files: no driver is asked.
+    `accelerators` lists GPU names and driver versions from the driver's files; the driver itself is not
+    called.
     """
-    known = {
+    entries = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": package_versions(),
@@ -70,38 +72,38 @@ def describe_environment() -> dict[str, Any]:
         },
         "memory_bytes": memory_bytes(),
         "accelerators": accelerators(),
-        "variables": {name: os.environ[name] for name in ALLOCATOR_AND_THREADS if name in os.environ},
+        "variables": {name: os.environ[name] for name in ENVIRONMENT_VARIABLES if name in os.environ},
         "commit": source_commit(),
         "load_average": list(os.getloadavg()),
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the installed `PACKAGES`, from their metadata."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def cpu_model() -> str | None:
-    """Return the processor's name from /proc/cpuinfo, or what Python knows of it."""
+    """Return the CPU's name from /proc/cpuinfo, or else from `platform`."""
     lines = _read(Path("/proc/cpuinfo")).splitlines()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or None
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may run on."""
+    """Return the number of cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:
-    """Return the machine's memory, or the control group's limit where that is less."""
+    """Return the machine's memory, or the control group's limit if that is lower."""
     total = next(
         (
             line.split()[1]
@@ -116,23 +118,23 @@ def memory_bytes() -> int | None:
 
 
 def accelerators() -> list[str]:
-    """Return each NVIDIA GPU's name and driver, as the driver's files give them; empty where there is none."""
+    """Return name and driver version of each NVIDIA GPU, read from the driver's files."""
     driver = _read(Path("/proc/driver/nvidia/version")).partition("Module")[2].split()[:1]
-    found = []
+    gpus = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         model = next(
             (line.partition(":")[2].strip() for line in _read(path).splitlines() if line.startswith("Model")),
             "NVIDIA GPU",
         )
-        found.append(f"{model} (driver {driver[0]})" if driver else model)
-    return found
+        gpus.append(f"{model} (driver {driver[0]})" if driver else model)
+    return gpus
 
 
 def source_commit() -> str | None:
-    """Return the git commit of this package's source, marked `-dirty` when changed; None when it runs from no checkout."""
+    """Return the git commit of this package's source, with `-dirty` if modified; None outside a checkout."""
     here = Path(__file__)
     if _git(here, "ls-files", "--error-unmatch", here.name) is None:
-        # another project's checkout may hold the virtual environment
+        # an installed copy may lie inside another project's checkout
         return None
     return _git(here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
@@ -140,12 +142,12 @@ def source_commit() -> str | None:
 def _git(file: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(file.parent), *arguments]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What goes wrong before anything runs. What goes wrong in a case is no error but a result."""
+"""Errors raised before anything runs. A failure inside a case is not an error but a result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ class CompareError(Exception):
 
 
 class ExperimentError(CompareError, ValueError):
-    """An experiment that makes no sense: an unknown variant, a bad length, nothing to run."""
+    """The experiment is invalid: an unknown variant, a bad length, nothing to run."""
 
 
 class ResultsError(CompareError, ValueError):
-    """A results file that cannot be read or written."""
+    """A results file cannot be read or written."""

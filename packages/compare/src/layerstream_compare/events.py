@@ -1,6 +1,6 @@
-"""What a worker tells while it works: one JSON object a line on a pipe, the same objects for in-process runs.
+"""Events of a running case: one JSON object per line on a worker's pipe, the same for in-process runs.
 
-Words of this package: no torch, no layerstream.
+No torch, no layerstream.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Event:
     """One thing that happened in one case.
 
     Attributes:
-        case: whose.
-        kind: `started`, `phase` (data: phase), `token` (data: index, id, text), `plan` and `spans` (of a streamed case with a
-            timeline), `waiting` (a heartbeat that the consumer asked for), `result` (data: a partial measurement's record; the
-            worker's last line), `finished` (measurement is set) or `skipped` (it was in the results already).
-        data: what belongs to the kind.
+        case: the case it belongs to.
+        kind: `started`, `phase` (data: phase), `token` (data: index, id, text), `plan` and `spans` (from a
+            streamed case with a timeline), `waiting` (a heartbeat, if the consumer requested one), `finished`
+            (measurement is set) or `skipped` (the results already hold a measurement, which is set).
+        data: depends on the kind.
         measurement: of a finished or skipped case.
     """
 
@@ -33,5 +33,5 @@ class Event:
 
 
 def worker_line(kind: str, **data: Any) -> str:
-    """Return what a worker writes on its pipe: one line, newline included."""
+    """Return the line, newline included, that a worker writes to its pipe for one event."""
     return json.dumps({"kind": kind, **data}) + "\n"

@@ -1,8 +1,8 @@
-"""An experiment: which cases, in which order, and the loop that runs them.
+"""Turn an experiment into an ordered list of cases and run them, resuming from a results file.
 
-Parent's side: it knows cases, runners, the results file and divergence. It deliberately knows nothing of models, processes or how
-results are shown. Reference first, then one after another; repeated rounds are interleaved, so that a slow minute of the machine
-falls on every variant alike.
+It deliberately does not know models, processes or reports. The reference runs first, then the other cases one
+after another. Repeated rounds are interleaved, so that a slow minute of the machine affects every variant
+alike.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from layerstream import PlanError, parse_size
+
 from .case import Case
 from .divergence import EXACT_VARIANTS, compared_with
 from .environment import describe_environment
@@ -21,16 +23,17 @@ from .events import Event
 from .measurement import Measurement
 from .results import ResultsFile
 from .runners.isolate import run_isolated
-from .units import is_size
 from .variants.registry import find_variant
 
 Runner = Callable[[Case], Generator[Event, None, None]]
-"""Runs one case and yields its events; the last one is `finished` and has the measurement. Closing it ends the case."""
+"""Runs one case and yields its events; the last one is `finished` and has the measurement.
 
-OTHER_KERNELS = ("eager", "sdpa-math", "flex")
-"""Attention variants that round in another way than the reference's, the first one best: it runs everywhere."""
+Closing the generator stops the case."""
 
-_DONE = ("ok", "unavailable")
+NOISE_FLOOR_KERNELS = ("eager", "sdpa-math", "flex")
+"""Attention variants that round differently from the reference's. The first one runs everywhere."""
+
+_FINAL_STATUSES = ("ok", "unavailable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +44,24 @@ class Experiment:
         model: directory or Hub id.
         prompt: the user's text.
         variants: names of weights variants, in the order of the report.
-        attention: names of attention variants; the first one (or `default`, where it is among them) is the reference's.
-        lengths: prompt lengths in tokens; 0 leaves the prompt as it is.
+        attention: names of attention variants; the reference uses `default` if listed, else the first.
+        lengths: prompt lengths in tokens; 0 leaves the prompt unchanged.
         max_new_tokens: tokens to generate, greedily.
-        budget: memory for the `streamed` variant: `min`, or a size.
+        budget: memory for the `streamed` variant: `min`, `auto` or a size.
         dtype: torch's name of the unquantized dtype; `auto` keeps the checkpoint's.
         device: torch device string; `auto` is the accelerator if there is one.
-        rounds: how often each case is measured.
-        threads: torch threads; 0 leaves torch's choice.
+        rounds: number of times each case is measured.
+        threads: torch threads; 0 keeps torch's default.
         warmup_tokens: tokens generated once before measuring.
-        time_limit_s: for each case.
+        time_limit_s: limit for each case.
         chat: apply the tokenizer's chat template.
-        quality: measure agreement with the exact reference: once a variant and attention, at the first length, in the first round.
-        prose: measure it on the prose of this package too, not on the reference's answer alone.
-        noise_floor: with quality, measure the reference's weights once more with another attention kernel, where no case does that
-            anyway: a variant that differs by no more than this one differs by rounding.
-        out: folder for the results, which makes them resumable; None keeps them in memory.
+        quality: measure agreement with the exact reference, once per variant and attention: at the first
+            length, in the first round.
+        prose: measure agreement on this package's prose too, not only on the reference's answer.
+        noise_floor: with `quality`, also measure the reference's weights with another attention kernel,
+            unless a case does so already. A variant that differs by no more than this differs only by
+            rounding.
+        out: folder for the results, which makes the run resumable; None keeps them in memory.
     """
 
     model: str
@@ -79,25 +84,23 @@ class Experiment:
     out: str | Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense before anything is started.
+        """Reject an invalid experiment before anything starts.
 
         Raises:
-            ExperimentError: an unknown or repeated variant, an empty choice, a number out of its range, a folder without a
-                checkpoint, or a budget that is no size.
+            ExperimentError: an unknown or repeated variant, an empty choice, a number out of range, a folder
+                without a checkpoint, or a budget that is not a size.
         """
         _check_model(self.model)
-        if self.budget not in ("min", "auto") and not is_size(self.budget):
-            raise ExperimentError(
-                f"the budget is {self.budget!r}: give min, or a size such as 6 GiB or 500 MB"
-            )
+        _check_budget(self.budget)
         for kind, names in (("weights", self.variants), ("attention", self.attention)):
             _check_names(kind, names)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths) or min(self.lengths) < 0:
             raise ExperimentError(
-                f"prompt lengths are {self.lengths}: give different ones, each at least 1, or 0 for the prompt as it is"
+                f"prompt lengths are {self.lengths}: give distinct ones, each at least 1, or 0 to leave the "
+                "prompt unchanged"
             )
         if not self.prompt.strip():
-            raise ExperimentError("the prompt is empty: give some text, which longer lengths repeat")
+            raise ExperimentError("the prompt is empty: give some text")
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("threads", 0), ("warmup_tokens", 0)):
             if getattr(self, name) < least:
                 raise ExperimentError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -106,7 +109,7 @@ class Experiment:
 
     @property
     def reference_variant(self) -> str | None:
-        """The weights variant whose answers the others are compared with; None when no exact one is asked for."""
+        """The weights variant that the others are compared with; None when no exact variant is listed."""
         return next((name for name in self.variants if name in EXACT_VARIANTS), None)
 
     @property
@@ -115,25 +118,27 @@ class Experiment:
         return "default" if "default" in self.attention else self.attention[0]
 
     def cases(self) -> tuple[Case, ...]:
-        """Return every case in the order of running: in each round, for each length, the reference first; the noise floor last."""
+        """Return every case in running order: by round, length, reference first; the noise floor last."""
         pairs = [(variant, attention) for variant in self.variants for attention in self.attention]
         pairs.sort(key=lambda pair: pair != (self.reference_variant, self.reference_attention))
-        asked = (
+        cases = (
             self._case(variant, attention, length, number)
             for number in range(self.rounds)
             for length in self.lengths
             for variant, attention in pairs
         )
-        return (*asked, *self._noise_floor())
+        return (*cases, *self._noise_floor())
 
     def _noise_floor(self) -> tuple[Case, ...]:
-        wanted = self.noise_floor and self.quality and self.reference_variant is not None
-        if not wanted or any(name in OTHER_KERNELS for name in self.attention):
+        reference = self.reference_variant
+        if not self.noise_floor or not self.quality or reference is None:
             return ()
-        return (self._case(self.reference_variant or "", OTHER_KERNELS[0], self.lengths[0], 0),)
+        if any(name in NOISE_FLOOR_KERNELS for name in self.attention):
+            return ()
+        return (self._case(reference, NOISE_FLOOR_KERNELS[0], self.lengths[0], 0),)
 
     def reference_of(self, case: Case) -> Case | None:
-        """Return the case with whose answer this one's is compared: of the same length and round."""
+        """Return the case to compare `case` with, of equal length and round; None without a reference."""
         if self.reference_variant is None:
             return None
         return self._case(self.reference_variant, self.reference_attention, case.prompt_tokens, case.round)
@@ -150,7 +155,7 @@ class Experiment:
             dtype=self.dtype,
             device=self.device,
             budget=self.budget,
-            # agreement does not change from round to round, and a long prompt would cost it as much again at every length
+            # agreement is the same in every round, and expensive at every long prompt: measure it once
             quality=self.quality and number == 0 and length == self.lengths[0],
             prose=self.prose,
             threads=self.threads,
@@ -160,8 +165,8 @@ class Experiment:
         )
 
 
-class _Memory:
-    """Where results go that no file keeps."""
+class _ResultsInMemory:
+    """Stands in for `ResultsFile` when the experiment has no folder."""
 
     def __init__(self) -> None:
         self.measurements: dict[str, Measurement] = {}
@@ -171,26 +176,26 @@ class _Memory:
 
 
 def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[Event, None, None]:
-    """Run every case of `experiment` and yield what happens while it happens.
+    """Run every case of `experiment` and yield events as they happen.
 
-    Cases whose result is in the experiment's folder already are `skipped`; failed ones run again. A result is on the disk before
-    its `finished` event is yielded. Closing the iterator ends the case that runs.
+    Cases that the experiment's folder already has results for are `skipped`; failed ones run again. A result
+    is on disk before its `finished` event is yielded. Closing the iterator stops the running case.
 
     Args:
         experiment: what to run.
-        runner: how one case is run; in a process of its own by default.
+        runner: runs one case; by default in its own process.
 
     Raises:
         ResultsError: the folder's results are of another version, or another run is writing to them.
     """
     environment = describe_environment()
-    with nullcontext(_Memory()) if experiment.out is None else ResultsFile(experiment.out) as store:
+    with nullcontext(_ResultsInMemory()) if experiment.out is None else ResultsFile(experiment.out) as store:
         for case in experiment.cases():
-            known = store.measurements.get(case.key)
-            if known is not None and known.status in _DONE:
-                yield Event(case=case, kind="skipped", data={}, measurement=known)
+            stored = store.measurements.get(case.key)
+            if stored is not None and stored.status in _FINAL_STATUSES:
+                yield Event(case=case, kind="skipped", data={}, measurement=stored)
                 continue
-            # the runner's process must end with this generator, not when it is collected
+            # the worker must end when this generator is closed, not when the runner is garbage-collected
             with closing(runner(case)) as events:
                 for event in events:
                     if event.measurement is not None:
@@ -203,11 +208,13 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
 
 
 def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Measurement]:
-    """Run every case of `experiment` and return the measurements in the order of the cases, those found in its folder included.
+    """Run every case of `experiment` and return all measurements in case order.
+
+    Results found in the experiment's folder are included and not measured again.
 
     Args:
         experiment: what to run.
-        runner: how one case is run; in a process of its own by default.
+        runner: runs one case; by default in its own process.
 
     Raises:
         ResultsError: the folder's results are of another version, or another run is writing to them.
@@ -219,20 +226,33 @@ def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Me
 def _completed(
     experiment: Experiment,
     measurement: Measurement,
-    known: dict[str, Measurement],
+    stored: dict[str, Measurement],
     environment: dict[str, Any],
 ) -> Measurement:
-    reference = experiment.reference_of(measurement.case)
-    found = None if reference is None else {**known, measurement.case.key: measurement}.get(reference.key)
-    return replace(compared_with(measurement, found), environment=environment | measurement.environment)
+    """Return `measurement` with its divergence from the reference and the environment."""
+    case = experiment.reference_of(measurement.case)
+    # the reference is compared with itself, and is not stored yet
+    reference = None if case is None else {**stored, measurement.case.key: measurement}.get(case.key)
+    return replace(compared_with(measurement, reference), environment=environment | measurement.environment)
+
+
+def _check_budget(budget: str) -> None:
+    if budget in ("min", "auto"):
+        return
+    try:
+        parse_size(budget)
+    except PlanError as error:
+        raise ExperimentError(
+            f"the budget is {budget!r}: give min, or a size such as 6 GiB or 500 MB"
+        ) from error
 
 
 def _check_model(model: str) -> None:
-    """Refuse a path without a checkpoint before any case fails of it; whether the Hub has a name, the workers find out."""
+    """Reject a local path without a checkpoint. Hub ids are not looked up here: the workers do that."""
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ExperimentError(f"{model} is no checkpoint: the folder has no config.json")
+            raise ExperimentError(f"{model} is not a checkpoint: the folder has no config.json")
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ExperimentError(
             f"there is no folder {model}: give a checkpoint's folder or a Hub id such as organization/name"

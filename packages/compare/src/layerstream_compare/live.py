@@ -1,6 +1,6 @@
-"""What a terminal shows while cases run: which one, in which phase, and its words as they come.
+"""Show running cases in a terminal: the current case, its phase and its text as it arrives.
 
-It draws when something happens and once a second: drawing more often would take time from what is being measured.
+It draws on events and once per second; drawing more often would take CPU time from the measurement.
 """
 
 from __future__ import annotations
@@ -22,63 +22,59 @@ _SHOWN_METRICS = ("held_bytes", "first_token_s", "inter_token_median_s")
 
 
 class LiveView:
-    """The state of a running experiment, as something rich can draw."""
+    """State of a running experiment, as a rich renderable."""
 
     def __init__(self, num_cases: int) -> None:
-        """Start before the first of `num_cases`."""
+        """Start with none of `num_cases` finished."""
         self._num_cases = num_cases
         self._num_done = 0
         self._label = ""
         self._phase = "starting"
-        self._words = ""
+        self._text = ""
         self._since = time.monotonic()
 
-    def take(self, event: Event) -> str:
-        """Take in an event; return the line that stays on the screen, where it ends a case."""
+    def update(self, event: Event) -> str:
+        """Update from `event`; return the summary line if it ends a case, else an empty string."""
         if event.measurement is not None:
             self._num_done += 1
             return self._line(event, event.measurement)
         if event.kind == "started":
-            self._label, self._phase, self._words, self._since = (
-                event.case.label,
-                "starting",
-                "",
-                time.monotonic(),
-            )
+            self._label, self._phase, self._text = event.case.label, "starting", ""
+            self._since = time.monotonic()
         elif event.kind == "phase":
             self._phase = str(event.data.get("phase", ""))
         elif event.kind == "token":
-            self._words += str(event.data.get("text", ""))
+            self._text += str(event.data.get("text", ""))
         return ""
 
     def _line(self, event: Event, measurement: Measurement) -> str:
         head = f"[{self._num_done}/{self._num_cases}] {event.case.label}"
         if measurement.status != "ok":
             return f"{head}: {measurement.status}: {measurement.reason}"
-        found = [(BY_KEY[key], BY_KEY[key].value(measurement)) for key in _SHOWN_METRICS]
+        values = [(BY_KEY[key], BY_KEY[key].value(measurement)) for key in _SHOWN_METRICS]
         figures = ", ".join(
-            f"{metric.title} {metric.show(value)}" for metric, value in found if value is not None
+            f"{metric.title} {metric.show(value)}" for metric, value in values if value is not None
         )
-        return f"{head}: {figures}" + (" (there already)" if event.kind == "skipped" else "")
+        return f"{head}: {figures}" + (" (already measured)" if event.kind == "skipped" else "")
 
     def __rich__(self) -> RenderableType:
-        """Return the running case: its name, phase, seconds and latest words."""
+        """Return the running case: label, phase, elapsed seconds and the end of its text."""
         if self._num_done >= self._num_cases or not self._label:
             return Text("")
         elapsed = f"{time.monotonic() - self._since:.0f} s"
         head = Text(
             f"[{self._num_done + 1}/{self._num_cases}] {self._label}: {self._phase}, {elapsed}", style="bold"
         )
-        return Group(head, Text(self._words[-_SHOWN_CHARACTERS:], style="dim"))
+        return Group(head, Text(self._text[-_SHOWN_CHARACTERS:], style="dim"))
 
 
 def follow(events: Iterable[Event], *, num_cases: int, console: Console) -> list[Measurement]:
-    """Consume `events` and return the measurements; show them on the way where `console` is a terminal, else a line a case.
+    """Consume `events`, show progress and return the measurements.
 
     Args:
         events: of an experiment.
-        num_cases: how many there will be.
-        console: where to draw.
+        num_cases: number of cases in the experiment.
+        console: where to draw; if it is not a terminal, it gets one line per case.
     """
     view = LiveView(num_cases)
     measurements = []
@@ -90,9 +86,9 @@ def follow(events: Iterable[Event], *, num_cases: int, console: Console) -> list
         auto_refresh=console.is_terminal,
     ) as live:
         for event in events:
-            line = view.take(event)
+            line = view.update(event)
             if line:
-                # a reason is one line, however long: it can be searched for and copied
+                # no wrapping: a long reason stays one line that can be searched and copied
                 live.console.print(Text(line), soft_wrap=True)
             if event.measurement is not None:
                 measurements.append(event.measurement)

@@ -1,6 +1,6 @@
-"""A measurement: everything known about one case after it ran, or why it did not. Plain data, one line of JSON.
+"""A measurement: the result of one case, or why there is none. Plain data, one line of JSON.
 
-Words of this package: no torch, no layerstream. Every number's docstring says what it includes.
+No torch, no layerstream. Each number's docstring says what it includes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from typing import Any
 
 from .case import Case
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseMemory:
-    """Memory of the worker's process in one phase, in bytes. The peak counter is reset at the start of each phase.
+    """Memory of the worker process in one phase, in bytes. Peak counters restart in each phase.
 
     Attributes:
-        phase: `import`, `load`, `warm-up` (where there is one), `first-token` or `decode`.
-        anonymous_bytes: private memory at the phase's end (RssAnon).
-        file_bytes: mapped files at its end (RssFile): a mapped checkpoint shows here.
+        phase: `import`, `load`, `warm-up` (if there is one), `first-token` or `decode`.
+        anonymous_bytes: private memory at the end of the phase (RssAnon).
+        file_bytes: mapped files at the end of the phase (RssFile), a mapped checkpoint included.
         peak_bytes: high-water mark of the resident set during the phase, mapped files included.
-        device_allocated_bytes: peak of the accelerator's allocator in the phase; 0 on a CPU.
-        device_reserved_bytes: what that allocator held of the device; 0 on a CPU.
-        device_process_bytes: what NVML counts for the process at the phase's end, CUDA's context included; 0 where it is not asked.
+        device_allocated_bytes: peak of the accelerator's allocator during the phase; 0 on a CPU.
+        device_reserved_bytes: peak that the allocator reserved on the device; 0 on a CPU.
+        device_process_bytes: NVML's figure for the process at the end of the phase, CUDA context included; 0
+            if NVML was not queried.
     """
 
     phase: str
@@ -43,12 +44,15 @@ class Memory:
 
     Attributes:
         baseline_bytes: resident set after importing everything and before loading anything.
-        held_bytes: weights and quantization state that the loaded model keeps: its own storages, each counted once.
-        peak_over_baseline_bytes: highest resident set of load, warm-up, first token and decode, over the baseline.
-        mapped_held_bytes: what of that lies in mapped files (weights used where the checkpoint is mapped).
-        device_held_bytes: what of that is on an accelerator; 0 on a CPU.
-        load_spike_bytes: peak while loading over what is resident after it.
-        phases: each phase apart.
+        held_bytes: weights and quantization state that the loaded model keeps: its storages, each counted
+            once.
+        peak_over_baseline_bytes: highest resident set of load, warm-up, first token and decode, minus the
+            baseline.
+        mapped_held_bytes: part of `held_bytes` in mapped files (weights used in place in a mapped
+            checkpoint).
+        device_held_bytes: part of `held_bytes` on an accelerator; 0 on a CPU.
+        load_spike_bytes: peak during loading minus the resident set after it.
+        phases: memory of each phase.
     """
 
     baseline_bytes: int
@@ -62,20 +66,22 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one case, device synchronized.
+    """Times of one case in seconds; the device is synchronized before each reading.
 
     Attributes:
         load_s: from the start of loading to a usable model.
-        first_forward_s: the very first forward, repacking of weights included (the warm-up's).
-        first_token_s: from the call of generate to the first token, after warm-up.
+        first_forward_s: the very first forward (the warm-up's), repacking of weights included.
+        first_token_s: from the call to generate to the first token, after warm-up.
         inter_token_median_s: median time between tokens after the first.
-        inter_token_p95_s: 95th percentile of it.
-        tokens_per_s: tokens after the first by the seconds between them.
-        cpu_s: CPU seconds of the process in the measured generation.
-        bytes_read: bytes truly read from disk in the measured generation.
-        load_average: the machine's load average of one minute before the case.
-        others_cores: how many cores other programs kept busy on average during the measured generation.
-        is_noisy: others kept more than a quarter of a core busy, or the inter-token times spread widely (p95 over 2 x median).
+        inter_token_p95_s: 95th percentile of the time between tokens.
+        tokens_per_s: tokens after the first divided by the seconds between them.
+        cpu_s: CPU seconds of the process during the measured generation.
+        bytes_read: bytes read from disk, not from the page cache, during the measured generation.
+        load_average: one-minute load average of the machine before the case.
+        background_cores: average number of cores that other programs kept busy during the measured
+            generation.
+        is_noisy: other programs kept more than a quarter of a core busy, or the times between tokens spread
+            widely (p95 over 2 x median).
     """
 
     load_s: float
@@ -88,7 +94,7 @@ class Timing:
     bytes_read: int
     load_average: float
     is_noisy: bool
-    others_cores: float = 0.0
+    background_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +103,18 @@ class Agreement:
 
     Attributes:
         text: `answer` (the reference's own) or `prose` (the text that ships with the package).
-        positions: how many.
+        positions: number of positions compared.
         kl_mean: mean of KL(reference || variant), nats.
-        kl_p99: its 99th percentile.
-        kl_max: its maximum.
+        kl_p99: 99th percentile of the same.
+        kl_max: maximum of the same.
         reverse_kl_mean: mean of KL(variant || reference), nats.
-        reverse_kl_p99: its 99th percentile.
-        reverse_kl_max: its maximum.
+        reverse_kl_p99: 99th percentile of the same.
+        reverse_kl_max: maximum of the same.
         top1: share of positions with the same most likely token.
-        top1_standard_error: of that share.
-        max_logit_difference: the largest absolute difference of a logit.
-        perplexity_ratio: variant's perplexity by the reference's.
-        is_bit_exact: every logit of every position is equal, bit for bit.
+        top1_standard_error: standard error of that share.
+        max_logit_difference: largest absolute difference of any logit.
+        perplexity_ratio: the variant's perplexity divided by the reference's.
+        is_bit_exact: every logit at every position is equal, bit for bit.
     """
 
     text: str
@@ -132,9 +138,9 @@ class Divergence:
 
     Attributes:
         position: index among the new tokens.
-        reference_token: the reference's token, as text.
-        variant_token: the variant's token, as text.
-        margin: the reference's own p1 - p2 there: 0.004 is a coin flip, 0.58 is damage.
+        reference_token: text of the reference's token.
+        variant_token: text of the variant's token.
+        margin: the reference's p1 - p2 at that token: 0.004 is a coin flip, 0.58 is damage.
     """
 
     position: int
@@ -145,25 +151,26 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One case and what came of it.
+    """One case and its outcome.
 
     Attributes:
-        case: what was asked.
+        case: the case that ran.
         status: `ok`, `failed` or `unavailable`.
-        reason: why not, when not ok: one line.
-        stderr_tail: the last lines of the worker's standard error when it failed.
-        isolation: `process` (a fresh one, the honest way) or `in-process` (weaker: memory of other cases may show).
+        reason: one line that says why the status is not `ok`.
+        stderr_tail: last lines of a failed worker's standard error.
+        isolation: `process` (a fresh one) or `in-process` (weaker: memory of earlier cases may be included).
         prompt_tokens: tokens in the prompt as run.
         token_ids: the new tokens.
-        token_texts: their texts, one each, so that lanes can be marked token by token.
+        token_texts: text of each new token; together they are `text`.
         text: the answer.
-        memory: bytes.
-        timing: seconds.
-        agreements: with the reference, one for each text.
-        divergence: the first different token; None when the answers are equal.
-        facts: what really ran: kernels, what stayed unquantized, effective bits per weight, plan of the streamed variant, ...
+        memory: memory in bytes.
+        timing: times in seconds.
+        agreements: agreement with the reference on each text.
+        divergence: first token that differs from the reference's answer; None when the answers are equal.
+        facts: what actually ran: kernels, unquantized modules, effective bits per weight, the streamed
+            variant's plan, ...
         environment: versions, CPU flags, GPU, threads, commit.
-        schema_version: of this record.
+        schema_version: version of this record.
     """
 
     case: Case
@@ -192,11 +199,11 @@ class Measurement:
         """Return the measurement that `to_json` wrote.
 
         Raises:
-            ValueError: the record is of another schema version, or no record at all.
+            ValueError: the text is not a record of this schema version.
         """
         record = json.loads(text)
         if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"this record is not of schema version {SCHEMA_VERSION}")
+            raise ValueError(f"this is not a record of schema version {SCHEMA_VERSION}")
         memory, timing, divergence = record["memory"], record["timing"], record["divergence"]
         if memory is not None:
             memory["phases"] = tuple(PhaseMemory(**phase) for phase in memory["phases"])

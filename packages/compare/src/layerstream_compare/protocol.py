@@ -1,6 +1,6 @@
-"""What a worker's lines mean, and what a case's measurement is when they do not come.
+"""Parse a worker's lines and turn its last message, or its failure, into a measurement.
 
-Pure: it knows lines and measurements, and deliberately nothing of processes, pipes or time. No torch, no layerstream.
+Pure: it deliberately does not know processes, pipes or time.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from .case import Case
 from .measurement import Measurement
 
 LIVE_KINDS = ("phase", "token", "plan", "spans")
-"""Kinds that are handed on while the worker works."""
+"""Message kinds that are passed on as events while the worker runs."""
 
-LAST_KINDS = ("result", "unavailable", "failed")
-"""Kinds that end a worker's report; nothing after them is read."""
+FINAL_KINDS = ("result", "unavailable", "failed")
+"""Message kinds that end a worker's output; nothing after them is read."""
 
-_SHOWN_CHARACTERS = 120
+_EXCERPT_BYTES = 120
 
 
 class ProtocolError(ValueError):
-    """A worker wrote something that is no line of the protocol."""
+    """A worker wrote a line that does not follow the protocol."""
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the message in one line of a worker, newline excluded.
+    """Return the message in `line`, which has no newline.
 
     Raises:
-        ProtocolError: the line is not UTF-8, no JSON object, or of an unknown kind.
+        ProtocolError: the line is not UTF-8, not a JSON object, or of an unknown kind.
     """
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the worker wrote garbage: {_shown(line)}") from error
-    if not isinstance(message, dict) or message.get("kind") not in LIVE_KINDS + LAST_KINDS:
-        raise ProtocolError(f"the worker wrote a line of no known kind: {_shown(line)}")
+        raise ProtocolError(f"the worker wrote a line that is not JSON: {_excerpt(line)}") from error
+    if not isinstance(message, dict) or message.get("kind") not in LIVE_KINDS + FINAL_KINDS:
+        raise ProtocolError(f"the worker wrote a message of unknown kind: {_excerpt(line)}")
     return message
 
 
 def measurement_of(case: Case, message: dict[str, Any], *, isolation: str) -> Measurement:
-    """Return the measurement that a worker's last message tells of.
+    """Return the measurement for a worker's final message.
 
-    A result that does not fit the schema becomes a failed measurement, as any other garbage does.
+    A result that does not fit the schema becomes a failed measurement.
     """
     if message["kind"] != "result":
         reason = one_line(str(message.get("reason", ""))) or "the worker gave no reason"
@@ -51,19 +51,18 @@ def measurement_of(case: Case, message: dict[str, Any], *, isolation: str) -> Me
         return Measurement(
             case=case, status=message["kind"], reason=reason, stderr_tail=tail, isolation=isolation
         )
-    told = {name: value for name, value in message.items() if name != "kind"}
-    told = told.pop("data", told)
+    result = {name: value for name, value in message.items() if name != "kind"}
     record = asdict(Measurement(case=case, status="ok"))
     try:
         return Measurement.from_json(
-            json.dumps(record | told | {"case": asdict(case), "status": "ok", "isolation": isolation})
+            json.dumps(record | result | {"case": asdict(case), "status": "ok", "isolation": isolation})
         )
     except (TypeError, ValueError, KeyError) as error:
-        return failed(case, f"the worker's result is not understood: {error!r}", isolation=isolation)
+        return failed(case, f"the worker's result does not fit the schema: {error!r}", isolation=isolation)
 
 
 def failed(case: Case, reason: str, *, stderr_tail: str = "", isolation: str = "process") -> Measurement:
-    """Return the measurement of a case that did not work out."""
+    """Return the measurement of a case that failed."""
     return Measurement(
         case=case, status="failed", reason=one_line(reason), stderr_tail=stderr_tail, isolation=isolation
     )
@@ -75,8 +74,6 @@ def one_line(text: str, *, limit: int = 600) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _shown(line: bytes) -> str:
-    text = repr(line[:_SHOWN_CHARACTERS].decode(errors="replace"))
-    return (
-        text if len(line) <= _SHOWN_CHARACTERS else f"{text} and {len(line) - _SHOWN_CHARACTERS} bytes more"
-    )
+def _excerpt(line: bytes) -> str:
+    text = repr(line[:_EXCERPT_BYTES].decode(errors="replace"))
+    return text if len(line) <= _EXCERPT_BYTES else f"{text} and {len(line) - _EXCERPT_BYTES} more bytes"

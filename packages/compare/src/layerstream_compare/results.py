@@ -1,6 +1,6 @@
-"""The results file: one measurement a line, safe against being killed at any moment.
+"""Read and write the results file: one measurement per line of JSON, safe against being killed at any moment.
 
-It knows one JSONL file. A line counts once its last brace is written; a torn last line is cut off when the file is opened again.
+A line counts once its last brace is written; a torn last line is cut off when the file is opened again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FILE_NAME = "results.jsonl"
 
 
 def read_results(folder: str | Path) -> list[Measurement]:
-    """Return the measurements in `folder`, a case's last one where it ran more than once. Nothing is changed.
+    """Return the measurements in `folder`, only the last one of each case. Nothing is changed.
 
     Raises:
-        ResultsError: the folder holds no results, or a line of them is of another kind or schema version.
+        ResultsError: the folder holds no results, or a line is not a measurement of this schema version.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
@@ -31,16 +31,19 @@ def read_results(folder: str | Path) -> list[Measurement]:
 
 
 class ResultsFile:
-    """The results in a folder, open for adding to; one at a time.
+    """The results in a folder, open for appending by one process at a time. Use it as a context manager.
 
-    Use it as a context manager. What was there before is in `measurements`, by the case's key.
+    Attributes:
+        path: the file.
+        measurements: every measurement in the file, by case key.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open, lock and mend the results of `folder`, which is made where it is missing.
+        """Open, lock and repair the results of `folder`, which is created if missing.
 
         Raises:
-            ResultsError: another process is writing there, or a line is of another kind or schema version.
+            ResultsError: another process is writing there, or a line is not a measurement of this schema
+                version.
             OSError: the folder cannot be written.
         """
         self.path = Path(folder) / FILE_NAME
@@ -67,7 +70,7 @@ class ResultsFile:
             ) from error
 
     def add(self, measurement: Measurement) -> None:
-        """Append one measurement; it is on the disk when this returns."""
+        """Append one measurement; it is on disk when this returns."""
         remaining = memoryview(measurement.to_json().encode() + b"\n")
         while remaining:
             remaining = remaining[os.write(self._fd, remaining) :]
@@ -79,7 +82,7 @@ class ResultsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file and give the lock back."""
+        """Close the file and release the lock."""
         os.close(self._fd)
 
 
@@ -95,9 +98,9 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Measurement], int]:
                 if not line.endswith(b"\n"):
                     break
                 raise ResultsError(
-                    f"{path} line {number} is no result of this version: {error}; choose another folder"
+                    f"{path} line {number} is not a result of this version: {error}; choose another folder"
                 ) from error
-            # the newest comes last, also in order
+            # remove the old one first, so that the newest also comes last in order
             measurements.pop(measurement.case.key, None)
             measurements[measurement.case.key] = measurement
         keep_bytes += len(line)
@@ -105,7 +108,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Measurement], int]:
 
 
 def _sync_folder(folder: Path) -> None:
-    # the file's own entry; not every file system can do it
+    # makes the file's directory entry durable; not every file system supports it
     with _opened(folder) as descriptor, contextlib.suppress(OSError):
         os.fsync(descriptor)
 

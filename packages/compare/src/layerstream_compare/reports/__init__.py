@@ -1,1 +1,1 @@
-"""What is shown of measurements: figures, tables, drawings and a page."""
+"""Reports of measurements: metrics, tables, drawings and an HTML page."""

@@ -1,4 +1,4 @@
-"""The reports of finished measurements, each in one call: files in a folder, or one HTML page."""
+"""Create the reports of finished measurements: HTML, Markdown, CSV and drawings."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from ..measurement import Measurement
 from .metrics import rows_of
 from .page import html_page
 from .page_style import DRAWING, PALETTE
-from .plots import divergence_plot, latency_plot, memory_plot, sweep_plots
+from .plots import divergence_plot, latency_plot, length_plots, memory_plot
 from .svg import standalone
 from .tables import csv_text, markdown
 
 FILES = ("report.html", "report.md", "results.csv")
-"""What `write_reports` writes, beside the results themselves."""
+"""Files that `write_reports` writes next to the results."""
 
 
 def html_report(measurements: Sequence[Measurement]) -> str:
-    """Return the standalone HTML page: tables, drawings and answers; it asks the network for nothing."""
+    """Return a standalone HTML page with tables, drawings and answers; it makes no network requests."""
     return html_page(rows_of(measurements))
 
 
 def csv_report(measurements: Sequence[Measurement]) -> str:
-    """Return one line a measurement: bytes, seconds, nats and shares as plain numbers, empty where not measured."""
+    """Return one CSV line per measurement, in bytes, seconds, nats and shares; empty where not measured."""
     return csv_text(measurements)
 
 
 def drawings(measurements: Sequence[Measurement]) -> dict[str, str]:
-    """Return the report's drawings as SVG files' texts, by name: memory, latency, divergence, and a length sweep each variant.
+    """Return the report's drawings as SVG text, by name.
 
-    A drawing for which nothing was measured is left out. Of several prompt lengths the first is drawn, but in the sweeps.
+    The names are `memory`, `latency`, `divergence` and `lengths-<variant>`; a drawing without data is
+    omitted. Memory and latency show the first prompt length.
     """
     rows = rows_of(measurements)
     first = [row for row in rows if row.shown.case.prompt_tokens == rows[0].shown.case.prompt_tokens]
-    found = {
+    drawn = {
         "memory": memory_plot(first),
         "latency": latency_plot(first),
         "divergence": divergence_plot(rows),
     }
-    found |= {f"lengths-{variant}": drawing for variant, drawing in sweep_plots(rows)}
-    return {name: standalone(drawing, PALETTE + DRAWING) for name, drawing in found.items() if drawing}
+    drawn |= {f"lengths-{variant}": drawing for variant, drawing in length_plots(rows)}
+    return {name: standalone(drawing, PALETTE + DRAWING) for name, drawing in drawn.items() if drawing}
 
 
 def write_reports(measurements: Sequence[Measurement], folder: str | Path) -> tuple[Path, ...]:
-    """Write HTML, Markdown and CSV into `folder`, replacing what is there, and return the paths.
+    """Write HTML, Markdown and CSV into `folder`, replacing older reports, and return the paths.
 
     Raises:
         OSError: the folder cannot be written.

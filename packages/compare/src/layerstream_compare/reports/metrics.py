@@ -1,6 +1,6 @@
-"""Every figure of the reports: its title, what it includes, how it is read from a measurement and how it is written.
+"""Define every figure of the reports: its title, what it includes, how to read it and how to format it.
 
-Pure: it knows measurements and numbers. Where a figure is shown is the reports' business.
+Pure: it does not know where a figure is shown.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from layerstream import format_bytes, format_seconds
+
 from ..case import Case
 from ..divergence import EXACT_VARIANTS, REFERENCE_FACT
 from ..measurement import Agreement, Measurement, Memory
-from ..units import format_bytes, format_nats, format_number, format_seconds, format_share
+from .number_format import format_nats, format_number, format_share
 
 Value = Callable[[Measurement], "float | None"]
 
 TEXTS = {"answer": "the reference's own answer", "prose": "the text that ships with the package"}
-"""What agreement is measured on."""
-
+"""The texts on which agreement is measured, with descriptions."""
 
 NOISE_FLOOR = (
-    "The original weights with another attention kernel: what differs no more than this differs by rounding"
+    "The original weights with another attention kernel: a variant that differs by no more than this differs "
+    "only by rounding"
 )
-"""What a noise-floor row is."""
+"""Explains the badge of a noise-floor row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +36,10 @@ class Metric:
     Attributes:
         key: its name in the CSV file, unit included.
         group: `memory`, `time` or `quality`.
-        title: the column's heading.
-        includes: what the number includes, for the heading's tooltip.
-        value: reads it from a measurement, in bytes, seconds, nats or shares; None where it was not measured.
-        show: writes it for people, with its unit.
+        title: column heading.
+        includes: what the number includes, for tooltips.
+        value: returns it from a measurement, in bytes, seconds, nats or shares; None if it was not measured.
+        show: formats it with its unit.
     """
 
     key: str
@@ -50,30 +52,31 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A figure over rounds.
+    """A figure over all rounds.
 
     Attributes:
-        median: of all rounds.
-        least: smallest.
-        most: largest.
-        rounds: how many.
+        median: median of the rounds.
+        minimum: smallest value.
+        maximum: largest value.
+        rounds: number of rounds with a value.
     """
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     rounds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One case in the reports: all its rounds together.
+    """One case in the reports, with all its rounds.
 
     Attributes:
-        label: its name.
-        shown: the measurement that speaks for it: the first good one, quality included, or else the first.
+        label: display name.
+        shown: the measurement to show: the first `ok` one with agreements, else the first `ok` one, else the
+            first.
         rounds: all of its measurements.
-        values: a spread for each metric that was measured, by key.
+        values: spread of each metric that was measured, by key.
     """
 
     label: str
@@ -84,17 +87,17 @@ class Row:
     @property
     def is_noisy(self) -> bool:
         """Whether any round was disturbed."""
-        return any(each.timing is not None and each.timing.is_noisy for each in self.rounds)
+        return any(round_.timing is not None and round_.timing.is_noisy for round_ in self.rounds)
 
     @property
     def is_bit_exact(self) -> bool:
-        """Whether every compared logit is the reference's, bit for bit."""
+        """Whether every compared logit equals the reference's, bit for bit."""
         agreements = self.shown.agreements
-        return bool(agreements) and all(each.is_bit_exact for each in agreements)
+        return bool(agreements) and all(agreement.is_bit_exact for agreement in agreements)
 
     @property
     def is_noise_floor(self) -> bool:
-        """Whether these are the original weights with another attention kernel: what differs here is rounding."""
+        """Whether it is the original weights with another attention kernel: only rounding differs."""
         return (
             self.shown.case.variant in EXACT_VARIANTS
             and bool(self.shown.agreements)
@@ -102,43 +105,40 @@ class Row:
         )
 
     @property
-    def standing(self) -> str:
-        """Return `bit-exact`, `noise floor`, or nothing."""
+    def badge(self) -> str:
+        """`bit-exact`, `noise floor` or an empty string."""
         return "bit-exact" if self.is_bit_exact else "noise floor" if self.is_noise_floor else ""
 
     def median_of(self, key: str) -> float | None:
-        """Return the median of a metric, or None where it was not measured."""
+        """Return the median of a metric, or None if it was not measured."""
         return self.values[key].median if key in self.values else None
 
     def text_of(self, metric: Metric) -> str:
-        """Return a metric for people; its range too after several rounds; a dash where it was not measured."""
+        """Return a metric as text, with its range after several rounds; a dash if it was not measured."""
         spread = self.values.get(metric.key)
         if spread is None:
             return "–"
-        if spread.rounds == 1 or spread.least == spread.most:
+        if spread.rounds == 1 or spread.minimum == spread.maximum:
             return metric.show(spread.median)
-        return f"{metric.show(spread.median)} ({metric.show(spread.least)} … {metric.show(spread.most)})"
+        return f"{metric.show(spread.median)} ({metric.show(spread.minimum)} … {metric.show(spread.maximum)})"
 
     def outcome(self) -> str:
-        """Return in words how the answer compares: the first different token, the same answer, or why there is none."""
+        """Return in words how the answer compares with the reference's, or why there is no answer."""
         if self.shown.status != "ok":
             return f"{self.shown.status}: {self.shown.reason}"
-        found = self.shown.divergence
-        if found is None:
+        divergence = self.shown.divergence
+        if divergence is None:
             reference = self.shown.facts.get(REFERENCE_FACT)
-            return (
-                "–"
-                if not reference
-                else "the reference"
-                if reference == self.label
-                else f"same as {reference}"
-            )
-        margin = "" if math.isnan(found.margin) else f", margin {found.margin:.2g}"
-        return f"token {found.position + 1}: {found.variant_token!r}, not {found.reference_token!r}{margin}"
+            if not reference:
+                return "–"
+            return "the reference" if reference == self.label else f"same as {reference}"
+        margin = "" if math.isnan(divergence.margin) else f", margin {divergence.margin:.2g}"
+        tokens = f"{divergence.variant_token!r}, not {divergence.reference_token!r}"
+        return f"token {divergence.position + 1}: {tokens}{margin}"
 
 
 def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
-    """Return one row a case, in the order in which they were first measured, shorter prompts first."""
+    """Return one row per case: shorter prompts first, otherwise in the order of measuring."""
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
         groups.setdefault(_without_round(measurement.case), []).append(measurement)
@@ -151,14 +151,14 @@ def _without_round(case: Case) -> str:
 
 
 def _row(rounds: tuple[Measurement, ...]) -> Row:
-    good = [each for each in rounds if each.status == "ok"]
-    shown = next((each for each in good if each.agreements), (good or list(rounds))[0])
+    good = [measurement for measurement in rounds if measurement.status == "ok"]
+    shown = next((measurement for measurement in good if measurement.agreements), (good or list(rounds))[0])
     values = {}
     for metric in METRICS:
-        found = [value for each in good if (value := metric.value(each)) is not None]
-        if found:
+        numbers = [value for measurement in good if (value := metric.value(measurement)) is not None]
+        if numbers:
             values[metric.key] = Spread(
-                median=median(found), least=min(found), most=max(found), rounds=len(found)
+                median=median(numbers), minimum=min(numbers), maximum=max(numbers), rounds=len(numbers)
             )
     return Row(label=shown.case.label, shown=shown, rounds=rounds, values=values)
 
@@ -186,7 +186,7 @@ def _mapped(memory: Memory) -> int | None:
 
 def _prefill_extra(memory: Memory) -> int | None:
     phases = {phase.phase: phase for phase in memory.phases}
-    # the warm-up is what brings mapped weights into memory: after it they are no part of the prompt's cost
+    # the warm-up brings mapped weights into memory; after it they are not part of the prompt's cost
     before = phases.get("warm-up") or phases.get("load")
     if before is None or "first-token" not in phases:
         return None
@@ -208,16 +208,16 @@ def _time(key: str, title: str, includes: str, show: Callable[[float], str] = fo
 
 
 def agreement_on(measurement: Measurement, text: str) -> Agreement | None:
-    """Return the agreement on one text, or None where it was not measured."""
-    return next((each for each in measurement.agreements if each.text == text), None)
+    """Return the agreement on one text, or None if it was not measured."""
+    return next((agreement for agreement in measurement.agreements if agreement.text == text), None)
 
 
 def _quality(
     text: str, key: str, title: str, includes: str, show: Callable[[float], str] = format_nats
 ) -> Metric:
     def value(measurement: Measurement) -> float | None:
-        found = agreement_on(measurement, text)
-        return None if found is None else float(getattr(found, key))
+        agreement = agreement_on(measurement, text)
+        return None if agreement is None else float(getattr(agreement, key))
 
     includes = f"{includes}; measured on {TEXTS[text]}"
     return Metric(
@@ -232,14 +232,14 @@ def _quality(
 
 def _quality_metrics(text: str) -> tuple[Metric, ...]:
     kl = "of KL(reference ‖ variant) over positions, in nats"
-    back = "of KL(variant ‖ reference) over positions, in nats"
+    reverse = "of KL(variant ‖ reference) over positions, in nats"
     return (
         _quality(text, "kl_mean", "KL mean", f"Mean {kl}: 0 is the same distribution"),
         _quality(text, "kl_p99", "KL p99", f"99th percentile {kl}"),
         _quality(text, "kl_max", "KL max", f"Maximum {kl}"),
-        _quality(text, "reverse_kl_mean", "reverse KL mean", f"Mean {back}"),
-        _quality(text, "reverse_kl_p99", "reverse KL p99", f"99th percentile {back}"),
-        _quality(text, "reverse_kl_max", "reverse KL max", f"Maximum {back}"),
+        _quality(text, "reverse_kl_mean", "reverse KL mean", f"Mean {reverse}"),
+        _quality(text, "reverse_kl_p99", "reverse KL p99", f"99th percentile {reverse}"),
+        _quality(text, "reverse_kl_max", "reverse KL max", f"Maximum {reverse}"),
         _quality(text, "top1", "top-1", "Share of positions with the same most likely token", format_share),
         _quality(text, "top1_standard_error", "± top-1", "Standard error of the top-1 share", format_share),
         _quality(
@@ -253,7 +253,7 @@ def _quality_metrics(text: str) -> tuple[Metric, ...]:
             text,
             "perplexity_ratio",
             "perplexity ×",
-            "Perplexity divided by the reference's; it may mislead",
+            "Perplexity divided by the reference's; it can be misleading",
             "{:.4g}".format,
         ),
     )
@@ -263,64 +263,67 @@ METRICS: tuple[Metric, ...] = (
     _memory(
         "needed_bytes",
         "needed",
-        "Held and working together: the highest moment, without the pages of files that the system takes back when memory is short",
+        "Held plus working memory: the peak without file pages that the system reclaims when memory is short",
         lambda memory: memory.held_bytes + _working(memory),
     ),
     _memory(
         "held_bytes",
         "held",
-        "Weights and quantization state that the loaded model keeps: its own storages, each counted once. A streamed model's slots "
-        "and buffers are included, activations and the library's code are not",
+        "Weights and quantization state that the loaded model keeps: its storages, each counted once. A "
+        "streamed model's slots and buffers are included; activations and library code are not",
         lambda memory: memory.held_bytes,
     ),
     _memory(
         "working_bytes",
         "working",
-        "Peak over the baseline minus held and mapped: activations, key-value cache, temporary copies while loading. On an "
-        "accelerator: its allocator's peak minus what is held there",
+        "Peak over the baseline minus held and mapped: activations, key-value cache, temporary copies during "
+        "loading. On an accelerator: its allocator's peak minus what is held there",
         _working,
     ),
     _memory(
         "mapped_bytes",
         "mapped",
-        "Pages of files that stay mapped though no weight is kept in them: the checkpoint that was quantized from, the libraries' "
-        "code. They count as resident, and the system takes them back when memory is short",
+        "File pages that stay mapped although no weight is kept in them: the checkpoint before quantization, "
+        "library code. They count as resident, but the system reclaims them when memory is short",
         _mapped,
     ),
     _memory(
         "peak_over_baseline_bytes",
         "peak",
-        "Highest resident set of load, first token and decode, minus the resident set after all imports; mapped files included",
+        "Highest resident set of load, warm-up, first token and decode, minus the resident set after all "
+        "imports; mapped files included",
         lambda memory: memory.peak_over_baseline_bytes,
     ),
     _memory(
         "load_spike_bytes",
         "load spike",
-        "Peak while loading over what is resident after it: needed for a moment only, but needed",
+        "Peak during loading minus the resident set after it: needed only briefly, but needed",
         lambda memory: memory.load_spike_bytes,
     ),
     _memory(
         "prefill_extra_bytes",
         "prefill extra",
-        "Peak until the first token over what was resident after the warm-up: the prompt's activations, attention and cache",
+        "Peak until the first token minus the resident set after the warm-up: the prompt's activations, "
+        "attention and cache",
         _prefill_extra,
     ),
     _memory(
         "device_peak_bytes",
         "device peak",
-        "Highest of the accelerator's allocator in any phase",
+        "Peak of the accelerator's allocator in any phase",
         _highest("device_allocated_bytes"),
     ),
     _memory(
         "device_reserved_bytes",
         "device reserved",
-        "Highest that the accelerator's allocator held in any phase, its cache of free pieces included",
+        "Most memory that the accelerator's allocator reserved in any phase, cached free blocks included",
         _highest("device_reserved_bytes"),
     ),
     _memory(
         "device_process_bytes",
         "device process",
-        "Most that NVML counted for the process at the end of a phase: the allocator's memory, CUDA's context and its kernels",
+        "Most memory that NVML counted for the process at the end of a phase: the allocator's memory, the "
+        "CUDA context and kernels",
         _highest("device_process_bytes"),
     ),
     _memory(
@@ -333,12 +336,12 @@ METRICS: tuple[Metric, ...] = (
     _time(
         "first_forward_s",
         "first forward",
-        "The very first forward, the warm-up's: repacking of weights and compilation included",
+        "The very first forward (the warm-up's), repacking of weights and compilation included",
     ),
     _time(
         "first_token_s",
         "first token",
-        "From calling generate to the first token, after warm-up: the whole prompt's forward",
+        "From the call to generate to the first token, after warm-up: the forward of the whole prompt",
     ),
     _time("inter_token_median_s", "per token", "Median time between tokens after the first"),
     _time("inter_token_p95_s", "per token p95", "95th percentile of the time between tokens after the first"),
@@ -351,26 +354,31 @@ METRICS: tuple[Metric, ...] = (
     _time(
         "cpu_s", "CPU time", "CPU seconds of the process during the measured generation, all threads together"
     ),
-    _time("bytes_read", "read", "Bytes truly read from disk during the measured generation", format_bytes),
     _time(
-        "others_cores",
-        "others",
-        "Cores that other programs kept busy on average during the measured generation",
+        "bytes_read",
+        "read",
+        "Bytes read from disk during the measured generation, page cache excluded",
+        format_bytes,
+    ),
+    _time(
+        "background_cores",
+        "background",
+        "Average number of cores that other programs kept busy during the measured generation",
         format_number,
     ),
     _time(
         "load_average",
         "load avg.",
-        "The machine's load average of one minute before the case, the case before included",
+        "One-minute load average of the machine before the case; it still includes the previous case",
         format_number,
     ),
     *_quality_metrics("answer"),
     *_quality_metrics("prose"),
 )
-"""Every figure, in the order of the columns."""
+"""Every figure, in column order."""
 
 BY_KEY = {metric.key: metric for metric in METRICS}
-"""The same, by key."""
+"""Every figure by its key."""
 
 
 def measured(rows: Iterable[Row], group: str) -> list[Metric]:

@@ -1,6 +1,6 @@
-"""The standalone HTML page: one file, no script, no request. Light and dark follow the reader's system.
+"""Build the standalone HTML page: one file, no scripts, no requests, light or dark as the reader's system.
 
-It knows rows, the drawings and HTML; every text from a model, a prompt or a machine is escaped.
+Every text from a model, a prompt or a machine is escaped.
 """
 
 from __future__ import annotations
@@ -10,53 +10,49 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from layerstream import format_bytes
+
 from ..divergence import REFERENCE_FACT
-from ..units import format_bytes
 from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
 from .page_style import STYLE
-from .plots import divergence_plot, latency_plot, memory_plot, sweep_plots
+from .plots import divergence_plot, latency_plot, length_plots, memory_plot
 from .tables import GROUPS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _MEMORY_NOTE = (
-    "Held is what the weights keep. Working lies on top of it at the highest moment; mapped is resident too, but the system takes "
-    "it back when memory is short. The load spike, thin, begins where held ends."
+    "Held is what the weights keep. Working comes on top of it at the peak; mapped is resident too, but the "
+    "system reclaims it when memory is short. The load spike is the thin bar that starts where held ends."
 )
-_OWN_FACTS = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
+_FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
 
 
 def html_page(rows: Sequence[Row]) -> str:
-    """Return the page for these rows."""
+    """Return the page for `rows`."""
     sections = [
         _overview(rows),
-        _by_length(
-            rows,
-            "Memory",
-            _MEMORY_NOTE,
-            memory_plot,
-        ),
+        _by_length(rows, "Memory", _MEMORY_NOTE, memory_plot),
         _by_length(rows, "Latency", "Shorter is better. Whiskers end at the 95th percentile.", latency_plot),
         _figure(
             "Divergence",
-            "Left is closer to the exact reference; 0 is the very same distribution.",
+            "Further left is closer to the exact reference; 0 is the same distribution.",
             divergence_plot(rows),
         ),
         *(
             _figure(
                 f"Prompt length, {variant}",
-                "Both axes are logarithmic: a line twice as steep is quadratic.",
+                "Both axes are logarithmic: a quadratic line is twice as steep as a linear one.",
                 drawing,
             )
-            for variant, drawing in sweep_plots(rows)
+            for variant, drawing in length_plots(rows)
         ),
         *(_table(rows, group, heading) for group, heading in GROUPS.items() if group != "quality"),
         *(
-            _table(rows, "quality", f"{GROUPS['quality']}, on {told}", text=text)
-            for text, told in TEXTS.items()
+            _table(rows, "quality", f"{GROUPS['quality']}, on {description}", text=text)
+            for text, description in TEXTS.items()
         ),
         _answers(rows),
         _details(rows),
-        _glossary(rows),
+        _definitions(rows),
         _environment(rows),
     ]
     body = "\n".join(section for section in sections if section)
@@ -70,14 +66,12 @@ def html_page(rows: Sequence[Row]) -> str:
 
 
 def _overview(rows: Sequence[Row]) -> str:
-    models = (
-        ", ".join(dict.fromkeys(row.shown.case.model.rstrip("/").rpartition("/")[2] for row in rows))
-        or "nothing"
-    )
+    names = dict.fromkeys(row.shown.case.model.rstrip("/").rpartition("/")[2] for row in rows)
+    models = ", ".join(names) or "no model"
     prompts = dict.fromkeys(row.shown.case.prompt for row in rows)
     good = sum(row.shown.status == "ok" for row in rows)
-    weaker = "" if all(row.shown.isolation == "process" for row in rows) else _WEAKER
-    told = "".join(f"<blockquote>{escape(prompt)}</blockquote>" for prompt in prompts)
+    warning = "" if all(row.shown.isolation == "process" for row in rows) else _IN_PROCESS_WARNING
+    quotes = "".join(f"<blockquote>{escape(prompt)}</blockquote>" for prompt in prompts)
     missing = "".join(
         f'<li><b>{escape(row.label)}</b> <span class="{row.shown.status}">{escape(row.outcome())}</span></li>'
         for row in rows
@@ -85,24 +79,26 @@ def _overview(rows: Sequence[Row]) -> str:
     )
     return (
         "<h1>One prompt, every variant</h1>"
-        f"<p>{escape(models)}: {good} of {len(rows)} cases measured, one after another.</p>{weaker}{told}"
+        f"<p>{escape(models)}: {good} of {len(rows)} cases measured, one after another.</p>{warning}{quotes}"
         + (f"<h2>Not measured</h2><ul>{missing}</ul>" if missing else "")
     )
 
 
-_WEAKER = '<p class="failed">Some cases ran inside one process: their memory figures may show what other cases left behind.</p>'
+_IN_PROCESS_WARNING = (
+    '<p class="failed">Some cases ran in a shared process: their memory figures may include what earlier '
+    "cases left behind.</p>"
+)
 
 
 def _figure(heading: str, note: str, drawing: str) -> str:
-    return (
-        f"<section><h2>{escape(heading)}</h2><p class=note>{escape(note)}</p><div class=wide>{drawing}</div></section>"
-        if drawing
-        else ""
-    )
+    if not drawing:
+        return ""
+    head = f"<h2>{escape(heading)}</h2><p class=note>{escape(note)}</p>"
+    return f"<section>{head}<div class=wide>{drawing}</div></section>"
 
 
 def _by_length(rows: Sequence[Row], heading: str, note: str, draw: Callable[[Sequence[Row]], str]) -> str:
-    """Return one drawing for each prompt length; all but the first folded away."""
+    """Return one drawing per prompt length; all but the first are collapsed."""
     lengths = dict.fromkeys(row.shown.case.prompt_tokens for row in rows)
     drawings = [
         (length, draw([row for row in rows if row.shown.case.prompt_tokens == length])) for length in lengths
@@ -111,14 +107,14 @@ def _by_length(rows: Sequence[Row], heading: str, note: str, draw: Callable[[Seq
     if not drawings:
         return ""
     first, *others = drawings
-    folded = "".join(
+    collapsed = "".join(
         f"<details><summary>{_length(length)}</summary>{drawing}</details>" for length, drawing in others
     )
-    return _figure(heading, f"{_length(first[0])}. {note}" if others else note, first[1] + folded)
+    return _figure(heading, f"{_length(first[0])}. {note}" if others else note, first[1] + collapsed)
 
 
 def _length(prompt_tokens: int) -> str:
-    return f"{prompt_tokens} prompt tokens" if prompt_tokens else "The prompt as it is"
+    return f"{prompt_tokens} prompt tokens" if prompt_tokens else "The original prompt"
 
 
 def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> str:
@@ -131,26 +127,24 @@ def _table(rows: Sequence[Row], group: str, heading: str, *, text: str = "") -> 
         for metric in metrics
     )
     lines = "".join(f'<tr><th scope="row">{_name(row)}</th>{_cells(row, metrics)}</tr>' for row in shown)
-    return (
-        f"<section><h2>{escape(heading)}</h2><div class=wide><table><thead><tr><th scope=col>variant</th>{heads}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div></section>"
-    )
+    head = f"<thead><tr><th scope=col>variant</th>{heads}</tr></thead>"
+    table = f"<div class=wide><table>{head}<tbody>{lines}</tbody></table></div>"
+    return f"<section><h2>{escape(heading)}</h2>{table}</section>"
 
 
 def _name(row: Row) -> str:
-    badges = (
-        '<span class="badge exact" title="Every compared logit is equal, bit for bit">bit-exact</span>'
-        if row.is_bit_exact
-        else ""
-    )
+    badges = ""
+    if row.is_bit_exact:
+        badges += _badge("exact", "bit-exact", "Every compared logit is equal, bit for bit")
     if row.is_noise_floor:
-        badges += f'<span class="badge noisy" title="{NOISE_FLOOR}">noise floor</span>'
-    badges += (
-        '<span class="badge noisy" title="The machine was busy, or token times spread widely">noisy</span>'
-        if row.is_noisy
-        else ""
-    )
+        badges += _badge("noisy", "noise floor", NOISE_FLOOR)
+    if row.is_noisy:
+        badges += _badge("noisy", "noisy", "The machine was busy, or the times between tokens spread widely")
     return f"{escape(row.label)}{badges}"
+
+
+def _badge(kind: str, text: str, tip: str) -> str:
+    return f'<span class="badge {kind}" title="{escape(tip)}">{text}</span>'
 
 
 def _cells(row: Row, metrics: Sequence[Metric]) -> str:
@@ -171,12 +165,13 @@ def _answers(rows: Sequence[Row]) -> str:
     good = [row for row in rows if row.shown.status == "ok"]
     if not good:
         return ""
-    lanes = "".join(
-        f"<article><h3>{_name(row)}</h3><p class=note>{escape(row.outcome())}</p><pre>{_marked_answer(row)}</pre></article>"
+    columns = "".join(
+        f"<article><h3>{_name(row)}</h3><p class=note>{escape(row.outcome())}</p>"
+        f"<pre>{_marked_answer(row)}</pre></article>"
         for row in good
     )
     note = "<p class=note>The first token that differs is marked.</p>"
-    return f"<section><h2>Answers</h2>{note}<div class=lanes>{lanes}</div></section>"
+    return f"<section><h2>Answers</h2>{note}<div class=columns>{columns}</div></section>"
 
 
 def _marked_answer(row: Row) -> str:
@@ -187,19 +182,20 @@ def _marked_answer(row: Row) -> str:
     same, rest = "".join(shown.token_texts[:at]), "".join(shown.token_texts[at + 1 :])
     first = shown.token_texts[at] if at < len(shown.token_texts) else shown.divergence.variant_token
     tip = f"the reference has {shown.divergence.reference_token!r} here"
-    return f'{escape(same)}<mark title="{escape(tip)}">{escape(first) or "∅"}</mark><span class="after">{escape(rest)}</span>'
+    mark = f'<mark title="{escape(tip)}">{escape(first) or "∅"}</mark>'
+    return f'{escape(same)}{mark}<span class="after">{escape(rest)}</span>'
 
 
 def _details(rows: Sequence[Row]) -> str:
     entries = []
     for row in rows:
-        facts = {name: value for name, value in row.shown.facts.items() if name not in _OWN_FACTS}
+        facts = {name: value for name, value in row.shown.facts.items() if name not in _FACTS_SHOWN_ELSEWHERE}
         inner = _phases(row) + _list(facts)
         if row.shown.stderr_tail:
             inner += f"<p>Last lines of standard error:</p><pre>{escape(row.shown.stderr_tail)}</pre>"
         if inner:
             entries.append(f"<details><summary>{escape(row.label)}</summary>{inner}</details>")
-    return f"<section><h2>What really ran</h2>{''.join(entries)}</section>" if entries else ""
+    return f"<section><h2>What actually ran</h2>{''.join(entries)}</section>" if entries else ""
 
 
 def _phases(row: Row) -> str:
@@ -214,19 +210,14 @@ def _phases(row: Row) -> str:
         "<div class=wide><table><thead><tr><th scope=col>phase</th>"
         '<th scope=col title="Private memory at the end of the phase">anonymous</th>'
         '<th scope=col title="Mapped files at the end of the phase">files</th>'
-        '<th scope=col title="Highest resident set during the phase, mapped files and the libraries included">peak</th>'
+        '<th scope=col title="Highest resident set during the phase, mapped files included">peak</th>'
         f"</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 
 def _list(facts: dict[str, Any]) -> str:
-    return (
-        "<dl>"
-        + "".join(f"<dt>{escape(str(name))}</dt><dd>{_fact(value)}</dd>" for name, value in facts.items())
-        + "</dl>"
-        if facts
-        else ""
-    )
+    entries = "".join(f"<dt>{escape(str(name))}</dt><dd>{_fact(value)}</dd>" for name, value in facts.items())
+    return f"<dl>{entries}</dl>" if entries else ""
 
 
 def _fact(value: Any) -> str:
@@ -238,7 +229,7 @@ def _fact(value: Any) -> str:
     return f"<pre>{escape(text)}</pre>" if "\n" in text else escape(text)
 
 
-def _glossary(rows: Sequence[Row]) -> str:
+def _definitions(rows: Sequence[Row]) -> str:
     metrics = [metric for group in GROUPS for metric in measured(rows, group)]
     entries = "".join(
         f"<dt>{escape(metric.title)}</dt><dd>{escape(metric.includes)}.</dd>" for metric in metrics
@@ -248,9 +239,13 @@ def _glossary(rows: Sequence[Row]) -> str:
 
 def _environment(rows: Sequence[Row]) -> str:
     environments = [row.shown.environment for row in rows if row.shown.environment]
-    # the load differs from run to run and says nothing of the machine
-    distinct = {json.dumps({**each, "load_average": None}, sort_keys=True): each for each in environments}
-    told = "".join(
-        f"<details><summary>Environment</summary>{_list(each)}</details>" for each in distinct.values()
+    # the load average differs from run to run and does not describe the machine
+    distinct = {
+        json.dumps({**environment, "load_average": None}, sort_keys=True): environment
+        for environment in environments
+    }
+    entries = "".join(
+        f"<details><summary>Environment</summary>{_list(environment)}</details>"
+        for environment in distinct.values()
     )
-    return f"<section><h2>Measured on</h2>{told}</section>" if told else ""
+    return f"<section><h2>Measured on</h2>{entries}</section>" if entries else ""

@@ -1,6 +1,6 @@
-"""The report's drawings: memory split, latency, divergence, and what attention costs as prompts grow. Each one is inline SVG.
+"""Draw the report's plots as inline SVG: memory, latency, divergence, and cost against prompt length.
 
-It knows rows and figures; how shapes are written is `svg`'s business. A drawing for which nothing was measured is an empty string.
+A plot without data is an empty string.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from layerstream import format_bytes, format_seconds
+
 from ..divergence import REFERENCE_FACT
-from ..units import format_bytes, format_nats, format_seconds
 from . import svg
 from .metrics import BY_KEY, TEXTS, Row, agreement_on
+from .number_format import format_nats
 
 _LABEL_WIDTH = 250
 _LABEL_LENGTH = 38
@@ -20,7 +22,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def memory_plot(rows: Sequence[Row]) -> str:
-    """Return stacked bars of held, working and mapped memory, the load spike as a thin bar that begins where held ends."""
+    """Return stacked bars of held, working and mapped memory; a thin bar shows the load spike."""
     shown = [row for row in rows if "held_bytes" in row.values]
     if not shown:
         return ""
@@ -47,7 +49,7 @@ def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
     for key, kind in _MEMORY_KINDS.items():
         tip = f"{row.label}: {BY_KEY[key].title} {row.text_of(BY_KEY[key])}. {BY_KEY[key].includes}"
         if key == "load_spike_bytes":
-            # needed beside what is held, and over before anything works
+            # on top of held, but over before any working memory is used
             held = _value(row, "held_bytes")
             parts.append(
                 svg.rectangle(
@@ -65,11 +67,11 @@ def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
 
 
 _MEMORY_KINDS = {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"}
-"""What the memory plot shows, in this order, and the class of its colour."""
+"""Metrics of the memory plot, in drawing order, with the CSS class of their colour."""
 
 
 def latency_plot(rows: Sequence[Row]) -> str:
-    """Return bars of the time to the first token and, beside them, between tokens, with the 95th percentile as a whisker."""
+    """Return bars of the time to the first token and between tokens, the latter with a whisker at p95."""
     shown = [row for row in rows if "first_token_s" in row.values]
     if not shown:
         return ""
@@ -89,17 +91,25 @@ def latency_plot(rows: Sequence[Row]) -> str:
 
 def _time_bars(
     rows: Sequence[Row],
-    what: tuple[str, str, int],
-    across: tuple[float, float],
-    down: tuple[float, float, float],
+    series: tuple[str, str, int],
+    x_range: tuple[float, float],
+    layout: tuple[float, float, float],
 ) -> list[str]:
-    key, whisker, color = what
-    top, step, bottom = down
+    """Return one panel of the latency plot.
+
+    Args:
+        rows: the cases.
+        series: keys of the bars' and whiskers' metrics (the latter may be empty), and the colour's number.
+        x_range: left and right edge.
+        layout: top, height of a row, bottom.
+    """
+    key, whisker, color = series
+    top, step, bottom = layout
     metric = BY_KEY[key]
-    ends = [_value(row, each) for row in rows for each in (key, whisker) if each]
-    scale = svg.linear(ends, *across, unit=1 if max(ends) >= 1 else 0.001, num_ticks=3)
+    ends = [_value(row, name) for row in rows for name in (key, whisker) if name]
+    scale = svg.linear(ends, *x_range, unit=1 if max(ends) >= 1 else 0.001, num_ticks=3)
     parts = [
-        svg.text(across[0], 14, metric.title + (", median and p95" if whisker else ""), tip=metric.includes)
+        svg.text(x_range[0], 14, metric.title + (", median and p95" if whisker else ""), tip=metric.includes)
     ]
     parts += _vertical_grid(scale, top - 8, bottom, _seconds_tick)
     for index, row in enumerate(rows):
@@ -118,13 +128,16 @@ def _time_bars(
 
 
 def divergence_plot(rows: Sequence[Row]) -> str:
-    """Return KL(reference ‖ variant) of each variant on a logarithmic axis: mean as a mark, a line to the maximum; zeros apart."""
+    """Return a plot of KL(reference ‖ variant) of each variant on a logarithmic axis.
+
+    A marker shows the mean, a line reaches to the maximum. Zero has its own place left of the axis.
+    """
     shown = [row for row in rows if row.shown.agreements]
     if not shown:
         return ""
-    agreements = [each for row in shown for each in row.shown.agreements]
+    agreements = [agreement for row in shown for agreement in row.shown.agreements]
     scale = svg.logarithmic(
-        [value for each in agreements for value in (each.kl_mean, each.kl_max)],
+        [value for agreement in agreements for value in (agreement.kl_mean, agreement.kl_max)],
         _LABEL_WIDTH + 110,
         svg.WIDTH - 70,
     )
@@ -150,18 +163,18 @@ def divergence_plot(rows: Sequence[Row]) -> str:
 
 
 def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: float) -> list[str]:
-    """Mark how far the original weights are from themselves when only the attention kernel differs."""
+    """Mark how much the original weights differ when only the attention kernel changes."""
     means = [
-        each.kl_mean
+        agreement.kl_mean
         for row in rows
         if row.is_noise_floor
-        for each in row.shown.agreements
-        if 0 < each.kl_mean < math.inf
+        for agreement in row.shown.agreements
+        if 0 < agreement.kl_mean < math.inf
     ]
     if not means:
         return []
     x = scale(max(means))
-    tip = f"{format_nats(max(means))} nats: the original weights with another attention kernel. Less than this is rounding"
+    tip = f"{format_nats(max(means))} nats: the original weights, other attention kernel. Less is rounding"
     return [
         svg.line(x, top, x, bottom, kind="floor"),
         svg.text(x + 5, top + 4, "noise floor", kind="muted", tip=tip),
@@ -169,34 +182,37 @@ def _noise_floor(rows: Sequence[Row], scale: svg.Scale, top: float, bottom: floa
 
 
 def _kl_mark(row: Row, text: str, number: int, scale: svg.Scale, at: tuple[float, float]) -> list[str]:
-    found = agreement_on(row.shown, text)
-    if found is None or math.isnan(found.kl_mean):
+    agreement = agreement_on(row.shown, text)
+    if agreement is None or math.isnan(agreement.kl_mean):
         return []
     zero, y = at
     tip = (
-        f"{row.label}, {TEXTS[text]}: KL mean {format_nats(found.kl_mean)}, p99 {format_nats(found.kl_p99)}, "
+        f"{row.label}, {TEXTS[text]}: KL mean {format_nats(agreement.kl_mean)}, "
+        f"p99 {format_nats(agreement.kl_p99)}, max {format_nats(agreement.kl_max)} nats "
+        f"over {agreement.positions} positions"
     )
-    tip += f"max {format_nats(found.kl_max)} nats over {found.positions} positions"
-    x = scale(found.kl_mean) if found.kl_mean > 0 else zero
+    x = scale(agreement.kl_mean) if agreement.kl_mean > 0 else zero
     parts = []
-    if found.kl_max > 0:
-        parts.append(svg.line(x, y, scale(found.kl_max), y, kind=f"line s{number}"))
+    if agreement.kl_max > 0:
+        parts.append(svg.line(x, y, scale(agreement.kl_max), y, kind=f"line s{number}"))
     parts.append(svg.marker(x, y, number, kind=f"s{number}", tip=tip))
     if number == 0:
         exact = " bit-exact" if row.is_bit_exact else ""
-        right = max([x, *(scale(each.kl_max) for each in row.shown.agreements if each.kl_max > 0)])
-        parts.append(svg.text(right + 9, y + 8, format_nats(found.kl_mean) + exact, kind="value", tip=tip))
+        right = max([x, *(scale(other.kl_max) for other in row.shown.agreements if other.kl_max > 0)])
+        parts.append(
+            svg.text(right + 9, y + 8, format_nats(agreement.kl_mean) + exact, kind="value", tip=tip)
+        )
     return parts
 
 
-def sweep_plots(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return, for each weights variant with several prompt lengths, its name and a drawing: one line for each attention variant."""
+def length_plots(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return name and plot of each weights variant with several prompt lengths; one line per attention."""
     good = [row for row in rows if row.shown.status == "ok" and row.shown.case.prompt_tokens]
     drawings = []
     for variant in dict.fromkeys(row.shown.case.variant for row in good):
         lines = _lines_by_attention([row for row in good if row.shown.case.variant == variant])
         if any(len(line) > 1 for line in lines.values()):
-            drawings.append((variant, _sweep(variant, lines)))
+            drawings.append((variant, _length_plot(variant, lines)))
     return drawings
 
 
@@ -207,24 +223,24 @@ def _lines_by_attention(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return lines
 
 
-def _sweep(variant: str, lines: dict[str, list[Row]]) -> str:
+def _length_plot(variant: str, lines: dict[str, list[Row]]) -> str:
     names = [(name, number % svg.SERIES) for number, name in enumerate(lines)]
     half = svg.WIDTH / 2
     parts = _marks(names)
-    parts += _sweep_panel(lines, "prefill_extra_bytes", (66, half - 26))
-    parts += _sweep_panel(lines, "first_token_s", (half + 62, svg.WIDTH - 26))
+    parts += _length_panel(lines, "prefill_extra_bytes", (66, half - 26))
+    parts += _length_panel(lines, "first_token_s", (half + 62, svg.WIDTH - 26))
     return svg.picture(f"Memory and time against prompt length, {variant}", 352, parts)
 
 
-def _sweep_panel(lines: dict[str, list[Row]], key: str, across: tuple[float, float]) -> list[str]:
+def _length_panel(lines: dict[str, list[Row]], key: str, x_range: tuple[float, float]) -> list[str]:
     metric = BY_KEY[key]
     top, bottom = 78, 312
     rows = [row for line in lines.values() for row in line if _value(row, key) > 0]
     if not rows:
-        return [svg.text(across[0], 60, f"{metric.title}: not measured", kind="muted")]
+        return [svg.text(x_range[0], 60, f"{metric.title}: not measured", kind="muted")]
     is_bytes = key.endswith("_bytes")
     show = _bytes_tick if is_bytes else _seconds_tick
-    up = svg.logarithmic(
+    y_scale = svg.logarithmic(
         [_value(row, key) for row in rows],
         bottom,
         top,
@@ -232,29 +248,30 @@ def _sweep_panel(lines: dict[str, list[Row]], key: str, across: tuple[float, flo
         unit=_MIB if is_bytes else 1,
     )
     lengths = sorted({row.shown.prompt_tokens for row in rows})
-    along = svg.Scale(
-        least=lengths[0] / 1.1,
-        most=lengths[-1] * 1.1,
-        start=across[0],
-        end=across[1],
+    x_scale = svg.Scale(
+        minimum=lengths[0] / 1.1,
+        maximum=lengths[-1] * 1.1,
+        start=x_range[0],
+        end=x_range[1],
         is_log=True,
         ticks=tuple(lengths),
     )
-    parts = [svg.text(across[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
-    for tick in up.ticks:
-        parts.append(svg.line(across[0], up(tick), across[1], up(tick), kind="grid"))
-        parts.append(svg.text(across[0] - 6, up(tick) + 4, show(tick), kind="muted", anchor="end"))
-    for tick in _apart(along, 44):
-        parts.append(svg.text(along(tick), bottom + 17, f"{tick:.0f}", kind="muted", anchor="middle"))
+    parts = [svg.text(x_range[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
+    for tick in y_scale.ticks:
+        parts.append(svg.line(x_range[0], y_scale(tick), x_range[1], y_scale(tick), kind="grid"))
+        parts.append(svg.text(x_range[0] - 6, y_scale(tick) + 4, show(tick), kind="muted", anchor="end"))
+    for tick in _apart(x_scale, 44):
+        parts.append(svg.text(x_scale(tick), bottom + 17, f"{tick:.0f}", kind="muted", anchor="middle"))
     for number, line in enumerate(lines.values()):
         points = [
-            (row, along(row.shown.prompt_tokens), up(_value(row, key)))
+            (row, x_scale(row.shown.prompt_tokens), y_scale(_value(row, key)))
             for row in line
             if _value(row, key) > 0
         ]
         parts.append(svg.path([(x, y) for _, x, y in points], kind=f"line s{number % svg.SERIES}"))
         for row, x, y in points:
-            tip = f"{row.label}: {metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens. {metric.includes}"
+            figure = f"{metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens"
+            tip = f"{row.label}: {figure}. {metric.includes}"
             parts.append(svg.marker(x, y, number, kind=f"s{number % svg.SERIES}", tip=tip))
     return parts
 
@@ -280,8 +297,8 @@ def _apart(scale: svg.Scale, pixels: float) -> list[float]:
 
 
 def _value(row: Row, key: str) -> float:
-    found = row.median_of(key)
-    return found if found is not None and math.isfinite(found) else 0.0
+    value = row.median_of(key)
+    return value if value is not None and math.isfinite(value) else 0.0
 
 
 def _row_label(row: Row, y: float) -> str:

@@ -1,7 +1,4 @@
-"""The same rows as a table for a terminal, as Markdown and as CSV.
-
-It knows rows and columns; figures and their words are `metrics`' business.
-"""
+"""Format rows as a terminal table, as Markdown and as CSV. Figures and their titles come from `metrics`."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ from ..measurement import Measurement
 from .metrics import BY_KEY, METRICS, Metric, Row, measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}
-"""Groups of figures, with their headings."""
+"""Headings of the groups of metrics."""
 
 _DROPPED_FIRST = ("load_spike_bytes", "top1", "working_bytes", "first_token_s")
-_FIGURE_WIDTH, _WORDS_WIDTH = 11, 44
+_FIGURE_WIDTH, _TEXT_WIDTH = 11, 44
 _IN_TERMINAL = (
     "held_bytes",
     "working_bytes",
@@ -35,8 +32,8 @@ _IN_TERMINAL = (
 
 
 def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
-    """Return the figures that fit into a terminal of `width` characters."""
-    dropped = _DROPPED_FIRST[: max(0, len(_IN_TERMINAL) - (width - _WORDS_WIDTH) // _FIGURE_WIDTH)]
+    """Return a table of the figures that fit a terminal of `width` characters."""
+    dropped = _DROPPED_FIRST[: max(0, len(_IN_TERMINAL) - (width - _TEXT_WIDTH) // _FIGURE_WIDTH)]
     metrics = [
         metric for key in _IN_TERMINAL if key not in dropped for metric in _terminal_metrics(key, rows)
     ]
@@ -57,40 +54,37 @@ def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
 def _terminal_metrics(key: str, rows: Sequence[Row]) -> list[Metric]:
     if key in BY_KEY:
         return [BY_KEY[key]]
-    # one text is enough there: the reference's own answer, where it was measured
-    found = [
+    # one text is enough here: the reference's own answer if it was measured
+    candidates = [
         metric for metric in measured(rows, "quality") if metric.key in (f"{key}_answer", f"{key}_prose")
     ]
-    return found[:1]
+    return candidates[:1]
 
 
 def _median_text(row: Row, metric: Metric) -> str:
-    found = row.median_of(metric.key)
-    return "–" if found is None else metric.show(found)
+    value = row.median_of(metric.key)
+    return "–" if value is None else metric.show(value)
 
 
 def _outcome(row: Row) -> Text:
-    """Return the outcome in few words: reasons have lines of their own below the table."""
-    status, found = row.shown.status, row.shown.divergence
+    """Return the outcome in a few words; reasons have their own lines below the table."""
+    status, divergence = row.shown.status, row.shown.divergence
     if status != "ok":
         return Text(status, style="red" if status == "failed" else "dim")
-    words = row.outcome()
-    if found is not None:
-        words = f"differs at token {found.position + 1}" + (
-            "" if math.isnan(found.margin) else f" (margin {found.margin:.2g})"
-        )
-    return Text(
-        f"{words}, {row.standing}" if row.standing else words, style="green" if row.is_bit_exact else ""
-    )
+    text = row.outcome()
+    if divergence is not None:
+        margin = "" if math.isnan(divergence.margin) else f" (margin {divergence.margin:.2g})"
+        text = f"differs at token {divergence.position + 1}{margin}"
+    return Text(f"{text}, {row.badge}" if row.badge else text, style="green" if row.is_bit_exact else "")
 
 
 def terminal_notes(rows: Sequence[Row]) -> list[Text]:
-    """Return a line for each case that was not measured, with the reason."""
+    """Return a line with the reason for each case that was not measured."""
     return [Text(f"{row.label}: {row.outcome()}") for row in rows if row.shown.status != "ok"]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return everything as Markdown: a table for each group of figures, the answers, what failed, what each figure includes."""
+    """Return a Markdown report: a table per group of figures, answers, failures and definitions."""
     parts = ["# One prompt, every variant\n", _prompt(rows)]
     for group, heading in GROUPS.items():
         metrics = measured(rows, group)
@@ -112,7 +106,7 @@ def markdown(rows: Sequence[Row]) -> str:
     shown = [metric for group in GROUPS for metric in measured(rows, group)]
     parts.append(
         "## What each figure includes\n\n"
-        + "\n".join(f"- **{each.title}** {each.includes}." for each in shown)
+        + "\n".join(f"- **{metric.title}** {metric.includes}." for metric in shown)
         + "\n"
     )
     return "\n".join(parts)
@@ -128,9 +122,7 @@ def _markdown_table(rows: Sequence[Row], metrics: Sequence[Metric], *, with_outc
     head = ["variant", *(metric.title for metric in metrics), *last]
     lines = [head, ["---", *["---:"] * len(metrics), *["---"] * len(last)]]
     for row in rows:
-        marks = (
-            [row.standing or "differs", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
-        )
+        marks = [row.badge or "differs", row.outcome()] if with_outcome else ["yes" if row.is_noisy else ""]
         lines.append([row.label, *(row.text_of(metric) for metric in metrics), *marks])
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 
@@ -150,34 +142,37 @@ def _runs_of_backticks(text: str) -> Iterable[str]:
 
 
 def csv_text(measurements: Iterable[Measurement]) -> str:
-    """Return one line a measurement, rounds apart; bytes, seconds, nats and shares as plain numbers, empty where not measured."""
-    told = io.StringIO()
-    writer = csv.writer(told, lineterminator="\n")
+    """Return one CSV line per measurement, in bytes, seconds, nats and shares; empty where not measured."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
     writer.writerow([*_PLAIN, *(metric.key for metric in METRICS)])
-    for each in measurements:
+    for measurement in measurements:
         writer.writerow(
             [
-                *(_formula_safe(value) for value in _plain(each)),
-                *(_raw(metric.value(each)) for metric in METRICS),
+                *(_formula_safe(value) for value in _plain(measurement)),
+                *(_raw(metric.value(measurement)) for metric in METRICS),
             ]
         )
-    return told.getvalue()
+    return output.getvalue()
 
 
 _PLAIN = (
-    "model", "variant", "attention", "prompt_tokens_asked", "prompt_tokens", "round", "status", "reason", "isolation", "is_noisy",
-    "is_bit_exact", "new_tokens", "divergence_position", "divergence_margin", "case_key",
+    "model", "variant", "attention", "prompt_tokens_requested", "prompt_tokens", "round", "status", "reason",
+    "isolation", "is_noisy", "is_bit_exact", "new_tokens", "divergence_position", "divergence_margin",
+    "case_key",
 )  # fmt: skip
 
 
-def _plain(each: Measurement) -> list[Any]:
-    case, found = each.case, each.divergence
-    exact = all(agreement.is_bit_exact for agreement in each.agreements) if each.agreements else ""
-    noisy = each.timing.is_noisy if each.timing else ""
+def _plain(measurement: Measurement) -> list[Any]:
+    case, divergence, agreements = measurement.case, measurement.divergence, measurement.agreements
+    exact = all(agreement.is_bit_exact for agreement in agreements) if agreements else ""
+    noisy = measurement.timing.is_noisy if measurement.timing else ""
+    position = "" if divergence is None else divergence.position
+    margin = "" if divergence is None else _raw(divergence.margin)
     return [
-        case.model, case.variant, case.attention, case.prompt_tokens, each.prompt_tokens or "", case.round, each.status,
-        each.reason, each.isolation, noisy, exact, len(each.token_ids), "" if found is None else found.position,
-        "" if found is None else _raw(found.margin), case.key,
+        case.model, case.variant, case.attention, case.prompt_tokens, measurement.prompt_tokens or "",
+        case.round, measurement.status, measurement.reason, measurement.isolation, noisy, exact,
+        len(measurement.token_ids), position, margin, case.key,
     ]  # fmt: skip
 
 
@@ -186,5 +181,5 @@ def _raw(value: float | None) -> Any:
 
 
 def _formula_safe(value: Any) -> Any:
-    # a spreadsheet would run a text that begins like a formula
+    # a spreadsheet would execute text that begins like a formula
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

@@ -1,1 +1,1 @@
-"""How one case is run: in a process of its own, or, weaker, in this one."""
+"""Run one case: in its own process, or, with weaker memory figures, in this one."""

@@ -1,7 +1,8 @@
-"""The weaker runner: one case in this very process, for hosts that allow no children. The events are the same.
+"""Run one case in this process, for hosts that forbid child processes. The events are the same.
 
-Its memory figures may show what earlier cases left behind, and a crash takes everything with it; each measurement says so by its
-`isolation`. Here alone does the parent's side load torch, and only once a case runs.
+This is the weaker runner: memory figures may include what earlier cases left behind, and a crash ends
+everything. Each measurement is marked by its `isolation`. Only here does the parent load torch, and only once
+a case runs.
 """
 
 from __future__ import annotations
@@ -20,43 +21,46 @@ from ..protocol import LIVE_KINDS, failed, measurement_of
 ISOLATION = "in-process"
 
 RunCase = Callable[..., None]
-"""Called with a case and `emit(kind, **data)`; tells of everything as a worker does."""
+"""Called with a case and `emit(kind, **data)`; emits the same events as a worker."""
 
 _WAITING = "waiting"
 
-_Told = tuple[str, dict[str, Any]] | None
+_Message = tuple[str, dict[str, Any]] | None
+"""Kind and data of an event; None when the case has ended."""
 
 
 class _ClosedError(BaseException):
-    """Nobody listens any more. Not an `Exception`: no case may take it for a failure of its own."""
+    """The iterator was closed. Not an `Exception`, so that no case handles it as a failure of its own."""
 
 
 def run_in_process(
     case: Case, *, run_case: RunCase | None = None, heartbeat_s: float | None = None
 ) -> Generator[Event, None, None]:
-    """Run `case` in this process and yield what happens, ending with one `finished` event.
+    """Run `case` in this process and yield its events, ending with one `finished` event.
 
-    The case runs in a thread of its own, so that its tokens can be shown as they come. Closing the iterator ends it at its next
-    event, and waits for that. The time limit is not kept: a thread cannot be killed.
+    The case runs in its own thread, so that tokens can be shown as they arrive. Closing the iterator stops
+    the case at its next event and waits for that. The time limit is ignored, since a thread cannot be killed.
 
     Args:
-        case: what to run.
-        run_case: what runs it; the worker's own function by default.
-        heartbeat_s: yield a `waiting` event whenever nothing was told for so long; None waits.
+        case: the case to run.
+        run_case: the function that runs it; the worker's by default.
+        heartbeat_s: yield a `waiting` event after this many seconds without an event; None yields none.
     """
     yield Event(case=case, kind="started", data={})
-    told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[_Message] = queue.SimpleQueue()
     closed = threading.Event()
-    context = (
-        contextvars.copy_context()
-    )  # hosts keep the user's request, and the right to a GPU with it, in there
+    # hosts keep the user's request in the context, and with it the permission to use a GPU
+    context = contextvars.copy_context()
     thread = threading.Thread(
-        target=context.run, args=(_work, case, run_case, told, closed), name=f"case {case.label}", daemon=True
+        target=context.run,
+        args=(_work, case, run_case, messages, closed),
+        name=f"case {case.label}",
+        daemon=True,
     )
     thread.start()
     last: dict[str, Any] | None = None
     try:
-        while (message := _next(told, heartbeat_s)) is not None:
+        while (message := _next(messages, heartbeat_s)) is not None:
             kind, data = message
             if kind in LIVE_KINDS or kind == _WAITING:
                 yield Event(case=case, kind=kind, data=data)
@@ -66,34 +70,34 @@ def run_in_process(
         closed.set()
         thread.join()
     measurement = (
-        failed(case, "it ended without a result", isolation=ISOLATION)
+        failed(case, "the case ended without a result", isolation=ISOLATION)
         if last is None
         else measurement_of(case, last, isolation=ISOLATION)
     )
     yield Event(case=case, kind="finished", data={}, measurement=measurement)
 
 
-def _next(told: queue.SimpleQueue[_Told], heartbeat_s: float | None) -> _Told:
+def _next(messages: queue.SimpleQueue[_Message], heartbeat_s: float | None) -> _Message:
     try:
-        return told.get(timeout=heartbeat_s)
+        return messages.get(timeout=heartbeat_s)
     except queue.Empty:
         return _WAITING, {}
 
 
 def _work(
-    case: Case, run_case: RunCase | None, told: queue.SimpleQueue[_Told], closed: threading.Event
+    case: Case, run_case: RunCase | None, messages: queue.SimpleQueue[_Message], closed: threading.Event
 ) -> None:
     def emit(kind: str, **data: Any) -> None:
         if closed.is_set():
             raise _ClosedError
-        told.put((kind, data))
+        messages.put((kind, data))
 
     try:
-        # the worker's module loads torch, which is not to happen before it must
+        # imported late: the worker's module loads torch
         (run_case or importlib.import_module("..worker.run", __package__).run_case)(case, emit)
     except _ClosedError:
         pass
-    except (Exception, SystemExit) as error:  # noqa: BLE001  a failed case is a result: it is handed on
-        told.put(("failed", {"reason": f"{type(error).__name__}: {error}"}))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a failed case is a result
+        messages.put(("failed", {"reason": f"{type(error).__name__}: {error}"}))
     finally:
-        told.put(None)
+        messages.put(None)

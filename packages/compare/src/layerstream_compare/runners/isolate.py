@@ -1,12 +1,13 @@
-"""One fresh process a case: started by exec, listened to on a pipe of its own, ended with all its children.
+"""Run each case in a fresh process: started by exec, read through its own pipe, killed with all its children.
 
-It knows processes, pipes and time limits; what the lines mean is `protocol`'s, what happens in the worker is `worker`'s. The parent
-sleeps in the kernel until the worker writes, ends or is late, so that it takes nothing from what is being measured.
+It deliberately does not know what the lines mean (`protocol` does) or what happens in the worker. The parent
+sleeps in the kernel until the worker writes, exits or exceeds its time limit, so that it takes no CPU time
+from the measurement.
 
-Invariants, each with its test:
+Invariants, the first two with the test that holds them:
 1. The worker's process group does not outlive the iterator (`test_children_of_the_worker_end_with_it`).
-2. A case always ends in one measurement (`test_every_misbehaviour_becomes_a_failed_measurement`).
-3. The group is killed before its leader is reaped: until then its number cannot belong to anyone else.
+2. A case always ends in one measurement (`test_every_misbehaving_worker_becomes_a_failed_measurement`).
+3. The group is killed before its leader is reaped: until then no other process can have its id.
 """
 
 from __future__ import annotations
@@ -29,27 +30,38 @@ from ..measurement import Measurement
 from ..protocol import LIVE_KINDS, ProtocolError, failed, measurement_of, one_line, parse_line
 
 WORKER_COMMAND = (sys.executable, "-m", "layerstream_compare.worker")
-"""What is started for each case; `--events-fd N` follows, the case is one line of JSON on its standard input."""
+"""Command of a worker. `--events-fd N` is appended; the case is one line of JSON on its standard input."""
 
 STEADY_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
-"""With these, peaks of equal runs differ by 1 to 3 MB: one heap, and tensors of 256 KiB or more outside of it, so that what a load
-leaves behind does not depend on which thread was faster. At 1 MiB, 4-bit variants differed by 25."""
+"""Settings with which peaks of equal runs differ by only 1 to 3 MB.
+
+They give one heap, with tensors of 256 KiB or more outside it, so that what loading leaves behind does not
+depend on which thread was faster. With a threshold of 1 MiB, 4-bit variants differed by 25 MB."""
 
 _STDERR_LINES = 20
 _STDERR_BYTES = 65536
-_LONGEST_LINE_BYTES = 64 * 1024**2
+_MAX_LINE_BYTES = 64 * 1024**2
 _READ_BYTES = 65536
-_LEAVING_S = 20.0
-_LOOK_EVERY_S = 0.5
+_EXIT_GRACE_S = 20.0
+_POLL_EVERY_S = 0.5
 
 
-class _LateError(Exception):
-    """The deadline passed."""
+class _TimeLimitError(Exception):
+    """The deadline has passed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    """A running worker: its process, the reading end of its pipe, what wakes the parent, and when its time is over."""
+    """A running worker.
+
+    Attributes:
+        process: the worker's process.
+        pipe: reading end of its event pipe.
+        selector: wakes the parent on output and, with `wakes_at_exit`, on exit.
+        wakes_at_exit: whether the selector also watches for the process's exit.
+        deadline: `time.monotonic()` at which the time limit ends.
+        heartbeat_s: see `run_isolated`.
+    """
 
     process: subprocess.Popen[bytes]
     pipe: int
@@ -58,47 +70,47 @@ class _Worker:
     deadline: float
     heartbeat_s: float | None = None
 
-    def ending(self) -> Any:
-        """Return how the process ended, without reaping it, or None while it runs."""
+    def exit_info(self) -> Any:
+        """Return how the process exited, without reaping it, or None while it runs."""
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def run_isolated(
     case: Case, *, worker_command: Sequence[str] = WORKER_COMMAND, heartbeat_s: float | None = None
 ) -> Generator[Event, None, None]:
-    """Run `case` in a process of its own and yield what happens, ending with one `finished` event.
+    """Run `case` in its own process and yield its events, ending with one `finished` event.
 
-    Closing the iterator, or an exception in the consumer, ends the worker and everything it started.
+    Closing the iterator kills the worker and everything it started.
 
     Args:
-        case: what to run.
-        worker_command: program and arguments of the worker; `--events-fd N` is added.
-        heartbeat_s: yield a `waiting` event whenever the worker has told nothing for so long, so that a consumer which must be
-            able to stop is never kept waiting longer; None lets it sleep.
+        case: the case to run.
+        worker_command: program and arguments of the worker; `--events-fd N` is appended.
+        heartbeat_s: yield a `waiting` event after this many seconds without output, so that a consumer that
+            must be able to stop never waits longer; None yields none.
     """
     yield Event(case=case, kind="started", data={})
     with tempfile.TemporaryFile() as stderr:
         try:
             with _started(case, worker_command, stderr) as worker:
                 worker.heartbeat_s = heartbeat_s
-                last, ending = yield from _listen(case, worker)
+                last, problem = yield from _listen(case, worker)
         except OSError as error:
-            last, ending = None, f"the worker cannot be started: {error}"
-        measurement = _conclude(case, last, ending, _tail(stderr))
+            last, problem = None, f"the worker cannot be started: {error}"
+        measurement = _conclude(case, last, problem, _tail(stderr))
     yield Event(case=case, kind="finished", data={}, measurement=measurement)
 
 
 @contextmanager
 def _started(case: Case, command: Sequence[str], stderr: IO[bytes]) -> Iterator[_Worker]:
     pipe, worker_end = os.pipe()
-    with tempfile.TemporaryFile() as told, selectors.DefaultSelector() as selector:
-        # a file and not a pipe: a worker that never reads a long prompt must not stop the parent
-        told.write(case.to_json().encode() + b"\n")
-        told.seek(0)
+    with tempfile.TemporaryFile() as stdin, selectors.DefaultSelector() as selector:
+        # a file, not a pipe: a worker that never reads a long prompt must not block the parent
+        stdin.write(case.to_json().encode() + b"\n")
+        stdin.seek(0)
         try:
             process = subprocess.Popen(
                 [*command, "--events-fd", str(worker_end)],
-                stdin=told,
+                stdin=stdin,
                 stdout=stderr,
                 stderr=stderr,
                 pass_fds=(worker_end,),
@@ -130,7 +142,7 @@ def _started(case: Case, command: Sequence[str], stderr: IO[bytes]) -> Iterator[
 
 @contextmanager
 def _exit_watch(pid: int, selector: selectors.BaseSelector) -> Iterator[bool]:
-    """Let the selector wake when the process ends, where the system can; say whether it can."""
+    """Make the selector wake when the process exits; yield False if the system does not support that."""
     try:
         watch = os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -144,7 +156,7 @@ def _exit_watch(pid: int, selector: selectors.BaseSelector) -> Iterator[bool]:
 
 
 def worker_environment(case: Case) -> dict[str, str]:
-    """Return the environment variables of a worker: the parent's, with memory and threads made repeatable."""
+    """Return a worker's environment: the parent's, plus settings that make memory and threads repeatable."""
     threads = (
         {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if case.threads else {}
     )
@@ -152,7 +164,7 @@ def worker_environment(case: Case) -> dict[str, str]:
 
 
 def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[str, Any] | None, str]]:
-    """Yield live events; return the worker's last message, if any, and how it ended, if not well."""
+    """Yield live events; return the worker's final message, if any, and what went wrong, if anything."""
     last: dict[str, Any] | None = None
     try:
         for line in _lines(worker):
@@ -164,19 +176,19 @@ def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[st
                 last = message
                 break
             kind = message.pop("kind")
-            yield Event(case=case, kind=kind, data=message.pop("data", message))
+            yield Event(case=case, kind=kind, data=message)
         if last is not None:
-            # what was measured is complete: a worker that cannot end by itself is only helped to
-            worker.deadline = time.monotonic() + _LEAVING_S
+            # the result is complete: give the worker some time to exit before it is killed
+            worker.deadline = time.monotonic() + _EXIT_GRACE_S
         return last, _exit_reason(worker)
     except ProtocolError as error:
         return None, str(error)
-    except _LateError:
-        return last, f"time limit of {case.time_limit_s:g} s" if last is None else "it did not end by itself"
+    except _TimeLimitError:
+        return last, f"time limit of {case.time_limit_s:g} s" if last is None else "the worker did not exit"
 
 
 def _lines(worker: _Worker) -> Iterator[bytes | None]:
-    """Yield the worker's lines, and None at each heartbeat without one."""
+    """Yield the worker's lines, and None at each heartbeat."""
     rest = b""
     while (chunk := _next_chunk(worker)) != b"":
         if chunk is None:
@@ -184,19 +196,22 @@ def _lines(worker: _Worker) -> Iterator[bytes | None]:
             continue
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
-        if len(rest) > _LONGEST_LINE_BYTES:
-            raise ProtocolError(f"the worker wrote a line of more than {_LONGEST_LINE_BYTES} bytes")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise ProtocolError(f"the worker wrote a line of more than {_MAX_LINE_BYTES} bytes")
     if rest:
         reason = _exit_reason(worker)
         raise ProtocolError(f"{reason or 'the worker ended'}, in the middle of a line")
 
 
 def _next_chunk(worker: _Worker) -> bytes | None:
-    """Return the next bytes of the pipe; none when it was closed, or is empty and the worker gone; None at a heartbeat."""
+    """Return the next bytes of the pipe, or None at a heartbeat.
+
+    The bytes are empty at the end of the pipe, and if the pipe is empty and the worker gone.
+    """
     silent_until = None if worker.heartbeat_s is None else time.monotonic() + worker.heartbeat_s
     while True:
-        if worker.ending() is not None:
-            # its children may hold the pipe open for ever: only what is in it now counts
+        if worker.exit_info() is not None:
+            # its children may keep the pipe open forever: read only what is in it now
             ready = [key.fd for key, _ in worker.selector.select(timeout=0)]
             return os.read(worker.pipe, _READ_BYTES) if worker.pipe in ready else b""
         if worker.pipe in _wait(worker, silent_until):
@@ -206,44 +221,41 @@ def _next_chunk(worker: _Worker) -> bytes | None:
 
 
 def _wait(worker: _Worker, until: float | None = None) -> list[int]:
-    left = worker.deadline - time.monotonic()
-    if left <= 0:
-        raise _LateError
+    timeout = worker.deadline - time.monotonic()
+    if timeout <= 0:
+        raise _TimeLimitError
     if until is not None:
-        left = min(left, max(0.0, until - time.monotonic()))
-    ready = worker.selector.select(timeout=left if worker.wakes_at_exit else min(left, _LOOK_EVERY_S))
+        timeout = min(timeout, max(0.0, until - time.monotonic()))
+    ready = worker.selector.select(timeout=timeout if worker.wakes_at_exit else min(timeout, _POLL_EVERY_S))
     return [key.fd for key, _ in ready]
 
 
 def _exit_reason(worker: _Worker) -> str:
-    """Wait until the worker has ended and return why that is no good end: empty after status 0."""
+    """Wait until the worker has exited and return what went wrong: empty after status 0."""
     if worker.pipe in worker.selector.get_map():
-        # closed or done with: it would wake the parent again and again
+        # a closed pipe would wake the parent again and again
         worker.selector.unregister(worker.pipe)
-    while (ending := worker.ending()) is None:
+    while (exited := worker.exit_info()) is None:
         _wait(worker)
-    if ending.si_code == os.CLD_EXITED:
-        return f"exit status {ending.si_status}" if ending.si_status else ""
-    number = int(ending.si_status)
+    if exited.si_code == os.CLD_EXITED:
+        return f"exit status {exited.si_status}" if exited.si_status else ""
+    number = int(exited.si_status)
     if number == signal.SIGKILL:
         return "killed (probably out of memory)"
     return f"crashed with signal {number} ({signal.Signals(number).name})"
 
 
-def _conclude(case: Case, last: dict[str, Any] | None, ending: str, tail: str) -> Measurement:
+def _conclude(case: Case, last: dict[str, Any] | None, problem: str, tail: str) -> Measurement:
     if last is None:
-        spoken = [line for line in tail.splitlines() if line.strip()]
-        # a Python program's last line names the exception
-        why = f": {spoken[-1].strip()}" if spoken and ending.startswith("exit status") else ""
-        return failed(case, (ending or "the worker ended without a result") + why, stderr_tail=tail)
+        lines = [line for line in tail.splitlines() if line.strip()]
+        # the last line of a Python traceback names the exception
+        detail = f": {lines[-1].strip()}" if lines and problem.startswith("exit status") else ""
+        return failed(case, (problem or "the worker ended without a result") + detail, stderr_tail=tail)
     measurement = measurement_of(case, last, isolation="process")
     if measurement.status == "ok":
-        # the result was complete before; what came after is worth knowing all the same
-        return (
-            replace(measurement, facts=measurement.facts | {"worker_exit": one_line(ending)})
-            if ending
-            else measurement
-        )
+        # the result was complete before; a problem on exit is only noted
+        facts = {"worker_exit": one_line(problem)} if problem else {}
+        return replace(measurement, facts=measurement.facts | facts)
     return replace(measurement, stderr_tail=measurement.stderr_tail or tail)
 
 

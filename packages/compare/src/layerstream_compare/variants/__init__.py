@@ -1,1 +1,1 @@
-"""The variants of weights and attention."""
+"""The variants of weights and attention: how each one is loaded, and whether it can run here."""

@@ -1,7 +1,4 @@
-"""Attention variants: which implementation transformers is told, and which backend of torch is forced around its forwards.
-
-Worker's side. It knows nothing of weights.
-"""
+"""Attention variants: transformers' implementation and, forced, torch's SDPA backend. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ from .registry import find_variant
 
 
 def implementation_of(case: Case) -> str | None:
-    """Return the `attn_implementation` that `case` asks for; None leaves transformers' choice."""
+    """Return the case's `attn_implementation`; None keeps transformers' default."""
     return find_variant(case.attention, "attention").implementation or None
 
 
 def forced_backend(case: Case) -> AbstractContextManager[None]:
-    """Return a context in which only the case's backend of `scaled_dot_product_attention` may run; an empty one by default.
+    """Return a context in which `scaled_dot_product_attention` may only use the case's backend.
 
-    torch raises `RuntimeError: No available kernel` inside where that backend does not take the tensors it is given.
+    Without a forced backend the context does nothing. Inside, torch raises `RuntimeError: No available
+    kernel` if the backend does not support the tensors it gets.
     """
     backend = find_variant(case.attention, "attention").backend
     if not backend:

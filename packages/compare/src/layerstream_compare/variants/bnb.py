@@ -1,6 +1,7 @@
-"""The bitsandbytes variants: 8-bit LLM.int8, 4-bit NormalFloat and floating point, with and without double quantization.
+"""The bitsandbytes variants: LLM.int8, and 4-bit NormalFloat or floating point, optionally double-quantized.
 
-Worker's side. On a CPU with AVX512_BF16 the 4-bit weights are repacked at the first forward and computed in bfloat16.
+Runs in the worker. On a CPU with AVX512_BF16 the 4-bit weights are repacked at the first forward and computed
+in bfloat16.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from bitsandbytes.nn.modules import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from ..case import Case
-from .loaded import Loaded, load_with_transformers, run_dtype, settle_device, unquantized_modules
+from .loaded import Loaded, load_with_transformers, resolve_device, run_dtype, unquantized_modules
 from .registry import VariantUnavailableError
 
 BLOCK_ROWS = 32
-"""The repacked CPU kernel takes matrices whose rows are a multiple of this."""
+"""The number of rows must be a multiple of this for the repacked CPU kernel."""
 
 BLOCK_COLUMNS = 64
-"""One scale for so many columns: the row's length must be a multiple, once repacked."""
+"""Columns per scale. The number of columns must be a multiple of this for the repacked CPU kernel."""
 
 
 class _CastFilter(logging.Filter):
-    """Drop the warning that the 8-bit product logs in each call."""
+    """Drop the warning that the 8-bit matmul logs on every call."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether `record` is anything else."""
@@ -34,14 +35,15 @@ class _CastFilter(logging.Filter):
 
 
 def load(case: Case) -> Loaded:
-    """Load the case's model quantized by bitsandbytes.
+    """Load the case's model, quantized by bitsandbytes.
 
     Raises:
-        VariantUnavailableError: a matrix has a shape that the CPU's 4-bit kernel does not take.
+        VariantUnavailableError: the CPU's 4-bit kernel does not support the shape of a matrix.
     """
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_CastFilter())
-    if case.variant != "bnb-int8" and settle_device(case).type == "cpu" and has_avx512bf16():  # type: ignore[no-untyped-call]
-        _refuse_unfit_shapes(case)
+    on_cpu = resolve_device(case).type == "cpu"
+    if case.variant != "bnb-int8" and on_cpu and has_avx512bf16():  # type: ignore[no-untyped-call]
+        _reject_unsupported_shapes(case)
     loaded = load_with_transformers(
         case, quantization_config=quantization_config(case.variant, run_dtype(case))
     )
@@ -50,7 +52,7 @@ def load(case: Case) -> Loaded:
 
 
 def quantization_config(variant: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration of `bnb-int8`, `bnb-nf4`, `bnb-nf4-dq`, `bnb-fp4` or `bnb-fp4-dq`; computes in `compute_dtype`."""
+    """Return transformers' configuration for a `bnb-*` variant whose 4-bit matmuls run in `compute_dtype`."""
     if variant == "bnb-int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     _, quant_type, *rest = variant.split("-")
@@ -62,7 +64,7 @@ def quantization_config(variant: str, compute_dtype: torch.dtype) -> BitsAndByte
     )
 
 
-def _refuse_unfit_shapes(case: Case) -> None:
+def _reject_unsupported_shapes(case: Case) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(case.model))
     head = model.get_output_embeddings()
@@ -71,8 +73,9 @@ def _refuse_unfit_shapes(case: Case) -> None:
             continue
         if module.out_features % BLOCK_ROWS or module.in_features % BLOCK_COLUMNS:
             raise VariantUnavailableError(
-                f"{case.variant} cannot run this model on a CPU: {name} is {module.out_features} x {module.in_features}, and the "
-                f"4-bit kernel takes multiples of {BLOCK_ROWS} x {BLOCK_COLUMNS}"
+                f"{case.variant} cannot run this model on a CPU: {name} is {module.out_features} x "
+                f"{module.in_features}, and the 4-bit kernel needs multiples of {BLOCK_ROWS} x "
+                f"{BLOCK_COLUMNS}"
             )
 
 

@@ -1,66 +1,60 @@
-"""What a streamed model moves and waits for, told while it happens.
+"""Emit events about what a streamed model moves and waits for, while it runs.
 
-Worker's side. It sees layerstream's public names only. Spans are recorded on several threads; they are told on the one that
-computes, which is the one that tells of tokens too, so that lines never mix.
+Runs in the worker. Spans are recorded on several threads but emitted only on the computing thread, which also
+emits the tokens, so that lines on the pipe never mix.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import layerstream as ls
 
-Tell = Callable[..., None]
-"""Called with a kind and its data."""
+Emit = Callable[..., None]
+"""Called with an event's kind and its data."""
 
-_TELL_EVERY_S = 0.1
+_EMIT_EVERY_S = 0.1
 
 
 class LiveTimeline:
     """The timeline of one streamed model."""
 
     def __init__(self, streamed: ls.StreamedModel) -> None:
-        """Know the model; nothing is listened to yet."""
+        """Keep the model; recording starts with `emit_to`."""
         self._streamed = streamed
 
     @contextmanager
-    def told_to(self, tell: Tell) -> Iterator[None]:
-        """Tell the plan at once (`plan`), then spans in batches (`spans`) until the context ends.
+    def emit_to(self, emit: Emit) -> Iterator[None]:
+        """Emit the plan at once (`plan`), then batches of spans (`spans`) until the context ends.
 
-        A span is a list: activity (`read`, `copy`, `wait`, `compute`), the unit's place in the visiting order, sweep, start and
-        end in seconds after this context began, bytes.
+        The plan is the dict of `PlacementPlan.to_dict`. A span is a list: activity (`read`, `copy`, `wait` or
+        `compute`), the unit's index in visiting order, sweep, start and end in seconds since the context
+        began, bytes.
         """
-        tell("plan", plan=plan_record(self._streamed.plan))
-        start_s = told_s = time.perf_counter()
-        waiting: list[list[Any]] = []
+        emit("plan", plan=self._streamed.plan.to_dict())
+        start_s = emitted_s = time.perf_counter()
+        pending: list[list[Any]] = []
 
         def flush() -> None:
-            nonlocal told_s
-            told_s = time.perf_counter()
-            if spans := waiting[:]:
-                del waiting[: len(spans)]
-                tell("spans", spans=spans)
+            nonlocal emitted_s
+            emitted_s = time.perf_counter()
+            # other threads may append meanwhile: remove only what is emitted
+            if spans := pending[:]:
+                del pending[: len(spans)]
+                emit("spans", spans=spans)
 
-        def listen(span: ls.Span) -> None:
+        def on_span(span: ls.Span) -> None:
             begin, end = round(span.start_s - start_s, 6), round(span.end_s - start_s, 6)
-            waiting.append([span.activity.value, span.unit_index, span.sweep, begin, end, span.num_bytes])
-            if span.activity is ls.Activity.COMPUTE and time.perf_counter() - told_s > _TELL_EVERY_S:
+            pending.append([span.activity.value, span.unit_index, span.sweep, begin, end, span.num_bytes])
+            if span.activity is ls.Activity.COMPUTE and time.perf_counter() - emitted_s > _EMIT_EVERY_S:
                 flush()
 
-        stop = self._streamed.timeline.subscribe(listen)
+        unsubscribe = self._streamed.timeline.subscribe(on_span)
         try:
             yield
         finally:
-            stop()
+            unsubscribe()
             flush()
-
-
-def plan_record(plan: ls.PlacementPlan) -> dict[str, Any]:
-    """Return a plan as JSON-ready data: its fields, enumerations by their values."""
-    record: dict[str, Any] = json.loads(json.dumps(asdict(plan), default=lambda value: value.value))
-    return record

@@ -1,7 +1,4 @@
-"""The prompt of a case as tokens, the same for every variant.
-
-Worker's side. It knows tokenizers only.
-"""
+"""Turn a case's prompt into tokens, identically for every variant. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -16,11 +13,12 @@ from ..case import Case
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A prompt, ready to run.
+    """A tokenized prompt.
 
     Attributes:
         token_ids: int64, shape [1, tokens], on the CPU.
-        messages: what a pipeline makes the same tokens of: a chat or a text; None when the prompt was cut or repeated.
+        messages: the chat or text that a pipeline tokenizes to the same ids; None if the prompt was cut or
+            repeated.
     """
 
     token_ids: torch.Tensor
@@ -28,15 +26,15 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """How many."""
+        """Number of tokens."""
         return int(self.token_ids.shape[1])
 
 
 def build_prompt(tokenizer: PreTrainedTokenizerBase, case: Case) -> Prompt:
-    """Return the prompt of `case`: the chat template around the text where asked and there is one; cut or repeated where asked.
+    """Return the case's prompt, in the chat template if there is one, resized to `prompt_tokens` if set.
 
     Raises:
-        ValueError: the text makes no token.
+        ValueError: the text has no tokens.
     """
     messages: list[dict[str, str]] | str = case.prompt
     if case.chat and tokenizer.chat_template:
@@ -47,7 +45,7 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, case: Case) -> Prompt:
     else:
         token_ids = _ids(tokenizer(case.prompt))
     if not token_ids:
-        raise ValueError("the prompt makes no token; give a text")
+        raise ValueError("the prompt has no tokens; give some text")
     if not case.prompt_tokens:
         return Prompt(token_ids=torch.tensor([token_ids]), messages=messages)
     content = _ids(tokenizer(case.prompt, add_special_tokens=False))
@@ -55,10 +53,10 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, case: Case) -> Prompt:
 
 
 def resize(token_ids: list[int], content: list[int], num_tokens: int) -> list[int]:
-    """Return `token_ids` with its part `content` repeated and cut so that the whole has `num_tokens` tokens.
+    """Return `token_ids` resized to `num_tokens` by repeating and cutting the part `content`.
 
-    What stands around the content (a chat template) stays; where there is no room for it, or the content is not found, the whole is
-    repeated and cut.
+    The tokens around the content (the chat template) stay. If there is no room for them, or the content is
+    not found, the whole prompt is repeated and cut.
     """
     starts = [
         at for at in range(len(token_ids) - len(content) + 1) if token_ids[at : at + len(content)] == content

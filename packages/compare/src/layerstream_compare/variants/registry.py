@@ -1,17 +1,15 @@
-"""The registry: what each variant is called, what it needs, and whether this machine has it.
+"""List every variant: its name, its requirements, and whether this machine meets them.
 
-Pure Python: the parent process reads it without torch. It knows names, packages and devices; it deliberately loads nothing. A new
-variant is one small file with `load(case)` and one entry here.
+The parent process reads it without torch, so nothing is imported or loaded here. A new variant is one small
+module with `load(case)` and one entry in this registry.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 class VariantUnavailableError(Exception):
@@ -23,17 +21,18 @@ class Variant:
     """One way to hold the weights, or one way to compute attention.
 
     Attributes:
-        name: what a case calls it.
+        name: name by which a case selects it.
         kind: `weights` or `attention`.
-        title: what it is, in a line for people.
-        module: of a weights variant: the module of this package whose `load(case)` loads it, imported in the worker alone.
-        implementation: of an attention variant: transformers' `attn_implementation`; empty leaves the model's own.
-        backend: of an attention variant: the name of torch's `SDPBackend` to force; empty forces none.
-        packages: importable names that must be there; a dotted one is looked for without importing its parent.
-        extra: the extra of `layerstream-compare` that installs them; empty when there is none.
-        needs_accelerator: there is no kernel for a CPU.
-        needs_compiler: a C++ compiler builds the kernel at the first use on a CPU.
-        faster_with_cpu_flags: flags of /proc/cpuinfo that select a faster kernel; without them another one runs.
+        title: one-line description for users.
+        module: weights variants only: the module here whose `load(case)` loads it, imported only in the
+            worker.
+        implementation: attention variants only: transformers' `attn_implementation`; empty keeps the model's.
+        backend: attention variants only: name of torch's `SDPBackend` to force; empty forces none.
+        packages: importable names it requires; a dotted one is found without importing its parent.
+        extra: extra of `layerstream-compare` that installs them; empty if there is none.
+        needs_accelerator: it has no kernel for a CPU.
+        needs_compiler: on a CPU, a C++ compiler builds the kernel at first use.
+        faster_with_cpu_flags: flags in /proc/cpuinfo that select a faster kernel; without them it still runs.
     """
 
     name: str
@@ -48,33 +47,28 @@ class Variant:
     needs_compiler: bool = False
     faster_with_cpu_flags: tuple[str, ...] = ()
 
-    def availability(self, environment: Mapping[str, Any] | None = None) -> str | None:
-        """Return why this variant cannot run here, or None when nothing is known against it. Nothing is imported or loaded.
-
-        Args:
-            environment: what is known already; of it `accelerators` (empty where there is none) is used when present, and the
-                device files are looked at when not.
-        """
+    def availability(self) -> str | None:
+        """Return why this variant cannot run here, or None if no reason is known. Imports nothing."""
         missing = [package for package in self.packages if not has_package(package)]
         if missing:
             how = f"; pip install 'layerstream-compare[{self.extra}]'" if self.extra else ""
             return f"{self.name} needs the package {' and '.join(missing)}, which is not installed{how}"
-        known = dict(environment or {})
-        on_accelerator = bool(known["accelerators"]) if "accelerators" in known else has_accelerator()
-        if self.needs_accelerator and not on_accelerator:
+        if has_accelerator():
+            return None
+        if self.needs_accelerator:
             return f"{self.name} has no kernel for a CPU, and no accelerator was found"
-        if (
-            self.needs_compiler
-            and not on_accelerator
-            and not any(map(shutil.which, ("c++", "g++", "clang++")))
-        ):
+        if self.needs_compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return f"{self.name} builds its CPU kernel with a C++ compiler, and none was found"
         return None
 
     def missing_cpu_flags(self, flags: frozenset[str] | None = None) -> tuple[str, ...]:
-        """Return the flags that a faster kernel wants and this CPU lacks; never a reason not to run."""
-        found = cpu_flags() if flags is None else flags
-        return tuple(flag for flag in self.faster_with_cpu_flags if flag not in found)
+        """Return the flags that a faster kernel needs and the CPU lacks; they are never a reason not to run.
+
+        Args:
+            flags: the CPU's flags; this machine's by default.
+        """
+        present = cpu_flags() if flags is None else flags
+        return tuple(flag for flag in self.faster_with_cpu_flags if flag not in present)
 
 
 def _bitsandbytes(name: str, title: str, *flags: str) -> Variant:
@@ -88,12 +82,12 @@ def _bitsandbytes(name: str, title: str, *flags: str) -> Variant:
     )
 
 
-def _low_bits(bits: int) -> Variant:
+def _autoround(bits: int) -> Variant:
     return Variant(
         name=f"autoround-int{bits}",
         kind="weights",
         title=f"{bits}-bit weights by AutoRound's plain rounding, groups of 64, packed",
-        module="low_bits",
+        module="autoround",
         packages=("auto_round",),
         extra="low-bits",
     )
@@ -139,21 +133,21 @@ _VARIANTS = (
     Variant(
         name="torchao-int8",
         kind="weights",
-        title="8-bit weights alone, by torchao",
+        title="8-bit weights only, by torchao",
         module="torchao_int8",
         packages=("torchao",),
         extra="torchao",
     ),
-    _low_bits(3),
-    _low_bits(2),
-    Variant(name="default", kind="attention", title="what transformers chooses"),
+    _autoround(3),
+    _autoround(2),
+    Variant(name="default", kind="attention", title="whatever transformers chooses"),
     Variant(
         name="eager", kind="attention", title="matmul, softmax, matmul, in Python", implementation="eager"
     ),
     Variant(
         name="sdpa",
         kind="attention",
-        title="scaled_dot_product_attention, torch chooses",
+        title="scaled_dot_product_attention, backend chosen by torch",
         implementation="sdpa",
     ),
     _sdpa("math", "MATH"),
@@ -182,7 +176,7 @@ _VARIANTS = (
 
 
 def list_variants(kind: str | None = None) -> tuple[Variant, ...]:
-    """Return the registered variants in the order in which tables show them; of one `kind` (`weights`, `attention`) or all."""
+    """Return the registered variants in table order: all, or those of one `kind` (`weights`, `attention`)."""
     return tuple(variant for variant in _VARIANTS if kind in (None, variant.kind))
 
 
@@ -190,34 +184,31 @@ def find_variant(name: str, kind: str) -> Variant:
     """Return the variant of `kind` called `name`.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is none; the message lists the valid names.
     """
-    known = {variant.name: variant for variant in list_variants(kind)}
-    if name not in known:
-        raise ValueError(f"no {kind} variant is called {name!r}; there are {', '.join(known)}")
-    return known[name]
+    variants = {variant.name: variant for variant in list_variants(kind)}
+    if name not in variants:
+        raise ValueError(f"no {kind} variant is called {name!r}; there are {', '.join(variants)}")
+    return variants[name]
 
 
 def has_package(name: str) -> bool:
-    """Return whether `name` can be imported, without importing anything; `a.b` is looked for inside the folders of `a`."""
+    """Return whether `name` can be imported, without importing it; `a.b` is sought in the folders of `a`."""
     top, *inner = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not inner:
         return spec is not None
-    below = Path(*inner)
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    return any(
-        (folder / below).is_dir() or (folder / below).with_suffix(".py").is_file() for folder in folders
-    )
+    paths = [Path(folder, *inner) for folder in spec.submodule_search_locations or ()]
+    return any(path.is_dir() or path.with_suffix(".py").is_file() for path in paths)
 
 
 def has_accelerator() -> bool:
-    """Return whether a device file of a GPU's compute driver is there (NVIDIA, AMD); asks no driver."""
+    """Return whether the device file of an NVIDIA or AMD compute driver exists; the driver is not called."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the flags of the first CPU in /proc/cpuinfo; nothing where there is no such file."""
+    """Return the flags of the first CPU in /proc/cpuinfo; empty if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

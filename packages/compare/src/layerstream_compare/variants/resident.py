@@ -1,6 +1,6 @@
 """The `resident` variant: plain transformers, generating through its text-generation pipeline.
 
-Worker's side. Its result must equal the streamed one's, bit for bit.
+Runs in the worker. Its results must equal the streamed variant's, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .loaded import Loaded, load_with_transformers
 
 
 def load(case: Case) -> Loaded:
-    """Load the case's model by `from_pretrained`, without quantization."""
+    """Load the case's model with `from_pretrained`, without quantization."""
     loaded = load_with_transformers(case)
     loaded.generate = _Pipeline(loaded)
     loaded.describe = lambda: {
@@ -25,26 +25,26 @@ def load(case: Case) -> Loaded:
 
 
 class _Pipeline:
-    """Generation through `pipeline("text-generation")`, where the prompt is a text that it can tokenize itself.
+    """Generate through `pipeline("text-generation")`, if the pipeline can tokenize the prompt itself.
 
     Attributes:
-        used: what generated last.
+        used: what generated last, as text.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        """Make the pipeline of a loaded model; it moves nothing."""
+        """Build the pipeline around the loaded model, which stays where it is."""
         self._loaded = loaded
         self._pipe = pipeline("text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
         self.used = ""
 
     def __call__(self, *, prompt_ids: torch.Tensor, messages: Any, **arguments: Any) -> torch.Tensor:
-        """Generate from `messages` (a chat or a text); from `prompt_ids`, shape [1, tokens], where there are none.
+        """Generate from `messages` (a chat or a text); if None, from `prompt_ids`, shape [1, tokens].
 
         Raises:
-            ValueError: the pipeline tokenized the prompt in another way than the other variants.
+            ValueError: the pipeline tokenized the prompt differently from the other variants.
         """
         if messages is None:
-            self.used = "model.generate, since the prompt was cut or repeated to a number of tokens"
+            self.used = "model.generate, because the prompt was resized to a number of tokens"
             whole: torch.Tensor = self._loaded.model.generate(prompt_ids, **arguments)
             return whole
         self.used = 'pipeline("text-generation")'
@@ -53,6 +53,7 @@ class _Pipeline:
         expected = prompt_ids.cpu()
         if not torch.equal(token_ids[:, : expected.shape[1]], expected):
             raise ValueError(
-                "the pipeline tokenized the prompt in another way than the other variants: results cannot be compared"
+                "the pipeline tokenized the prompt differently from the other variants: the results "
+                "cannot be compared"
             )
         return token_ids

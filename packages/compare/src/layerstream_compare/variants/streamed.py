@@ -1,7 +1,4 @@
-"""The `streamed` variant: layerstream within the case's budget.
-
-Worker's side. It sees layerstream's public names only.
-"""
+"""The `streamed` variant: layerstream within the case's memory budget. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -17,38 +14,38 @@ from .live_timeline import LiveTimeline
 from .loaded import Loaded
 from .prompts import build_prompt
 
-HOST_WEIGHT_LINES = ("staging", "blocks in host memory", "input embedding")
-"""Host lines of the ledger that are memory for weights, to which no module of the model refers."""
+HOST_WEIGHT_KINDS = (ls.LedgerKind.STAGING, ls.LedgerKind.HOST_BLOCKS, ls.LedgerKind.EMBEDDING)
+"""Kinds of host lines in the ledger that count weights to which no module of the model refers."""
 
 
 def load(case: Case) -> Loaded:
-    """Load the case's model by layerstream, at its budget, with room for its prompt and answer."""
+    """Load the case's model with layerstream, within its budget, planned for its prompt and answer."""
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     prompt_tokens = build_prompt(tokenizer, case).num_tokens
     streamed = open_streamed(
         case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens
     )
-    slots, host = _held_beside(streamed.plan)
+    slots, host = _held_outside_modules(streamed.plan)
     return Loaded(
         case=case,
         model=streamed.model,
         tokenizer=tokenizer,
         describe=lambda: _facts(streamed),
         release=streamed.close,
-        held_beside_bytes=slots + host,
-        device_held_beside_bytes=0 if streamed.model.device.type == "cpu" else slots,
+        extra_held_bytes=slots + host,
+        extra_device_held_bytes=0 if streamed.model.device.type == "cpu" else slots,
         timeline=LiveTimeline(streamed),
     )
 
 
 def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_tokens: int) -> ls.StreamedModel:
-    """Load the case's model by layerstream.
+    """Load the case's model with layerstream.
 
     Args:
-        case: model, dtype, device and attention.
-        budget: as `layerstream.load` takes it: bytes, a size, `auto` or `min`.
-        prompt_tokens: the longest forward to keep room for.
-        new_tokens: tokens after it.
+        case: gives model, dtype, device and attention.
+        budget: bytes, a size, `auto` or `min`, as `layerstream.load` accepts it.
+        prompt_tokens: longest forward to plan memory for.
+        new_tokens: tokens generated after the prompt.
     """
     workload = ls.Workload(prompt_tokens=max(prompt_tokens, 1), new_tokens=new_tokens)
     return ls.load(
@@ -61,16 +58,15 @@ def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_toke
     )
 
 
-def _held_beside(plan: ls.PlacementPlan) -> tuple[int, int]:
-    """Return the bytes of the slots, and of weights in host memory beside an accelerator.
+def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
+    """Return the bytes of the slots, and of the weights kept in host memory for an accelerator.
 
-    What lives on the device outside the slots are the model's own tensors, and the walker sees those.
+    Everything on the device outside the slots is in the model's own tensors, which `held_bytes` finds.
     """
     lines = plan.ledger.lines
-    slots = sum(line.num_bytes for line in lines if line.purpose == "slots")
-    return slots, sum(
-        line.num_bytes for line in lines if line.where == "host" and line.purpose in HOST_WEIGHT_LINES
-    )
+    slots = sum(line.num_bytes for line in lines if line.kind is ls.LedgerKind.SLOTS)
+    host_lines = (line for line in lines if line.where is ls.MemoryTier.HOST)
+    return slots, sum(line.num_bytes for line in host_lines if line.kind in HOST_WEIGHT_KINDS)
 
 
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
@@ -80,6 +76,6 @@ def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
         "placement": plan.placement_map(),
         "budget_bytes": plan.ledger.device_budget_bytes,
         "ledger_bytes": plan.ledger.device_bytes,
-        "report": streamed.report().as_dict(),
-        "held_includes": "the model's own tensors, the slots that streamed weights pass through, and weights in host memory",
+        "report": streamed.report().to_dict(),
+        "held_includes": "the model's own tensors, slots for streamed weights, and weights in host memory",
     }

@@ -1,7 +1,4 @@
-"""The `torchao-int8` variant: 8-bit weights alone, a second opinion beside bitsandbytes.
-
-Worker's side.
-"""
+"""The `torchao-int8` variant: 8-bit weights only, a second opinion to bitsandbytes. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from ..case import Case
 from .loaded import Loaded, load_with_transformers, run_dtype, unquantized_modules
 
 GROUP_COLUMNS = 64
-"""Columns that share a scale where rows cannot."""
+"""Columns per scale when one scale per row is not possible."""
 
 
 def load(case: Case) -> Loaded:
-    """Load the case's model with 8-bit weights: a scale a row, or a scale for 64 columns where the run dtype is float16."""
-    # with a scale a row torchao 0.18 multiplies by the integers first and scales the sum: beyond float16's 65504, NaN follows
+    """Load the case's model with 8-bit weights: one scale per row, or per 64 columns in float16."""
+    # with one scale per row, torchao 0.18 sums unscaled products first: beyond float16's 65504, NaN follows
     granularity = PerGroup(GROUP_COLUMNS) if run_dtype(case) is torch.float16 else PerRow()
     config = TorchAoConfig(Int8WeightOnlyConfig(granularity=granularity))
     loaded = load_with_transformers(case, quantization_config=config)

@@ -1,1 +1,1 @@
-"""The worker's side: one case run and measured in a process of its own. Here, and in the variants, torch is at home."""
+"""The worker: runs and measures one case in its own process. Only this and `variants` import torch."""

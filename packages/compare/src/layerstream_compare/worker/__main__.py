@@ -1,6 +1,6 @@
-"""The worker's process: `python -m layerstream_compare.worker --events-fd N` reads a case from standard input and runs it.
+"""Run a worker process: `python -m layerstream_compare.worker --events-fd N`, with a case on standard input.
 
-It knows the pipe and its end; what is measured is `run`'s business.
+It handles the pipe and the exit; `run` does the measuring.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from ..case import Case
 from ..events import worker_line
-from .lifeline import end_with_reader
+from .parent_watch import exit_with_reader
 
 
 def main() -> None:
-    """Run the case on standard input and write its events, a line each, to the file descriptor `--events-fd`."""
-    parser = argparse.ArgumentParser(description="run one case of layerstream-compare")
-    parser.add_argument("--events-fd", type=int, required=True, help="an open file descriptor for JSON lines")
+    """Run the case on standard input and write its events as lines to the file descriptor `--events-fd`."""
+    parser = argparse.ArgumentParser(description="Run one case of layerstream-compare.")
+    parser.add_argument("--events-fd", type=int, required=True, help="open file descriptor for JSON lines")
     events_fd = parser.parse_args().events_fd
-    end_with_reader(events_fd)
-    # after the lifeline: importing torch takes seconds, in which the parent may be gone
+    exit_with_reader(events_fd)
+    # only now: importing torch takes seconds, and the parent may disappear meanwhile
     run_case = importlib.import_module(".run", __package__).run_case
-    # never closed before the process ends: the lifeline watches it
+    # kept open until the process exits: the watching thread polls it
     with os.fdopen(events_fd, "w", encoding="utf-8", buffering=1, closefd=False) as pipe:
         run_case(Case.from_json(sys.stdin.read()), lambda kind, **data: _write(pipe.write, kind, data))
     sys.stdout.flush()
     sys.stderr.flush()
-    # everything is told and closed; taking the libraries down in order takes another second of everybody's time
+    # everything is written; an orderly shutdown of the libraries would take another second
     os._exit(0)
 
 

@@ -1,6 +1,7 @@
-"""How well two models' logits agree, accumulated position by position: nothing is clipped, and no logits are kept.
+"""Accumulate how well two models' logits agree, position by position.
 
-Worker's side. It knows tensors and nothing of models. One float a position is kept for the percentiles.
+Nothing is clipped and no logits are kept, only a few floats per position for percentiles and margins. It
+deliberately does not know models. Runs in the worker.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import torch
 from ..measurement import Agreement
 
 _ROWS = 8
-"""Positions computed at once: float64 copies of more would cost more memory than they save time."""
+"""Positions per step: float64 copies of more would cost more memory than they save time."""
 
 
 class AgreementMeter:
-    """Accumulate the agreement of a variant with the reference.
+    """Accumulates the agreement of a variant with the reference.
 
     Attributes:
-        text: what the text is called.
-        margins: the reference's p1 - p2 at each position fed so far.
+        text: name of the text.
+        margins: the reference's p1 - p2 at each position so far.
     """
 
     def __init__(self, text: str) -> None:
-        """Start with nothing.
+        """Start with no positions.
 
         Args:
             text: `answer` or `prose`.
@@ -35,7 +36,7 @@ class AgreementMeter:
         self._reverse_kl: list[float] = []
         self._matches = 0
         self._max_difference = 0.0
-        self._surprise_difference = 0.0
+        self._log_probability_difference = 0.0
         self._is_bit_exact = True
 
     def feed(
@@ -49,16 +50,16 @@ class AgreementMeter:
             next_tokens: the text's next token at each position, int64, shape [positions].
 
         Raises:
-            ValueError: the shapes differ, or a model gave NaN.
+            ValueError: the shapes do not match, or a model returned NaN.
         """
         if reference_logits.shape != variant_logits.shape or reference_logits.shape[:1] != next_tokens.shape:
             raise ValueError(
-                f"logits of {tuple(reference_logits.shape)} and {tuple(variant_logits.shape)} and {tuple(next_tokens.shape)} next "
-                "tokens do not belong together"
+                f"shapes do not match: reference logits {tuple(reference_logits.shape)}, variant logits "
+                f"{tuple(variant_logits.shape)}, next tokens {tuple(next_tokens.shape)}"
             )
         for whose, logits in (("reference", reference_logits), ("variant", variant_logits)):
             if bool(torch.isnan(logits).any()):
-                raise ValueError(f"the {whose}'s logits hold NaN on the text {self.text!r}")
+                raise ValueError(f"the {whose}'s logits contain NaN on the text {self.text!r}")
         self._is_bit_exact &= reference_logits.dtype == variant_logits.dtype and torch.equal(
             reference_logits, variant_logits
         )
@@ -72,19 +73,19 @@ class AgreementMeter:
         self._kl += divergences(log_p, log_q).tolist()
         self._reverse_kl += divergences(log_q, log_p).tolist()
         self._matches += int((reference.argmax(-1) == variant.argmax(-1)).sum())
-        # equal infinities (tokens that a model never gives) do not differ
+        # equal infinities (tokens with probability 0 in both models) do not differ
         difference = torch.where(p_logits == q_logits, 0.0, (p_logits - q_logits).abs())
         self._max_difference = max(self._max_difference, float(difference.max()))
         chosen = next_tokens.to(log_p.device)[:, None]
-        self._surprise_difference += float((log_p.gather(-1, chosen) - log_q.gather(-1, chosen)).sum())
+        self._log_probability_difference += float((log_p.gather(-1, chosen) - log_q.gather(-1, chosen)).sum())
         top = log_p.topk(2, dim=-1).values.exp()
         self.margins += (top[:, 0] - top[:, 1]).tolist()
 
     def finish(self) -> Agreement:
-        """Return the agreement over everything fed.
+        """Return the agreement over all positions.
 
         Raises:
-            ValueError: nothing was fed.
+            ValueError: there were no positions.
         """
         positions = len(self._kl)
         if not positions:
@@ -103,23 +104,25 @@ class AgreementMeter:
             top1=top1,
             top1_standard_error=math.sqrt(top1 * (1 - top1) / positions),
             max_logit_difference=self._max_difference,
-            perplexity_ratio=_exp(self._surprise_difference / positions),
+            perplexity_ratio=_exp(self._log_probability_difference / positions),
             is_bit_exact=self._is_bit_exact,
         )
 
 
 def divergences(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Return KL(p || q) of each row in nats: sum of p (log p - log q) over the last dimension; infinite where q misses p's tokens.
+    """Return KL(p || q) of each row in nats: the sum of p (log p - log q) over the last dimension.
+
+    It is infinite where q gives probability 0 to a token that p does not.
 
     Args:
         log_p: log-probabilities, float64, shape [positions, vocabulary].
         log_q: the same shape.
     """
     terms = log_p.exp() * (log_p - log_q)
-    # a token that p never gives adds nothing, whatever q thinks of it
+    # a token with p = 0 contributes nothing, whatever q is
     return torch.where(log_p == -math.inf, 0.0, terms).sum(-1)
 
 
 def _exp(value: float) -> float:
-    # beyond a double's range there is no number to show
+    # math.exp raises OverflowError beyond a double's range
     return math.exp(value) if value < 700 else math.inf

@@ -1,14 +1,12 @@
-"""One measured greedy generation: a streamer that takes the time of every token and tells of it.
-
-Worker's side. It knows transformers' generate and nothing of variants.
-"""
+"""Run one greedy generation and time every token. Runs in the worker; it does not know variants."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,31 +17,31 @@ from ..variants.loaded import Loaded
 from ..variants.prompts import Prompt
 
 OnToken = Callable[[int, int], None]
-"""Called with the index among the new tokens and the token's id; its time is not counted."""
+"""Called with a new token's index and id; the time it takes is not counted."""
 
 
 class TokenClock(BaseStreamer):
-    """Note when each token is there, the device synchronized; what listeners do with it is not counted.
+    """Records when each token is ready, with the device synchronized. Callbacks are not counted.
 
     Attributes:
         token_ids: the new tokens.
-        waits_s: seconds from the start to the first token, then from token to token.
+        intervals_s: seconds from the start to the first token, then from token to token.
     """
 
-    def __init__(self, device: torch.device, on_token: OnToken, pause: Callable[[], float]) -> None:
+    def __init__(self, device: torch.device, on_token: OnToken, take_overhead_s: Callable[[], float]) -> None:
         """Prepare; `start` starts the clock.
 
         Args:
-            device: to synchronize.
-            on_token: told of each token.
-            pause: returns, and forgets, seconds since the last token that measuring itself took.
+            device: the device to synchronize.
+            on_token: called with each token.
+            take_overhead_s: returns the seconds spent on measuring since its last call.
         """
         self.token_ids: list[int] = []
-        self.waits_s: list[float] = []
+        self.intervals_s: list[float] = []
         self._device = device
         self._on_token = on_token
-        self._pause = pause
-        self._is_prompt = True
+        self._take_overhead_s = take_overhead_s
+        self._expects_prompt = True
         self._since = 0.0
 
     def start(self) -> None:
@@ -52,35 +50,35 @@ class TokenClock(BaseStreamer):
         self._since = time.perf_counter()
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt (first call), then each new token."""
-        if self._is_prompt:
-            self._is_prompt = False
+        """Skip the prompt (the first call), then record each new token."""
+        if self._expects_prompt:
+            self._expects_prompt = False
             return
         synchronize(self._device)
-        self.waits_s.append(time.perf_counter() - self._since - self._pause())
+        self.intervals_s.append(time.perf_counter() - self._since - self._take_overhead_s())
         token = int(value.flatten()[-1])
         self.token_ids.append(token)
         self._on_token(len(self.token_ids) - 1, token)
         self._since = time.perf_counter()
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `BaseStreamer` requires this method."""
 
 
 class MarginRecorder(LogitsProcessor):
-    """Keep the distribution's p1 - p2 at each generated token, and the seconds that takes.
+    """Records the margin p1 - p2 at each generated token, and the time that takes.
 
     Attributes:
-        margins: one each.
+        margins: one scalar tensor per token.
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start with no tokens."""
         self.margins: list[torch.Tensor] = []
         self._seconds = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Note the margin of `scores`, shape [1, vocabulary], and return them as they are."""
+        """Record the margin of `scores`, shape [1, vocabulary], and return them unchanged."""
         start = time.perf_counter()
         top = (scores.topk(2, dim=-1).values - scores.logsumexp(-1, keepdim=True)).exp()
         self.margins.append(top[0, 0] - top[0, 1])
@@ -88,65 +86,65 @@ class MarginRecorder(LogitsProcessor):
         return scores
 
     def take_seconds(self) -> float:
-        """Return the seconds spent here since the last call."""
+        """Return the seconds spent in this processor since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What came of one generation.
+    """The result of one generation.
 
     Attributes:
         token_ids: the new tokens.
-        waits_s: seconds to the first token, then between tokens.
-        margins: p1 - p2 at each.
+        intervals_s: seconds to the first token, then between tokens.
+        margins: p1 - p2 at each token.
     """
 
     token_ids: tuple[int, ...]
-    waits_s: tuple[float, ...]
-    margins: tuple[float, ...] = field(default=())
+    intervals_s: tuple[float, ...]
+    margins: tuple[float, ...]
 
     @property
     def first_token_s(self) -> float:
         """Seconds from the call to the first token."""
-        return self.waits_s[0]
+        return self.intervals_s[0]
 
     @property
     def inter_token_s(self) -> tuple[float, ...]:
         """Seconds between tokens after the first."""
-        return self.waits_s[1:]
+        return self.intervals_s[1:]
 
     @property
     def median_s(self) -> float:
-        """Their median; 0 when there was one token."""
+        """Median time between tokens; 0 if there is only one token."""
         return statistics.median(self.inter_token_s) if self.inter_token_s else 0.0
 
     @property
     def p95_s(self) -> float:
-        """Their 95th percentile, interpolated; 0 when there was one token."""
+        """95th percentile of the time between tokens, interpolated; 0 if there is only one token."""
         if len(self.inter_token_s) < 2:
             return self.median_s
         return statistics.quantiles(self.inter_token_s, n=20, method="inclusive")[-1]
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens after the first by the seconds between them; 0 when there was one token."""
+        """Tokens after the first divided by the seconds between them; 0 if there is only one token."""
         seconds = sum(self.inter_token_s)
         return len(self.inter_token_s) / seconds if seconds else 0.0
 
 
 def generate_greedily(loaded: Loaded, prompt: Prompt, max_new_tokens: int, on_token: OnToken) -> Generated:
-    """Generate greedily and take the time of every token.
+    """Generate greedily and time every token.
 
     Args:
         loaded: the variant.
-        prompt: what to answer.
-        max_new_tokens: at most so many; fewer when the model ends its answer.
-        on_token: told of each token as it comes.
+        prompt: the prompt.
+        max_new_tokens: maximum number of new tokens; the model may stop earlier.
+        on_token: called with each token as it arrives.
 
     Raises:
-        ValueError: no token came, or the model gave NaN.
+        ValueError: no token was generated, or the model returned NaN.
     """
     recorder = MarginRecorder()
     clock = TokenClock(loaded.model.device, on_token, recorder.take_seconds)
@@ -164,14 +162,14 @@ def generate_greedily(loaded: Loaded, prompt: Prompt, max_new_tokens: int, on_to
     margins = tuple(float(margin) for margin in recorder.margins)
     if not clock.token_ids:
         raise ValueError("the model generated no token")
-    if any(margin != margin for margin in margins):
-        raise ValueError("the model's logits hold NaN")
-    return Generated(token_ids=tuple(clock.token_ids), waits_s=tuple(clock.waits_s), margins=margins)
+    if any(math.isnan(margin) for margin in margins):
+        raise ValueError("the model's logits contain NaN")
+    return Generated(token_ids=tuple(clock.token_ids), intervals_s=tuple(clock.intervals_s), margins=margins)
 
 
 def greedy_arguments(max_new_tokens: int) -> dict[str, Any]:
-    """Return generate's arguments for a greedy answer, whatever the checkpoint's own settings are."""
-    # None takes the sampling settings of the checkpoint away, about which generate would warn
+    """Return arguments that make generate greedy, whatever the checkpoint's generation settings are."""
+    # None removes the checkpoint's sampling settings, about which generate would warn
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
@@ -183,6 +181,6 @@ def greedy_arguments(max_new_tokens: int) -> dict[str, Any]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done everything."""
+    """Wait until `device` has finished all queued work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)

@@ -1,7 +1,7 @@
-"""Memory of this process and of a model, in bytes: what the kernel counts, and what the model's own storages hold.
+"""Measure memory in bytes: this process's, as the kernel counts it, and a model's, from its storages.
 
-Worker's side. It knows Linux's /proc, torch's allocators and how the quantization libraries keep their state; it does not know
-variants. Where /proc is missing the readings raise `OSError`: there are no honest figures then.
+Runs in the worker. It does not know variants, but it knows where quantization libraries keep their state.
+Without /proc the readings raise `OSError`, since there is no reliable substitute.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ _CLEAR = Path("/proc/self/clear_refs")
 _IO = Path("/proc/self/io")
 _MAPS = Path("/proc/self/maps")
 _RESET_PEAK = "5"
-"""As proc(5) has it: reset the peak resident set size to the current value."""
+"""Resets the peak resident set size to the current value, see proc(5)."""
 
 _QUANTIZATION_STATE = ("quant_state", "state", "state2", "absmax", "code", "offset", "CB", "SCB", "CxB")
-"""Where bitsandbytes keeps what is not a parameter or a buffer: on weights, on modules, on the states themselves."""
+"""Attributes in which bitsandbytes keeps tensors that are neither parameters nor buffers.
 
+They are found on weights, on modules and on the states themselves."""
 
-_Span = tuple[int, int]
-"""Addresses: the first byte, and the first after the last."""
+_AddressRange = tuple[int, int]
+"""Address of the first byte, and of the first byte after the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The resident memory of this process at one moment.
+    """Resident memory of this process at one moment.
 
     Attributes:
         anonymous_bytes: private memory, copied-on-write file pages included.
@@ -48,15 +49,15 @@ class Reading:
 
     @property
     def resident_bytes(self) -> int:
-        """All of it."""
+        """The whole resident set."""
         return self.anonymous_bytes + self.file_bytes
 
 
 def read_memory() -> Reading:
-    """Return this process' resident memory now.
+    """Return this process's resident memory.
 
-    The split is from smaps_rollup, which walks the page tables and is exact; RssAnon and RssFile of /proc/self/status, which lag
-    behind by some pages a thread, stand in where it cannot be read.
+    The split comes from smaps_rollup, which walks the page tables and is exact. If it cannot be read, RssAnon
+    and RssFile of /proc/self/status are used, which lag behind by some pages per thread.
     """
     status = _fields(_STATUS)
     try:
@@ -70,7 +71,7 @@ def read_memory() -> Reading:
 
 
 def reset_peak() -> bool:
-    """Let the high-water mark start again from the resident set of now; return False where the kernel does not allow it."""
+    """Reset the high-water mark to the current resident set; return False if the kernel does not allow it."""
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
@@ -79,7 +80,7 @@ def reset_peak() -> bool:
 
 
 def read_disk_bytes() -> int:
-    """Return the bytes that this process has truly had read from disks; 0 where the kernel does not tell."""
+    """Return the bytes read from disk for this process, page cache excluded; 0 if the kernel does not say."""
     try:
         lines = _IO.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -98,18 +99,18 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 class PhaseMeter:
-    """Measure memory phase by phase; the peak counters start anew with each.
+    """Measures memory phase by phase, with peak counters reset at the start of each.
 
     Attributes:
-        phases: those that have ended.
-        peak_is_reset: whether the kernel let the peak be reset; without it a phase's peak is the highest so far.
+        phases: the phases that have ended.
+        peak_is_reset: whether the kernel allowed every reset; if not, a phase's peak is the highest so far.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Measure this process, and the allocator of `device` where that is an accelerator.
+        """Measure this process and, if `device` is an accelerator, its allocator.
 
-        The accelerator is started here, before the first phase: its counters cannot be reset before that, and what its driver
-        takes of the host's memory is none of the model's.
+        This initializes the accelerator before the first phase: its counters cannot be reset earlier, and the
+        host memory that its driver takes does not belong to the model.
         """
         self.phases: list[PhaseMemory] = []
         self.peak_is_reset = True
@@ -125,14 +126,14 @@ class PhaseMeter:
             torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
 
     def stop(self) -> PhaseMemory:
-        """End the phase and return its memory; it is also added to `phases`."""
+        """End the phase and return its memory, which is also appended to `phases`."""
         allocated = reserved = 0
         if self._device.type != "cpu":
             module = torch.get_device_module(self._device)
             allocated = int(module.max_memory_allocated(self._device))
             reserved = int(module.max_memory_reserved(self._device))
         reading = read_memory()
-        ended = PhaseMemory(
+        phase = PhaseMemory(
             phase=self._name,
             anonymous_bytes=reading.anonymous_bytes,
             file_bytes=reading.file_bytes,
@@ -141,58 +142,58 @@ class PhaseMeter:
             device_reserved_bytes=reserved,
             device_process_bytes=process_bytes(self._device),
         )
-        self.phases.append(ended)
-        return ended
+        self.phases.append(phase)
+        return phase
 
 
 def held_bytes(model: torch.nn.Module, *, on_accelerator_only: bool = False) -> int:
-    """Return the bytes that the model's own storages hold, wherever they are or on accelerators alone.
+    """Return the bytes that the model's storages hold, on all devices or on accelerators only.
 
-    Counted: parameters, buffers, the tensors inside tensor subclasses, bitsandbytes' quantization state; each byte once, however
-    many tensors share it; the whole storage even where a tensor shows only a part of it, since that is what stays allocated; files
-    mapped into memory as well as memory of one's own. Not counted: tensors on meta, and a streamed model's slots, which no module
-    refers to (a `Loaded` tells them apart).
+    Counted: parameters, buffers, tensors inside tensor subclasses and bitsandbytes' quantization state, in
+    private memory or in mapped files. Each byte counts once, however many tensors share it. A storage counts
+    whole even if a tensor covers only a part of it, since all of it stays allocated. Not counted: tensors on
+    meta, and a streamed model's slots, which no module refers to (see `Loaded.extra_held_bytes`).
     """
-    spans = _held_spans(model)
+    ranges_of = _storage_ranges(model)
     return sum(
-        _covered(found) for device, found in spans.items() if device != "cpu" or not on_accelerator_only
+        _covered(ranges) for device, ranges in ranges_of.items() if device != "cpu" or not on_accelerator_only
     )
 
 
 def mapped_held_bytes(model: torch.nn.Module) -> int:
-    """Return what of `held_bytes` lies in mapped files: a checkpoint that is used where it is mapped; 0 where none can be seen."""
-    in_host_memory = _held_spans(model).get("cpu", [])
+    """Return the part of `held_bytes` in mapped files (a checkpoint used in place); 0 if unknown."""
+    in_host_memory = _storage_ranges(model).get("cpu", [])
     files = _mapped_files()
-    both = [(max(start, begin), min(end, stop)) for start, end in in_host_memory for begin, stop in files]
-    return _covered((start, end) for start, end in both if start < end)
+    overlaps = [(max(start, begin), min(end, stop)) for start, end in in_host_memory for begin, stop in files]
+    return _covered((start, end) for start, end in overlaps if start < end)
 
 
-def _mapped_files() -> list[_Span]:
+def _mapped_files() -> list[_AddressRange]:
     try:
         lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    # address range, rights, offset, device, inode and, of a file, its path
-    named = (line.split(maxsplit=5) for line in lines)
-    ranges = (parts[0].split("-") for parts in named if len(parts) == 6 and parts[5].startswith("/"))
+    # fields: address range, permissions, offset, device, inode and, for a file, its path
+    fields = (line.split(maxsplit=5) for line in lines)
+    ranges = (parts[0].split("-") for parts in fields if len(parts) == 6 and parts[5].startswith("/"))
     return [(int(begin, 16), int(end, 16)) for begin, end in ranges]
 
 
-def _held_spans(model: torch.nn.Module) -> dict[str, list[_Span]]:
+def _storage_ranges(model: torch.nn.Module) -> dict[str, list[_AddressRange]]:
     """Return the address ranges of the model's storages, by device."""
-    spans: dict[str, list[_Span]] = {}
+    ranges: dict[str, list[_AddressRange]] = {}
     for tensor in _model_tensors(model):
         storage = tensor.untyped_storage()
         start = storage.data_ptr()
-        spans.setdefault(str(tensor.device), []).append((start, start + storage.nbytes()))
-    return spans
+        ranges.setdefault(str(tensor.device), []).append((start, start + storage.nbytes()))
+    return ranges
 
 
-def _covered(spans: Iterable[_Span]) -> int:
-    total = end_of_last = 0
-    for start, end in sorted(spans):
-        total += max(0, end - max(start, end_of_last))
-        end_of_last = max(end, end_of_last)
+def _covered(ranges: Iterable[_AddressRange]) -> int:
+    total = covered_to = 0
+    for start, end in sorted(ranges):
+        total += max(0, end - max(start, covered_to))
+        covered_to = max(end, covered_to)
     return total
 
 
@@ -204,13 +205,13 @@ def _model_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _states(owner: Any) -> Iterator[Any]:
-    # instance attributes only: bitsandbytes' properties of the same names would copy
-    held = getattr(owner, "__dict__", {})
-    return (held[name] for name in _QUANTIZATION_STATE if held.get(name) is not None)
+    # instance attributes only: bitsandbytes has properties of the same names, which copy
+    attributes = getattr(owner, "__dict__", {})
+    return (attributes[name] for name in _QUANTIZATION_STATE if attributes.get(name) is not None)
 
 
 def _plain_tensors(owner: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Yield the tensors with storages of their own inside `owner`, a tensor, a tensor subclass or a quantization state."""
+    """Yield the plain tensors inside `owner`: a tensor, a tensor subclass or a quantization state."""
     if id(owner) in seen:
         return
     seen.add(id(owner))

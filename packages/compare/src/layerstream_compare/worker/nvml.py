@@ -1,6 +1,7 @@
-"""What the driver says this process holds of its GPU: the allocator's pool and, on top of it, context, kernels and workspaces.
+"""Read from NVML how much GPU memory this process uses: allocator, context, kernels and workspaces.
 
-Worker's side. It knows NVML by the package `nvidia-ml-py`, an extra; without it, or without an NVIDIA GPU, the figure is 0.
+Runs in the worker. It needs the package `nvidia-ml-py`, an extra; without it, or without an NVIDIA GPU, the
+figure is 0.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ _PACKAGE = "pynvml"
 
 
 def process_bytes(device: torch.device) -> int:
-    """Return the bytes of `device` that NVML counts for this process; 0 where it cannot be asked or does not tell.
+    """Return the bytes of `device` that NVML counts for this process; 0 if NVML cannot say.
 
-    Inside a container NVML may know the process by another number: 0 again, since nobody else's memory is to be shown.
+    In a container NVML may list the process under another id. The figure is 0 then too, so that other
+    processes' memory is never reported.
     """
     if device.type != "cuda" or torch.version.cuda is None or not has_package(_PACKAGE):
         return 0
@@ -26,7 +28,7 @@ def process_bytes(device: torch.device) -> int:
     try:
         nvml.nvmlInit()
         try:
-            # by its identity: NVML does not know CUDA_VISIBLE_DEVICES
+            # by UUID: NVML ignores CUDA_VISIBLE_DEVICES, so indices may differ
             handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
             running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         finally:

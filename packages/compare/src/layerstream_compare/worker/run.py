@@ -1,7 +1,7 @@
-"""One case, measured alone, told in events.
+"""Run and measure one case, emitting events.
 
-Order: imports, baseline, load, warm-up, the measured generation, and only then what would disturb the figures: kernels, quality.
-It knows how to measure; what each variant is, the variants know.
+The order is: imports, baseline, load, warm-up, the measured generation, and only then everything that would
+disturb the figures: operator traces and quality. It does not know what a variant is.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import torch
 import layerstream as ls
 
 from ..case import Case
-from ..measurement import Memory, Timing
-from ..variants.loaded import Loaded, settle_device
+from ..measurement import Agreement, Memory, Timing
+from ..protocol import one_line
+from ..variants.loaded import Loaded, resolve_device
 from ..variants.prompts import Prompt, build_prompt
 from ..variants.registry import VariantUnavailableError, find_variant
+from .background_load import BackgroundLoadMeter
+from .detokenize import Detokenizer, decode, token_texts
 from .generation import Generated, generate_greedily
 from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
-from .operators import kernel_facts
-from .others import OthersMeter
-from .teacher import measure_quality
-from .texts_of_tokens import TokenTexts
+from .operator_trace import kernel_facts
+from .teacher_forcing import measure_quality
 
 WARMUP_PROMPT_TOKENS = 512
-"""The warm-up reads at most so much of the prompt: more would cost as much as the measurement."""
+"""Most prompt tokens of the warm-up: more would take as long as the measurement."""
 
 _KERNEL_PROMPT_TOKENS = 8
 _NOISY_SPREAD = 2.0
@@ -40,18 +41,18 @@ _NOISY_CORES = 0.25
 
 
 class Emit(Protocol):
-    """What is told of each thing that happens: `phase`, `token`, and last `result`, `unavailable` or `failed`."""
+    """Receives events: `phase`, `token`, ..., and last `result`, `unavailable` or `failed`."""
 
     def __call__(self, kind: str, **data: Any) -> None:
-        """Take one event."""
+        """Receive one event."""
 
 
 def run_case(case: Case, emit: Emit) -> None:
-    """Run `case` in this process and tell everything to `emit`.
+    """Run `case` in this process and emit its events.
 
-    What goes wrong is told as well: the last event is `unavailable` where a library or a fitting shape is missing, `failed` where
-    anything else went wrong (its traceback goes to standard error), else `result` with the measurement's fields. Only what is no
-    `Exception` (an interruption, an exit) passes through.
+    The last event is `result` with the measurement's fields, `unavailable` if a library is missing or the
+    model's shapes are not supported, or `failed` after any other exception, whose traceback goes to standard
+    error. Only exceptions outside `Exception` (an interrupt, an exit) are raised.
     """
     try:
         emit("result", **_measure_case(case, emit))
@@ -60,7 +61,7 @@ def run_case(case: Case, emit: Emit) -> None:
     except ModuleNotFoundError as error:
         traceback.print_exc()
         emit("unavailable", reason=f"{case.label} needs the package {error.name}, which is not installed")
-    except Exception as error:  # noqa: BLE001  a failed case is a result: it is handed on
+    except Exception as error:  # noqa: BLE001  a failed case is a result
         traceback.print_exc()
         emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
 
@@ -70,7 +71,7 @@ def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
     load_average = os.getloadavg()[0]
     if case.threads:
         torch.set_num_threads(case.threads)
-    meter = PhaseMeter(settle_device(case))
+    meter = PhaseMeter(resolve_device(case))
     emit("phase", phase="import")
     meter.start("import")
     meter.stop()
@@ -88,34 +89,39 @@ def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
 
 
 def _import_variant(case: Case) -> Callable[[Case], Loaded]:
-    """Import the variant's module, and with it its libraries; a user's machine may lack them."""
+    """Import the variant's module, and with it its libraries, and return its `load`.
+
+    Raises:
+        VariantUnavailableError: this machine lacks something that the variant or its attention needs.
+    """
     for kind, name in (("weights", case.variant), ("attention", case.attention)):
-        why_not = find_variant(name, kind).availability()
-        if why_not is not None:
-            raise VariantUnavailableError(why_not)
-    module = importlib.import_module(
-        f"..variants.{find_variant(case.variant, 'weights').module}", __package__
-    )
+        reason = find_variant(name, kind).availability()
+        if reason is not None:
+            raise VariantUnavailableError(reason)
+    name = find_variant(case.variant, "weights").module
+    module = importlib.import_module(f"..variants.{name}", __package__)
     load: Callable[[Case], Loaded] = module.load
     return load
 
 
 class _Run:
-    """A loaded variant on its way through warm-up, measurement and quality."""
+    """Takes a loaded variant through warm-up, measurement and quality."""
 
     def __init__(self, case: Case, loaded: Loaded, meter: PhaseMeter, emit: Emit) -> None:
         self._case, self._loaded, self._meter, self._emit = case, loaded, meter, emit
         self._prompt = build_prompt(loaded.tokenizer, case)
-        self._texts = TokenTexts(loaded.tokenizer)
-        # the first forward may repack the weights: what they take afterwards is the case's figure, this one goes with the facts
-        self._held_after_load_bytes = held_bytes(loaded.model) + loaded.held_beside_bytes
+        self._detokenizer = Detokenizer(loaded.tokenizer)
+        # the first forward may repack the weights: `held_bytes` is taken after it, this figure is a fact
+        self._held_after_load_bytes = held_bytes(loaded.model) + loaded.extra_held_bytes
 
     def measure(self, baseline: Reading, load_s: float, load_average: float) -> dict[str, Any]:
         """Measure, and return the result's fields."""
         first_forward_s = self._warm_up()
-        cpu, disk, others = time.process_time(), read_disk_bytes(), OthersMeter()
+        cpu_start_s, disk_start_bytes = time.process_time(), read_disk_bytes()
+        background = BackgroundLoadMeter()
         generated = self._generate()
-        cpu_s, bytes_read, others_cores = time.process_time() - cpu, read_disk_bytes() - disk, others.cores()
+        cpu_s, bytes_read = time.process_time() - cpu_start_s, read_disk_bytes() - disk_start_bytes
+        background_cores = background.cores()
         timing = Timing(
             load_s=load_s,
             first_forward_s=first_forward_s or generated.first_token_s,
@@ -126,12 +132,12 @@ class _Run:
             cpu_s=cpu_s,
             bytes_read=bytes_read,
             load_average=load_average,
-            others_cores=others_cores,
-            is_noisy=_is_noisy(generated, others_cores),
+            background_cores=background_cores,
+            is_noisy=_is_noisy(generated, background_cores),
         )
         memory = self._memory(baseline)
         facts = self._facts(memory, generated)
-        agreements: tuple[Any, ...] = ()
+        agreements: tuple[Agreement, ...] = ()
         if self._case.quality:
             self._emit("phase", phase="quality")
             agreements, reference_facts = measure_quality(self._case, self._loaded, self._prompt)
@@ -139,8 +145,8 @@ class _Run:
         return {
             "prompt_tokens": self._prompt.num_tokens,
             "token_ids": generated.token_ids,
-            "token_texts": self._texts.pieces(generated.token_ids),
-            "text": self._texts.whole(generated.token_ids),
+            "token_texts": token_texts(self._loaded.tokenizer, generated.token_ids),
+            "text": decode(self._loaded.tokenizer, generated.token_ids),
             "memory": asdict(memory),
             "timing": asdict(timing),
             "agreements": [asdict(agreement) for agreement in agreements],
@@ -148,21 +154,23 @@ class _Run:
         }
 
     def _warm_up(self) -> float:
-        """Generate a little, unmeasured; return the seconds of the first forward, 0 without a warm-up."""
+        """Generate a few tokens, unmeasured; return the seconds of the first forward, 0 without a warm-up."""
         if not self._case.warmup_tokens:
             return 0.0
         self._start("warm-up")
         prompt = self._prompt
         if prompt.num_tokens > WARMUP_PROMPT_TOKENS:
             prompt = Prompt(token_ids=prompt.token_ids[:, :WARMUP_PROMPT_TOKENS], messages=None)
-        warm = generate_greedily(self._loaded, prompt, self._case.warmup_tokens, lambda index, token: None)
+        generated = generate_greedily(
+            self._loaded, prompt, self._case.warmup_tokens, lambda index, token: None
+        )
         self._meter.stop()
-        return warm.first_token_s
+        return generated.first_token_s
 
     def _generate(self) -> Generated:
         self._start("first-token")
         timeline = self._loaded.timeline if self._case.timeline else None
-        with nullcontext() if timeline is None else timeline.told_to(self._emit):
+        with nullcontext() if timeline is None else timeline.emit_to(self._emit):
             generated = generate_greedily(
                 self._loaded, self._prompt, self._case.max_new_tokens, self._on_token
             )
@@ -173,8 +181,8 @@ class _Run:
         if index == 0:
             self._meter.stop()
             self._start("decode")
-            self._texts = TokenTexts(self._loaded.tokenizer)
-        self._emit("token", index=index, id=token, text=self._texts.push(token))
+            self._detokenizer = Detokenizer(self._loaded.tokenizer)
+        self._emit("token", index=index, id=token, text=self._detokenizer.push(token))
 
     def _start(self, phase: str) -> None:
         self._emit("phase", phase=phase)
@@ -186,41 +194,40 @@ class _Run:
         peak = max(phase.peak_bytes for name, phase in phases.items() if name != "import")
         return Memory(
             baseline_bytes=baseline.resident_bytes,
-            held_bytes=held_bytes(loaded.model) + loaded.held_beside_bytes,
+            held_bytes=held_bytes(loaded.model) + loaded.extra_held_bytes,
             mapped_held_bytes=mapped_held_bytes(loaded.model),
             device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True)
-            + loaded.device_held_beside_bytes,
+            + loaded.extra_device_held_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
             load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
             phases=tuple(self._meter.phases),
         )
 
     def _facts(self, memory: Memory, generated: Generated) -> dict[str, Any]:
-        # the streamed variant's report is of what was measured, so it is asked for first
+        # first: the streamed variant's report must cover only what was measured
         facts = self._loaded.facts()
-        parameters = ls.profile_model(self._case.model, dtype=self._case.dtype).num_parameters
-        missing = find_variant(self._case.variant, "weights").missing_cpu_flags()
+        num_parameters = ls.profile_model(self._case.model, dtype=self._case.dtype).num_parameters
+        missing_flags = find_variant(self._case.variant, "weights").missing_cpu_flags()
+        prompt_ids = self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)
         return {
             **facts,
-            **kernel_facts(
-                self._loaded, self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)
-            ),
-            **({"cpu_lacks": list(missing)} if missing and facts["device"] == "cpu" else {}),
+            **kernel_facts(self._loaded, prompt_ids),
+            **({"cpu_lacks": list(missing_flags)} if missing_flags and facts["device"] == "cpu" else {}),
             "margins": list(generated.margins),
-            "parameters": parameters,
+            "parameters": num_parameters,
             "held_after_load_bytes": self._held_after_load_bytes,
-            "effective_bits_per_weight": memory.held_bytes * 8 / parameters,
+            "effective_bits_per_weight": memory.held_bytes * 8 / num_parameters,
             "threads": torch.get_num_threads(),
             "peak_is_reset": self._meter.peak_is_reset,
         }
 
 
-def _is_noisy(generated: Generated, others_cores: float) -> bool:
-    return others_cores > _NOISY_CORES or generated.p95_s > _NOISY_SPREAD * generated.median_s
+def _is_noisy(generated: Generated, background_cores: float) -> bool:
+    return background_cores > _NOISY_CORES or generated.p95_s > _NOISY_SPREAD * generated.median_s
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no reason was given"
+    return one_line(str(error)) or "no reason was given"
 
 
 def _tail(error: BaseException) -> str:

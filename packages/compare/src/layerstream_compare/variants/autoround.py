@@ -1,7 +1,7 @@
-"""The 3-bit and 2-bit variants, by AutoRound's plain rounding (no calibration): the weights stay packed in memory.
+"""The 3-bit and 2-bit variants: AutoRound's plain rounding without calibration, weights packed in memory.
 
-Worker's side. Chosen over torchao's Intx, which keeps a byte for each weight, and over quanto, which has no 3 bits.
-Rounding writes a copy to a temporary folder, which `close` removes; loading includes it.
+Runs in the worker. Chosen over torchao's Intx, which keeps one byte per weight, and over quanto, which has no
+3-bit format. Rounding writes a copy to a temporary folder, which `close` removes; the load time includes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from auto_round import AutoRound
 
 from ..case import Case
-from .loaded import Loaded, load_with_transformers, settle_device, unquantized_modules
+from .loaded import Loaded, load_with_transformers, resolve_device, unquantized_modules
 
 GROUP_COLUMNS = 64
 """Columns that share a scale and a zero point."""
@@ -32,12 +32,12 @@ def load(case: Case) -> Loaded:
         group_size=GROUP_COLUMNS,
         iters=0,
         disable_opt_rtn=True,
-        # the other way reads shards in child processes, which a host may not allow
+        # the model-free path reads shards in child processes, which some hosts forbid
         disable_model_free=True,
-        device_map=settle_device(case).type,
+        device_map=resolve_device(case).type,
     )
     rounding.quantize_and_save(output_dir=folder.name, format="auto_round")
-    # it chooses the folder's name below the one it is given
+    # AutoRound chooses the name of the subfolder
     written = next(Path(folder.name).rglob("config.json")).parent
     loaded = load_with_transformers(case, path=written)
     loaded.release = folder.cleanup

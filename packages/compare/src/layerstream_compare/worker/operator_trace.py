@@ -1,6 +1,6 @@
-"""Which kernels really run: the operators of one small prefill and one decode step, as torch dispatches them.
+"""Record which operators torch dispatches in one small prefill and one decode step.
 
-Worker's side. It knows torch's dispatcher; attention and quantized products show there by name.
+Their names show which kernels actually compute attention and quantized matmuls. Runs in the worker.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..variants.loaded import Loaded
 
-_TELLING = ("attention", "mm", "linear", "gemv", "gemm", "dequant", "bitsandbytes", "softmax")
-"""Parts of operator names that say how attention and matrix products are computed."""
+_NAME_PARTS = ("attention", "mm", "linear", "gemv", "gemm", "dequant", "bitsandbytes", "softmax")
+"""Parts of the names of operators that compute attention and matrix products."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -31,9 +31,13 @@ class _Recorder(TorchDispatchMode):
 
 
 def kernel_facts(loaded: Loaded, prompt_ids: torch.Tensor) -> dict[str, Any]:
-    """Return the telling operators of a prefill of `prompt_ids`, shape [1, tokens], and of one decode step, with their counts.
+    """Return counts of attention and matmul operators in a prefill of `prompt_ids` and in one decode step.
 
-    `attention_kernel` sums up the prefill's attention. Compiled attention (flex) is not looked into.
+    `attention_kernel` summarizes the prefill's attention. Compiled attention (flex) cannot be traced.
+
+    Args:
+        loaded: the variant.
+        prompt_ids: int64, shape [1, tokens].
     """
     if loaded.model.config._attn_implementation == "flex_attention":
         return {"attention_kernel": "flex_attention, compiled"}
@@ -45,8 +49,8 @@ def kernel_facts(loaded: Loaded, prompt_ids: torch.Tensor) -> dict[str, Any]:
             loaded.model(prompt_ids[:, -1:], past_key_values=outputs.past_key_values, use_cache=True)
     return {
         "attention_kernel": _attention(prefill.counts),
-        "prefill_operators": _telling(prefill.counts),
-        "decode_operators": _telling(decode.counts),
+        "prefill_operators": _relevant(prefill.counts),
+        "decode_operators": _relevant(decode.counts),
     }
 
 
@@ -55,5 +59,7 @@ def _attention(counts: dict[str, int]) -> str:
     return ", ".join(fused) or "matmul and softmax"
 
 
-def _telling(counts: dict[str, int]) -> dict[str, int]:
-    return {name: count for name, count in sorted(counts.items()) if any(part in name for part in _TELLING)}
+def _relevant(counts: dict[str, int]) -> dict[str, int]:
+    return {
+        name: count for name, count in sorted(counts.items()) if any(part in name for part in _NAME_PARTS)
+    }
