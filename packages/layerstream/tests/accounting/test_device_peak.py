@@ -76,7 +76,7 @@ def llama_70b() -> ModelSpec:
         vocab_size=32000,
         max_position_embeddings=8192,
     )
-    return inspect_config(config, dtype="float16", name="70B", on_host=False)
+    return inspect_config(config, ls.LoadOptions(dtype="float16"), on_host=False)
 
 
 @contextmanager

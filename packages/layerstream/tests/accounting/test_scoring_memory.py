@@ -46,7 +46,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def streamed_in(path: tuple[Path, str], granularity: ls.Granularity) -> ls.StreamedModel:
-    spec = inspect_model(path[0], attn_implementation=path[1])
+    spec = inspect_model(path[0], ls.LoadOptions(attn_implementation=path[1]))
     if granularity is ls.Granularity.BLOCK:
         spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
     machine = describe_machine(torch.device("cpu"))
