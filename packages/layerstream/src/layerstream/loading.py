@@ -63,7 +63,7 @@ def plan(
     options = LoadOptions(
         budget=budget,
         device=device,
-        devices=devices if devices is None or isinstance(devices, str) else tuple(devices),
+        devices=devices,
         dtype=dtype_name(dtype),
         workload=workload,
         attn_implementation=attn_implementation,
@@ -145,7 +145,7 @@ def load(
     options = LoadOptions(
         budget=budget,
         device=device,
-        devices=devices if devices is None or isinstance(devices, str) else tuple(devices),
+        devices=devices,
         dtype=dtype_name(dtype),
         workload=workload,
         attn_implementation=attn_implementation,

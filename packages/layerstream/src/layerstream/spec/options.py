@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import PlanError
@@ -82,7 +83,7 @@ class LoadOptions:
 
     budget: int | str | MemoryBudget = "auto"
     device: str = "auto"
-    devices: tuple[str, ...] | None = None
+    devices: Sequence[str] | None = None
     dtype: str = "auto"
     workload: Workload | None = None
     attn_implementation: str | None = None

@@ -77,11 +77,11 @@ def format_rate(bytes_per_s: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as text: `"350 ms"`, `"12.3 s"`, `"4 min 05 s"`, `"2 h 10 min"`."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    """Return a duration as text: `"4.27 ms"`, `"350 ms"`, `"1.53 s"`, `"4 min 05 s"`, `"2 h 10 min"`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
