@@ -107,7 +107,7 @@ def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
         if fetch in given:
             return
         given.append(fetch)
-        fetch.holders, buffer = 1, fetch.buffer
+        fetch.num_leases, buffer = 1, fetch.buffer
         plain(self, fetch)
         fetch.buffer = buffer
 
