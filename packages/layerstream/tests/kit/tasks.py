@@ -19,7 +19,7 @@ Call = Callable[[PreTrainedModel], torch.Tensor]
 
 
 def prompt(model: PreTrainedModel, length: int) -> dict[str, torch.Tensor]:
-    """Return one random prompt of `length` tokens as `input_ids` and `attention_mask`, both (1, length) int64."""
+    """Return a random prompt of `length` tokens: `input_ids` and `attention_mask`, both (1, length) int64."""
     vocab_size = min(model.get_input_embeddings().weight.shape[0], 120)
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(5, vocab_size, (1, length), generator=generator)

@@ -210,7 +210,7 @@ def test_after_stop_running_tasks_get_a_last_turn_and_no_other_is_admitted() -> 
     assert scheduler.releasable([0, 1]) == [0, 1]
 
 
-def test_stop_before_the_first_turn_admits_nobody() -> None:
+def test_stop_before_the_first_turn_admits_no_task() -> None:
     scheduler = Scheduler([1, 1])
     scheduler.stop()
     assert scheduler.next_task() is None
