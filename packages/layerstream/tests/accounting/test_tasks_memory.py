@@ -1,4 +1,4 @@
-"""The ledger of a batch holds what micro-batches on board really take: every storage that their operations make is counted."""
+"""A batch's ledger covers what running micro-batches take: every storage that they allocate is counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKLOAD = ls.Workload(batch_size=ROWS, prompt_tokens=PROMPT_TOKENS, new_tokens=
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama wide enough for rounding and masks not to matter."""
+    """A Llama wide enough that rounding and masks do not matter."""
     config = LlamaConfig(
         hidden_size=256,
         intermediate_size=704,
@@ -53,9 +53,9 @@ def streamed_in(path: Path, granularity: ls.Granularity) -> ls.StreamedModel:
 
 @pytest.mark.parametrize("isolate", [True, False], ids=["isolated", "packed"])
 @pytest.mark.parametrize(
-    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda each: each.value
+    "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda granularity: granularity.value
 )
-def test_what_rides_takes_no_more_than_its_ledger_and_not_much_less(
+def test_running_tasks_take_at_most_their_ledger_and_not_much_less(
     path: Path, granularity: ls.Granularity, isolate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [

@@ -1,4 +1,4 @@
-"""Every wait is there: on a worst-case asynchronous device the result is exact, and without any one wait it is not."""
+"""On a worst-case asynchronous device the result is exact; if any one wait is left out, it is not."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ IDS = torch.arange(1, 13).reshape(2, 6)
 
 
 class ComputeDoesNotWaitForCopies(FakeAsyncRuntime):
-    """A computation may start before its weights are there."""
+    """A computation may start before its weights are copied."""
 
     def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
-        """Leave the computation's wait out."""
+        """Leave out the computation's wait."""
         if stream is not self.compute_stream():
             super().stream_wait(stream, event)
         elif event is not None:
@@ -27,10 +27,10 @@ class ComputeDoesNotWaitForCopies(FakeAsyncRuntime):
 
 
 class CopiesDoNotWaitForCompute(FakeAsyncRuntime):
-    """A copy may overwrite weights that a kernel still reads."""
+    """A copy may overwrite weights that a kernel is still reading."""
 
     def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
-        """Leave the copy stream's wait out."""
+        """Leave out the copy stream's wait."""
         if stream is self.compute_stream():
             super().stream_wait(stream, event)
 
@@ -39,7 +39,7 @@ class ReadsDoNotWaitForCopies(FakeAsyncRuntime):
     """A read may overwrite a staging buffer that is still being copied from."""
 
     def host_wait(self, event: FakeEvent | None) -> None:
-        """Leave the host's wait out."""
+        """Leave out the host's wait."""
 
 
 @pytest.fixture(scope="module")

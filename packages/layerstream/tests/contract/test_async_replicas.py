@@ -1,4 +1,4 @@
-"""Two worst-case asynchronous devices on one reading: exact on both, and without any one wait of one of them it is not."""
+"""Two worst-case asynchronous devices share the reads: both are exact; without any one wait, one is not."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SWEEPS = 3
 
 
 class ComputeDoesNotWaitForCopies(FakeAsyncRuntime):
-    """A computation may start before its weights are there."""
+    """A computation may start before its weights are copied."""
 
     def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
-        """Leave the computation's wait out."""
+        """Leave out the computation's wait."""
         if stream is not self.compute_stream():
             super().stream_wait(stream, event)
 
 
 class CopiesDoNotWaitForCompute(FakeAsyncRuntime):
-    """A copy may overwrite weights that a kernel still reads."""
+    """A copy may overwrite weights that a kernel is still reading."""
 
     def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
-        """Leave the copy stream's wait out."""
+        """Leave out the copy stream's wait."""
         if stream is self.compute_stream():
             super().stream_wait(stream, event)
 
@@ -41,7 +41,7 @@ class ReadsDoNotWaitForCopies(FakeAsyncRuntime):
     """A read may overwrite a staging buffer that is still being copied from."""
 
     def host_wait(self, event: FakeEvent | None) -> None:
-        """Leave the host's wait out."""
+        """Leave out the host's wait."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def load(
 
 
 @pytest.mark.parametrize("host", ["min", "1 GiB"], ids=["from disk", "from host memory"])
-def test_two_of_the_worst_devices_give_the_exact_results(
+def test_two_worst_case_devices_give_the_exact_results(
     tiny_llama_dir: Path, reference: list[torch.Tensor], host: str
 ) -> None:
     runtimes = FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1", lag_s=0.005)
@@ -78,8 +78,8 @@ def test_two_of_the_worst_devices_give_the_exact_results(
     assert is_exact(results, reference, 0)
     assert is_exact(results, reference, 1)
     assert all(runtime.num_copies > SWEEPS * 4 for runtime in runtimes)
-    one_reading = SWEEPS * sum(unit.read_bytes for unit in streamed.plan.units)
-    assert report.bytes_copied >= 2 * one_reading * 0.99
+    swept_bytes = SWEEPS * sum(unit.read_bytes for unit in streamed.plan.units)
+    assert report.bytes_copied >= 2 * swept_bytes * 0.99
     if host == "1 GiB":
         assert report.bytes_read == 0
 
@@ -88,7 +88,7 @@ def test_two_of_the_worst_devices_give_the_exact_results(
 @pytest.mark.parametrize(
     "broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies]
 )
-def test_removing_any_wait_of_one_lane_breaks_a_result(
+def test_removing_any_wait_of_one_replica_breaks_a_result(
     tiny_llama_dir: Path, reference: list[torch.Tensor], broken: type[FakeAsyncRuntime], index: int
 ) -> None:
     runtimes = [FakeAsyncRuntime(lag_s=0.0, name="fake:0"), FakeAsyncRuntime(lag_s=0.0, name="fake:1")]
@@ -99,20 +99,20 @@ def test_removing_any_wait_of_one_lane_breaks_a_result(
     assert is_exact(results, reference, 1 - index)
 
 
-def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
+def test_a_staging_buffer_that_does_not_wait_for_every_replica_breaks_a_result(
     tiny_llama_dir: Path, reference: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, given = Prefetcher.release, []
+    plain, released = Prefetcher.release, []
 
-    def let_go_at_the_first(self: Prefetcher, fetch: Fetch) -> None:
-        if fetch in given:
+    def free_at_the_first_release(self: Prefetcher, fetch: Fetch) -> None:
+        if fetch in released:
             return
-        given.append(fetch)
-        fetch.holders, buffer = 1, fetch.buffer
+        released.append(fetch)
+        fetch.num_leases, buffer = 1, fetch.buffer
         plain(self, fetch)
         fetch.buffer = buffer
 
-    monkeypatch.setattr(Prefetcher, "release", let_go_at_the_first)
+    monkeypatch.setattr(Prefetcher, "release", free_at_the_first_release)
     with load(
         tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")
     ) as streamed:
@@ -120,7 +120,7 @@ def test_a_staging_buffer_that_does_not_wait_for_every_lane_breaks_a_result(
     assert not is_exact(results, reference, 1)
 
 
-def test_lanes_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:
+def test_replicas_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:
     sizes = []
     for device in ("min", "4 GiB"):
         with load(
@@ -138,7 +138,7 @@ def test_lanes_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[t
     assert is_exact(results, reference, 1)
 
 
-def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(
+def test_a_device_named_twice_has_two_replicas_each_with_its_own_slots(
     tiny_llama_dir: Path, reference: list[torch.Tensor]
 ) -> None:
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime()) as streamed:
@@ -149,7 +149,7 @@ def test_a_device_named_twice_has_two_lanes_with_slots_of_their_own(
     assert is_exact(results, reference, 1)
 
 
-def test_an_asynchronous_lane_that_fails_stops_the_other(
+def test_an_asynchronous_replica_that_fails_stops_the_other(
     tiny_llama_dir: Path, reference: list[torch.Tensor]
 ) -> None:
     threads = set(threading.enumerate())
@@ -157,11 +157,11 @@ def test_an_asynchronous_lane_that_fails_stops_the_other(
 
         def fail_at_once(replica: PreTrainedModel, index: int) -> None:
             if index == 1:
-                raise ValueError("no questions for this device")
+                raise ValueError("this device fails")
             for _ in range(1000):
                 replica(IDS[index])
 
-        with pytest.raises(ValueError, match="no questions"):
+        with pytest.raises(ValueError, match="this device fails"):
             streamed.run_on_devices(fail_at_once)
         results = streamed.run_on_devices(forwards)
     assert is_exact(results, reference, 0)

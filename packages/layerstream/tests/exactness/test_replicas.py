@@ -1,4 +1,4 @@
-"""Several devices on one reading: each one's results are the plain model's in every bit, and the disk is read once for all."""
+"""Several devices share the reads: each gives the plain model's results bit for bit; units are read once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ FAMILIES = (
     "llama_tied",
 )
 PROGRAMS = (("logits", "greedy", "beam"), ("static_cache", "hidden_states", "greedy", "logits"))
-"""What each replica computes: other things, in another order, in other numbers of sweeps."""
+"""What each replica computes: different things, in different orders and numbers of sweeps."""
 NEEDED = sorted({name for program in PROGRAMS for name in program})
 
 
 def computing(results: ReferenceResults, what: str) -> Callable[[PreTrainedModel, int], None]:
     def work(replica: PreTrainedModel, index: int) -> None:
-        assert_equals_reference(replica, results, PROGRAMS[index % 2], f"{what}, replica {replica}")
+        assert_equals_reference(replica, results, PROGRAMS[index % 2], f"{what}, replica {index}")
 
     return work
 
@@ -43,27 +43,26 @@ def computing(results: ReferenceResults, what: str) -> Callable[[PreTrainedModel
     ("family", "dtype"),
     [*((family, "float32") for family in FAMILIES), *((family, "bfloat16") for family in FAMILIES[:5])],
 )
-def test_each_lane_equals_the_plain_model_in_every_bit(family: str, dtype: str, tmp_path: Path) -> None:
+def test_each_replica_equals_the_plain_model_in_every_bit(family: str, dtype: str, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     results = compute_reference(reference(path, getattr(torch, dtype)), NEEDED)
     for budget in BUDGETS:
         with load(path, dtype, budget, replicas=2) as streamed:
             assert len({id(replica) for replica in streamed.replicas}) == 2
             streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
-            if (
-                budget == "min"
-            ):  # once more, from where unequal works left off; and one replica after the other
+            if budget == "min":
+                # once more, after works of unequal length; and one replica after the other
                 streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}, again"))
                 for index, replica in enumerate(streamed.replicas):
                     assert_equals_reference(
                         replica,
                         results,
                         ("logits",),
-                        f"{family} {dtype} at {budget}, replica {replica} alone",
+                        f"{family} {dtype} at {budget}, replica {index} alone",
                     )
 
 
-def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Path) -> None:
+def test_replicas_used_from_user_threads_are_exact(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     results = compute_reference(reference(path), NEEDED)
     with load(path, "float32", "min", replicas=3) as streamed:
@@ -71,8 +70,8 @@ def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Pat
 
         def run(index: int) -> None:
             try:
-                computing(results, "free threads")(streamed.replicas[index], index)
-            except BaseException as error:  # noqa: BLE001  (the test looks at it)
+                computing(results, "user threads")(streamed.replicas[index], index)
+            except BaseException as error:  # noqa: BLE001 - the test checks it
                 failed.append(error)
 
         threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
@@ -84,7 +83,7 @@ def test_replicas_that_are_used_from_threads_of_ones_own_are_exact(tmp_path: Pat
         assert not failed
 
 
-def test_chunked_prefill_works_on_every_lane(tmp_path: Path) -> None:
+def test_chunked_prefill_works_on_every_replica(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     workload = ls.Workload(batch_size=2, prompt_tokens=12, new_tokens=4, prefill_chunk_tokens=4)
     ids = torch.arange(5, 29).reshape(2, 12)
@@ -97,12 +96,12 @@ def test_chunked_prefill_works_on_every_lane(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("replicas", [2, 3])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_several_lanes_read_the_disk_once(family: str, replicas: int, tmp_path: Path) -> None:
+def test_several_replicas_read_the_disk_once(family: str, replicas: int, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path)
     ids = torch.arange(5, 29).reshape(2, 12)
 
     def bytes_read(count: int) -> tuple[int, int]:
-        """Return what the reader has read for units, and what may lie ready for a seventh sweep."""
+        """Return the bytes read for units, and the bytes that may be prefetched for a seventh sweep."""
         with load(path, "float32", "min", replicas=count) as streamed:
             streamed.run_on_devices(
                 lambda replica, _: replica.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
@@ -121,7 +120,7 @@ def test_several_lanes_read_the_disk_once(family: str, replicas: int, tmp_path: 
     assert abs(shared - alone) <= prefetched
 
 
-def test_lanes_on_the_cpu_share_what_stays(tmp_path: Path) -> None:
+def test_replicas_on_the_cpu_share_resident_weights(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     with load(path, "float32", "resident", replicas=2) as streamed:
         first, second = (dict(replica.named_parameters()) for replica in streamed.replicas)

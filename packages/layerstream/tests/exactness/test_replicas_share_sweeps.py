@@ -1,4 +1,4 @@
-"""Several devices, and several computations on each: all of them task on one reading."""
+"""Several devices with several tasks each: all of them share the reads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def answer(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
 
 
-def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
+def test_the_groups_of_all_replicas_share_the_reads(tiny_llama_dir: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
-    wanted = [answer(plain, ids) for ids in PROMPTS]
+    expected = [answer(plain, ids) for ids in PROMPTS]
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
 
         def work(replica: PreTrainedModel, index: int) -> list[torch.Tensor]:
             tasks = [partial(answer, replica, ids) for ids in PROMPTS[index::2]]
-            return [task_result.value for task_result in streamed.groups[index].run(tasks)]
+            return [result.value for result in streamed.groups[index].run(tasks)]
 
         found = streamed.run_on_devices(work)
         report = streamed.report()
@@ -36,17 +36,17 @@ def test_groups_of_every_lane_share_one_reading(tiny_llama_dir: Path) -> None:
             report.bytes_read <= 5 * sum(unit.read_bytes for unit in streamed.plan.units) + ahead + rows_bytes
         )
     for index in (0, 1):
-        assert all(torch.equal(a, b) for a, b in zip(found[index], wanted[index::2], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found[index], expected[index::2], strict=True))
 
 
-def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_llama_dir: Path) -> None:
+def test_a_failing_replica_ends_the_others_run_as_a_whole(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         ended: list[BaseException] = []
 
         def work(replica: PreTrainedModel, index: int) -> None:
             if index == 1:
                 replica(PROMPTS[0])
-                raise ValueError("this device is done for")
+                raise ValueError("this device fails")
             tasks = [partial(answer, replica, ids) for ids in PROMPTS * 100]
             try:
                 streamed.groups[index].run(tasks)
@@ -54,7 +54,7 @@ def test_a_failing_lane_ends_the_others_run_and_not_its_rides_one_by_one(tiny_ll
                 ended.append(error)
                 raise
 
-        with pytest.raises(ValueError, match="done for"):
+        with pytest.raises(ValueError, match="this device fails"):
             streamed.run_on_devices(work)
         assert len(ended) == 1
         assert [
@@ -68,62 +68,62 @@ def requests() -> list[ls.GenerationRequest]:
     return [*greedy[:3], sampled, *greedy[3:]]
 
 
-def test_every_request_gets_on_several_devices_what_it_gets_on_one(tiny_llama_dir: Path) -> None:
+def test_requests_get_the_same_answers_on_several_devices_as_on_one(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as alone:
-        wanted = ls.generate_many(alone, requests(), isolate=True)
+        expected = ls.generate_many(alone, requests(), isolate=True)
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
-        heard: list[int] = []
+        reported: list[int] = []
         progress: list[ls.BatchProgress] = []
         found = ls.generate_many(
             streamed,
             requests(),
             isolate=True,
             batches=1,
-            on_result=lambda result: heard.append(result.index),
+            on_result=lambda result: reported.append(result.index),
             on_progress=progress.append,
         )
         assert all(group.sweeps > 0 for group in streamed.groups)
         assert streamed.report().sweeps == 5
-    assert [each.tokens for each in found] == [each.tokens for each in wanted]
-    assert [each.error for each in found] == [None] * 7
-    assert sorted(heard) == list(range(7))
+    assert [result.tokens for result in found] == [result.tokens for result in expected]
+    assert [result.error for result in found] == [None] * 7
+    assert sorted(reported) == list(range(7))
     assert (progress[-1].done, progress[-1].eta_s) == (7, 0.0)
 
 
-def test_a_single_request_leaves_the_other_device_idle_and_is_answered(tiny_llama_dir: Path) -> None:
+def test_a_single_request_is_answered_while_the_other_device_is_idle(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         (result,) = ls.generate_many(streamed, requests()[:1])
         assert result.error is None
         assert ls.generate_many(streamed, []) == []
 
 
-def test_a_listener_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Path) -> None:
+def test_a_callback_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Path) -> None:
     def fail(result: ls.GenerationResult) -> None:
-        raise BrokenPipeError("nobody listens")
+        raise BrokenPipeError("the reader is gone")
 
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         with pytest.raises(BrokenPipeError):
             ls.generate_many(streamed, requests() * 20, isolate=True, on_result=fail)
-        assert all(each.error is None for each in ls.generate_many(streamed, requests()))
+        assert all(result.error is None for result in ls.generate_many(streamed, requests()))
 
 
-def test_questions_are_scored_on_several_devices_as_on_one_and_in_one_sweep(tiny_llama_dir: Path) -> None:
-    questions = [(ids[0].tolist(), [[5, 6], [7], [8, 9, 10]]) for ids in PROMPTS]
+def test_several_devices_score_as_one_device_does_and_in_one_sweep(tiny_llama_dir: Path) -> None:
+    requested = [(ids[0].tolist(), [[5, 6], [7], [8, 9, 10]]) for ids in PROMPTS]
     with ls.load(tiny_llama_dir, budget="min") as alone:
-        wanted = ls.score(alone, questions, batches=1)
+        expected = ls.score(alone, requested, batches=1)
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
-        heard: list[int] = []
+        reported: list[int] = []
         progress: list[ls.ScoreProgress] = []
         found = ls.score(
             streamed,
-            questions,
+            requested,
             batches=1,
-            on_result=lambda result: heard.append(result.index),
+            on_result=lambda result: reported.append(result.index),
             on_progress=progress.append,
         )
         assert streamed.report().sweeps == 1
         assert [group.sweeps for group in streamed.groups] == [1, 1]
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert [each.sum for each in ours.scores] == [each.sum for each in theirs.scores]
-    assert [each.index for each in found] == sorted(heard) == list(range(6))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [score.sum for score in ours.scores] == [score.sum for score in theirs.scores]
+    assert [result.index for result in found] == sorted(reported) == list(range(6))
     assert (progress[-1].done, progress[-1].total) == (6, 6)

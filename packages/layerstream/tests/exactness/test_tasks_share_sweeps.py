@@ -1,4 +1,4 @@
-"""Calls that share every sweep give what each gives alone on the plain model, bit for bit; weights are read for the longest."""
+"""Calls that share every sweep give the plain model's results bit for bit; only the longest costs reads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _nothing_keeps_running() -> Iterator[None]:
 
 
 def calls_for(family: str, plain: PreTrainedModel) -> tuple[list[Call], list[torch.Tensor]]:
-    """Return the calls that the plain model supports, and what it gives to each."""
+    """Return the calls that the plain model supports, and its result for each."""
     calls, expected = [], []
     for call in many_kinds():
         try:
@@ -76,7 +76,7 @@ def test_together_equals_alone(family: str, dtype: str, tmp_path: Path) -> None:
     with load(path, dtype, "min") as streamed:
         assert_all_equal(expected, together(streamed, calls))
         assert streamed.report().sweeps == 9
-        # and on a model that has already been ridden
+        # and once more on the same model
         assert_all_equal(expected, together(streamed, calls))
 
 
@@ -90,7 +90,7 @@ def test_together_equals_alone_at_every_budget(budget: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "zamba2"])
 def test_the_weights_are_read_for_the_longest_call_alone(family: str, tmp_path: Path) -> None:
-    """Counted in reads of units; the rows of the embedding are each prompt's own."""
+    """Counted in reads of units: embedding rows are read for each prompt."""
     path = save_tiny(family, tmp_path, torch.bfloat16)
     counts = []
     for calls in ([many_kinds()[LONGEST]], many_kinds()):
@@ -104,18 +104,18 @@ def test_the_weights_are_read_for_the_longest_call_alone(family: str, tmp_path: 
     assert counts[0][1] == 9
 
 
-def test_calls_board_as_others_leave(tmp_path: Path) -> None:
+def test_calls_are_admitted_as_others_finish(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     calls, expected = calls_for("llama", reference(path))
     with load(path, "auto", "min") as streamed:
         tasks = [Task(call=partial(call, streamed.model), weight=1) for call in calls]
-        task_results = streamed.group.run(tasks, capacity=2)
-        assert_all_equal(expected, [task_result.value for task_result in task_results])
+        results = streamed.group.run(tasks, capacity=2)
+        assert_all_equal(expected, [result.value for result in results])
         assert 9 < streamed.report().sweeps < 5 + 9 + 4 + 2 + 6 + 1
 
 
-def test_assisted_calls_ride_with_plain_ones(tmp_path: Path) -> None:
-    """Their sweeps are fewer and wider; whoever needs more goes on alone."""
+def test_assisted_calls_share_sweeps_with_plain_ones(tmp_path: Path) -> None:
+    """Assisted calls need fewer, wider sweeps; calls that need more go on without them."""
     path = save_tiny("llama", tmp_path / "target", torch.float32)
     draft = reference(save_tiny("llama_tied", tmp_path / "draft", torch.float32, seed=7))
     plain = reference(path)
@@ -132,7 +132,7 @@ def test_assisted_calls_ride_with_plain_ones(tmp_path: Path) -> None:
         assert streamed.report().sweeps <= 8
 
 
-def test_static_caches_are_each_calls_own(tmp_path: Path) -> None:
+def test_each_call_has_its_own_static_cache(tmp_path: Path) -> None:
     """generate() remembers the length of the last static cache on the model."""
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     calls = [generation(n, 4, do_sample=False, cache_implementation="static") for n in (12, 3, 7)]
@@ -141,8 +141,8 @@ def test_static_caches_are_each_calls_own(tmp_path: Path) -> None:
         assert_all_equal(expected, together(streamed, calls))
 
 
-def test_state_that_modules_keep_to_themselves_is_each_calls_own(tmp_path: Path) -> None:
-    """RecurrentGemma's recurrent layers hold theirs as attributes."""
+def test_each_call_has_its_own_module_state(tmp_path: Path) -> None:
+    """RecurrentGemma's recurrent layers keep their state in attributes."""
     path = save_tiny_config(shrunken_config("recurrent_gemma"), tmp_path)
     calls = [
         generation(7, 5, do_sample=False),
@@ -155,7 +155,7 @@ def test_state_that_modules_keep_to_themselves_is_each_calls_own(tmp_path: Path)
         assert_all_equal(expected, [call(streamed.model) for call in calls])
 
 
-def test_riders_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
+def test_tasks_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
     calls, expected = calls_for("llama", reference(tiny_llama_dir))
     budget = ls.MemoryBudget(device="min", host="min")
     with ls.load(tiny_llama_dir, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0005)) as streamed:
@@ -185,8 +185,8 @@ class ReadsPrefix(DynamicLayer):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_suffixes_read_the_cache_of_a_prefix_that_rides_before_them(budget: str, tmp_path: Path) -> None:
-    """The prefix, boarding first, is through a block before any suffix enters it: one sweep serves them all."""
+def test_suffixes_read_the_cache_of_a_prefix_in_the_same_sweep(budget: str, tmp_path: Path) -> None:
+    """The prefix is admitted first and passes each block before any suffix does: one sweep serves all."""
     path = save_tiny("llama", tmp_path, torch.float32)
     plain = reference(path)
     prefix, suffixes = (
@@ -213,7 +213,7 @@ def test_suffixes_read_the_cache_of_a_prefix_that_rides_before_them(budget: str,
 
     expected = [call() for call in prefix_and_suffixes(plain)]
     with load(path, "auto", budget) as streamed:
-        task_results = streamed.group.run(prefix_and_suffixes(streamed.model))
+        results = streamed.group.run(prefix_and_suffixes(streamed.model))
         assert budget == "resident" or streamed.report().sweeps == 1
-    assert [task_result.error for task_result in task_results] == [None] * 3
-    assert_all_equal(expected, [task_result.value for task_result in task_results])
+    assert [result.error for result in results] == [None] * 3
+    assert_all_equal(expected, [result.value for result in results])

@@ -1,4 +1,4 @@
-"""Whatever happens, threads end, buffers are freed, the module is whole again and the cause is told."""
+"""In any event threads end, buffers are freed, the model stays usable or closed, and the error says why."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_leaving_the_with_block_ends_every_thread_and_frees_every_buffer(
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 
-def test_closing_twice_is_fine_and_use_after_it_is_refused(tiny_llama_dir: Path) -> None:
+def test_close_can_be_called_twice_and_later_use_is_refused(tiny_llama_dir: Path) -> None:
     streamed = ls.load(tiny_llama_dir, budget="min")
     streamed.close()
     streamed.close()
@@ -154,7 +154,7 @@ def test_a_shard_that_shrinks_while_running_is_reported_and_recovered_from(
         with shard.open("r+b") as file:
             file.truncate(len(whole) // 2)
         with pytest.raises(ls.ReadFailedError) as caught:
-            for _ in range(2):  # what was prefetched before is still good
+            for _ in range(2):  # units that were prefetched before are still valid
                 streamed.model(IDS)
         assert caught.value.path == str(shard)
         assert caught.value.offset > 0
@@ -168,11 +168,11 @@ def test_a_checkpoint_removed_while_running_does_not_hang(checkpoint: Path, refe
     with ls.load(checkpoint, budget="min") as streamed:
         streamed.model(IDS)
         shutil.rmtree(checkpoint)
-        # The files are open: what was opened can still be read.
+        # The files are open, so they can still be read.
         assert torch.equal(streamed.model(IDS).logits, reference)
 
 
-def test_a_budget_too_small_says_what_is_needed_and_that_is_enough(
+def test_budget_too_small_reports_needed_bytes_and_they_are_enough(
     tiny_llama_dir: Path, reference: torch.Tensor
 ) -> None:
     with pytest.raises(ls.BudgetTooSmallError) as caught:
@@ -182,7 +182,9 @@ def test_a_budget_too_small_says_what_is_needed_and_that_is_enough(
         assert torch.equal(streamed.model(IDS).logits, reference)
 
 
-def test_what_would_break_a_streamed_model_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_operations_that_would_break_a_streamed_model_are_refused(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         with pytest.raises(ls.UnsupportedModelError, match=r"half\(\)"):
             streamed.model.half()
@@ -200,7 +202,7 @@ def test_an_unknown_device_or_dtype_is_refused(tiny_llama_dir: Path) -> None:
         ls.load(tiny_llama_dir, dtype="int3")
 
 
-def test_token_ids_outside_the_vocabulary_are_refused_as_torch_refuses_them(tiny_llama_dir: Path) -> None:
+def test_token_ids_outside_the_vocabulary_raise_the_error_that_torch_raises(tiny_llama_dir: Path) -> None:
     with (
         ls.load(tiny_llama_dir, budget="min") as streamed,
         pytest.raises(IndexError, match="outside the vocabulary"),

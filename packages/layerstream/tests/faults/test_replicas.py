@@ -1,4 +1,4 @@
-"""Several devices when something goes wrong: the others are stopped with a reason, nothing hangs, the model stays usable."""
+"""Faults on one of several devices: the others stop with a reason, nothing hangs, the model stays usable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANY = 10_000
 
 
 @pytest.fixture(autouse=True)
-def _python_tells_of_ctrl_c() -> Iterator[None]:
+def _ctrl_c_raises_keyboard_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -55,10 +55,10 @@ def assert_usable(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("where", ["outside a forward", "inside a block"])
-def test_a_failing_lane_stops_the_other_with_its_error(
+def test_a_failing_replica_stops_the_other_with_its_error(
     streamed: ls.StreamedModel, reference: torch.Tensor, failing: int, where: str
 ) -> None:
-    told: list[BaseException] = []
+    stopped: list[BaseException] = []
 
     def fail(*_: object) -> None:
         raise ValueError("deep inside")
@@ -77,17 +77,17 @@ def test_a_failing_lane_stops_the_other_with_its_error(
             for _ in range(MANY):
                 replica(IDS)
         except ls.ReplicaStoppedError as error:
-            told.append(error)
+            stopped.append(error)
             raise
 
     with pytest.raises(ValueError, match="deep inside"):
         streamed.run_on_devices(work)
-    assert len(told) == 1
-    assert isinstance(told[0].__cause__, ValueError)
+    assert len(stopped) == 1
+    assert isinstance(stopped[0].__cause__, ValueError)
     assert_usable(streamed, reference)
 
 
-def test_a_read_error_ends_both_lanes_and_a_mended_disk_serves_both(
+def test_a_read_error_ends_both_works_and_a_repaired_disk_serves_both(
     checkpoint: Path, reference: torch.Tensor
 ) -> None:
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
@@ -98,7 +98,7 @@ def test_a_read_error_ends_both_lanes_and_a_mended_disk_serves_both(
             file.truncate(len(whole) // 2)
         with pytest.raises(ls.ReadFailedError):
             streamed.run_on_devices(lambda replica, _: [replica(IDS) for _ in range(3)])
-        for _ in range(5):  # no error costs a buffer for good
+        for _ in range(5):  # no error loses a buffer
             with pytest.raises(ls.ReadFailedError):
                 streamed.model(IDS)
         shard.write_bytes(whole)
@@ -120,7 +120,7 @@ def test_a_read_error_while_loading_leaves_nothing(checkpoint: Path) -> None:
             ls.load(checkpoint, devices=["cpu", "cpu"], budget="4 GiB")
 
 
-def test_lanes_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
+def test_replicas_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
     def work(replica: PreTrainedModel, index: int) -> int:
@@ -130,9 +130,7 @@ def test_lanes_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
     assert_usable(streamed, reference)
 
 
-def test_one_idle_lane_costs_the_other_neither_reads_nor_time(
-    tiny_llama_dir: Path, reference: torch.Tensor
-) -> None:
+def test_an_idle_replica_causes_no_extra_reads(tiny_llama_dir: Path, reference: torch.Tensor) -> None:
     sweeps = 8
     read = []
     for devices in (["cpu"], ["cpu", "cpu"]):
@@ -152,7 +150,7 @@ def test_replicas_used_in_turn_from_one_thread_never_wait_for_each_other(
             assert torch.equal(replica(IDS).logits, reference)
 
 
-def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir: Path) -> None:
+def test_close_while_both_replicas_run_ends_them_with_a_clear_error(tiny_llama_dir: Path) -> None:
     with no_thread_left():
         streamed = ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min")
         running = threading.Barrier(3)
@@ -168,7 +166,7 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
         def run() -> None:
             try:
                 streamed.run_on_devices(work)
-            except BaseException as error:  # noqa: BLE001  (the test looks at it)
+            except BaseException as error:  # noqa: BLE001 - the test checks it
                 raised.append(error)
 
         runner = threading.Thread(target=run)
@@ -177,7 +175,7 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
         streamed.close()
         runner.join(60)
         assert not runner.is_alive()
-        # what was being computed when the weights went may end with torch's own complaint about meta tensors
+        # a computation that loses its weights may end with torch's own error about meta tensors
         assert isinstance(
             raised[0], ls.StreamClosedError | ls.ReplicaStoppedError | RuntimeError | NotImplementedError
         )
@@ -188,7 +186,7 @@ def test_close_while_both_lanes_run_ends_them_with_a_clear_error(tiny_llama_dir:
     assert all(parameter.is_meta for replica in streamed.replicas for parameter in replica.parameters())
 
 
-def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
+def test_ctrl_c_stops_every_replica(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
     def work(replica: PreTrainedModel, index: int) -> None:
         replica(IDS)
         if index == 0:
@@ -202,7 +200,7 @@ def test_ctrl_c_stops_every_lane(streamed: ls.StreamedModel, reference: torch.Te
     assert_usable(streamed, reference)
 
 
-def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(
+def test_ctrl_c_stops_a_replica_that_the_calling_thread_waits_for(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
     def work(replica: PreTrainedModel, index: int) -> None:
@@ -217,7 +215,7 @@ def test_ctrl_c_stops_a_lane_that_the_calling_thread_only_waits_for(
     assert_usable(streamed, reference)
 
 
-def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_llama_dir: Path) -> None:
+def test_works_that_wait_for_each_other_outside_forwards_end_after_a_while(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         done = threading.Event()
 
@@ -234,7 +232,7 @@ def test_works_that_wait_for_each_other_outside_forwards_are_slow_but_end(tiny_l
         streamed.run_on_devices(work)
 
 
-def test_running_on_devices_from_inside_such_a_run_is_refused(
+def test_a_run_on_devices_inside_another_is_refused(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
     for index in (0, 1):
@@ -245,19 +243,21 @@ def test_running_on_devices_from_inside_such_a_run_is_refused(
     assert_usable(streamed, reference)
 
 
-def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tiny_llama_dir: Path) -> None:
+def test_the_report_of_two_replicas_counts_reads_once_and_the_busiest_ones_sweeps(
+    tiny_llama_dir: Path,
+) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         streamed.run_on_devices(lambda replica, index: [replica(IDS) for _ in range(3 + index)])
         report = streamed.report()
         assert (report.sweeps, report.device) == (4, "cpu, cpu")
         assert 0 < report.wait_s + report.compute_s <= report.elapsed_s * 1.001
-        assert {span.index for span in streamed.timeline.spans()} == {0, 1}
+        assert {span.replica for span in streamed.timeline.spans()} == {0, 1}
         streamed.reset_report()
         assert (streamed.report().sweeps, streamed.report().elapsed_s) == (0, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("wish", "complaint"),
+    ("options", "message"),
     [
         ({"devices": []}, "takes a list of devices"),
         ({"devices": "cpu"}, "takes a list of devices"),
@@ -266,9 +266,9 @@ def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tin
         ({"devices": ["cpu", "nonsense"]}, "no torch device"),
     ],
 )
-def test_a_wish_that_cannot_be_granted_is_explained(
-    tiny_llama_dir: Path, requested: dict[str, object], complaint: str
+def test_impossible_options_are_explained(
+    tiny_llama_dir: Path, options: dict[str, object], message: str
 ) -> None:
-    for verb in (ls.load, ls.plan):
-        with pytest.raises(ls.PlanError, match=complaint):
-            verb(tiny_llama_dir, **requested)  # type: ignore[operator]
+    for function in (ls.load, ls.plan):
+        with pytest.raises(ls.PlanError, match=message):
+            function(tiny_llama_dir, **options)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Whatever happens to one of those that share a sweep: the others are exact, nothing hangs, the model is whole again."""
+"""Faults of one task: the others that share its sweeps stay exact, nothing hangs, the model stays usable."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ def plain(tiny_llama_dir: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
-    with ls.load(tiny_llama_dir, budget="min") as spec:
-        yield spec
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        yield streamed
 
 
-class BreaksAfter(StoppingCriteria):
-    """Raises after so many tokens, or does something else there."""
+class ActsAfter(StoppingCriteria):
+    """Calls `action` at a given number of new tokens, and at each one after it."""
 
-    def __init__(self, steps: int, deed: Callable[[], object]) -> None:
-        self.steps, self.deed = steps, deed
+    def __init__(self, steps: int, action: Callable[[], object]) -> None:
+        self.steps, self.action = steps, action
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         self.steps -= 1
         if self.steps <= 0:
-            self.deed()
+            self.action()
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 def fail() -> None:
-    raise BrokenPipeError("nobody listens any more")
+    raise BrokenPipeError("the reader is gone")
 
 
 def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def breaking(length: int, steps: int, deed: Callable[[], object]) -> Call:
+def breaking(length: int, steps: int, action: Callable[[], object]) -> Call:
     return generation(
-        length, 12, do_sample=False, stopping_criteria=StoppingCriteriaList([BreaksAfter(steps, deed)])
+        length, 12, do_sample=False, stopping_criteria=StoppingCriteriaList([ActsAfter(steps, action)])
     )
 
 
-def assert_whole(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
-    """Alone and together, the model gives what the plain one gives."""
+def assert_usable(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """Alone and sharing sweeps, the model gives the plain model's results."""
     with torch.no_grad():
         assert torch.equal(streamed.model(IDS).logits, plain(IDS).logits)
     calls = many_kinds()[:2]
@@ -80,22 +80,22 @@ def assert_whole(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
     )
 
 
-def test_a_call_that_breaks_off_does_not_touch_the_others(
+def test_a_call_that_raises_does_not_affect_the_others(
     streamed: ls.StreamedModel, plain: PreTrainedModel
 ) -> None:
     calls = many_kinds()
     expected = [call(plain) for call in calls]
     mixed = [breaking(5, 2, fail), *calls, breaking(6, 3, fail)]
-    task_results = streamed.group.run([partial(call, streamed.model) for call in mixed])
-    assert [type(task_results[place].error) for place in (0, -1)] == [BrokenPipeError] * 2
-    assert all(torch.equal(a, b.value) for a, b in zip(expected, task_results[1:-1], strict=True))
-    assert_whole(streamed, plain)
+    results = streamed.group.run([partial(call, streamed.model) for call in mixed])
+    assert [type(results[place].error) for place in (0, -1)] == [BrokenPipeError] * 2
+    assert all(torch.equal(a, b.value) for a, b in zip(expected, results[1:-1], strict=True))
+    assert_usable(streamed, plain)
 
 
-def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(
+def test_a_call_that_fails_inside_a_block_does_not_affect_the_others(
     streamed: ls.StreamedModel, plain: PreTrainedModel
 ) -> None:
-    """Its hook is told apart by the length of the prompt."""
+    """A hook recognizes the failing call by the length of its prompt."""
 
     def refuse_seven(_: object, args: tuple[torch.Tensor, ...]) -> None:
         if args[0].shape[1] == 7:
@@ -103,12 +103,12 @@ def test_a_call_that_fails_inside_a_block_does_not_touch_the_others(
 
     handle = streamed.model.model.layers[2].mlp.register_forward_pre_hook(refuse_seven)
     calls = [generation(n, 4, do_sample=False) for n in (4, 7, 5)]
-    task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
+    results = streamed.group.run([partial(call, streamed.model) for call in calls])
     handle.remove()
-    assert isinstance(task_results[1].error, ZeroDivisionError)
+    assert isinstance(results[1].error, ZeroDivisionError)
     for place in (0, 2):
-        assert torch.equal(task_results[place].value, calls[place](plain))
-    assert_whole(streamed, plain)
+        assert torch.equal(results[place].value, calls[place](plain))
+    assert_usable(streamed, plain)
 
 
 def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(
@@ -120,10 +120,10 @@ def test_ctrl_c_ends_every_call_and_leaves_a_model_that_works(
     with pytest.raises(KeyboardInterrupt):
         streamed.group.run([partial(call, streamed.model) for call in calls])
     assert torch.equal(torch.get_rng_state(), before)
-    assert_whole(streamed, plain)
+    assert_usable(streamed, plain)
 
 
-def test_an_error_of_who_hears_the_results_ends_every_call(
+def test_an_error_in_the_result_callback_ends_every_call(
     streamed: ls.StreamedModel, plain: PreTrainedModel
 ) -> None:
     def refuse(_: TaskResult) -> None:
@@ -131,11 +131,11 @@ def test_an_error_of_who_hears_the_results_ends_every_call(
 
     with pytest.raises(ArithmeticError, match="is full"):
         together(streamed, many_kinds(), on_result=refuse)
-    assert_whole(streamed, plain)
+    assert_usable(streamed, plain)
 
 
 @pytest.mark.parametrize("who", ["a task", "the callback", "another thread"])
-def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Path, who: str) -> None:
+def test_close_while_calls_share_sweeps_ends_them_with_a_clear_error(tiny_llama_dir: Path, who: str) -> None:
     streamed = ls.load(tiny_llama_dir, budget="min")
     threads: list[threading.Thread] = []
 
@@ -144,8 +144,8 @@ def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Pat
             threads.append(threading.Thread(target=streamed.close))
             threads[0].start()
 
-    deed = {"a task": streamed.close, "another thread": close_elsewhere}.get(who, lambda: None)
-    calls = [generation(4, 40, do_sample=False), breaking(6, 2, deed), generation(3, 1, do_sample=False)]
+    action = {"a task": streamed.close, "another thread": close_elsewhere}.get(who, lambda: None)
+    calls = [generation(4, 40, do_sample=False), breaking(6, 2, action), generation(3, 1, do_sample=False)]
     with pytest.raises(ls.StreamClosedError, match="closed"):
         together(streamed, calls, on_result=lambda _: streamed.close() if who == "the callback" else None)
     for thread in threads:
@@ -155,17 +155,17 @@ def test_close_while_calls_ride_ends_them_with_a_clear_error(tiny_llama_dir: Pat
         together(streamed, calls)
 
 
-def test_a_forward_of_another_thread_waits_for_the_riders_and_is_exact(
+def test_a_forward_of_another_thread_waits_for_the_run_and_is_exact(
     streamed: ls.StreamedModel, plain: PreTrainedModel
 ) -> None:
-    results: list[torch.Tensor] = []
-    other = threading.Thread(target=lambda: results.append(streamed.model(IDS).logits))
+    logits: list[torch.Tensor] = []
+    other = threading.Thread(target=lambda: logits.append(streamed.model(IDS).logits))
     calls = [breaking(5, 2, lambda: other.ident or other.start()), *many_kinds()]
-    task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
+    results = streamed.group.run([partial(call, streamed.model) for call in calls])
     other.join(60)
-    assert all(task_result.error is None for task_result in task_results)
+    assert all(result.error is None for result in results)
     with torch.no_grad():
-        assert torch.equal(results[0], plain(IDS).logits)
+        assert torch.equal(logits[0], plain(IDS).logits)
 
 
 def test_a_forward_in_the_callback_is_refused_and_says_why(
@@ -173,7 +173,7 @@ def test_a_forward_in_the_callback_is_refused_and_says_why(
 ) -> None:
     with pytest.raises(ls.StreamError, match="callback"):
         together(streamed, many_kinds(), on_result=lambda _: streamed.model(IDS))
-    assert_whole(streamed, plain)
+    assert_usable(streamed, plain)
 
 
 def test_a_forward_inside_a_forward_is_refused_and_says_why(
@@ -183,13 +183,13 @@ def test_a_forward_inside_a_forward_is_refused_and_says_why(
     handle = streamed.model.model.layers[1].register_forward_pre_hook(lambda *_: streamed.model(IDS))
     with pytest.raises(ls.StreamError, match="inside another"):
         streamed.model(IDS)
-    (task_result,) = streamed.group.run([lambda: streamed.model(IDS)])
-    assert isinstance(task_result.error, ls.StreamError)
+    (result,) = streamed.group.run([lambda: streamed.model(IDS)])
+    assert isinstance(result.error, ls.StreamError)
     handle.remove()
-    assert_whole(streamed, plain)
+    assert_usable(streamed, plain)
 
 
-def test_a_disk_that_fails_fails_every_rider_and_recovers(
+def test_a_disk_failure_fails_every_task_and_the_model_recovers(
     tiny_llama_dir: Path, plain: PreTrainedModel, tmp_path: Path
 ) -> None:
     checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
@@ -199,17 +199,17 @@ def test_a_disk_that_fails_fails_every_rider_and_recovers(
         with shard.open("r+b") as file:
             file.truncate(len(whole) // 2)
         calls = [generation(n, 4, do_sample=False) for n in (4, 5, 6)]
-        task_results = streamed.group.run([partial(call, streamed.model) for call in calls])
-        assert [type(task_result.error) for task_result in task_results] == [ls.ReadFailedError] * 3
+        results = streamed.group.run([partial(call, streamed.model) for call in calls])
+        assert [type(result.error) for result in results] == [ls.ReadFailedError] * 3
         shard.write_bytes(whole)
-        assert_whole(streamed, plain)
+        assert_usable(streamed, plain)
 
 
 @pytest.mark.slow
-def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
-    """Random calls with random faults under random capacities, hundreds of boardings: each is exact or fails as it must.
+def test_soak_of_admissions_and_faults(streamed: ls.StreamedModel, plain: PreTrainedModel) -> None:
+    """Hundreds of random calls with random faults and capacities: each is exact or fails as expected.
 
-    No thread, file or memory is left; after a while in which caches fill, the process does not grow.
+    No thread and no open file is left. Once caches are filled, the process does not grow.
     """
     rng, process = random.Random(11), psutil.Process()
     expected: dict[tuple[int, int], torch.Tensor] = {}
@@ -220,9 +220,9 @@ def test_soak_of_boarding_leaving_and_faults(streamed: ls.StreamedModel, plain: 
     for _ in range(60):
         _soak_once(rng, streamed, plain, expected)
     assert (threading.active_count(), process.num_fds()) == before
-    # the timeline's ring of 20,000 spans fills up meanwhile; a leaked task would hold its cache and its logits
+    # the timeline's ring of 20,000 spans fills up meanwhile; a leaked task would hold its cache and logits
     assert process.memory_info().rss - size < 16 * 1024**2
-    assert_whole(streamed, plain)
+    assert_usable(streamed, plain)
 
 
 def _soak_once(
@@ -231,7 +231,7 @@ def _soak_once(
     plain: PreTrainedModel,
     expected: dict[tuple[int, int], torch.Tensor],
 ) -> None:
-    """Let up to eight random calls task; now and then Ctrl-C comes or the callback raises."""
+    """Run up to eight random calls; sometimes the callback raises, as Ctrl-C does or with another error."""
     plans = [
         (rng.randrange(2, 12), rng.randrange(1, 7), rng.random() < 0.25) for _ in range(rng.randrange(1, 9))
     ]
@@ -244,22 +244,22 @@ def _soak_once(
         )
         tasks.append(Task(call=partial(call, streamed.model), weight=rng.choice((0.5, 1.0, 2.5))))
     fault = rng.choice((None, None, None, KeyboardInterrupt, ArithmeticError))
-    task_results: list[TaskResult] = []
+    results: list[TaskResult] = []
 
-    def hear(task_result: TaskResult) -> None:
-        task_results.append(task_result)
+    def on_result(result: TaskResult) -> None:
+        results.append(result)
         if fault is not None:
             raise fault
 
     with pytest.raises(fault) if fault is not None else nullcontext():
-        streamed.group.run(tasks, capacity=rng.choice((None, 1.0, 3.0)), on_result=hear)
-    assert len(task_results) == (len(plans) if fault is None else 1)
-    for task_result in task_results:
-        length, new_tokens, fails = plans[task_result.number]
+        streamed.group.run(tasks, capacity=rng.choice((None, 1.0, 3.0)), on_result=on_result)
+    assert len(results) == (len(plans) if fault is None else 1)
+    for result in results:
+        length, new_tokens, fails = plans[result.number]
         if fails:
-            assert isinstance(task_result.error, BrokenPipeError)
+            assert isinstance(result.error, BrokenPipeError)
             continue
         key = (length, new_tokens)
         if key not in expected:
             expected[key] = generation(length, new_tokens, do_sample=True, seed=length)(plain)
-        assert torch.equal(task_result.value, expected[key])
+        assert torch.equal(result.value, expected[key])

@@ -1,4 +1,4 @@
-"""On a real accelerator a streamed model equals the resident one there, inside its ledger. Skips itself where there is none."""
+"""On a real accelerator a streamed model equals the resident one, within its ledger; skipped without one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def device() -> Iterator[str]:
 
 
 def budget_called(name: str, path: Path, device: str, dtype: str) -> ls.MemoryBudget:
-    """Return the device budget `min` or halfway to resident; with `from host` the rest has room in host memory."""
+    """Return the device budget `min` or halfway to resident; with `from host`, host memory holds the rest."""
     least, most = (
         ls.plan(path, budget=size, device=device, dtype=dtype, workload=WORKLOAD).ledger.device_bytes
         for size in ("min", PLENTY)
@@ -64,7 +64,7 @@ def test_streamed_equals_resident_on_the_device(
 
 
 @pytest.mark.parametrize("name", ["min", "mixed"])
-def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: str, name: str) -> None:
+def test_the_device_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: str, name: str) -> None:
     module = torch.get_device_module(device)
     if not hasattr(module, "max_memory_allocated"):
         pytest.skip(f"torch counts no memory on {device}")
@@ -76,14 +76,14 @@ def test_the_devices_peak_stays_below_the_ledger(tiny_llama_dir: Path, device: s
     ) as streamed:
         ledger = streamed.plan.ledger
         runtime_bytes = sum(line.num_bytes for line in ledger.lines if line.kind is LedgerKind.RUNTIME)
-        # no library has taken its workspace yet: what is allocated now is weights and slots alone
+        # no library has allocated its workspace yet: only weights and slots are allocated now
         assert module.memory_allocated(device) - before_bytes <= ledger.device_bytes - runtime_bytes
         streamed.generate(IDS.to(device), max_new_tokens=8, do_sample=False)
         assert module.max_memory_allocated(device) - before_bytes <= ledger.device_bytes
 
 
-def lanes_of(device: str) -> list[str]:
-    """Return every device of this kind, or the only one twice: then it has two replicas."""
+def devices_for_replicas(device: str) -> list[str]:
+    """Return every device of this kind; a single one twice, so that it has two replicas."""
     kind = torch.device(device).type
     module = torch.get_device_module(kind)
     count = module.device_count() if hasattr(module, "device_count") else 1
@@ -92,10 +92,10 @@ def lanes_of(device: str) -> list[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("host", ["min", PLENTY])
-def test_every_device_equals_the_resident_model_on_one_reading(
+def test_every_device_equals_the_resident_model_with_shared_reads(
     tiny_llama_dir: Path, device: str, host: str, dtype: str
 ) -> None:
-    devices = lanes_of(device)
+    devices = devices_for_replicas(device)
     resident = (
         AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=getattr(torch, dtype))
         .to(devices[0])

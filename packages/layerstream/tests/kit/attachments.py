@@ -1,6 +1,6 @@
-"""Things that people hang onto a transformers model: streamers, processors, criteria, hooks.
+"""Things that people attach to a transformers model: streamers, logits processors, stopping criteria, hooks.
 
-Test kit. Each remembers what it was given, so that two models can be compared by it.
+Test kit. Most record what they are given, so that a test can compare two models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .compare import Tensors, logits
 
 
 def outputs_of_blocks(model: PreTrainedModel) -> Tensors:
-    """Return what hooks on the blocks see in one forward, by block."""
+    """Return the outputs that hooks on the blocks see in one forward, by block."""
     seen: Tensors = {}
     handles = [
         block.register_forward_hook(lambda _m, _i, output, name=f"block {index}": seen.update({name: output}))
@@ -29,7 +29,7 @@ def outputs_of_blocks(model: PreTrainedModel) -> Tensors:
 
 
 def weights_in_use(model: PreTrainedModel) -> Tensors:
-    """Return the weight of every linear layer in the blocks as a hook finds it when the layer is about to run."""
+    """Return the weight of every linear layer in the blocks as a hook sees it right before the layer runs."""
     seen: Tensors = {}
     layers = {
         name: module
@@ -49,7 +49,7 @@ def weights_in_use(model: PreTrainedModel) -> Tensors:
 
 
 class Recorder(BaseStreamer):
-    """Hears every token."""
+    """Records every token."""
 
     def __init__(self) -> None:
         self.heard: list[list[int] | str] = []

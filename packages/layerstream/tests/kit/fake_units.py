@@ -1,6 +1,6 @@
-"""Numbered units without a model, for tests of the baton.
+"""Numbered units without a model, for tests of the sweep group.
 
-Test kit. Knows the sweep group alone.
+Test kit. It uses the sweep group alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from layerstream.streaming.sweep_group import SweepGroup
 
 
 class FakeUnits:
-    """Units that note who was there; `log` has one entry an event, in order."""
+    """Units that record their visitors; `log` has one entry per event, in order."""
 
     def __init__(self, group: SweepGroup | None = None) -> None:
         self.group = group or SweepGroup()
         self.log: list[tuple[Any, ...]] = []
-        self.running = 0
         self.in_place: set[int] = set()
 
     def visit(self, name: object, unit: int, inside: Callable[[], object] = lambda: None) -> None:
@@ -39,21 +38,21 @@ class FakeUnits:
         return walk
 
     def visits(self) -> list[int]:
-        return [unit for what, unit in self.log if what == "bring"]
+        return [unit for event, unit in self.log if event == "acquire"]
 
     def passages(self) -> list[tuple[Any, ...]]:
-        return [entry for entry in self.log if entry[0] not in ("bring", "let go")]
+        return [entry for entry in self.log if entry[0] not in ("acquire", "release")]
 
     def _acquire(self, unit: int) -> None:
         assert unit not in self.in_place
         self.in_place.add(unit)
-        self.log.append(("bring", unit))
+        self.log.append(("acquire", unit))
 
     def _release(self, unit: int) -> None:
         self.in_place.remove(unit)
-        self.log.append(("let go", unit))
+        self.log.append(("release", unit))
 
 
-def values(task_results: list[TaskResult]) -> list[Any]:
-    assert [task_result.error for task_result in task_results] == [None] * len(task_results)
-    return [task_result.value for task_result in task_results]
+def values(results: list[TaskResult]) -> list[Any]:
+    assert [result.error for result in results] == [None] * len(results)
+    return [result.value for result in results]

@@ -1,6 +1,6 @@
-"""Every storage that operations make, counted while it lives.
+"""Count every tensor storage that operations allocate, as long as it is alive.
 
-Test kit. Knows torch only.
+Test kit. It uses torch only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 
 
 class Alive:
-    """Bytes of the storages alive, over all threads; one runs at a time."""
+    """Bytes of the storages that are alive, over all threads, of which one runs at a time."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, int] = {}
@@ -34,7 +34,7 @@ class Alive:
 
 
 class Watch(TorchDispatchMode):
-    """Tells `alive` of every storage that an operation makes; views of weights are none."""
+    """Adds every storage that an operation allocates to `alive`; views of weights allocate none."""
 
     def __init__(self, alive: Alive) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Calls of `generate()` of every kind, to be run alone on a plain model and together on a streamed one.
+"""Calls of `generate()` of many kinds, to run alone on a plain model and together on a streamed one.
 
-Test kit. A call is a function from a transformers model to a tensor; each seeds itself where it draws.
+Test kit. A call is a function from a transformers model to a tensor; it sets its own random seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Call = Callable[[PreTrainedModel], torch.Tensor]
 
 
 def prompt(model: PreTrainedModel, length: int) -> dict[str, torch.Tensor]:
-    """Return one random prompt of `length` tokens as `input_ids` and `attention_mask`, both (1, length) int64."""
+    """Return a random prompt of `length` tokens: `input_ids` and `attention_mask`, both (1, length) int64."""
     vocab_size = min(model.get_input_embeddings().weight.shape[0], 120)
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(5, vocab_size, (1, length), generator=generator)
@@ -39,7 +39,7 @@ def generation(length: int, new_tokens: int, *, seed: int = 0, **settings: Any) 
 
 
 def many_kinds() -> list[Call]:
-    """Return greedy, sampled, beam and repeated calls of different lengths; the longest takes nine sweeps."""
+    """Return greedy, sampled and beam calls of different lengths; the longest takes nine sweeps."""
     sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 20}
     return [
         generation(7, 5, do_sample=False),
@@ -52,20 +52,20 @@ def many_kinds() -> list[Call]:
 
 
 LONGEST = 1
-"""The place of the longest of `many_kinds()`."""
+"""The index of the longest call in `many_kinds()`."""
 
 
 def together(streamed: ls.StreamedModel, calls: list[Call], **settings: Any) -> list[torch.Tensor]:
     """Return what `calls` return when they share their sweeps."""
-    task_results = streamed.group.run([partial(call, streamed.model) for call in calls], **settings)
-    for task_result in task_results:
-        if task_result.error is not None:
-            raise task_result.error
-    return [task_result.value for task_result in task_results]
+    results = streamed.group.run([partial(call, streamed.model) for call in calls], **settings)
+    for result in results:
+        if result.error is not None:
+            raise result.error
+    return [result.value for result in results]
 
 
 def settled_reads(streamed: ls.StreamedModel) -> tuple[int, int]:
-    """Return (reads, bytes) of units since loading, once what was prefetched last is in place too."""
+    """Return (reads, bytes) of units since loading, once the last prefetched units are in place too."""
     total = streamed.timeline.totals[ls.Activity.READ]
     seen, since_s = (-1, -1), monotonic()
     while monotonic() - since_s < 0.3:

@@ -1,4 +1,4 @@
-"""A check that nothing is left running.
+"""A check that no thread is left running.
 
 Test kit.
 """
@@ -15,7 +15,7 @@ GRACE_S = 5.0
 
 @contextmanager
 def no_thread_left() -> Iterator[None]:
-    """Assert that every thread that was started inside has ended, a few seconds after the end at the latest."""
+    """Assert that every thread started inside ends, at most `GRACE_S` seconds after the block."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + GRACE_S

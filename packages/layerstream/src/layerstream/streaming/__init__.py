@@ -1,5 +1,5 @@
-"""Room: streaming. Moves units of weights from disk to a device and back out of the way.
+"""Room: streaming. Moves units of weights from disk to a device and out of the way again.
 
-It knows units, bytes, buffers, threads and devices. It knows no tokens and nothing of transformers; planning tells it what lives
-where, recipes tell it what a unit is made of.
+It works with units, bytes, buffers, threads and devices, and knows neither tokens nor transformers. Planning
+decides where each unit lives; recipes say what a unit is made of.
 """

@@ -1,7 +1,8 @@
 """Put a unit's tensors into its modules before they run, and take them out again afterwards.
 
-Room: streaming. Knows modules as dictionaries of parameters and buffers; hooks are the only way in, no class is replaced and no
-forward is copied. What is put in is a view of the slot: nothing is copied and, after the first time, nothing is allocated.
+A module is a dictionary of parameters and buffers here. Hooks are the only way in: no class is replaced and
+no forward is copied. What is installed is a view of the slot: nothing is copied and, after the first time,
+nothing is allocated. Room: streaming.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def places_of(model: nn.Module, tensor: TensorRecipe, name: str | None = None) -
 def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
     """Return `view` as `from_pretrained` would have installed it.
 
-    The flag `requires_grad` of a weight picks ATen's matmul path, even under no_grad: it must be as in the resident model.
+    The flag `requires_grad` of a weight selects ATen's matmul path, even under no_grad: it must be as in the
+    resident model.
     """
     if is_buffer:
         return view
@@ -42,34 +44,34 @@ def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
 
 
 class UnitBinding:
-    """The places of one unit's tensors, and what stands there while the unit is away."""
+    """The places of one unit's tensors, and the meta tensors that fill them while the unit is away."""
 
     def __init__(self, model: nn.Module, tensors: Sequence[TensorRecipe]) -> None:
-        """Remember the places and the meta tensors in them."""
+        """Find the places of `tensors`, and keep the meta tensors in them."""
         self._tensors = tuple(tensors)
         self._places = [places_of(model, tensor) for tensor in tensors]
-        self._empty = [place[name] for place, name in self._places]
-        self._made: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._meta_tensors = [place[name] for place, name in self._places]
+        self._installed: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     def install(self, key: tuple[int, int], views: Callable[[], dict[str, torch.Tensor]]) -> None:
-        """Put the tensors in; `views` is asked once for each memory that the unit is ever in."""
-        made = self._made.get(key)
-        if made is None:
-            given = views()
-            made = [as_installed(given[tensor.name], is_buffer=tensor.is_buffer) for tensor in self._tensors]
-            self._made[key] = made
-        for (place, name), value in zip(self._places, made, strict=True):
+        """Put the tensors in; `views` is called once for each `key`, that is, each memory the unit is in."""
+        installed = self._installed.get(key)
+        if installed is None:
+            by_name = views()
+            installed = [as_installed(by_name[t.name], is_buffer=t.is_buffer) for t in self._tensors]
+            self._installed[key] = installed
+        for (place, name), value in zip(self._places, installed, strict=True):
             place[name] = value
 
     def release(self) -> None:
         """Put the meta tensors back."""
-        for (place, name), value in zip(self._places, self._empty, strict=True):
+        for (place, name), value in zip(self._places, self._meta_tensors, strict=True):
             place[name] = value
 
     def forget(self) -> None:
-        """Drop every view, so that the memory behind them can go."""
+        """Drop every view, so that the memory behind them can be freed."""
         self.release()
-        self._made.clear()
+        self._installed.clear()
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class StreamedModule:
     Attributes:
         index: the unit's index in the stream.
         module: the module.
-        binding: where its tensors go.
+        binding: where the unit's tensors go.
     """
 
     index: int
@@ -88,9 +90,9 @@ class StreamedModule:
 
 
 class StreamHooks:
-    """The hooks that bring a unit before its module's forward and let it go afterwards, also when it raised.
+    """Hooks that acquire a unit before its module's forward and release it afterwards, also when it raised.
 
-    A computation that tasks in `group` waits for its turn before each unit, and finds the weights of those before it in place.
+    A task of `group` waits for its turn before each unit, and shares the unit with the visit's other tasks.
     """
 
     def __init__(self, stream: WeightStream, timeline: Timeline, group: SweepGroup) -> None:
@@ -102,16 +104,16 @@ class StreamHooks:
         self._bindings: list[UnitBinding] = []
         self._open: dict[int, tuple[Lease, UnitBinding, float]] = {}
 
-    def attach(self, streamed: Iterable[StreamedModule]) -> None:
-        """Put the hooks on."""
-        for one in streamed:
-            self._bindings.append(one.binding)
-            before, after = self._before(one), self._after(one)
-            self._handles.append(one.module.register_forward_pre_hook(before, prepend=True))
-            self._handles.append(one.module.register_forward_hook(after, always_call=True))
+    def attach(self, modules: Iterable[StreamedModule]) -> None:
+        """Put the hooks on `modules`."""
+        for streamed in modules:
+            self._bindings.append(streamed.binding)
+            before, after = self._before(streamed), self._after(streamed)
+            self._handles.append(streamed.module.register_forward_pre_hook(before, prepend=True))
+            self._handles.append(streamed.module.register_forward_hook(after, always_call=True))
 
     def enter(self, index: int, binding: UnitBinding) -> None:
-        """Bring unit `index` into `binding`, waiting for it, and before that for the turn of whoever shares this sweep."""
+        """Install unit `index` in `binding` once it is on the device; a task first waits for its turn."""
         if self._group.is_task_thread():
             self._group.enter(index, partial(self._acquire, index, binding), partial(self._release, index))
         else:
@@ -119,7 +121,7 @@ class StreamHooks:
             self._acquire(index, binding)
 
     def leave(self, index: int) -> None:
-        """Let unit `index` go, if it is here and nobody else needs it in this visit."""
+        """Release unit `index`, if it is in place and no other task needs it in this visit."""
         if self._group.is_task_thread():
             self._group.leave(index)
         else:
@@ -141,7 +143,7 @@ class StreamHooks:
         self._timeline.record(span)
 
     def leave_all(self) -> None:
-        """Let go what an interrupted forward left behind."""
+        """Release every unit that an interrupted forward left in place."""
         for index in tuple(self._open):
             self._release(index)
         self._stream.release_all()
@@ -157,41 +159,41 @@ class StreamHooks:
         self._bindings.clear()
 
     def slice_linear(self, module: nn.Linear, slices: Sequence[tuple[int, UnitBinding]]) -> None:
-        """Let a linear layer visit its rows slice by slice: its own forward runs on each, and the results are joined.
+        """Run a linear layer slice by slice of its rows: its own forward on each, the results concatenated.
 
         Only this instance's `forward` is set; `detach` takes it off again.
         """
-        plain = module.forward
+        plain_forward = module.forward
 
-        def forward(given: torch.Tensor) -> torch.Tensor:
+        def forward(inputs: torch.Tensor) -> torch.Tensor:
             results = []
             for index, binding in slices:
                 self.enter(index, binding)
                 try:
-                    results.append(plain(given))
+                    results.append(plain_forward(inputs))
                 finally:
                     self.leave(index)
             return torch.cat(results, dim=-1)
 
         self._bindings += [binding for _, binding in slices]
         module.__dict__["forward"] = forward
-        self._handles.append(_Undo(lambda: module.__dict__.pop("forward", None)))
+        self._handles.append(_ForwardHandle(lambda: module.__dict__.pop("forward", None)))
 
-    def _before(self, one: StreamedModule) -> Callable[..., None]:
+    def _before(self, streamed: StreamedModule) -> Callable[..., None]:
         def before(*_: Any) -> None:
-            self.enter(one.index, one.binding)
+            self.enter(streamed.index, streamed.binding)
 
         return before
 
-    def _after(self, one: StreamedModule) -> Callable[..., None]:
+    def _after(self, streamed: StreamedModule) -> Callable[..., None]:
         def after(*_: Any) -> None:
-            self.leave(one.index)
+            self.leave(streamed.index)
 
         return after
 
 
 @dataclass(slots=True)
-class _Undo:
-    """A handle like those of torch's hooks."""
+class _ForwardHandle:
+    """Takes a replaced forward off, as the handles of torch's hooks do."""
 
     remove: Callable[[], object]

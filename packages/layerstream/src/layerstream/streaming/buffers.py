@@ -1,6 +1,7 @@
-"""Host memory that reads land in, as torch sees it.
+"""Host memory that reads land in, as torch tensors.
 
-Room: streaming. Allocated once, reused for ever. On a CPU device it is a slot; for an accelerator it is pinned.
+It is allocated once and reused. For a CPU device it is the slot itself; for an accelerator it is pinned.
+Room: streaming.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from .layout import PAGE
 
 @dataclass(slots=True)
 class HostBuffer:
-    """A page-aligned run of host bytes.
+    """A contiguous range of host memory that starts on a page.
 
     Attributes:
         bytes: a one-dimensional uint8 tensor over it.
         view: the same memory for positional reads.
-        address: its first byte's address.
+        address: the address of its first byte.
     """
 
     bytes: torch.Tensor
@@ -33,19 +34,19 @@ class HostBuffer:
 
     @classmethod
     def allocate(cls, num_bytes: int, *, pinned: bool = False) -> HostBuffer:
-        """Return a buffer of `num_bytes`, pinned for an accelerator or from the reader's own huge pages."""
+        """Return a buffer of `num_bytes`: pinned for an accelerator, otherwise of the reader's huge pages."""
         if pinned:
-            # The allocator of pinned memory promises no page alignment; take one page more and start on a boundary.
+            # The pinned allocator promises no page alignment: take one page more and start on a boundary.
             whole = torch.empty(num_bytes + PAGE, dtype=torch.uint8, pin_memory=True)
             start = -whole.data_ptr() % PAGE
             tensor = whole[start : start + num_bytes]
             return cls(bytes=tensor, view=memoryview(tensor.numpy()), address=tensor.data_ptr())
-        own = AlignedBuffer(num_bytes)
-        tensor = torch.frombuffer(own.buffer, dtype=torch.uint8, count=num_bytes)
-        return cls(bytes=tensor, view=own.view(0, num_bytes), address=own.address)
+        aligned = AlignedBuffer(num_bytes)
+        tensor = torch.frombuffer(aligned.buffer, dtype=torch.uint8, count=num_bytes)
+        return cls(bytes=tensor, view=aligned.view(0, num_bytes), address=aligned.address)
 
     def part(self, start: int, num_bytes: int) -> HostBuffer:
-        """Return a part of this buffer as a buffer of its own; nothing is copied."""
+        """Return a part of this buffer as another buffer; nothing is copied."""
         end = start + num_bytes
         return HostBuffer(
             bytes=self.bytes[start:end], view=self.view[start:end], address=self.address + start
@@ -58,7 +59,10 @@ class HostBuffer:
 
 
 def allocate_many(sizes: Sequence[int], *, pinned: bool = False) -> list[HostBuffer]:
-    """Return a buffer of each size, each starting on a page, all in one allocation: huge pages are rounded up once."""
+    """Return a buffer of each size, each starting on a page.
+
+    All of them are one allocation, so that rounding up to huge pages happens once.
+    """
     starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
     if not starts[-1]:
         return []
@@ -67,6 +71,6 @@ def allocate_many(sizes: Sequence[int], *, pinned: bool = False) -> list[HostBuf
 
 
 def typed_view(buffer: torch.Tensor, offset: int, tensor: TensorRecipe) -> torch.Tensor:
-    """Return `tensor` as it lies `offset` bytes into the uint8 tensor `buffer`; nothing is copied."""
-    kind: torch.dtype = getattr(torch, tensor.dtype)
-    return buffer[offset : offset + tensor.num_bytes].view(kind).reshape(tensor.shape)
+    """Return `tensor` as a view `offset` bytes into the uint8 tensor `buffer`; nothing is copied."""
+    dtype: torch.dtype = getattr(torch, tensor.dtype)
+    return buffer[offset : offset + tensor.num_bytes].view(dtype).reshape(tensor.shape)

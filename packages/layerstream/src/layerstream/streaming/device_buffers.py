@@ -1,7 +1,7 @@
 """One device's slots, copy stream and events.
 
-Room: streaming. A slot is a device buffer that can hold any one unit; it is allocated once and reused for ever. On a CPU device
-there is nothing to copy: the buffer that was read into is the slot.
+A slot is a device buffer that can hold any one unit; it is allocated once and reused. On a CPU device there
+is nothing to copy: the buffer that was read into is the slot. Room: streaming.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Slot:
 
     Attributes:
         bytes: its memory.
-        index: its number, for views that are made once.
-        free_after: the event after which nothing on the device uses it any more.
+        index: its number; tells apart the views into different slots.
+        free_after: the event after which no computation on the device uses it any more.
     """
 
     bytes: torch.Tensor
@@ -32,11 +32,11 @@ class Slot:
 
 @dataclass(slots=True)
 class DeviceBuffers:
-    """The way onto one device.
+    """One device's slots and its copy stream.
 
     Attributes:
         runtime: the device's operations.
-        slots: free slots; the stream takes from and gives back to this list under its own lock.
+        slots: all slots; the weight stream keeps track of the free ones.
     """
 
     runtime: DeviceRuntime
@@ -53,11 +53,11 @@ class DeviceBuffers:
             Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)
         ]
 
-    def acquire(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
-        """Start the copy of a unit from its host buffer into `slot`; return the event that says it is there.
+    def start_copy(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
+        """Start to copy a unit from its host buffer into `slot`; return the event of the copy's end.
 
-        The copy waits, on the device, for the last computation that used the slot: without that wait it would overwrite weights
-        that a kernel is still reading.
+        The copy waits, on the device, for the last computation that used the slot: without this wait it would
+        overwrite weights that a kernel is still reading.
         """
         self.runtime.stream_wait(self._copies, slot.free_after)
         self.copy_runs(host, layout, slot.bytes)
@@ -72,12 +72,12 @@ class DeviceBuffers:
                 self._copies,
             )
 
-    def ready_for_compute(self, ready: Any) -> None:
-        """Order the computation after the copy: without that wait a kernel would read a half-filled slot."""
-        self.runtime.stream_wait(self.runtime.compute_stream(), ready)
+    def order_compute_after(self, copied: Any) -> None:
+        """Let later computation wait for a copy: without it a kernel would read a half-filled slot."""
+        self.runtime.stream_wait(self.runtime.compute_stream(), copied)
 
-    def after_compute(self) -> Any:
-        """Return the event that happens when all computation given to the device so far is done."""
+    def compute_event(self) -> Any:
+        """Return the event that happens when all computation issued to the device so far is done."""
         return self.runtime.record(self.runtime.compute_stream())
 
     def finish(self) -> None:

@@ -1,6 +1,7 @@
-"""Look an embedding's rows up in host memory or on disk, so that the table need not be on the device.
+"""Look up an embedding's rows in host memory or on disk, so that the table need not be on the device.
 
-Room: streaming. The embedding's own forward runs, on a table of just the rows that the ids name, with the ids renumbered.
+The embedding's own forward runs on a table of only the rows that the token ids name, with renumbered ids.
+Room: streaming.
 """
 
 from __future__ import annotations
@@ -17,27 +18,34 @@ from .binding import as_installed, places_of
 
 
 class RowTable:
-    """One embedding's rows, wherever they are.
+    """One embedding's rows, in host memory or on disk.
 
     Attributes:
-        bytes_read: read from disk so far.
+        bytes_read: bytes read from disk so far.
     """
 
     def __init__(self, tensor: TensorRecipe, reader: DiskReader, host: torch.Tensor | None) -> None:
-        """Look rows up in `host` (the whole table in host memory), or on disk where it is None."""
+        """Look up rows in `host`, the whole table in host memory; on disk if it is None."""
         self._tensor, self._reader, self._host = tensor, reader, host
         self._source = tensor.pieces[0].source
         self._row_bytes = self._source.num_bytes // self._source.shape[0]
         self.bytes_read = 0
 
     def fetch(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows named by the CPU tensor `rows` (int64, any order) as (len(rows), width) in the run dtype, on the CPU."""
+        """Return rows of the table, on the CPU.
+
+        Args:
+            rows: the row numbers, a one-dimensional int64 CPU tensor in any order.
+
+        Returns:
+            A tensor of shape (len(rows), width) in the run dtype.
+        """
         if self._host is not None:
             return self._host[rows]
         buffer = torch.empty(rows.numel() * self._row_bytes, dtype=torch.uint8)
         view = memoryview(buffer.numpy())
-        for place, row in enumerate(rows.tolist()):
-            target = view[place * self._row_bytes : (place + 1) * self._row_bytes]
+        for position, row in enumerate(rows.tolist()):
+            target = view[position * self._row_bytes : (position + 1) * self._row_bytes]
             self._reader.read_now(self._source.path, self._source.offset + row * self._row_bytes, target)
         self.bytes_read += buffer.numel()
         stored = buffer.view(getattr(torch, self._source.dtype)).reshape(
@@ -49,19 +57,19 @@ class RowTable:
 def attach_rows(
     model: nn.Module, tensor: TensorRecipe, table: RowTable, device: torch.device
 ) -> Callable[[], None]:
-    """Serve the embedding that holds `tensor` from `table`; return what takes it off again.
+    """Serve the embedding that holds `tensor` from `table`; return a function that undoes this.
 
-    An id outside the vocabulary is refused as torch refuses it.
+    A token id outside the vocabulary raises IndexError, as in torch.
     """
     path, _, _ = tensor.name.rpartition(".")
     module = model.get_submodule(path)
     assert isinstance(module, nn.Embedding)
     place, name = places_of(model, tensor)
     original, padding = place[name], module.padding_idx
-    # Some models send their inputs to the device of this weight; it has the right one, the right shape, and no memory.
-    nothing = torch.full((1,), float("nan"), dtype=original.dtype, device=device).expand(original.shape)
-    empty = place[name] = nn.Parameter(nothing, requires_grad=False)
-    # The padding row matters to gradients only, and its number means nothing among renumbered rows.
+    # Some models send their inputs to this weight's device: it has the right device and shape, but no memory.
+    nan = torch.full((1,), float("nan"), dtype=original.dtype, device=device).expand(original.shape)
+    placeholder = place[name] = nn.Parameter(nan, requires_grad=False)
+    # The padding row matters for gradients only, and its number is meaningless among renumbered rows.
     module.padding_idx = None
 
     def before(
@@ -70,15 +78,14 @@ def attach_rows(
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
         if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
-            raise IndexError(
-                f"token id {int(unique[-1] if unique[0] >= 0 else unique[0])} is outside the vocabulary of {tensor.shape[0]}"
-            )
+            outside = int(unique[-1] if unique[0] >= 0 else unique[0])
+            raise IndexError(f"token id {outside} is outside the vocabulary of {tensor.shape[0]} tokens")
         place[name] = as_installed(table.fetch(unique).to(device), is_buffer=False)
         renumbered = renumbered.to(ids.device)
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
 
     def after(*_: Any) -> None:
-        place[name] = empty
+        place[name] = placeholder
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),

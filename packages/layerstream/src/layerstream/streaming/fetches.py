@@ -1,6 +1,7 @@
-"""What passes between the prefetcher and the replicas' streams: units, their fetches, and a replica as the prefetcher sees it.
+"""Plain state that the prefetcher and the replicas' streams share.
 
-Room: streaming. Plain state; who waits for whom is decided in `prefetcher`, what becomes of a fetched unit in `stream`.
+It holds the units, their fetches, and each replica's stream as the prefetcher sees it. `prefetcher` decides
+who waits for whom; `stream` decides what happens to a fetched unit. Room: streaming.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ class StreamedUnit:
 
     Attributes:
         name: its module path.
-        position: its place among all units of the plan, for timelines.
-        source: where its bytes come from.
-        pinned: its own host buffer when it lives in host memory; None when it is read from the disk each time.
-        replica: the replica that looks at it, for timelines.
+        position: its index among all units of the plan, for timelines.
+        source: its recipe and layout.
+        pinned: its host buffer, if the unit lives in host memory; None if it is read from disk each time.
+        replica: the number of the replica that uses it, for timelines.
     """
 
     name: str
@@ -36,7 +37,7 @@ class StreamedUnit:
     replica: int = 0
 
     def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
-        """Return what happened to this unit, for the timeline."""
+        """Return a timeline span of one activity on this unit."""
         return Span(
             activity=activity,
             unit=self.name,
@@ -51,7 +52,7 @@ class StreamedUnit:
 
 @dataclass(slots=True, eq=False)
 class NumberedBuffer:
-    """A host buffer of the pool and its number, for views that are made once."""
+    """A host buffer of the pool; its number tells apart the views into different buffers."""
 
     host: HostBuffer
     index: int
@@ -59,18 +60,19 @@ class NumberedBuffer:
 
 @dataclass(slots=True, eq=False)
 class Fetch:
-    """One reading of one unit.
+    """One read of one unit, for all attached replicas.
 
     Attributes:
         unit: the index of the unit.
-        sweep: the sweep it is read for.
-        buffer: what it is read into; None when the unit has its own in host memory.
-        ticket: the reader's promise.
-        error: why it failed.
-        holders: leases that may still look into the buffer.
-        wanted_by: those of them that were not cancelled.
+        sweep: the sweep that it is read for.
+        buffer: the buffer that it is read into; None if the unit has its own in host memory.
+        ticket: the reader's ticket for it; None until the read was submitted, and for a unit in host memory.
+        error: why it failed; None while it has not.
+        num_leases: leases that may still use the buffer.
+        num_active: leases that were not cancelled.
         is_finished: the bytes are read and converted, or never will be.
-        finishing: held by the replica that waits for the read and converts it.
+        is_recorded: the timeline has the read.
+        finish_lock: held by the replica that waits for the read and converts the unit.
     """
 
     unit: int
@@ -78,22 +80,22 @@ class Fetch:
     buffer: NumberedBuffer | None = None
     ticket: ReadTicket | None = None
     error: LayerstreamError | None = None
-    holders: int = 0
-    wanted_by: int = 0
+    num_leases: int = 0
+    num_active: int = 0
     is_finished: bool = False
-    is_noted: bool = False
-    finishing: threading.Lock = field(default_factory=threading.Lock)
+    is_recorded: bool = False
+    finish_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
 class VisitCounter:
-    """Number the sweeps of a sequence of visits."""
+    """Numbers the sweeps in a sequence of visits."""
 
     sweep: int = 0
     last_unit: int = -1
 
     def visit(self, unit: int) -> int:
-        """Count a new sweep whenever the order starts over; return the sweep's number."""
+        """Return the sweep that this visit belongs to; a new one begins when the order starts over."""
         if unit <= self.last_unit:
             self.sweep += 1
         self.last_unit = unit
@@ -101,22 +103,22 @@ class VisitCounter:
 
 
 class Consumer(ABC):
-    """One replica's stream as the prefetcher sees it; all of it is read and written under the prefetcher's lock.
+    """One replica's stream as the prefetcher sees it. The prefetcher's lock guards all of it.
 
     Attributes:
-        is_attached: what is read is delivered to it.
-        joins_at: the unit at which it waits to be attached again.
-        passed: units that were read since it waits.
+        is_attached: fetched units are delivered to it.
+        rejoin_unit: the unit at which it waits to be attached again; None when it does not wait for this.
+        num_missed: units that were fetched while it has waited to be attached.
         is_waiting: a computation is inside `acquire`.
         forwards: forwards of its model that are under way.
-        is_expected: it was said to come back soon.
-        idle_since_s: when the last forward ended, or it was said to come.
+        is_expected: another forward is expected soon.
+        idle_since_s: when the last forward ended, or when the next one was announced.
     """
 
     def __init__(self) -> None:
         self.is_attached = True
-        self.joins_at: int | None = None
-        self.passed = 0
+        self.rejoin_unit: int | None = None
+        self.num_missed = 0
         self.is_waiting = False
         self.forwards = 0
         self.is_expected = False
@@ -138,11 +140,11 @@ class Consumer(ABC):
 
     @abstractmethod
     def enqueue(self, fetch: Fetch) -> Callable[[], None]:
-        """Queue a unit for it; return what takes it up once its read was begun, to be called without the lock."""
+        """Queue a unit for it; return a function to call, without the lock, once the read is submitted."""
 
     @abstractmethod
     def drop_queue(self) -> None:
-        """Let go of everything that was fetched for it and not asked for yet."""
+        """Drop everything that was fetched for it and that it has not asked for yet."""
 
     @property
     def is_starving(self) -> bool:
@@ -150,16 +152,16 @@ class Consumer(ABC):
         return self.is_waiting and not self.num_queued
 
     def is_away(self, now_s: float, patience_s: float) -> bool:
-        """Return whether nobody should wait for it."""
+        """Return whether the other replicas should not wait for it."""
         if self.is_waiting or self.forwards:
             return False
         return not self.is_expected or now_s - self.idle_since_s >= patience_s
 
     def detach(self) -> None:
-        """Deliver nothing more to it."""
+        """Drop its queue, and deliver nothing more to it."""
         self.drop_queue()
         self.is_attached = False
 
     def attach(self) -> None:
-        """Deliver to it what is read from now on."""
-        self.is_attached, self.joins_at, self.passed = True, None, 0
+        """Deliver to it whatever is fetched from now on."""
+        self.is_attached, self.rejoin_unit, self.num_missed = True, None, 0

@@ -1,10 +1,11 @@
-"""Where each tensor of a unit lies in a buffer. Pure arithmetic.
+"""Compute where each tensor of a unit lies in a buffer. Pure arithmetic.
 
-Room: streaming. Two layouts of one unit: in host memory, where reads land, and on a device, where kernels look.
+A unit has two layouts: one in host memory, where reads land, and one on a device, where kernels read it.
 
-Alignment decides bits: fp32 one-row products change with an address that is not 16-byte aligned. A tensor that is stored as it is
-used is placed at an address congruent to its file offset, as a memory-mapped load has it (and O_DIRECT wants it so); everything
-that is cast, stacked or converted starts on a 64-byte boundary, as a fresh allocation would.
+Alignment changes bits: fp32 products of one row depend on whether an address is 16-byte aligned. A tensor
+that is stored as it is used therefore lies at an address congruent to its file offset, as in a memory-mapped
+load (O_DIRECT needs this too); every tensor that is cast, stacked or converted starts on a 64-byte boundary,
+as in a fresh allocation. Room: streaming.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from ..spec.profiles import TensorRecipe, UnitRecipe
 from ..spec.sizes import align_up, dtype_bytes
 
 PAGE = 4096
-"""Buffers start on a page; congruence to file offsets is kept modulo this, which covers every disk's O_DIRECT alignment."""
+"""Buffers start on a page. Addresses and file offsets are congruent modulo this many bytes, which covers the
+O_DIRECT alignment of every disk."""
 
 _HOST_ALIGNMENT = 64
 _DEVICE_ALIGNMENT = 512
-"""What torch's caching allocators give each tensor of its own."""
+"""The alignment that torch's caching allocators give every tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +39,11 @@ class UnitLayout:
     """Where the tensors of one unit lie.
 
     Attributes:
-        host_offsets: by tensor name, in the host buffer.
-        host_bytes: the size of the host buffer it needs.
-        device_offsets: by tensor name, in the device buffer.
-        device_bytes: the size of the device buffer it needs.
-        copies: the copies that take the one to the other.
+        host_offsets: offsets in the host buffer, by tensor name.
+        host_bytes: the size of the host buffer that the unit needs.
+        device_offsets: offsets in the device buffer, by tensor name.
+        device_bytes: the size of the device buffer that the unit needs.
+        copies: the copies from the host layout to the device layout.
     """
 
     host_offsets: dict[str, int]
@@ -52,7 +54,7 @@ class UnitLayout:
 
 
 def stored_as_used(tensor: TensorRecipe) -> bool:
-    """Return whether the bytes on disk are the tensor as the model uses it, aligned to its elements."""
+    """Return whether the bytes on disk are the tensor as the model uses it, aligned to the element size."""
     if len(tensor.pieces) != 1:
         return False
     source = tensor.pieces[0].source
@@ -62,11 +64,12 @@ def stored_as_used(tensor: TensorRecipe) -> bool:
 def lay_out(unit: UnitRecipe) -> UnitLayout:
     """Return the layout of `unit` in host and in device memory.
 
-    Tensors that lie side by side in a file lie side by side in the host buffer, so that one read takes them all, and on the device
-    wherever every one of them then starts on a 512-byte boundary, so that one copy takes them all.
+    Tensors that lie side by side in a file lie side by side in the host buffer, so that one read fetches all
+    of them. They lie side by side on the device too, so that one copy moves all of them, if each of them then
+    starts on a 512-byte boundary.
     """
     runs = _file_runs([tensor for tensor in unit.tensors if stored_as_used(tensor)])
-    made = [tensor for tensor in unit.tensors if not stored_as_used(tensor)]
+    converted = [tensor for tensor in unit.tensors if not stored_as_used(tensor)]
     host: dict[str, int] = {}
     device: dict[str, int] = {}
     copies: list[CopyRun] = []
@@ -79,7 +82,7 @@ def lay_out(unit: UnitRecipe) -> UnitLayout:
         run_bytes = last.offset + last.num_bytes - first.offset
         host_end = host_start + run_bytes
         device_end = _place_on_device(run, relative, host_start, run_bytes, device_end, device, copies)
-    for tensor in made:
+    for tensor in converted:
         host[tensor.name] = align_up(host_end, _HOST_ALIGNMENT)
         host_end = host[tensor.name] + tensor.num_bytes
         device[tensor.name] = align_up(device_end, _DEVICE_ALIGNMENT)
@@ -101,19 +104,16 @@ def lay_out(unit: UnitRecipe) -> UnitLayout:
 def _file_runs(tensors: Sequence[TensorRecipe]) -> list[list[TensorRecipe]]:
     """Group tensors whose bytes follow one another in one file."""
     runs: list[list[TensorRecipe]] = []
+    file_end: tuple[str, int] | None = None
     for tensor in sorted(
         tensors, key=lambda t: (t.pieces[0].source.path, t.pieces[0].source.offset, t.num_bytes)
     ):
         source = tensor.pieces[0].source
-        previous = runs[-1][-1].pieces[0].source if runs else None
-        if (
-            previous
-            and previous.path == source.path
-            and previous.offset + previous.num_bytes == source.offset
-        ):
+        if file_end == (source.path, source.offset):
             runs[-1].append(tensor)
         else:
             runs.append([tensor])
+        file_end = (source.path, source.offset + source.num_bytes)
     return runs
 
 
@@ -126,7 +126,7 @@ def _place_on_device(
     device: dict[str, int],
     copies: list[CopyRun],
 ) -> int:
-    """Place one file run on the device, whole where alignment allows it; return where the device buffer ends now."""
+    """Place one file run on the device, in one piece if alignment allows; return the buffer's new end."""
     if all(offset % _DEVICE_ALIGNMENT == 0 for offset in relative.values()):
         start = align_up(device_end, _DEVICE_ALIGNMENT)
         device |= {name: start + offset for name, offset in relative.items()}
@@ -147,6 +147,6 @@ def _place_on_device(
 
 
 def slot_bytes(unit: UnitRecipe, *, on_host: bool) -> int:
-    """Return the size of a slot that can hold `unit`: the host layout's where the slot is host memory, else the device layout's."""
+    """Return the size of a slot that can hold `unit`, by the host layout if the slot is host memory."""
     layout = lay_out(unit)
     return layout.host_bytes if on_host else layout.device_bytes

@@ -1,20 +1,26 @@
-"""The prefetcher: read each unit from the disk once, for every replica that follows.
+"""Read each unit from disk once, ahead of time, for all replicas.
 
-Room: streaming. Knows the order in which units were visited, not why. One thread hands the reads of the coming units to the reader
-as long as a host buffer is free; what was read goes to every attached replica's stream, and the buffer is free again when the last of
-them is done with it. What a replica does with a unit is its stream's business.
+One thread hands the reads of the coming units to the reader as long as a host buffer is free. It delivers
+every fetched unit to each attached replica's stream, and the buffer is free again when the last replica is
+done with it. The prefetcher knows the order in which units were visited, not the reason for it; what a
+replica does with a unit is up to its stream.
 
-Lanes keep in step because a replica that runs ahead finds no free buffer. Who is waited for:
- - a replica inside a forward: as long as it takes, for it will come or fail;
- - a replica between two forwards: not at all, or `patience_s` when it was said to come back (`gather`);
- - so a replica that does not run never holds another up. It is passed over: what was read for it is dropped, and when it asks again
-   it waits for the others to come round to the unit that it wants, or has the reading turned there when nobody else reads.
+Replicas keep in step because a replica that runs ahead finds no free buffer. Whom the others wait for:
+ - a replica inside a forward: as long as it takes, because it will ask for its unit or fail;
+ - a replica between two forwards: not at all, or up to `patience_s` if its next forward is expected soon
+   (`start_in_step`);
+ - a replica that does not run therefore never holds up another one. It is detached: what was read for it is
+   dropped. When it asks again, it waits until the others come round to the unit that it asks for; if no other
+   replica reads, the prefetcher turns to this unit at once.
 
-Invariants (each with the test that holds it, in tests/unit/streaming/test_several_lanes.py and tests/contract/test_async_lanes.py):
- 1. A unit is read once for all attached replicas (test_two_lanes_read_each_unit_once).
- 2. A buffer is read into only when every replica is done with it (test_removing_any_wait_of_one_lane_breaks_a_result).
- 3. A replica that stops asking holds nobody up (test_an_idle_lane_is_passed_over, test_patience_with_an_expected_lane_ends).
- 4. A replica that was passed over, or restarts, gets every unit that it asks for (test_lanes_in_any_order_are_served).
+Room: streaming. Invariants (each with the test that holds it, in tests/contract/test_async_replicas.py and
+tests/unit/streaming/test_several_consumers.py):
+ 1. A unit is read once for all attached replicas (test_replicas_in_step_read_each_unit_once).
+ 2. A buffer is read into only when every replica is done with it
+    (test_removing_any_wait_of_one_replica_breaks_a_result).
+ 3. A replica that does not ask for units holds up no other (test_an_idle_replica_does_not_hold_up_another,
+    test_patience_with_an_expected_replica_ends).
+ 4. A detached or restarting replica gets every unit that it asks for (test_replicas_in_any_order_are_served).
 """
 
 from __future__ import annotations
@@ -31,19 +37,20 @@ from .buffers import allocate_many
 from .fetches import Consumer, Fetch, NumberedBuffer, StreamedUnit, VisitCounter
 
 PATIENCE_S = 2.0
-"""How long replicas that run side by side wait for one that is between two forwards."""
+"""How long replicas in step wait for one that is between two forwards."""
 
 
 class Prefetcher:
-    """Prefetch units in the order in which they are visited, for ever, for all replicas at once.
+    """Prefetches units in the order in which they are visited, sweep after sweep, for all replicas at once.
 
     Attributes:
-        units: in their expected visiting order.
+        units: the units in their expected visiting order.
         reader: reads the disk.
-        lock: guards all that the prefetcher and its consumers share.
-        timeline: is told of every read.
-        is_closed: nothing is read any more.
-        upcoming: the unit that is read next.
+        num_buffers: host buffers in the pool.
+        lock: guards everything that the prefetcher and its consumers share.
+        timeline: records every read.
+        is_closed: nothing more is read.
+        upcoming: the index of the unit that is read next.
     """
 
     def __init__(
@@ -60,13 +67,13 @@ class Prefetcher:
         """Allocate the host buffers; `start` begins to prefetch the first units.
 
         Args:
-            units: in their expected visiting order.
+            units: the units in their expected visiting order.
             reader: reads the disk.
             num_buffers: host buffers: staging for accelerators, the slots themselves on a CPU.
             buffer_bytes: the size of each.
-            timeline: is told of every read, copy and wait.
-            pinned: the buffers are pinned for an accelerator.
-            patience_s: how long replicas that run side by side wait for one that is between two forwards.
+            timeline: records every read, copy and wait.
+            pinned: whether the buffers are pinned for an accelerator.
+            patience_s: how long replicas in step wait for one that is between two forwards.
         """
         self.units = tuple(units)
         self.reader, self.timeline = reader, timeline
@@ -86,12 +93,12 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, name="layerstream-prefetcher", daemon=True)
 
     def start(self, consumers: Sequence[Consumer]) -> None:
-        """Begin to read for `consumers`, which share it from now on."""
+        """Begin to read for `consumers`, which share the prefetcher's lock from now on."""
         self._consumers = list(consumers)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop reading and free every buffer; the consumers are to be closed first."""
+        """Stop reading and free every buffer. Close the consumers first."""
         with self.lock:
             self.is_closed = True
             self.wake()
@@ -102,182 +109,188 @@ class Prefetcher:
             for unit in self.units:
                 unit.pinned = None
 
-    # -- for replicas that run side by side -------------------------------------------------------------------------------
+    # -- for replicas that run at the same time ------------------------------------------------------------
 
-    def gather(self) -> None:
-        """Let all replicas begin at one place and wait for one another from now on, until each one's `is_expected` is taken back."""
+    def start_in_step(self) -> None:
+        """Let all replicas begin at the same unit, and wait for each other until each one's `leave_step`."""
         with self.lock:
             for consumer in self._consumers:
                 consumer.is_expected, consumer.idle_since_s = True, perf_counter()
             if any(consumer.is_waiting or consumer.forwards for consumer in self._consumers):
                 return
-            if (
-                all(each.is_attached for each in self._consumers)
-                and len({each.num_queued for each in self._consumers}) == 1
-            ):
-                return  # all have the same fetches before them
+            queue_lengths = {consumer.num_queued for consumer in self._consumers}
+            if len(queue_lengths) == 1 and all(consumer.is_attached for consumer in self._consumers):
+                return  # the same fetches are queued for all of them
             for consumer in self._consumers:
                 consumer.detach()
                 consumer.attach()
             self.upcoming = 0
             self.wake()
 
-    # -- for consumers, under the lock ---------------------------------------------------------------------------------
+    gather = start_in_step  # the name that `model` still calls
+
+    # -- for consumers, under the lock ---------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Let the prefetcher look again."""
+        """Let the prefetcher check again whether it may fetch."""
         self._may_fetch_more.notify()
 
-    def learn(self, unit: int, successor: int) -> None:
+    def set_successor(self, unit: int, successor: int) -> None:
         """Expect `successor` after `unit` from now on."""
         self._successor[unit] = successor
 
     def release(self, fetch: Fetch) -> None:
-        """Count a lease that does not look into the buffer any more; the last one frees it."""
-        fetch.holders -= 1
-        if fetch.holders == 0 and fetch.buffer is not None:
+        """Record that one lease no longer uses the buffer; the last one frees it."""
+        fetch.num_leases -= 1
+        if fetch.num_leases == 0 and fetch.buffer is not None:
             self._buffers.append(fetch.buffer)
             fetch.buffer = None
         self.wake()
 
     def cancel(self, fetch: Fetch) -> None:
-        """Count a lease that is not wanted any more; without any the read is cancelled."""
-        fetch.wanted_by -= 1
-        if fetch.wanted_by == 0 and fetch.ticket is not None:
+        """Record that one lease was cancelled; the last one cancels the read."""
+        fetch.num_active -= 1
+        if fetch.num_active == 0 and fetch.ticket is not None:
             fetch.ticket.cancel()
 
-    def check_room(self, consumer: Consumer) -> None:
-        """Refuse a wait that could never end.
+    def refuse_deadlock(self, consumer: Consumer) -> None:
+        """Refuse a wait of `consumer` that could never end.
 
         Raises:
-            StreamError: every buffer is held by computations that wait for yet another unit.
+            StreamError: computations that wait for another unit hold every buffer.
         """
-        starving = [each for each in self._consumers if each is consumer or each.is_starving]
-        held = set().union(*(each.leased_buffers() for each in starving))
+        starving = [other for other in self._consumers if other is consumer or other.is_starving]
+        held = set().union(*(other.leased_buffers() for other in starving))
         if len(held) >= self.num_buffers > 0:
             raise StreamError(f"another unit was asked for while all {self.num_buffers} slots are in use")
 
-    # -- for consumers, without the lock -------------------------------------------------------------------------------
+    # -- for consumers, without the lock -------------------------------------------------------------------
 
     def finish(self, fetch: Fetch) -> None:
-        """Wait until a fetch is read, and convert what is to be converted; whichever replica comes first does it.
+        """Wait until a fetch is read, then convert what needs it; the first replica to come here does so.
 
         Raises:
-            LayerstreamError: it could not be read or converted; every replica is told.
+            LayerstreamError: the unit could not be read or converted; raised for every replica.
         """
-        with fetch.finishing:
+        with fetch.finish_lock:
             if not fetch.is_finished:
+                unit = self.units[fetch.unit]
                 try:
-                    self._finish_reading(fetch, self.units[fetch.unit])
-                except (LayerstreamError, OSError, RuntimeError, ValueError) as error:
-                    fetch.error = (
-                        error
-                        if isinstance(error, LayerstreamError)
-                        else _wrapped(self.units[fetch.unit].name, error)
-                    )
+                    self._finish_read(fetch, unit)
+                except LayerstreamError as error:
+                    fetch.error = error
+                except (OSError, RuntimeError, ValueError) as error:
+                    fetch.error = _as_stream_error(unit.name, error)
                 fetch.is_finished = True
         if fetch.error is not None:
             raise fetch.error
 
-    def note_read(self, fetch: Fetch) -> None:
-        """Record the read of a fetch, once."""
+    def record_read(self, fetch: Fetch) -> None:
+        """Record the read of a fetch in the timeline, once."""
         with self.lock:
-            first, fetch.is_noted = not fetch.is_noted, True
-        if first and fetch.ticket is not None:
-            unit, ticket = self.units[fetch.unit], fetch.ticket
-            self.timeline.record(
-                unit.span(
-                    Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, unit.source.read_bytes
-                )
-            )
+            is_first, fetch.is_recorded = not fetch.is_recorded, True
+        ticket = fetch.ticket
+        if is_first and ticket is not None:
+            unit = self.units[fetch.unit]
+            num_bytes = unit.source.read_bytes
+            span = unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, num_bytes)
+            self.timeline.record(span)
 
-    def _finish_reading(self, fetch: Fetch, unit: StreamedUnit) -> None:
+    def _finish_read(self, fetch: Fetch, unit: StreamedUnit) -> None:
         if fetch.ticket is None:
             return
-        fetch.ticket.wait()  # raises too when it was cancelled, but only once nothing is read into its buffer any more
-        self.note_read(fetch)
-        if unit.source.needs_conversion and fetch.buffer is not None and fetch.wanted_by:
+        # A cancelled ticket raises here too, but only once nothing more is read into its buffer.
+        fetch.ticket.wait()
+        self.record_read(fetch)
+        if unit.source.needs_conversion and fetch.buffer is not None and fetch.num_active:
             unit.source.convert(fetch.buffer.host, self.reader)
 
-    # -- the thread ----------------------------------------------------------------------------------------------------
+    # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while self._prefetch_next():
             pass
 
     def _prefetch_next(self) -> bool:
-        """Hand the reads of the next unit to the reader; False when closed."""
+        """Hand the reads of the next unit to the reader; return False when closed."""
         with self.lock:
             while not self.is_closed and not self._may_fetch():
-                if not self._pass_over():
+                if not self._detach_idle():
                     self._may_fetch_more.wait(self._patience_left_s())
             if self.is_closed:
                 return False
-            fetch, take_up = self._begin()
+            fetch, on_submitted = self._enqueue_upcoming()
         if fetch.buffer is not None:
-            self._start_reading(fetch, fetch.buffer)
-        for each in take_up:
-            each()
+            self._submit_read(fetch, fetch.buffer)
+        for callback in on_submitted:
+            callback()
         return True
 
     def _may_fetch(self) -> bool:
-        self._let_join()
+        self._attach_waiting()
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
         if not attached or any(consumer.is_full for consumer in attached):
             return False
         return bool(self._buffers) or self.units[self.upcoming].pinned is not None
 
-    def _begin(self) -> tuple[Fetch, list[Callable[[], None]]]:
-        """Queue the upcoming unit for every attached replica; return its fetch and what is to be done once its read was begun."""
-        takers = [consumer for consumer in self._consumers if consumer.is_attached]
+    def _enqueue_upcoming(self) -> tuple[Fetch, list[Callable[[], None]]]:
+        """Queue the upcoming unit for every attached replica.
+
+        Returns:
+            The fetch, and the functions to call once its read is submitted.
+        """
+        attached = [consumer for consumer in self._consumers if consumer.is_attached]
         fetch = Fetch(
             unit=self.upcoming,
             sweep=self._fetched.visit(self.upcoming),
-            holders=len(takers),
-            wanted_by=len(takers),
+            num_leases=len(attached),
+            num_active=len(attached),
         )
         if self.units[fetch.unit].pinned is None:
             fetch.buffer = self._buffers.popleft()
         for consumer in self._consumers:
-            if consumer.joins_at is not None:
-                consumer.passed += 1
+            if consumer.rejoin_unit is not None:
+                consumer.num_missed += 1
         self.upcoming = self._successor[fetch.unit]
-        return fetch, [consumer.enqueue(fetch) for consumer in takers]
+        return fetch, [consumer.enqueue(fetch) for consumer in attached]
 
-    def _start_reading(self, fetch: Fetch, buffer: NumberedBuffer) -> None:
+    def _submit_read(self, fetch: Fetch, buffer: NumberedBuffer) -> None:
         try:
             fetch.ticket = self.reader.submit(self.units[fetch.unit].source.requests(buffer.host))
         except LayerstreamError as error:
             fetch.error = error
             return
-        if not fetch.wanted_by:  # it was cancelled before there was a ticket
+        if not fetch.num_active:  # it was cancelled before there was a ticket
             fetch.ticket.cancel()
 
-    # -- who follows ---------------------------------------------------------------------------------------------------
+    # -- which replicas are attached -----------------------------------------------------------------------
 
-    def _let_join(self) -> None:
-        """Attach the replicas that wait for the upcoming unit; turn the reading to the first of them when nobody else reads."""
-        joining = {
-            consumer: consumer.joins_at for consumer in self._consumers if consumer.joins_at is not None
+    def _attach_waiting(self) -> None:
+        """Attach the replicas that wait for the upcoming unit.
+
+        If no attached replica needs what is read, turn to the unit of the one that has waited the longest.
+        """
+        waiting = {
+            consumer: consumer.rejoin_unit for consumer in self._consumers if consumer.rejoin_unit is not None
         }
-        if not joining:
+        if not waiting:
             return
-        if self.upcoming not in joining.values():
+        if self.upcoming not in waiting.values():
             attached = [consumer for consumer in self._consumers if consumer.is_attached]
             now_s = perf_counter()
-            # An order that never comes round to the unit must not keep a replica waiting for ever.
-            in_vain = any(consumer.passed > len(self.units) for consumer in joining)
-            if not in_vain and any(not consumer.is_away(now_s, self._patience_s) for consumer in attached):
+            # An order that never comes round to the unit must not keep a replica waiting forever.
+            is_overdue = any(consumer.num_missed > len(self.units) for consumer in waiting)
+            if not is_overdue and any(not consumer.is_away(now_s, self._patience_s) for consumer in attached):
                 return
             for consumer in attached:
                 consumer.detach()
-            self.upcoming = joining[max(joining, key=lambda consumer: consumer.passed)]
-        for consumer, unit in joining.items():
+            self.upcoming = waiting[max(waiting, key=lambda consumer: consumer.num_missed)]
+        for consumer, unit in waiting.items():
             if unit == self.upcoming:
                 consumer.attach()
 
-    def _pass_over(self) -> bool:
-        """Drop what was read for replicas that do not run, when another replica starves for it; return whether there was such a replica."""
+    def _detach_idle(self) -> bool:
+        """Detach replicas that do not run, if another one starves; return whether any was detached."""
         if not any(consumer.is_starving for consumer in self._consumers):
             return False
         now_s = perf_counter()
@@ -291,23 +304,23 @@ class Prefetcher:
         return bool(idle)
 
     def _patience_left_s(self) -> float | None:
-        """Return after how many seconds a replica that another one starves for may be passed over; None when nothing hangs on it."""
+        """Return the seconds until an idle replica may be detached; None when no other one starves for it."""
         if not any(consumer.is_starving for consumer in self._consumers):
             return None
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
-        idle = [each for each in attached if not each.is_waiting and not each.forwards]
+        idle = [consumer for consumer in attached if not consumer.is_waiting and not consumer.forwards]
         awaited = [
-            each for each in idle if each.is_expected and (each.num_queued or len(idle) == len(attached))
+            consumer
+            for consumer in idle
+            if consumer.is_expected and (consumer.num_queued or len(idle) == len(attached))
         ]
-        now_s = perf_counter()
-        return (
-            max(0.001, min(each.idle_since_s + self._patience_s - now_s for each in awaited))
-            if awaited
-            else None
-        )
+        if not awaited:
+            return None
+        since_s = min(consumer.idle_since_s for consumer in awaited)
+        return max(0.001, since_s + self._patience_s - perf_counter())
 
 
-def _wrapped(unit: str, error: Exception) -> StreamError:
-    wrapped = StreamError(f"unit {unit!r} could not be brought into place: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+def _as_stream_error(unit: str, error: Exception) -> StreamError:
+    stream_error = StreamError(f"unit {unit!r} could not be read and converted: {error}")
+    stream_error.__cause__ = error
+    return stream_error

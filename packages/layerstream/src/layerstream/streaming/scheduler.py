@@ -1,30 +1,35 @@
-"""Who holds the baton next: the order in which tasks pass through units.
+"""Decide which task runs next, which tasks are admitted, and which units may be released.
 
-Room: streaming. Pure bookkeeping on numbers: knows units, tasks and their line, starts no thread and wakes none (that is
-`sweep.py`). One thread at a time uses it, the holder of the baton; only `give_up` may come from anywhere.
+`Scheduler` works on numbers alone: tasks by number and weight, units by index. It stores no thread, queue,
+event or callable, so tests check its decisions as tables; `SweepGroup` owns the threads and carries the
+decisions out. `Task` and `TaskResult` are what callers hand in and get back. Room: streaming.
+
+The rules:
+ - Tasks are admitted in the given order, as soon as their weight fits into the capacity that is left. When
+   no task is running, the next one is admitted whatever its weight: a task that is heavier than the whole
+   capacity runs alone.
+ - A *visit* of a unit serves every task that requests this unit, once each, in task order.
+ - The next visit goes to the next requested unit in cyclic order. Tasks that request the same units share
+   their visits; a task that takes another way (an early exit, fewer sweeps, a later start) waits until the
+   sweep comes round to its unit.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextvars
-import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
-
-from ..errors import StreamClosedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A computation that wants to share sweeps.
+    """A computation that shares sweeps with others.
 
     Attributes:
-        call: runs forwards of the model and returns what it likes. It runs in a thread of its own, without gradients.
-        weight: what it takes of the group's capacity while it tasks, in any unit.
+        call: runs forwards of the model and returns any value. It runs in its own thread, without gradients.
+        weight: how much of the group's capacity it takes while it runs, in any unit.
     """
 
     call: Callable[[], Any]
@@ -36,7 +41,7 @@ class TaskResult:
     """How a task ended.
 
     Attributes:
-        number: its place among the tasks given, from 0.
+        number: its position among the given tasks, from 0.
         value: what it returned.
         error: what it raised; None when it returned.
     """
@@ -47,117 +52,119 @@ class TaskResult:
 
 
 class TaskAbandonedError(BaseException):
-    """Ends a task whose run was given up.
+    """Ends a task whose run was abandoned.
 
     Not an Exception: a task's own `except Exception` must not keep it going.
     """
 
 
-@dataclass(slots=True, eq=False)
-class RunningTask:
-    """A task on its way, or the driver: whoever may hold the baton."""
+class Scheduler:
+    """The schedule of one run, used by one thread at a time; only `stop` may come from any thread.
 
-    number: int
-    task: Task
-    thread: threading.Thread | None = None
-    wants: int | None = None
-    served: int = -1
-    is_in_forward: bool = False
-    starts_forward: bool = True
-    state: Any = None
-    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
+    Attributes:
+        running: the admitted tasks that have not finished, in task order.
+        visit: the number of the present visit.
+        is_stopped: running tasks have to end, and no other task is admitted.
+    """
 
+    def __init__(self, weights: Iterable[float], *, capacity: float | None = None) -> None:
+        """Schedule one task per weight; running tasks weigh at most `capacity` together (None: no limit)."""
+        self.running: list[int] = []
+        self.visit = 0
+        self.is_stopped = False
+        self._weights = tuple(weights)
+        self._waiting = deque(range(len(self._weights)))
+        self._finished: deque[int] = deque()
+        self._capacity_left = float("inf") if capacity is None else capacity
+        self._unit = -1
+        self._queue: list[int] = []
+        self._requested: dict[int, int] = {}
+        self._last_visit: dict[int, int] = {}
+        self._inside: dict[int, set[int]] = {}
 
-@dataclass(slots=True)
-class OpenUnit:
-    """A unit in place: who is inside, and what lets it go."""
+    @property
+    def is_done(self) -> bool:
+        """Whether every task has finished and was returned by `take_finished`."""
+        return not (self._waiting or self.running or self._finished)
 
-    release: Callable[[], None]
-    inside: set[RunningTask] = field(default_factory=set)
+    def next_task(self) -> int | None:
+        """Return the task that runs next; None when it is the caller's turn.
 
+        The first of these: None, while a finished task has not been taken; a task that can be admitted now;
+        the next task in the present visit; the first task of the next visit; None, when no task is left.
+        After `stop`: the first running task, or None.
+        """
+        if self.is_stopped:
+            self._waiting.clear()
+            return self.running[0] if self.running else None
+        if self._finished:
+            return None
+        if self._waiting and (not self.running or self._weights[self._waiting[0]] <= self._capacity_left):
+            return self._admit()
+        if not self.running:
+            return None
+        if not self._queue:
+            self._start_visit()
+        task = self._queue.pop(0)
+        del self._requested[task]
+        self._last_visit[task] = self.visit
+        return task
 
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """One call of `run`: who tasks and where the sweep stands. Only the holder of the baton changes it, save for `stop`."""
+    def request(self, task: int, unit: int) -> None:
+        """Let `task` wait for `unit`: in the present visit, if it visits this unit and has not served it."""
+        self._requested[task] = unit
+        if unit == self._unit and self._last_visit.get(task) != self.visit:
+            bisect.insort(self._queue, task)
 
-    driver: RunningTask
-    holder: RunningTask
-    waiting: deque[RunningTask]
-    room: float
-    first_state: Any
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    driver_thread: int = field(default_factory=threading.get_ident)
-    running_tasks: list[RunningTask] = field(default_factory=list)
-    threads: list[threading.Thread] = field(default_factory=list)
-    arrived: deque[TaskResult] = field(default_factory=deque)
-    unit: int = -1
-    visit: int = 0
-    sweep_visit: int = -1
-    line: list[RunningTask] = field(default_factory=list)
-    open: dict[int, OpenUnit] = field(default_factory=dict)
-    stop: BaseException | None = None
-    over: threading.Event = field(default_factory=threading.Event)
+    def enter(self, task: int, unit: int) -> None:
+        """Record that `task` is inside `unit`."""
+        self._inside.setdefault(unit, set()).add(task)
 
-    def give_up(self, reason: BaseException) -> None:
-        """Let every task end where it enters a unit next; the first reason counts."""
-        if self.stop is None:
-            self.stop = reason
+    def leave(self, task: int, unit: int) -> bool:
+        """Record that `task` has left `unit`; return whether it was inside."""
+        inside = self._inside.get(unit)
+        if inside is None or task not in inside:
+            return False
+        inside.discard(task)
+        return True
 
-    def check_going(self) -> None:
-        """Raise in a task whose run was given up; an exception of its own, since a traceback belongs to one thread."""
-        if isinstance(self.stop, StreamClosedError):
-            raise StreamClosedError(*self.stop.args)
-        if self.stop is not None:
-            raise TaskAbandonedError("the run was given up")
+    def finish(self, task: int) -> None:
+        """Record that `task` has ended, wherever it was, and free its capacity. Safe to call twice."""
+        if task not in self.running:
+            return
+        if task in self._queue:
+            self._queue.remove(task)
+        self._requested.pop(task, None)
+        self._last_visit.pop(task, None)
+        for inside in self._inside.values():
+            inside.discard(task)
+        self.running.remove(task)
+        self._capacity_left += self._weights[task]
+        self._finished.append(task)
 
-    def next_to_run(self) -> RunningTask:
-        """Return who runs next: the driver for its callback, who boards, who is left in this visit, who is first in the next."""
-        if self.stop is not None:
-            self.waiting.clear()
-            return self.running_tasks[0] if self.running_tasks else self.driver
-        if self.arrived:
-            return self.driver
-        if self.waiting and (not self.running_tasks or self.waiting[0].task.weight <= self.room):
-            boarding = self.waiting.popleft()
-            self.room -= boarding.task.weight
-            self.running_tasks.append(boarding)
-            return boarding
-        if not self.running_tasks:
-            return self.driver
-        if not self.line:
-            self._move_on()
-        return self.line.pop(0)
+    def take_finished(self) -> int | None:
+        """Return the next finished task, in the order in which they finished; None when all were taken."""
+        return self._finished.popleft() if self._finished else None
 
-    def _move_on(self) -> None:
-        """Go to the next unit that anybody wants, in cyclic order."""
-        self.release_unused()
-        wanted = {running.wants for running in self.running_tasks if running.wants is not None}
-        later = [unit for unit in wanted if unit > self.unit]
-        self.unit = min(later or wanted)
+    def releasable(self, units: Iterable[int]) -> list[int]:
+        """Return those of `units` that no task is inside of, nor about to enter in the present visit."""
+        visited = self._unit if self._queue else None
+        return [unit for unit in units if unit != visited and not self._inside.get(unit)]
+
+    def stop(self) -> None:
+        """Give each running task a last turn, one after another, and admit no other task."""
+        self.is_stopped = True
+
+    def _admit(self) -> int:
+        task = self._waiting.popleft()
+        self._capacity_left -= self._weights[task]
+        self.running.append(task)
+        return task
+
+    def _start_visit(self) -> None:
+        """Visit the next requested unit in cyclic order."""
+        requested = set(self._requested.values())
+        later = [unit for unit in requested if unit > self._unit]
+        self._unit = min(later or requested)
         self.visit += 1
-        self.line = [running for running in self.running_tasks if running.wants == self.unit]
-
-    def queue_up(self, running: RunningTask, unit: int) -> None:
-        """Let `task` stand before `unit`: in line if that one is being visited and has not served it yet."""
-        running.wants = unit
-        if unit == self.unit and running.served != self.visit:
-            bisect.insort(self.line, running, key=lambda one: one.number)
-
-    def finish_task(self, running: RunningTask, task_result: TaskResult) -> None:
-        """Take a task off whose task has ended."""
-        self.running_tasks.remove(running)
-        self.room += running.task.weight
-        for entry in self.open.values():
-            entry.inside.discard(running)
-        self.release_unused()
-        self.arrived.append(task_result)
-
-    def release_unused(self) -> None:
-        """Let every unit go that nobody is in, or stands in line for."""
-        awaited = self.unit if self.line else None
-        for unit in [unit for unit, entry in self.open.items() if not entry.inside and unit != awaited]:
-            entry = self.open.pop(unit)
-            try:
-                entry.release()
-            except Exception as error:  # noqa: BLE001 - a listener's: it belongs to no task, so `run` raises it
-                self.give_up(error)
+        self._queue = [task for task in self.running if self._requested.get(task) == self._unit]

@@ -1,7 +1,8 @@
-"""Where a unit's bytes come from: the requests that read it, and what is left to do when they are done.
+"""Fill a buffer with a unit: the requests that read it, and the conversions that follow.
 
-Room: streaming. Three ways, by the recipe: bytes that are used as they are stored land in place; a cast is done chunk by chunk as
-the chunks arrive; a conversion reads its sources one after another and puts its results in place.
+The recipe decides between three ways: bytes that are used as stored are read into place; a cast happens chunk
+by chunk as the chunks arrive; a conversion reads its sources one after another and copies its results into
+place. Room: streaming.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from .layout import UnitLayout, lay_out
 
 
 class UnitSource:
-    """One unit's recipe with its layout: all that is needed to fill a buffer with it.
+    """One unit's recipe and layout: all that it takes to fill a buffer with the unit.
 
     Attributes:
         unit: the recipe.
-        layout: where its tensors lie.
-        read_bytes: what one filling reads.
+        layout: where the unit's tensors lie.
+        read_bytes: bytes read to fill one buffer.
     """
 
     def __init__(self, unit: UnitRecipe) -> None:
-        """Lay the unit out."""
+        """Compute the layout of `unit`."""
         self.unit = unit
         self.layout: UnitLayout = lay_out(unit)
         self.read_bytes = sum(p.source.num_bytes for t in unit.tensors for p in t.pieces) + sum(
@@ -36,7 +37,7 @@ class UnitSource:
         )
 
     def requests(self, buffer: HostBuffer) -> list[ReadRequest]:
-        """Return the reads that fill `buffer`, all but what conversions make."""
+        """Return the reads that fill `buffer`, except for the results of conversions."""
         return [
             self._request(buffer, tensor, piece.source, piece.start_element)
             for tensor in self.unit.tensors
@@ -65,18 +66,21 @@ class UnitSource:
 
     @property
     def needs_conversion(self) -> bool:
-        """Whether something is left to do once the reads are done."""
+        """Whether `convert` has work to do once the reads are done."""
         return bool(self.unit.conversions)
 
     def convert(self, buffer: HostBuffer, reader: DiskReader) -> None:
-        """Make the tensors that are more than placed bytes, through transformers' own conversion, and put them into `buffer`."""
+        """Convert the tensors that are not stored as they are used, and copy them into `buffer`.
+
+        The conversions are transformers' own.
+        """
         by_name = {tensor.name: tensor for tensor in self.unit.tensors}
         for conversion in self.unit.conversions:
-            made = conversion.convert(_read_sources(conversion, reader))
+            converted = conversion.convert(_read_sources(conversion, reader))
             for name in conversion.targets:
                 if name in by_name:
-                    tensor = by_name[name]
-                    typed_view(buffer.bytes, self.layout.host_offsets[name], tensor).copy_(made[name])
+                    target = typed_view(buffer.bytes, self.layout.host_offsets[name], by_name[name])
+                    target.copy_(converted[name])
 
     def host_views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the unit's tensors as they lie in a host buffer."""
@@ -102,7 +106,7 @@ def _in_place(source: StoredTensor, view: memoryview, address: int) -> ReadReque
 
 
 def _casting(run: torch.Tensor, stored: torch.dtype) -> Callable[[memoryview, int], None]:
-    """Return what casts each chunk as it arrives into its place in `run`."""
+    """Return a function that casts each chunk, as it arrives, into its place in `run`."""
 
     def deliver(chunk: memoryview, first_byte: int) -> None:
         values = torch.frombuffer(chunk, dtype=stored)
@@ -113,10 +117,10 @@ def _casting(run: torch.Tensor, stored: torch.dtype) -> Callable[[memoryview, in
 
 
 def _read_sources(conversion: Conversion, reader: DiskReader) -> dict[str, torch.Tensor]:
-    given, requests = {}, []
+    tensors, requests = {}, []
     for source in conversion.sources:
         buffer = HostBuffer.over(torch.empty(source.num_bytes, dtype=torch.uint8))
         requests.append(_in_place(source, buffer.view, buffer.address))
-        given[source.name] = buffer.bytes.view(getattr(torch, source.dtype)).reshape(source.shape)
+        tensors[source.name] = buffer.bytes.view(getattr(torch, source.dtype)).reshape(source.shape)
     reader.submit(requests).wait()
-    return given
+    return tensors

@@ -1,73 +1,66 @@
-"""The sweep group: several computations share every visit of a unit, under forwards that know nothing of it.
+"""Run several computations so that they share every visit of a unit, under forwards that are not aware of it.
 
-Room: streaming. Layer-major order under somebody else's `forward` needs several forwards suspended in the middle. Each *task* (any
-callable that runs forwards of the model) has a thread of its own, but only the holder of the **baton** runs; it is handed on where
-a unit is entered. Knows units as numbers and tasks as callables; knows no tokens, no weights, and not what a task computes.
+Layer-major order under transformers' own `forward` needs several forwards suspended in the middle. Each task
+(any callable that runs forwards of the model) therefore has its own thread, but only one thread runs at a
+time, and the turn changes hands where a task enters a unit. `Scheduler` decides whose turn it is;
+`SweepGroup` owns the threads, wakes them, captures and restores task state, and acquires and releases units.
+It knows units by number and tasks as callables: no tokens, no weights, and not what a task computes.
 
-The order is fixed. A *visit* of a unit serves every task that stands before it once, in boarding order; then the next unit in
-cyclic order that anybody wants is visited. So tasks that ask for the same units task together, and one that takes another way (an
-early exit, fewer sweeps, a later start) waits until the sweep comes round to it. What a task ends with, result or exception, is
-its own; the others go on. Whoever waits to board does so when there is room, and tasks from its first unit on.
+A task's end, result or exception, concerns this task alone; the others go on. A task that waits to be
+admitted starts as soon as there is capacity, at its own first unit. Room: streaming.
 
-Invariants (each with the test that holds it, in tests/unit/streaming/test_sweep.py):
- 1. One thread runs at a time: a task, or the driver in its callback (test_only_the_holder_of_the_baton_runs).
- 2. A visit serves tasks in boarding order, each once (test_a_visit_serves_riders_in_boarding_order).
- 3. A unit is brought once a visit and let go after its last task (test_a_unit_is_brought_once_a_visit_however_many_ride).
- 4. Every task is served again after finitely many visits, whatever the others want (test_riders_on_different_ways_all_arrive).
- 5. What is kept apart (random state) is each task's own at every step (test_what_is_kept_apart_is_each_riders_own).
- 6. Whatever ends a task hands the baton on (test_a_ride_that_raises_leaves_and_the_others_go_on).
+Invariants (each with the test that holds it, in tests/unit/streaming/test_sweep_group.py):
+ 1. One thread runs at a time: a task, or the caller in its callback (test_only_one_thread_runs_at_a_time).
+ 2. A visit serves tasks in task order, each once (test_a_visit_serves_tasks_in_order_of_admission).
+ 3. A unit is acquired once per visit and released after its last task
+    (test_a_unit_is_acquired_once_per_visit_however_many_tasks_share_it).
+ 4. Every task is served again after finitely many visits, whatever units the others request
+    (test_tasks_with_different_ways_through_the_units_all_finish).
+ 5. Task state (random state, say) is each task's own at every step (test_each_task_has_its_own_task_state).
+ 6. However a task ends, the next one gets its turn (test_a_task_that_raises_ends_and_the_others_go_on).
  7. After `run`, from any state, no task's thread is left (test_an_interrupt_at_any_time_ends_every_thread).
 
-Scoring many suffixes against one prefix needs no more than this: let `run` take `[prefix, suffix 1, suffix 2, …]`, each task one
-forward of the model. They board together, so the prefix, first in the list, passes every block before any suffix enters it, and
-suffix k's attention in block i finds the keys and values that the prefix left in its cache in block i, in the same visit of the
-same weights. Outside of blocks (masks, positions) a suffix goes by the prefix' length, which is known, and not by its cache, which
-is still empty there. Rides that belong together must have the capacity to board together: None, or at least their summed weights.
-test_suffixes_read_the_cache_of_a_prefix_that_rides_before_them (tests/exactness/test_riding_together.py) does it.
+Scoring many suffixes against one prefix needs nothing else: let `run` take `[prefix, suffix 1, suffix 2, …]`,
+each task one forward of the model. The prefix comes first in the list, so it passes every block before any
+suffix enters that block; the attention of suffix k in block i finds the keys and values that the prefix left
+in its cache for block i, in the same visit of the same weights. Outside of blocks (masks, positions) a suffix
+must use the prefix's length, which is known, and not the prefix's cache, which is still empty there. Tasks
+that belong together must be admitted together: the capacity must be None, or at least their summed weights.
+test_suffixes_read_the_cache_of_a_prefix_in_the_same_sweep (tests/exactness/test_tasks_share_sweeps.py)
+does this.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..errors import StreamError
-from .scheduler import OpenUnit, Run, RunningTask, Task, TaskAbandonedError, TaskResult
-
-
-class TaskState(Protocol):
-    """What is global to the process or the model, but must be each task's own."""
-
-    def capture(self) -> Any:
-        """Return the state of now."""
-
-    def restore(self, state: Any) -> None:
-        """Make `state` the present one."""
+from .scheduler import Scheduler, Task, TaskAbandonedError, TaskResult
+from .sweep_run import NoTaskState, RunningTask, SweepRun, TaskState
 
 
 class SweepGroup:
-    """Let computations share sweeps.
+    """Lets computations share sweeps.
 
     Attributes:
-        sweeps: sweeps that were shared since the group was made; each read the streamed weights once.
-        around: entered for the whole of every `run`: it keeps others off the model.
+        sweeps: shared sweeps since the group was made; each read every streamed weight once.
+        around: a context that every `run` enters; it keeps other threads off the model.
     """
 
-    def __init__(self, keep: TaskState | None = None) -> None:
-        """Make a group that nobody tasks in; `keep` is what each task has of its own."""
+    def __init__(self, task_state: TaskState | None = None) -> None:
+        """Make a group without tasks; `task_state` is what each task needs for itself."""
         self.sweeps = 0
         self.around: Callable[[], AbstractContextManager[object]] = nullcontext
-        self._keep = keep or _NoTaskState()
+        self._task_state = task_state or NoTaskState()
         self._here = threading.local()
-        self._run: Run | None = None
+        self._run: SweepRun | None = None
 
-    # -- for those who want something computed ---------------------------------------------------------------------------
+    # -- for callers that have tasks ---------------------------------------------------------------------
 
     def run(
         self,
@@ -76,116 +69,123 @@ class SweepGroup:
         capacity: float | None = None,
         on_result: Callable[[TaskResult], object] | None = None,
     ) -> list[TaskResult]:
-        """Let every task run to its end, sharing sweeps; return how each one ended, in the order given.
+        """Run every task to its end, sharing sweeps; return how each one ended, in the given order.
 
-        Every task starts with the caller's random state, and the caller finds its own as it left it. Contextvars are the caller's;
-        other settings of a thread (autocast, say) are not: enter them inside the task.
+        Every task starts with the caller's random state and contextvars, and the caller's random state is
+        the same afterwards. Other settings of a thread (autocast, say) are not passed on: enter them inside
+        the task.
 
         Args:
-            tasks: callables. They board in this order, and keep it in every unit as long as they go the same way.
-            capacity: tasks on board weigh no more than this together; None lets all board at once. A task that weighs more than
-                all of it tasks alone.
-            on_result: told of each end as it comes, in the calling thread, while no task runs. What it raises ends the run.
+            tasks: callables. They are admitted in this order, and visits serve them in this order.
+            capacity: the most that running tasks may weigh together; None admits all at once. A task that
+                weighs more than this runs alone.
+            on_result: called with each result as it comes, in the calling thread, while no task runs. An
+                exception that it raises ends the run.
 
         Raises:
             StreamError: the calling thread is inside a task or a forward of this model.
-            StreamClosedError: the model is closed, or was meanwhile.
+            StreamClosedError: the model is closed, or was closed meanwhile.
             BaseException: what `on_result` or Ctrl-C raised; every task has ended by then.
         """
         if self.is_task_thread():
             raise StreamError(
-                "a task cannot start another run of its own group: return first, or hand both tasks to one run"
+                "a task cannot start another run of its own group: "
+                "return from the task first, or give all tasks to one run"
             )
-        waiting = deque(RunningTask(number, _as_task(task)) for number, task in enumerate(tasks))
+        running = {number: RunningTask(number, _as_task(task)) for number, task in enumerate(tasks)}
         with self.around():
             self.drain()
-            driver = RunningTask(-1, Task(call=_nobody))
-            room = float("inf") if capacity is None else capacity
-            self._run = Run(
-                driver=driver, holder=driver, waiting=waiting, room=room, first_state=self._keep.capture()
+            caller = RunningTask(-1, Task(call=_ignore))
+            self._run = SweepRun(
+                scheduler=Scheduler((one.task.weight for one in running.values()), capacity=capacity),
+                tasks=running,
+                caller=caller,
+                turn=caller,
+                first_state=self._task_state.capture(),
             )
-            return self._drive(self._run, on_result or _nobody)
+            return self._run_to_end(self._run, on_result or _ignore)
 
-    def _drive(self, run: Run, on_result: Callable[[TaskResult], object]) -> list[TaskResult]:
-        task_results: list[TaskResult] = []
+    def _run_to_end(self, run: SweepRun, on_result: Callable[[TaskResult], object]) -> list[TaskResult]:
+        results: list[TaskResult] = []
+        scheduler = run.scheduler
         try:
-            while run.stop is None and (run.waiting or run.running_tasks or run.arrived):
-                self._hand_on(run, run.driver)
-                while run.arrived and run.stop is None:
-                    task_results.append(run.arrived.popleft())
-                    on_result(task_results[-1])
+            while not (scheduler.is_stopped or scheduler.is_done):
+                self._wait_for_turn(run, run.caller)
+                while not scheduler.is_stopped and (number := scheduler.take_finished()) is not None:
+                    results.append(run.results.pop(number))
+                    on_result(results[-1])
         except BaseException:
-            run.give_up(TaskAbandonedError("the run was given up"))
+            run.abandon(TaskAbandonedError("the run was abandoned"))
             raise
         finally:
             self.drain()
-        if run.stop is not None:
-            raise run.stop
-        return sorted(task_results, key=lambda task_result: task_result.number)
+        if run.stop_reason is not None:
+            raise run.stop_reason
+        return sorted(results, key=lambda result: result.number)
 
     def stop(self, reason: BaseException, *, timeout_s: float = 10.0) -> None:
         """End the present run, if there is one: every task ends, and `run` raises `reason`.
 
-        Returns when the last task has ended; at once when called by a task or by `on_result`; after `timeout_s` where a task is
-        stuck in code of its own.
+        Returns when the last task has ended; at once when called by a task or by `on_result`; after
+        `timeout_s` if a task is stuck in its own code.
         """
         run = self._run
         if run is None:
             return
-        run.give_up(reason)
-        if not self.is_task_thread() and run.driver_thread != threading.get_ident():
+        run.abandon(reason)
+        if not self.is_task_thread() and run.caller_thread != threading.get_ident():
             run.over.wait(timeout_s)
 
     def drain(self) -> None:
-        """Wait until the last task of a run that is over, or was interrupted anywhere, has ended; then nothing is left of it."""
+        """Wait until the last task of a finished or interrupted run has ended; then nothing is left of it."""
         run = self._run
         if run is None:
             return
-        if run.running_tasks:
-            run.give_up(TaskAbandonedError("the run was given up"))
-        is_interrupted = run.holder is not run.driver
-        while run.running_tasks:
-            if run.holder is run.driver:
-                self._hand_on(run, run.driver)
-            elif not _was_started(run.holder):
-                run.running_tasks.remove(run.holder)
-                run.holder = run.driver
+        if run.scheduler.running:
+            run.abandon(TaskAbandonedError("the run was abandoned"))
+        is_interrupted = run.turn is not run.caller
+        while run.scheduler.running:
+            if run.turn is run.caller:
+                self._wait_for_turn(run, run.caller)
+            elif not run.turn.was_started():
+                run.scheduler.finish(run.turn.number)
+                run.turn = run.caller
             else:
-                # the interrupt may have come between choosing and waking
-                run.holder.wake.put(None)
-                run.driver.wake.get()
+                # the interrupt may have come after the turn was given and before its owner was woken
+                run.turn.wake.put(None)
+                run.caller.wake.get()
         for thread in run.threads:
             if thread.ident is not None:
                 thread.join()
-        run.line.clear()
-        run.release_unused()
+        run.release(tuple(run.releases))
         if is_interrupted:
-            self._keep.restore(run.driver.state)
+            self._task_state.restore(run.caller.state)
         self._run = None
         run.over.set()
 
-    # -- for the model's gate and hooks ----------------------------------------------------------------------------------
+    # -- for the model's gate and hooks ------------------------------------------------------------------
 
     def is_task_thread(self) -> bool:
-        """Return whether the calling thread tasks."""
+        """Return whether the calling thread runs a task of this group."""
         return getattr(self._here, "running", None) is not None
 
     def refuse_outsiders(self) -> None:
-        """Refuse a thread that does not task while others do.
+        """Refuse a thread that runs no task while a run is under way.
 
         Raises:
-            StreamError: it would enter a unit between tasks.
+            StreamError: the thread would enter a unit in the middle of a visit.
         """
         if self._run is not None:
             raise StreamError(
-                "a part of this model was called while others share its sweep: call the model itself, or join them"
+                "a part of this model was called while tasks share its sweeps: call the model itself, "
+                "or make the call a task of the same run"
             )
 
     def begin_forward(self) -> None:
-        """Tell that the calling task starts a forward: the visit of its first unit decides which sweep that is.
+        """Record that the calling task starts a forward; the visit of its first unit decides its sweep.
 
         Raises:
-            StreamError: it is inside one.
+            StreamError: the task is inside a forward already.
         """
         running = self._here.running
         if running.is_in_forward:
@@ -193,7 +193,7 @@ class SweepGroup:
         running.is_in_forward = running.starts_forward = True
 
     def end_forward(self) -> None:
-        """Tell that it ended. One that met no unit was a sweep of its own."""
+        """Record that the forward ended. A forward that entered no unit counts as a sweep of its own."""
         running = self._here.running
         running.is_in_forward = False
         if running.starts_forward:
@@ -201,110 +201,88 @@ class SweepGroup:
             self.sweeps += 1
 
     def enter(self, unit: int, acquire: Callable[[], None], release: Callable[[], None]) -> None:
-        """Wait for the sweep to come to `unit`, and bring it if nobody has.
+        """Wait until the sweep comes to `unit`, and acquire the unit unless another task has.
 
         Args:
             unit: its number.
-            bring: puts it in place; what it raises is the calling task's.
-            release: takes it out again; called after the last task.
+            acquire: puts the unit in place; an exception that it raises is the calling task's.
+            release: takes the unit out again; called after the last task.
 
         Raises:
             StreamClosedError: the model was closed.
-            TaskAbandonedError: the run was given up.
+            TaskAbandonedError: the run was abandoned.
         """
         run, running = self._present()
-        run.check_going()
-        run.queue_up(running, unit)
-        self._hand_on(run, running)
-        running.wants = None
-        run.check_going()
-        running.served = run.visit
-        if unit not in run.open:
+        run.raise_if_abandoned()
+        run.scheduler.request(running.number, unit)
+        self._wait_for_turn(run, running)
+        run.raise_if_abandoned()
+        if unit not in run.releases:
             acquire()
-            run.open[unit] = OpenUnit(release)
-        run.open[unit].inside.add(running)
-        if running.starts_forward and run.sweep_visit != run.visit:
-            run.sweep_visit = run.visit
+            run.releases[unit] = release
+        run.scheduler.enter(running.number, unit)
+        if running.starts_forward and run.counted_visit != run.scheduler.visit:
+            run.counted_visit = run.scheduler.visit
             self.sweeps += 1
         running.starts_forward = False
 
     def leave(self, unit: int) -> None:
-        """Say that the calling task is through with `unit`; after the last one it is let go."""
+        """Record that the calling task has left `unit`, if it was inside; the last task releases the unit."""
         run, running = self._present()
-        entry = run.open.get(unit)
-        if entry is None or running not in entry.inside:
-            return
-        entry.inside.discard(running)
-        run.release_unused()
+        if run.scheduler.leave(running.number, unit):
+            run.release(run.scheduler.releasable(run.releases))
 
-    # -- the baton -------------------------------------------------------------------------------------------------------
+    # -- turns -------------------------------------------------------------------------------------------
 
-    def _present(self) -> tuple[Run, RunningTask]:
+    def _present(self) -> tuple[SweepRun, RunningTask]:
         run = self._run
-        assert run is not None, "a task's run is over only when the task has left"
+        assert run is not None, "a run is over only when its last task has ended"
         return run, self._here.running
 
-    def _hand_on(self, run: Run, me: RunningTask) -> None:
-        """Give the baton to whose turn it is, and return when it is `me`'s again."""
-        chosen = run.next_to_run()
+    def _wait_for_turn(self, run: SweepRun, me: RunningTask) -> None:
+        """Give the turn to the task that is next, and return when it is the turn of `me` again."""
+        chosen = run.next_turn()
         if chosen is me:
             return
-        me.state = self._keep.capture()
-        self._give(run, chosen)
-        while run.holder is not me:
+        me.state = self._task_state.capture()
+        self._give_turn(run, chosen)
+        while run.turn is not me:
             me.wake.get()
-        self._keep.restore(me.state)
+        self._task_state.restore(me.state)
 
-    def _give(self, run: Run, running: RunningTask) -> None:
-        run.holder = running
-        if running.thread is not None or running is run.driver:
+    def _give_turn(self, run: SweepRun, running: RunningTask) -> None:
+        run.turn = running
+        if running.thread is not None or running is run.caller:
             running.wake.put(None)
             return
-        arguments = (self._run_task, run, running)
-        name = f"layerstream-task-{running.number}"
         running.thread = threading.Thread(
-            target=run.context.copy().run, args=arguments, name=name, daemon=True
+            target=run.context.copy().run,
+            args=(self._run_task, run, running),
+            name=f"layerstream-task-{running.number}",
+            daemon=True,
         )
         run.threads.append(running.thread)
         running.thread.start()
 
-    def _run_task(self, run: Run, running: RunningTask) -> None:
-        if run.holder is not running:
+    def _run_task(self, run: SweepRun, running: RunningTask) -> None:
+        if run.turn is not running:
             return
         self._here.running = running
         try:
-            self._keep.restore(run.first_state)
-            run.check_going()
+            self._task_state.restore(run.first_state)
+            run.raise_if_abandoned()
             with torch.no_grad():
-                task_result = TaskResult(number=running.number, value=running.task.call())
-        except BaseException as error:  # noqa: BLE001 - handed on to whoever waits for this task
-            task_result = TaskResult(number=running.number, error=error)
+                result = TaskResult(number=running.number, value=running.task.call())
+        except BaseException as error:  # noqa: BLE001 - handed on to the caller of `run`
+            result = TaskResult(number=running.number, error=error)
         self._here.running = None
-        run.finish_task(running, task_result)
-        self._give(run, run.next_to_run())
-
-
-class _NoTaskState:
-    """Keeps nothing apart."""
-
-    def capture(self) -> None:
-        """Return nothing."""
-
-    def restore(self, state: None) -> None:
-        """Do nothing."""
-
-
-def _was_started(running: RunningTask) -> bool:
-    """Return whether `task` has a thread that runs; one whose start was interrupted a moment ago shows within a second."""
-    deadline_s = monotonic() + 1.0
-    while running.thread is not None and running.thread.ident is None and monotonic() < deadline_s:
-        sleep(0.01)
-    return running.thread is not None and running.thread.ident is not None
+        run.finish(result)
+        self._give_turn(run, run.next_turn())
 
 
 def _as_task(task: Callable[[], Any] | Task) -> Task:
     return task if isinstance(task, Task) else Task(call=task)
 
 
-def _nobody(*_: object) -> None:
-    """Hear of an result and do nothing."""
+def _ignore(*_: object) -> None:
+    """Take any arguments and do nothing."""

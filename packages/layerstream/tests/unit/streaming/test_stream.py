@@ -1,4 +1,4 @@
-"""The prefetcher alone: units served in any order, errors told once, nothing left behind."""
+"""One stream without a model: units in any order, errors reported once, nothing left behind."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
             buffer_bytes=UNIT_BYTES + 8192,
             timeline=timeline,
         )
-        made = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
-        prefetcher.start([made])
-        yield made
-        made.close()
+        stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
+        prefetcher.start([stream])
+        yield stream
+        stream.close()
         prefetcher.close()
 
 
@@ -93,12 +93,12 @@ def test_sweeps_in_order_are_served(stream: WeightStream, timeline: Timeline) ->
 
 
 def test_any_order_is_served(stream: WeightStream) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     for _ in range(60):
-        visit(stream, chance.randrange(NUM_UNITS))
+        visit(stream, rng.randrange(NUM_UNITS))
 
 
-def test_an_order_other_than_the_expected_one_is_learnt(stream: WeightStream, timeline: Timeline) -> None:
+def test_an_unexpected_order_is_learned(stream: WeightStream, timeline: Timeline) -> None:
     order = [3, 1, 4, 0, 2]
     for _ in range(3):
         for index in order:
@@ -107,7 +107,7 @@ def test_an_order_other_than_the_expected_one_is_learnt(stream: WeightStream, ti
     for _ in range(4):
         for index in order:
             visit(stream, index)
-    # Once learnt nothing is fetched in vain; two more may be under way for the next sweep.
+    # Once the order is learned, every fetch is used; two more may be under way for the next sweep.
     assert timeline.totals[Activity.READ].count - reads_before <= 4 * NUM_UNITS + 2
 
 
@@ -174,6 +174,6 @@ def test_a_thousand_sweeps_leak_nothing(stream: WeightStream) -> None:
     sweeps(200)
     before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
     sweeps(1000)
-    # The timeline's ring of 20,000 spans fills up during this; a leaked buffer a sweep would be 80 MB.
+    # The timeline's ring of 20,000 spans fills up meanwhile; one leaked buffer per sweep would be 80 MB.
     assert process.memory_info().rss - before < 16 * 1024**2
     assert (process.num_threads(), process.num_fds()) == (threads, files)

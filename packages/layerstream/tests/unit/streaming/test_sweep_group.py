@@ -1,4 +1,4 @@
-"""The baton alone: tasks over numbered units, no model and no weights."""
+"""The sweep group alone: tasks over numbered units, no model and no weights."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def _nothing_keeps_running() -> Iterator[None]:
         yield
 
 
-def test_only_the_holder_of_the_baton_runs() -> None:
-    units, busy, most = FakeUnits(), 0, 0
+def test_only_one_thread_runs_at_a_time() -> None:
+    units, running, most = FakeUnits(), 0, 0
 
     def work() -> None:
-        nonlocal busy, most
-        busy += 1
-        most = max(most, busy)
-        time.sleep(0.0005)  # lets every other thread run that could
-        busy -= 1
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.0005)  # any other thread that is able to run does so now
+        running -= 1
 
     def task() -> None:
         for unit in (0, 1, 2) * 3:
@@ -45,23 +45,22 @@ def test_only_the_holder_of_the_baton_runs() -> None:
     assert most == 1
 
 
-def test_a_visit_serves_riders_in_boarding_order() -> None:
+def test_a_visit_serves_tasks_in_order_of_admission() -> None:
     units = FakeUnits()
     assert values(units.group.run([units.walker(name, (0, 1, 0, 1)) for name in "abc"])) == ["a", "b", "c"]
     assert units.passages() == [(unit, name) for unit in (0, 1, 0, 1) for name in "abc"]
 
 
-def test_a_unit_is_brought_once_a_visit_however_many_ride() -> None:
+def test_a_unit_is_acquired_once_per_visit_however_many_tasks_share_it() -> None:
     units = FakeUnits()
     units.group.run([units.walker(name, range(4)) for name in range(10)])
-    per_unit = [("bring",), *[()] * 10, ("let go",)]
-    assert len(units.log) == 4 * len(per_unit)
+    assert len(units.log) == 4 * 12
     for unit in range(4):
         part = units.log[unit * 12 : unit * 12 + 12]
-        assert part == [("bring", unit), *[(unit, name) for name in range(10)], ("let go", unit)]
+        assert part == [("acquire", unit), *[(unit, name) for name in range(10)], ("release", unit)]
 
 
-def test_a_unit_is_let_go_as_soon_as_its_last_rider_is_through_with_it() -> None:
+def test_a_unit_is_released_as_soon_as_its_last_task_leaves_it() -> None:
     units, seen = FakeUnits(), []
 
     def task() -> None:
@@ -72,14 +71,14 @@ def test_a_unit_is_let_go_as_soon_as_its_last_rider_is_through_with_it() -> None
     assert seen == [{0}, set()]
 
 
-def test_the_longest_ride_alone_decides_how_many_visits_there_are() -> None:
+def test_the_longest_task_alone_sets_the_number_of_visits() -> None:
     units = FakeUnits()
     units.group.run([units.walker(length, tuple(range(5)) * length) for length in (2, 7, 1, 4)])
     assert units.visits() == list(range(5)) * 7
 
 
-def test_riders_on_different_ways_all_arrive() -> None:
-    """Skipped units, another order, units met twice, one unit alone for ever: nobody waits for ever, nobody overtakes for free."""
+def test_tasks_with_different_ways_through_the_units_all_finish() -> None:
+    """Skipped units, another order, units visited twice, one unit again and again: every task is served."""
     ways = [(0, 1, 2, 3) * 3, (0, 3) * 5, (2, 1, 0), (1, 1, 1, 1), (0, 1, 0, 2) * 2, (3,) * 20, ()]
     units = FakeUnits()
     assert values(units.group.run([units.walker(number, way) for number, way in enumerate(ways)])) == list(
@@ -90,7 +89,7 @@ def test_riders_on_different_ways_all_arrive() -> None:
     assert len(units.visits()) <= 20 + sum(map(len, ways)) // 2
 
 
-def test_a_rider_that_skips_units_waits_for_the_others_where_the_ways_meet() -> None:
+def test_a_task_that_skips_units_waits_for_the_others_where_their_ways_meet() -> None:
     units = FakeUnits()
     units.group.run([units.walker("whole", (0, 1, 2, 3)), units.walker("early exit", (0, 3))])
     assert units.visits() == [0, 1, 2, 3]
@@ -105,18 +104,18 @@ def test_units_within_units_are_shared_too() -> None:
 
     units.group.run([task("a"), task("b")])
     assert units.log == [
-        ("bring", 0),
+        ("acquire", 0),
         (0, "a"),
         (0, "b"),
-        ("bring", 1),
+        ("acquire", 1),
         (1, "a"),
         (1, "b"),
-        ("let go", 1),
-        ("let go", 0),
+        ("release", 1),
+        ("release", 0),
     ]
 
 
-def test_who_waits_boards_when_there_is_room_and_starts_at_the_first_unit() -> None:
+def test_a_waiting_task_is_admitted_when_capacity_is_free_and_starts_at_its_first_unit() -> None:
     units = FakeUnits()
     tasks = [
         Task(call=units.walker(name, tuple(range(3)) * count), weight=1)
@@ -127,7 +126,7 @@ def test_who_waits_boards_when_there_is_room_and_starts_at_the_first_unit() -> N
     assert [name for unit, name in units.passages() if unit == 0] == ["a", "b", "a", "c", "a", "c"]
 
 
-def test_a_ride_heavier_than_the_capacity_rides_alone() -> None:
+def test_a_task_heavier_than_the_capacity_runs_alone() -> None:
     units = FakeUnits()
     tasks = [
         Task(call=units.walker(name, (0, 1)), weight=weight)
@@ -137,14 +136,14 @@ def test_a_ride_heavier_than_the_capacity_rides_alone() -> None:
     assert units.passages() == [(unit, name) for name in "abc" for unit in (0, 1)]
 
 
-def test_rides_that_meet_no_unit_run_one_after_another() -> None:
+def test_tasks_that_enter_no_unit_run_one_after_another() -> None:
     group = SweepGroup()
     assert values(group.run([lambda: 1, lambda: 2])) == [1, 2]
     assert group.run([]) == []
 
 
-class Noted:
-    """A global that everybody writes to, kept apart."""
+class SharedCounter:
+    """A global that every task writes to; each task needs its own value."""
 
     def __init__(self) -> None:
         self.present = 0
@@ -156,32 +155,32 @@ class Noted:
         self.present = state
 
 
-def test_what_is_kept_apart_is_each_riders_own() -> None:
-    noted = Noted()
-    units = FakeUnits(SweepGroup(noted))
-    noted.present = 100
+def test_each_task_has_its_own_task_state() -> None:
+    counter = SharedCounter()
+    units = FakeUnits(SweepGroup(counter))
+    counter.present = 100
 
     def task(step: int) -> Callable[[], int]:
         def count() -> int:
             for unit in range(4):
-                noted.present += step
+                counter.present += step
                 units.visit(step, unit)
-            return noted.present
+            return counter.present
 
         return count
 
-    heard = []
+    seen = []
 
-    def hear(_: TaskResult) -> None:
-        noted.present += 1000
-        heard.append(noted.present)
+    def on_result(_: TaskResult) -> None:
+        counter.present += 1000
+        seen.append(counter.present)
 
-    assert values(units.group.run([task(1), task(2), task(3)], on_result=hear)) == [104, 108, 112]
-    assert heard == [1100, 2100, 3100]
-    assert noted.present == 3100
+    assert values(units.group.run([task(1), task(2), task(3)], on_result=on_result)) == [104, 108, 112]
+    assert seen == [1100, 2100, 3100]
+    assert counter.present == 3100
 
 
-def test_a_ride_that_raises_leaves_and_the_others_go_on() -> None:
+def test_a_task_that_raises_ends_and_the_others_go_on() -> None:
     units = FakeUnits()
 
     def broken() -> None:
@@ -202,37 +201,38 @@ def test_a_ride_that_raises_leaves_and_the_others_go_on() -> None:
     assert units.in_place == set()
 
 
-def test_a_unit_that_cannot_be_brought_is_the_affair_of_who_asked_and_is_tried_again() -> None:
+def test_a_failed_acquire_ends_only_the_task_that_asked_and_is_tried_again() -> None:
     group, tries = SweepGroup(), []
 
     def acquire() -> None:
         tries.append(None)
         if len(tries) == 1:
-            raise OSError("the disk hiccups")
+            raise OSError("a read error")
 
     def task() -> str:
         group.enter(0, acquire, lambda: None)
         group.leave(0)
-        return "through"
+        return "done"
 
     first, second = group.run([task, task])
-    assert isinstance(first.error, OSError) and second.value == "through"
+    assert isinstance(first.error, OSError) and second.value == "done"
 
 
-def test_results_are_told_as_they_come_and_returned_in_order() -> None:
-    units, heard = FakeUnits(), []
-    task_results = units.group.run(
-        [units.walker(3, (0,) * 3), units.walker(1, (0,)), units.walker(2, (0,) * 2)], on_result=heard.append
+def test_results_are_reported_as_they_come_and_returned_in_order() -> None:
+    units, reported = FakeUnits(), []
+    results = units.group.run(
+        [units.walker(3, (0,) * 3), units.walker(1, (0,)), units.walker(2, (0,) * 2)],
+        on_result=reported.append,
     )
-    assert [task_result.value for task_result in heard] == [1, 2, 3]
-    assert [task_result.number for task_result in task_results] == [0, 1, 2]
+    assert [result.value for result in reported] == [1, 2, 3]
+    assert [result.number for result in results] == [0, 1, 2]
 
 
-def test_an_exception_in_the_callback_ends_the_run_and_comes_out() -> None:
+def test_an_exception_in_the_callback_ends_the_run_and_reaches_the_caller() -> None:
     units = FakeUnits()
 
     def refuse(_: TaskResult) -> None:
-        raise ArithmeticError("no more, please")
+        raise ArithmeticError("no more results")
 
     with pytest.raises(ArithmeticError, match="no more"):
         units.group.run(
@@ -242,13 +242,13 @@ def test_an_exception_in_the_callback_ends_the_run_and_comes_out() -> None:
     assert values(units.group.run([units.walker("again", (0, 1))])) == ["again"]
 
 
-def test_a_ride_cannot_run_its_own_group() -> None:
+def test_a_task_cannot_start_a_run_of_its_own_group() -> None:
     group = SweepGroup()
-    (task_result,) = group.run([lambda: group.run([lambda: 1])])
-    assert isinstance(task_result.error, StreamError)
+    (result,) = group.run([lambda: group.run([lambda: 1])])
+    assert isinstance(result.error, StreamError)
 
 
-def test_whoever_does_not_ride_is_kept_off() -> None:
+def test_a_thread_without_a_task_is_refused_during_a_run() -> None:
     units, caught = FakeUnits(), []
 
     def outsider() -> None:
@@ -268,12 +268,12 @@ def test_whoever_does_not_ride_is_kept_off() -> None:
 
 
 @pytest.mark.parametrize("where", ["task", "callback", "thread"])
-def test_stopping_from_anywhere_ends_every_ride_with_the_reason(where: str) -> None:
+def test_stopping_from_anywhere_ends_every_task_with_the_reason(where: str) -> None:
     units = FakeUnits()
-    reason = StreamClosedError("closed, alas")
+    reason = StreamClosedError("the model was closed")
     tasks = [units.walker(name, tuple(range(3)) * 10_000) for name in "ab"]
 
-    def ride_and_stop() -> None:
+    def visit_and_stop() -> None:
         units.visit("c", 0)
         if where == "task":
             units.group.stop(reason)
@@ -283,9 +283,9 @@ def test_stopping_from_anywhere_ends_every_ride_with_the_reason(where: str) -> N
             threads.append(thread)
 
     threads: list[threading.Thread] = []
-    with pytest.raises(StreamClosedError, match="alas"):
+    with pytest.raises(StreamClosedError, match="was closed"):
         units.group.run(
-            [*tasks, ride_and_stop],
+            [*tasks, visit_and_stop],
             on_result=lambda _: units.group.stop(reason) if where == "callback" else None,
         )
     for thread in threads:
@@ -294,14 +294,14 @@ def test_stopping_from_anywhere_ends_every_ride_with_the_reason(where: str) -> N
     assert units.in_place == set()
 
 
-def test_a_ride_that_swallows_exceptions_ends_all_the_same() -> None:
+def test_a_task_that_swallows_exceptions_is_ended_too() -> None:
     units = FakeUnits()
 
     def stubborn() -> None:
         while True:
             try:
                 units.visit("stubborn", 0)
-            except Exception:  # noqa: BLE001 - this is what is tried
+            except Exception:  # noqa: BLE001 - the task under test swallows them
                 continue
 
     def refuse(_: TaskResult) -> None:
@@ -313,14 +313,14 @@ def test_a_ride_that_swallows_exceptions_ends_all_the_same() -> None:
 
 @pytest.fixture
 def _no_lost_interrupt() -> Iterator[None]:
-    """Python drops a Ctrl-C that comes while a callback of the garbage collector runs."""
+    """Switch the garbage collector off: Python drops a Ctrl-C that comes during one of its callbacks."""
     gc.disable()
     yield
     gc.enable()
 
 
 class Interrupts:
-    """Ctrl-C, sent from a thread until it has hit a run `times` times; outside of a run it is ignored."""
+    """Sends Ctrl-C from a thread until it has hit a run `times` times; outside a run it is ignored."""
 
     def __init__(self, seed: int, times: int) -> None:
         self.left, self._rng = times, random.Random(seed)
@@ -354,7 +354,7 @@ class Interrupts:
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(12))
 def test_an_interrupt_at_any_time_ends_every_thread(seed: int, times: int) -> None:
-    """Wherever the run then stands; also while it is being cleared away after the one before."""
+    """At any point of the run, also while it is drained after an earlier interrupt."""
     units = FakeUnits()
     with Interrupts(seed, times), pytest.raises(KeyboardInterrupt):
         units.group.run(
@@ -364,11 +364,11 @@ def test_an_interrupt_at_any_time_ends_every_thread(seed: int, times: int) -> No
     assert units.in_place == set()
 
 
-def test_a_listener_that_fails_while_a_unit_goes_ends_the_run_with_its_error() -> None:
+def test_a_listener_that_fails_during_a_release_ends_the_run_with_its_error() -> None:
     group = SweepGroup()
 
     def fail() -> None:
-        raise LookupError("a listener's own")
+        raise LookupError("a listener's error")
 
     def task() -> None:
         for unit in range(100):
@@ -386,7 +386,7 @@ def test_sweeps_are_counted_once_for_all_that_share_them() -> None:
         def run() -> None:
             for _ in range(forwards):
                 units.group.begin_forward()
-                for unit in (0, 1, 0):  # a unit met twice is no sweep of its own
+                for unit in (0, 1, 0):  # a unit visited twice does not start another sweep
                     units.visit("task", unit)
                 units.group.end_forward()
 
@@ -397,7 +397,7 @@ def test_sweeps_are_counted_once_for_all_that_share_them() -> None:
 
 
 def test_soak_of_random_ways_lengths_faults_and_capacities() -> None:
-    """Every task takes its own way with faults on it; each ends as it must, and nothing is left in place."""
+    """Every task takes its own way, some with a fault; each ends as expected, and no unit stays in place."""
     rng = random.Random(7)
     units = FakeUnits()
     for _ in range(40):
@@ -421,10 +421,10 @@ def test_soak_of_random_ways_lengths_faults_and_capacities() -> None:
         tasks = [
             Task(call=task(n, way, fails), weight=weight) for n, (way, fails, weight) in enumerate(plans)
         ]
-        task_results = units.group.run(tasks, capacity=rng.choice((None, 1, 4)))
+        results = units.group.run(tasks, capacity=rng.choice((None, 1, 4)))
         for number, (way, fails, _) in enumerate(plans):
             expected = (None, ZeroDivisionError) if fails and way else (number, type(None))
-            assert (task_results[number].value, type(task_results[number].error)) == expected
+            assert (results[number].value, type(results[number].error)) == expected
         assert units.in_place == set()
 
 
