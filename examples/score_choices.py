@@ -16,7 +16,7 @@ REQUESTS = [
 def main(path: str) -> None:
     workload = ls.Workload(batch_size=len(REQUESTS), prompt_tokens=48, new_tokens=0)
     with ls.load(path, budget="min", workload=workload) as streamed:
-        results = ls.score(streamed, REQUESTS)
+        results = ls.score(streamed, REQUESTS, max_rows=len(REQUESTS))
         for (prefix, suffixes), result in zip(REQUESTS, results, strict=True):
             assert result.best is not None, result.error
             print(f"{prefix}{suffixes[result.best]}: {[round(score.logprob, 3) for score in result.scores]}")
