@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a directory or Hub id; give it again for more; a small chat model if none",
     )
     parser.add_argument(
-        "--budget", default="100 MiB", help="the streamed lane's memory at first: min, or a size"
+        "--budget", default="100 MiB", help="the streamed column's memory at first: min, or a size"
     )
     parser.add_argument(
         "--any-model", action="store_true", help="let the page name any model or directory; for one's own use"

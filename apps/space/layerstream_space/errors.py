@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class VisitorError(Exception):
-    """A wish that cannot be fulfilled; the message is for the visitor, without paths and without a traceback."""
+    """A request that cannot be fulfilled; the message is for the visitor, without paths and without a traceback."""

@@ -73,12 +73,12 @@ def hub_id(text: str) -> str:
     return found
 
 
-def without_paths(text: str) -> str:
+def strip_paths(text: str) -> str:
     """Return `text` with every absolute path shortened to its last part."""
     return _PATH.sub(lambda match: match[0].rpartition("/")[2], text)
 
 
-def presentable(measurement: Measurement, source: str, name: str, *, hides: bool) -> Measurement:
+def sanitize_measurement(measurement: Measurement, source: str, name: str, *, hides: bool) -> Measurement:
     """Return a measurement that names its model and tells nothing of folders.
 
     Args:
@@ -91,8 +91,8 @@ def presentable(measurement: Measurement, source: str, name: str, *, hides: bool
     return replace(
         measurement,
         case=case,
-        reason=without_paths(measurement.reason.replace(source, name)),
-        stderr_tail="" if hides else without_paths(measurement.stderr_tail.replace(source, name)),
+        reason=strip_paths(measurement.reason.replace(source, name)),
+        stderr_tail="" if hides else strip_paths(measurement.stderr_tail.replace(source, name)),
         facts=_renamed(measurement.facts, source, name),
     )
 

@@ -1,6 +1,6 @@
 """How this app was started: which models, which budget, which limits. Frozen values, read once.
 
-It knows the command line's and a Space's wishes; it deliberately knows nothing of pages, jobs or models' contents.
+It knows the command line's and a Space's requests; it deliberately knows nothing of pages, jobs or models' contents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Limits:
     Attributes:
         prompt_characters: length of a prompt.
         new_tokens: tokens of an answer.
-        variants: lanes of one run.
+        variants: columns of one run.
         context_tokens: the longest prompt of the long-context page.
         config_characters: length of a pasted config.
         case_s: seconds of one variant.
@@ -56,7 +56,7 @@ class Settings:
 
     Attributes:
         models: directories or Hub ids that may be run; empty means layerstream's default model, which is fetched on demand.
-        budget: the streamed lane's memory at first: `min`, or a size.
+        budget: the streamed column's memory at first: `min`, or a size.
         any_model: visitors may name any Hub id or directory, to run and to plan. For one's own machine only.
         is_public: others can open this page: tight limits, and nothing of this machine's folders is told.
         in_process: run cases in this process, for hosts that allow no children with their GPU (ZeroGPU).

@@ -10,7 +10,7 @@ import gradio as gr
 from layerstream_compare import Case, Event
 
 from .errors import VisitorError
-from .jobs import Runner, run_here
+from .job_runner import Runner, run_in_app_process
 from .settings import Settings, is_zero_gpu, settings_of_space
 from .ui.page import make_page
 from .ui.services import make_services
@@ -37,7 +37,7 @@ def zero_gpu_runner() -> Runner:
         ModuleNotFoundError: the package is not there; a ZeroGPU Space has it.
     """
     spaces = importlib.import_module("spaces")
-    lent: Runner = spaces.GPU(duration=ZERO_GPU_SECONDS)(run_here)
+    lent: Runner = spaces.GPU(duration=ZERO_GPU_SECONDS)(run_in_app_process)
 
     def run_lent(case: Case) -> Generator[Event, None, None]:
         try:

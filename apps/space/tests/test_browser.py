@@ -66,10 +66,10 @@ class Visit:
         )
         self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
-        if wished := parse_qs(query.removeprefix("?")).get("variants"):
+        if variants := parse_qs(query.removeprefix("?")).get("variants"):
             # the page fills itself from its address a moment after it is drawn
             expect(self.page.locator("#variants input:checked")).to_have_count(
-                len(wished[0].split(",")), timeout=LONG_S
+                len(variants[0].split(",")), timeout=LONG_S
             )
 
     def shoot(self, name: str) -> None:
@@ -107,9 +107,9 @@ def visit(browser: Browser, app: App) -> Iterator:
 WATCH_WORDS = """() => {
   window.lengths = [];
   new MutationObserver(() => {
-    const text = document.querySelector(".ls-lane.running .ls-text:not(:has(.ls-wait))");
+    const text = document.querySelector(".ls-column.running .ls-text:not(:has(.ls-wait))");
     if (text) window.lengths.push(text.textContent.length);
-  }).observe(document.querySelector("#board"), {subtree: true, childList: true, characterData: true});
+  }).observe(document.querySelector("#answers"), {subtree: true, childList: true, characterData: true});
 }"""
 
 
@@ -127,27 +127,27 @@ def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(
     expect(page.get_by_role("textbox", name="Prompt").first).to_have_value("Hello there")
     mine.shoot("side-by-side_empty")
     page.evaluate(WATCH_WORDS)
-    heights = [page.locator(".ls-lane").first.bounding_box()["y"]]
+    heights = [page.locator(".ls-column").first.bounding_box()["y"]]
     page.locator("#compare").click()
-    expect(page.locator(".ls-lane.running")).to_be_visible(timeout=LONG_S)
-    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
+    expect(page.locator(".ls-column.running")).to_be_visible(timeout=LONG_S)
+    heights.append(page.locator(".ls-column").first.bounding_box()["y"])
     expect(page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
-    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
-    assert max(heights) - min(heights) < 2, "the lanes moved while words came"
+    heights.append(page.locator(".ls-column").first.bounding_box()["y"])
+    assert max(heights) - min(heights) < 2, "the columns moved while words came"
     lengths = page.evaluate("window.lengths")
     assert len(set(lengths)) > 2, "words came at once, not as a stream"
-    assert page.locator(".ls-lane.ok").count() == 2
-    assert page.locator(".ls-lane.reference .ls-badge.exact").count() == 1
-    mark = page.locator(".ls-lane mark")
+    assert page.locator(".ls-column.ok").count() == 2
+    assert page.locator(".ls-column.reference .ls-badge.exact").count() == 1
+    mark = page.locator(".ls-column mark")
     expect(mark).to_have_count(1)
     mark.hover()
     expect(mark.locator(".ls-tip")).to_be_visible()
     assert "margin" in mark.locator(".ls-tip").inner_text()
-    figures = page.locator(".ls-lane").first.locator("dd").all_inner_texts()
+    figures = page.locator(".ls-column").first.locator("dd").all_inner_texts()
     assert len(figures) == 8
     assert "–" not in figures
-    page.locator(".ls-lane .ls-q").first.focus()
-    expect(page.locator(".ls-lane .ls-q .ls-tip").first).to_be_visible()
+    page.locator(".ls-column .ls-q").first.focus()
+    expect(page.locator(".ls-column .ls-q .ls-tip").first).to_be_visible()
     assert page.locator("#plots .ls-bar").count() == 6
     expect(page.locator("#stop")).to_be_disabled()
     expect(page.locator("#compare")).to_be_enabled()
@@ -172,7 +172,7 @@ def test_stop_ends_the_worker_and_leaves_a_page_that_can_start_again(visit, app)
     mine.page.locator("#stop").click()
     assert app.wait_for_workers(False, within_s=10)
     expect(mine.page.locator(".ls-status").first).to_contain_text("Stopped")
-    assert mine.page.locator(".ls-lane.stopped").count() == 2
+    assert mine.page.locator(".ls-column.stopped").count() == 2
     expect(mine.page.locator("#compare")).to_be_enabled()
     expect(mine.page.locator("#stop")).to_be_disabled()
     mine.shoot("side-by-side_stopped")
@@ -192,7 +192,7 @@ def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, ap
     assert app.wait_for_workers(True)
     mine.page.reload()
     assert app.wait_for_workers(False, within_s=20)
-    expect(mine.page.locator(".ls-lane.empty").first).to_be_visible()
+    expect(mine.page.locator(".ls-column.empty").first).to_be_visible()
     # gradio's client complains of its own connection that the reload broke off
     mine.complaints.clear()
 
@@ -215,8 +215,8 @@ def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answ
     expect(second.page.locator("#queue .progress-text")).to_be_visible()
     second.shoot("side-by-side_queued")
     first.page.locator("#stop").click()
-    expect(second.page.locator("#board .ls-lane.ok")).to_have_count(1, timeout=LONG_S)
-    assert first.page.locator(".ls-lane.stopped").count() == 1
+    expect(second.page.locator("#answers .ls-column.ok")).to_have_count(1, timeout=LONG_S)
+    assert first.page.locator(".ls-column.stopped").count() == 1
 
 
 def test_who_waits_in_the_queue_can_leave_it(visit, app):
@@ -227,7 +227,7 @@ def test_who_waits_in_the_queue_can_leave_it(visit, app):
     expect(second.page.locator("#queue .error")).to_be_hidden()
     first.page.locator("#stop").click()
     assert app.wait_for_workers(False, within_s=10)
-    assert second.page.locator(".ls-lane.ok").count() == 0
+    assert second.page.locator(".ls-column.ok").count() == 0
 
 
 BROKEN_APP = """
@@ -271,7 +271,7 @@ def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app
 def test_a_budget_too_small_fails_in_its_lane_with_what_to_do(visit):
     mine = visit(query="?prompt=Hi&variants=streamed&tokens=4&budget=1%20KiB&quality=none")
     mine.page.locator("#compare").click()
-    expect(mine.page.locator(".ls-lane.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
+    expect(mine.page.locator(".ls-column.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
     assert "Traceback" not in mine.page.content()
 
 

@@ -11,12 +11,12 @@ import pytest
 PROGRAM = """
 import json, sys
 from layerstream_space.settings import PUBLIC_LIMITS
-from layerstream_space.ui.links import filled
+from layerstream_space.ui.links import values_from_query
 
 def tell(value):
     return value if isinstance(value, (str, int, list)) else "skipped"
 
-print(json.dumps([[tell(value) for value in filled(query, PUBLIC_LIMITS)] for query in json.loads(sys.argv[1])]))
+print(json.dumps([[tell(value) for value in values_from_query(query, PUBLIC_LIMITS)] for query in json.loads(sys.argv[1])]))
 """
 
 QUERIES = [

@@ -10,10 +10,10 @@ import types
 from pathlib import Path
 
 import gradio as gr
-import made_up
 import pytest
+import sample_values
 
-from layerstream_space import jobs
+from layerstream_space import job_runner
 from layerstream_space.errors import VisitorError
 from layerstream_space.space import zero_gpu_runner
 
@@ -96,9 +96,11 @@ def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "spaces", Spaces("spaces"))
     monkeypatch.setattr(
-        jobs, "run_in_process", lambda case, heartbeat_s: iter([made_up.finished(made_up.measurement(case))])
+        job_runner,
+        "run_in_process",
+        lambda case, heartbeat_s: iter([sample_values.finished(sample_values.measurement(case))]),
     )
-    events = list(zero_gpu_runner()(made_up.case("resident")))
+    events = list(zero_gpu_runner()(sample_values.case("resident")))
     assert lent == [(60, "resident")]
     assert events[-1].measurement.status == "ok"
 
@@ -112,4 +114,4 @@ def test_on_zero_gpu_a_visitor_is_told_why_no_gpu_was_lent(monkeypatch):
         sys.modules, "spaces", types.SimpleNamespace(GPU=lambda *, duration: lambda function: refuse)
     )
     with pytest.raises(VisitorError, match="GPU quota exceeded"):
-        list(zero_gpu_runner()(made_up.case("resident")))
+        list(zero_gpu_runner()(sample_values.case("resident")))

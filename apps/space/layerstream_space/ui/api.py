@@ -14,9 +14,9 @@ import gradio as gr
 from layerstream_compare import list_variants
 
 from ..errors import VisitorError
-from ..jobs import Wish
+from ..job_runner import RunRequest
 from ..machines import MACHINES, machine_called
-from ..models import hub_id, without_paths
+from ..models import hub_id, strip_paths
 from ..view.pages import Argument, Endpoint
 from .fit import KNOWN, subject_called
 from .services import MODEL_QUEUE, Services
@@ -78,7 +78,7 @@ class Endpoints:
             model: a name from `/choices`; empty is the first.
             quality: `answer`, `prose` (and on prose, slow) or `none`.
         """
-        wish = Wish(
+        request = RunRequest(
             model=model or self._services.catalogue.names[0],
             prompt=prompt,
             variants=tuple(variants),
@@ -88,7 +88,7 @@ class Endpoints:
         )
         done: list[dict[str, Any]] = []
         try:
-            with closing(self._services.runs.start(wish)) as steps:
+            with closing(self._services.job_runner.start(request)) as steps:
                 for step in steps:
                     if step.event is not None and step.event.measurement is not None:
                         done = [*done, json.loads(step.event.measurement.to_json())]
@@ -139,10 +139,10 @@ def _named(answer: dict[str, Any], model: str) -> dict[str, Any]:
     named = {
         **answer,
         "model": {**answer["model"], "name": model},
-        "why_not": without_paths(answer["why_not"]),
+        "why_not": strip_paths(answer["why_not"]),
     }
     return named if plan is None else {**named, "plan": {**plan, "model_name": model}}
 
 
 def _told(error: VisitorError) -> gr.Error:
-    return gr.Error(without_paths(str(error)), print_exception=False)
+    return gr.Error(strip_paths(str(error)), print_exception=False)

@@ -11,11 +11,11 @@ import gradio as gr
 
 from layerstream_compare import list_variants
 
-from ..board import PHASES, Board
 from ..errors import VisitorError
-from ..jobs import Wish
+from ..job_runner import RunRequest
+from ..run_state import PHASES, RunState
 from ..view.curves import curves_view
-from ..view.words import escape, notice, title_of
+from ..view.elements import escape, notice, title_of
 from .services import Services, Sessions, block, queue_line, session_of, wire_run
 
 Outputs = tuple[Any, ...]
@@ -67,8 +67,8 @@ def context(services: Services) -> None:
     def on_run(
         attention: list[str], lengths: list[int], request: gr.Request
     ) -> Generator[Outputs, None, None]:
-        wish = _wish(services, attention, lengths)
-        yield from _shown(services, sessions, session_of(request), wish)
+        run_request = _request(services, attention, lengths)
+        yield from _shown(services, sessions, session_of(request), run_request)
 
     def on_stop(request: gr.Request) -> Outputs:
         found = sessions.take(session_of(request))
@@ -91,8 +91,8 @@ def context(services: Services) -> None:
     )
 
 
-def _wish(services: Services, attention: Sequence[str], lengths: Sequence[int]) -> Wish:
-    return Wish(
+def _request(services: Services, attention: Sequence[str], lengths: Sequence[int]) -> RunRequest:
+    return RunRequest(
         model=services.catalogue.names[0],
         prompt=TEXT,
         variants=("resident",),
@@ -105,20 +105,20 @@ def _wish(services: Services, attention: Sequence[str], lengths: Sequence[int]) 
 
 
 def _shown(
-    services: Services, sessions: Sessions, session: str, wish: Wish
+    services: Services, sessions: Sessions, session: str, request: RunRequest
 ) -> Generator[Outputs, None, None]:
     ready = gr.Button(interactive=True), gr.Button(interactive=False)
-    board, last = None, ""
+    state, last = None, ""
     try:
-        if not wish.attention or not wish.lengths:
+        if not request.attention or not request.lengths:
             raise VisitorError("Tick at least one attention variant and one length.")
-        with closing(services.runs.start(wish)) as steps:
+        with closing(services.job_runner.start(request)) as steps:
             for step in steps:
-                if board is None:
-                    board = step.board
-                    sessions.put(session, board)
+                if state is None:
+                    state = step.state
+                    sessions.put(session, state)
                     yield gr.skip(), gr.Button(interactive=False), gr.Button(interactive=True)
-                html = curves_view(board.measurements, _running(board))
+                html = curves_view(state.measurements, _running(state))
                 yield html if html != last else gr.skip(), gr.skip(), gr.skip()
                 last = html
     except VisitorError as error:
@@ -126,22 +126,22 @@ def _shown(
         return
     finally:
         sessions.take(session)
-    if board is not None:
-        yield curves_view(board.measurements, _done(board)), *ready
+    if state is not None:
+        yield curves_view(state.measurements, _done(state)), *ready
 
 
-def _running(board: Board) -> str:
-    lane = board.running
-    if board.note or lane is None:
-        return escape(board.note or "Starting")
-    seconds = int(time.monotonic() - lane.since_s)
-    told = f"<b>{escape(title_of(lane.case.attention))}</b> at {lane.case.prompt_tokens} tokens"
-    return f"{board.num_over + 1} of {len(board.lanes)}: {told}, {escape(PHASES.get(lane.phase, lane.phase))}, {seconds} s"
+def _running(state: RunState) -> str:
+    column = state.running
+    if state.note or column is None:
+        return escape(state.note or "Starting")
+    seconds = int(time.monotonic() - column.since_s)
+    told = f"<b>{escape(title_of(column.case.attention))}</b> at {column.case.prompt_tokens} tokens"
+    return f"{state.num_over + 1} of {len(state.columns)}: {told}, {escape(PHASES.get(column.phase, column.phase))}, {seconds} s"
 
 
-def _done(board: Board) -> str:
-    failed = [lane for lane in board.lanes if lane.status in ("failed", "unavailable")]
+def _done(state: RunState) -> str:
+    failed = [column for column in state.columns if column.status in ("failed", "unavailable")]
     if not failed:
-        return f"Done: {len(board.lanes)} points." if not board.note else escape(board.note)
+        return f"Done: {len(state.columns)} points." if not state.note else escape(state.note)
     reason = "" if failed[0].measurement is None else failed[0].measurement.reason
-    return f"Done, but {len(failed)} of {len(board.lanes)} points could not be measured: {escape(reason)}"
+    return f"Done, but {len(failed)} of {len(state.columns)} points could not be measured: {escape(reason)}"

@@ -8,9 +8,9 @@ import gradio as gr
 
 from ..errors import VisitorError
 from ..machines import MACHINES, machine_called
-from ..models import hub_id, without_paths
+from ..models import hub_id, strip_paths
+from ..view.elements import notice
 from ..view.plan import fit_view, known_table
-from ..view.words import notice
 from .services import Services, block
 
 FROM_LIST, FROM_HUB, FROM_CONFIG = "A known model", "A Hub id", "A config.json"
@@ -35,7 +35,7 @@ _STARTING = '<p class="ls-status" role="status"><span>The planner is starting; t
 _INTRO = (
     '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where every '
     "block would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the "
-    "streamed lane.</p>"
+    "streamed column.</p>"
 )
 
 
@@ -66,7 +66,7 @@ def fit(services: Services) -> dict[str, Any]:
             subject = _subject(services, origin, known, hub, config)
             return plan_html(services, subject, machine, DTYPES.get(dtype, "auto"), int(prompt), int(new))
         except VisitorError as error:
-            return notice("No plan for this", without_paths(str(error)), kind="error")
+            return notice("No plan for this", strip_paths(str(error)), kind="error")
 
     inputs = [origin, known, hub, config, dtype, machine, prompt_tokens, new_tokens]
     options: dict[str, Any] = {
@@ -156,7 +156,7 @@ def subject_called(services: Services, name: str) -> dict[str, Any]:
     Raises:
         VisitorError: it is not on the list.
     """
-    return {"known": KNOWN[name]} if name in KNOWN else {"model": services.runs.source_of(name)}
+    return {"known": KNOWN[name]} if name in KNOWN else {"model": services.job_runner.source_of(name)}
 
 
 def _table(services: Services) -> str:

@@ -1,4 +1,4 @@
-"""Links that carry a wish: what is chosen goes into the address, and an address fills the page. Nothing is kept on the server."""
+"""Links that carry a request: what is chosen goes into the address, and an address fills the page. Nothing is kept on the server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Limits
-from .side_by_side import Controls, variants_here
+from .side_by_side import Controls, available_variants
 
 TOOLS = ("compare", "watch", "fit", "context", "method")
 """The tabs, as addresses name them; `page` would be gradio's own word."""
@@ -32,7 +32,7 @@ def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Li
     """Let the page fill itself from its address, and the button write one."""
 
     def on_load(request: gr.Request) -> tuple[Any, ...]:
-        return filled(dict(request.query_params), limits)
+        return values_from_query(dict(request.query_params), limits)
 
     outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
     page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
@@ -61,14 +61,14 @@ def _first(plan: Mapping[str, Any]) -> Any:
     return plan["fn"](*(component.value for component in plan["inputs"]))
 
 
-def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
+def values_from_query(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
     """Return updates of prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
 
     Args:
         query: the address' parameters, as whoever made it chose them.
         limits: of this page.
     """
-    known = {name for _, name in variants_here()}
+    known = {name for _, name in available_variants()}
     variants = [name for name in query.get("variants", "").split(",") if name in known][: limits.variants]
     tokens = query.get("tokens", "")
     quality = query.get("quality", "")

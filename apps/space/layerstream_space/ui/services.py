@@ -11,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..board import Board
-from ..jobs import Runner, Runs
+from ..job_runner import JobRunner, Runner
 from ..models import Catalogue
 from ..planner import Planner
+from ..run_state import RunState
 from ..settings import Settings
-from ..view.words import notice
+from ..view.elements import notice
 
 MODEL_QUEUE = "model"
 """One queue for everything that runs a model: figures of two runs at once would be of neither."""
@@ -27,20 +27,20 @@ DRAW_EVERY_S = 0.25
 
 @dataclass(slots=True)
 class Sessions:
-    """The board of each visitor who has a run under way; nobody sees another's."""
+    """The state of each visitor who has a run under way; nobody sees another's."""
 
-    _boards: dict[str, Board] = field(default_factory=dict)
+    _states: dict[str, RunState] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, session: str, board: Board) -> None:
-        """Remember the board of a run that goes on."""
+    def put(self, session: str, state: RunState) -> None:
+        """Remember the state of a run that goes on."""
         with self._lock:
-            self._boards[session] = board
+            self._states[session] = state
 
-    def take(self, session: str) -> Board | None:
-        """Return a visitor's board, and forget it."""
+    def take(self, session: str) -> RunState | None:
+        """Return a visitor's state, and forget it."""
         with self._lock:
-            return self._boards.pop(session, None)
+            return self._states.pop(session, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ class Services:
         settings: how the app was started.
         catalogue: the models.
         planner: its child answers questions about memory.
-        runs: carries wishes out.
+        job_runner: carries requests out.
     """
 
     settings: Settings
     catalogue: Catalogue
     planner: Planner
-    runs: Runs
+    job_runner: JobRunner
 
 
 def make_services(settings: Settings, runner: Runner | None = None) -> Services:
@@ -72,7 +72,7 @@ def make_services(settings: Settings, runner: Runner | None = None) -> Services:
         settings=settings,
         catalogue=catalogue,
         planner=planner,
-        runs=Runs(settings, catalogue, planner, runner),
+        job_runner=JobRunner(settings, catalogue, planner, runner),
     )
 
 

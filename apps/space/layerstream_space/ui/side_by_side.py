@@ -1,4 +1,4 @@
-"""Side by side: one prompt, the chosen variants one after another, their words in equal lanes as they come."""
+"""Side by side: one prompt, the chosen variants one after another, their words in equal columns as they come."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import gradio as gr
 
 from layerstream_compare import list_variants
 
-from ..board import Board
 from ..errors import VisitorError
-from ..jobs import Wish
+from ..job_runner import RunRequest
+from ..run_state import RunState
 from ..view.bars import plots_view
+from ..view.columns import columns_view, empty_columns
 from ..view.downloads import downloads_view
-from ..view.lanes import board_view, empty_board
-from ..view.words import notice, title_of
+from ..view.elements import notice, title_of
 from .services import DRAW_EVERY_S, Services, Sessions, block, queue_line, session_of, wire_run
 
 EXAMPLES = (
@@ -31,7 +31,7 @@ DEFAULT_VARIANTS = ("streamed", "resident", "bnb-int8", "bnb-nf4")
 BUDGETS = ("min", "80 MiB", "100 MiB", "150 MiB", "200 MiB", "300 MiB")
 
 Outputs = tuple[Any, ...]
-"""Board, plots, downloads, Compare, Stop."""
+"""RunState, plots, downloads, Compare, Stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Controls:
     model: gr.Dropdown
 
 
-def variants_here() -> list[tuple[str, str]]:
+def available_variants() -> list[tuple[str, str]]:
     """Return the choices of variants: what this machine can run, by title and name."""
     return [
         (title_of(each.name), each.name) for each in list_variants("weights") if each.availability() is None
@@ -56,7 +56,7 @@ def variants_here() -> list[tuple[str, str]]:
 def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
     """Lay the page out and wire it; return what a link can fill in, and the button that makes one."""
     limits = services.settings.limits
-    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}][
+    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in available_variants()}][
         : limits.variants
     ]
     with gr.Row(elem_classes=["ls-controls"]):
@@ -79,10 +79,10 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
     queue = queue_line("queue")
-    board = block(empty_board(chosen), elem_id="board")
+    state = block(empty_columns(chosen), elem_id="answers")
     plots = block(plots_view([]), elem_id="plots")
     downloads = block(downloads_view([]), elem_id="downloads")
-    _wire(services, controls, (board, plots, downloads, compare, stop), queue)
+    _wire(services, controls, (state, plots, downloads, compare, stop), queue)
     return controls, share
 
 
@@ -96,7 +96,7 @@ def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Contr
         visible=settings.any_model or len(names) > 1,
     )
     variants = gr.CheckboxGroup(
-        variants_here(),
+        available_variants(),
         value=chosen,
         label="Variants",
         info="The first exact one, streamed or in memory, is the reference of the others.",
@@ -108,7 +108,7 @@ def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Contr
     budget = gr.Dropdown(
         list(dict.fromkeys([settings.budget, *BUDGETS])),
         value=settings.budget,
-        label="Memory of the streamed lane",
+        label="Memory of the streamed column",
         info="min is the least that works; or any size, such as 120 MiB.",
         allow_custom_value=True,
     )
@@ -134,7 +134,7 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
         model: str,
         request: gr.Request,
     ) -> Generator[Outputs, None, None]:
-        wish = Wish(
+        run_request = RunRequest(
             model=model,
             prompt=prompt,
             variants=tuple(variants),
@@ -142,7 +142,7 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
             budget=(budget or "min").strip(),
             quality=quality,
         )
-        yield from _shown(services, sessions, session_of(request), wish)
+        yield from _shown(services, sessions, session_of(request), run_request)
 
     def on_stop(request: gr.Request) -> Outputs:
         found = sessions.take(session_of(request))
@@ -172,17 +172,17 @@ def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queu
 
 
 def _shown(
-    services: Services, sessions: Sessions, session: str, wish: Wish
+    services: Services, sessions: Sessions, session: str, request: RunRequest
 ) -> Generator[Outputs, None, None]:
     skip = gr.skip()
     ready = gr.Button(interactive=True), gr.Button(interactive=False)
-    drawn_s, board = 0.0, None
+    drawn_s, state = 0.0, None
     try:
-        with closing(services.runs.start(wish)) as steps:
+        with closing(services.job_runner.start(request)) as steps:
             for step in steps:
-                if board is None:
-                    board = step.board
-                    sessions.put(session, board)
+                if state is None:
+                    state = step.state
+                    sessions.put(session, state)
                     yield (
                         skip,
                         plots_view([]),
@@ -192,24 +192,24 @@ def _shown(
                     )
                 now_s = time.monotonic()
                 if step.event is not None and step.event.measurement is not None:
-                    yield board_view(board, now_s), plots_view(board.measurements), skip, skip, skip
+                    yield columns_view(state, now_s), plots_view(state.measurements), skip, skip, skip
                 elif now_s - drawn_s > DRAW_EVERY_S:
                     drawn_s = now_s
-                    yield board_view(board, now_s), skip, skip, skip, skip
+                    yield columns_view(state, now_s), skip, skip, skip, skip
     except VisitorError as error:
         yield notice("This cannot be run", str(error), kind="error"), skip, skip, *ready
         return
     finally:
         sessions.take(session)
-    if board is not None:
-        yield _final(board)
+    if state is not None:
+        yield _final(state)
 
 
-def _final(board: Board) -> Outputs:
+def _final(state: RunState) -> Outputs:
     return (
-        board_view(board, time.monotonic()),
-        plots_view(board.measurements),
-        downloads_view(board.measurements),
+        columns_view(state, time.monotonic()),
+        plots_view(state.measurements),
+        downloads_view(state.measurements),
         gr.Button(interactive=True),
         gr.Button(interactive=False),
     )

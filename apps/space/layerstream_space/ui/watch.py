@@ -10,15 +10,15 @@ from typing import Any
 
 import gradio as gr
 
-from ..board import PHASES
 from ..errors import VisitorError
-from ..jobs import Wish
-from ..models import without_paths
+from ..job_runner import RunRequest
+from ..models import strip_paths
+from ..run_state import PHASES
 from ..settings import Limits
-from ..track import Track
+from ..timeline_state import TimelineState
+from ..view.elements import format_bytes, format_seconds, notice
 from ..view.plan import ledger_bar, strip_view, total_bytes
 from ..view.timeline import watch_view
-from ..view.words import format_bytes, format_seconds, notice
 from .services import DRAW_EVERY_S, Services, block, queue_line, session_of, wire_run
 
 Outputs = tuple[Any, ...]
@@ -37,18 +37,20 @@ _INTRO = (
 class _Watched:
     """One visitor's run."""
 
-    track: Track = field(default_factory=Track)
+    timeline: TimelineState = field(default_factory=TimelineState)
     texts: list[str] = field(default_factory=list)
     phase: str = "starting"
 
     def html(self, *, is_over: bool, is_idle: bool = False) -> str:
         doing = "Run it, and the words appear here" if is_idle else PHASES.get(self.phase, self.phase)
-        return watch_view(self.track, self.texts, doing, is_over=is_over)
+        return watch_view(self.timeline, self.texts, doing, is_over=is_over)
 
     def plan_html(self, *, is_over: bool) -> Any:
-        if self.track.plan is None:
+        if self.timeline.plan is None:
             return gr.skip()
-        return _plan_html(self.track.plan, at=None if is_over else self.track.unit_now, is_planned=False)
+        return _plan_html(
+            self.timeline.plan, at=None if is_over else self.timeline.unit_now, is_planned=False
+        )
 
 
 def watch(services: Services) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def watch(services: Services) -> dict[str, Any]:
         try:
             return _plan_html(_plan(services, model, prompt, share, int(new_tokens))["plan"])
         except VisitorError as error:
-            return notice("No plan", without_paths(str(error)), kind="error")
+            return notice("No plan", strip_paths(str(error)), kind="error")
 
     watched: dict[str, _Watched] = {}
 
@@ -126,7 +128,7 @@ def _planning() -> str:
 
 
 def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> dict[str, Any]:
-    source = services.runs.source_of(model)
+    source = services.job_runner.source_of(model)
     # the tokenizer is the worker's: a character is a token at most, in every vocabulary that knows bytes or letters
     prompt_tokens = len(prompt) + TEMPLATE_TOKENS
     return services.planner.ask(
@@ -159,7 +161,7 @@ def _shown(
     try:
         yield mine.html(is_over=False), skip, gr.Button(interactive=False), gr.Button(interactive=True)
         budget = _plan(services, model, prompt, share, new_tokens)["plan"]["ledger"]["device_budget_bytes"]
-        wish = Wish(
+        request = RunRequest(
             model=model,
             prompt=prompt,
             variants=("streamed",),
@@ -169,11 +171,11 @@ def _shown(
             timeline=True,
         )
         drawn_s, problem = 0.0, ""
-        with closing(services.runs.start(wish)) as steps:
+        with closing(services.job_runner.start(request)) as steps:
             for step in steps:
                 event = step.event
                 if event is not None:
-                    mine.track.take(event)
+                    mine.timeline.take(event)
                     mine.phase = str(event.data.get("phase", mine.phase))
                     mine.texts += [str(event.data["text"])] if event.kind == "token" else []
                     if event.measurement is not None and event.measurement.status != "ok":
@@ -193,6 +195,6 @@ def _shown(
     html = (
         mine.html(is_over=True)
         if not problem
-        else notice("This did not run", without_paths(problem), kind="error")
+        else notice("This did not run", strip_paths(problem), kind="error")
     )
     yield html, mine.plan_html(is_over=True), gr.Button(interactive=True), gr.Button(interactive=False)

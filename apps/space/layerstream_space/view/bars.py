@@ -1,4 +1,4 @@
-"""Memory and latency of the lanes as bars of HTML: they take the width they get, on a phone too."""
+"""Memory and latency of the columns as bars of HTML: they take the width they get, on a phone too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layerstream_compare import Measurement
 
-from .words import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
+from .elements import BY_KEY, escape, format_bytes, format_seconds, percent, tip, title_of
 
 _PARTS = (
     ("held_bytes", "weights", "held"),
@@ -31,7 +31,7 @@ def plots_view(measurements: Sequence[Measurement]) -> str:
     ]
     if not good:
         return (
-            '<section class="ls-plots"><div class="ls-card ls-hollow"><h3>Memory</h3><p>Bars appear when the first lane is done: '
+            '<section class="ls-plots"><div class="ls-card ls-hollow"><h3>Memory</h3><p>Bars appear when the first column is done: '
             'weights, working memory, the spike while loading.</p></div><div class="ls-card ls-hollow"><h3>Latency</h3>'
             "<p>Time to the first token and between tokens.</p></div></section>"
         )
@@ -63,7 +63,7 @@ def _memory(good: Sequence[Measurement]) -> str:
         f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[key].includes, name)}</li>'
         for key, name, kind in _PARTS
     ) + (
-        f'<li><i class="line"></i>budget of the streamed lane {tip(_BUDGET_TIP, "budget")}</li>'
+        f'<li><i class="line"></i>budget of the streamed column {tip(_BUDGET_TIP, "budget")}</li>'
         if budgets
         else ""
     )
@@ -80,7 +80,7 @@ def _memory_row(each: Measurement, most: float) -> str:
     told += f"load spike {format_bytes(spike)}"
     return (
         f'<div class="ls-bar" role="img" aria-label="{told}" title="{told}"><span class="ls-name">{name}</span>'
-        f'<span class="ls-track"><i class="held" style="width:{percent(held, most)}"></i>'
+        f'<span class="ls-meter"><i class="held" style="width:{percent(held, most)}"></i>'
         f'<i class="working" style="width:{percent(working, most)}"></i>'
         f'<i class="mapped" style="width:{percent(mapped, most)}"></i>'
         f'<i class="spike" style="left:{percent(held, most)};width:{percent(spike, most)}"></i></span>'
@@ -104,7 +104,7 @@ def _times(good: Sequence[Measurement], key: str, kind: str, heading: str) -> st
         told = f"{name}: {heading.lower()} {format_seconds(value)}"
         rows += (
             f'<div class="ls-bar" role="img" aria-label="{told}" title="{told}"><span class="ls-name">{name}</span>'
-            f'<span class="ls-track"><i class="{kind}" style="width:{percent(value, most)}"></i></span>'
+            f'<span class="ls-meter"><i class="{kind}" style="width:{percent(value, most)}"></i></span>'
             f'<span class="ls-number">{format_seconds(value)}</span></div>'
         )
     return f'<h4>{heading} {tip(BY_KEY[key].includes, heading)}</h4><div class="ls-bars">{rows}</div>'

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from layerstream_compare import Measurement
 
-from .words import BY_KEY, escape, format_bytes, format_seconds, tip, title_of
+from .elements import BY_KEY, escape, format_bytes, format_seconds, tip, title_of
 
 PANELS = (("prefill_extra_bytes", "Memory of the prompt"), ("first_token_s", "Time to the first token"))
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 470, 14, 232

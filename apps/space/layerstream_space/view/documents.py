@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from .words import escape
+from .elements import escape
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 _LOWER = {"h2": "h4", "h3": "h5"}

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from layerstream_compare import METRICS
 
-from ..here import Here
+from ..host_info import HostInfo
 from .documents import documents_view, link_to
-from .words import escape, format_bytes
+from .elements import escape, format_bytes
 
 
-def masthead(models: Sequence[str], here: Here) -> str:
+def masthead(models: Sequence[str], host: HostInfo) -> str:
     """Return the head of the page: what this is, and what it runs on.
 
     Args:
         models: names of the models that can be run.
-        here: this machine.
+        host: this machine.
     """
     facts = [
         escape(models[0]) + (f" and {len(models) - 1} more" if len(models) > 1 else ""),
-        f"{here.cores} CPU core{'s' if here.cores != 1 else ''}",
-        f"{format_bytes(here.memory_bytes)} memory" if here.memory_bytes else "",
-        "GPU" if here.has_gpu else "no GPU",
+        f"{host.cores} CPU core{'s' if host.cores != 1 else ''}",
+        f"{format_bytes(host.memory_bytes)} memory" if host.memory_bytes else "",
+        "GPU" if host.has_gpu else "no GPU",
     ]
     chips = "".join(f"<li>{fact}</li>" for fact in facts if fact)
     return (
@@ -151,5 +151,5 @@ DOUBTS = (
     "Bytes read from disk are those that the disk truly gave: what comes out of the system's cache is not counted.",
     "The memory of prompts of up to 512 tokens reads low on the long-context page: the warm-up has taken, and kept, a part of it "
     "before.",
-    "<b>noisy</b> marks lanes that were measured while the machine was busy with something else.",
+    "<b>noisy</b> marks columns that were measured while the machine was busy with something else.",
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from .words import escape, format_bytes, format_seconds, gigabytes, notice, percent, tip
+from .elements import escape, format_bytes, format_seconds, gigabytes, notice, percent, tip
 
 Plan = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def verdict_view(plan: Plan) -> str:
 
 
 def strip_view(plan: Plan, *, at: int | None = None, heading: str = "Where every block lives") -> str:
-    """Return a cell for each block, filled by where its weights are.
+    """Return a cell for each block, values_from_query by where its weights are.
 
     Args:
         plan: the plan.

@@ -1,4 +1,4 @@
-"""The state of one visitor's run: a lane for each case, filled from events. Pure: no gradio, no process, no clock of its own.
+"""The state of one visitor's run: a column for each case, values_from_query from events. Pure: no gradio, no process, no clock of its own.
 
 What it is told, it keeps; how it looks is the views' business.
 """
@@ -23,7 +23,7 @@ PHASES = {
 
 
 @dataclass(slots=True, kw_only=True)
-class Lane:
+class Column:
     """One case on its way.
 
     Attributes:
@@ -52,67 +52,67 @@ class Lane:
         return self.status not in ("waiting", "running")
 
 
-class Board:
-    """Every lane of one run."""
+class RunState:
+    """Every column of one run."""
 
     def __init__(self, cases: Sequence[Case], reference: Case | None) -> None:
-        """Start with lanes that wait.
+        """Start with columns that wait.
 
         Args:
-            cases: in the order of the lanes.
+            cases: in the order of the columns.
             reference: the one that the others are compared with.
         """
-        self.lanes = [Lane(case=case, is_reference=case == reference) for case in cases]
+        self.columns = [Column(case=case, is_reference=case == reference) for case in cases]
         self.note = ""
         self.is_stopped = False
 
     @property
-    def reference(self) -> Lane | None:
-        """The lane that the others are compared with."""
-        return next((lane for lane in self.lanes if lane.is_reference), None)
+    def reference(self) -> Column | None:
+        """The column that the others are compared with."""
+        return next((column for column in self.columns if column.is_reference), None)
 
     @property
-    def running(self) -> Lane | None:
-        """The lane that runs now."""
-        return next((lane for lane in self.lanes if lane.status == "running"), None)
+    def running(self) -> Column | None:
+        """The column that runs now."""
+        return next((column for column in self.columns if column.status == "running"), None)
 
     @property
     def num_over(self) -> int:
-        """How many lanes have ended."""
-        return sum(lane.is_over for lane in self.lanes)
+        """How many columns have ended."""
+        return sum(column.is_over for column in self.columns)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come."""
-        return self.num_over == len(self.lanes)
+        return self.num_over == len(self.columns)
 
     @property
     def measurements(self) -> list[Measurement]:
-        """The measurements so far, in the order of the lanes."""
-        return [lane.measurement for lane in self.lanes if lane.measurement is not None]
+        """The measurements so far, in the order of the columns."""
+        return [column.measurement for column in self.columns if column.measurement is not None]
 
     def take(self, event: Event, now_s: float) -> bool:
         """Take in an event; return whether anything but time has changed.
 
         Args:
-            event: of one of this board's cases.
+            event: of one of this state's cases.
             now_s: any clock's seconds.
         """
-        lane = next(lane for lane in self.lanes if lane.case.key == event.case.key)
+        column = next(column for column in self.columns if column.case.key == event.case.key)
         if event.measurement is not None:
-            lane.measurement, lane.status = event.measurement, event.measurement.status
+            column.measurement, column.status = event.measurement, event.measurement.status
             if event.measurement.status == "ok":
-                lane.token_ids, lane.token_texts = (
+                column.token_ids, column.token_texts = (
                     list(event.measurement.token_ids),
                     list(event.measurement.token_texts),
                 )
         elif event.kind == "started":
-            lane.status, lane.phase, lane.since_s = "running", "starting", now_s
+            column.status, column.phase, column.since_s = "running", "starting", now_s
         elif event.kind == "phase":
-            lane.phase = str(event.data.get("phase", ""))
+            column.phase = str(event.data.get("phase", ""))
         elif event.kind == "token":
-            lane.token_ids.append(int(event.data["id"]))
-            lane.token_texts.append(str(event.data["text"]))
+            column.token_ids.append(int(event.data["id"]))
+            column.token_texts.append(str(event.data["text"]))
         else:
             return False
         return True
@@ -121,26 +121,26 @@ class Board:
         """Mark what has not ended as stopped.
 
         Args:
-            why: shown above the lanes.
+            why: shown above the columns.
         """
         self.is_stopped, self.note = True, why
-        for lane in self.lanes:
-            if not lane.is_over:
-                lane.status = "stopped"
+        for column in self.columns:
+            if not column.is_over:
+                column.status = "stopped"
 
-    def first_difference(self, lane: Lane) -> int | None:
+    def first_difference(self, column: Column) -> int | None:
         """Return the index of the first token that differs from the reference's; None while, or where, there is none.
 
         While either still writes, only tokens that both have can differ.
         """
         reference = self.reference
-        if reference is None or lane.is_reference or lane.status in ("failed", "unavailable"):
+        if reference is None or column.is_reference or column.status in ("failed", "unavailable"):
             return None
-        ours, theirs = lane.token_ids, reference.token_ids
+        ours, theirs = column.token_ids, reference.token_ids
         for index, (our, their) in enumerate(zip(ours, theirs, strict=False)):
             if our != their:
                 return index
-        over = lane.status == "ok" and reference.status == "ok"
+        over = column.status == "ok" and reference.status == "ok"
         return min(len(ours), len(theirs)) if over and len(ours) != len(theirs) else None
 
     def margin_at(self, index: int) -> float | None:

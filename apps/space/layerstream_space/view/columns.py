@@ -1,4 +1,4 @@
-"""The lanes: each variant's answer as it comes, where it leaves the reference, and what it cost."""
+"""The columns: each variant's answer as it comes, where it leaves the reference, and what it cost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from layerstream_compare import Measurement
 
-from ..board import PHASES, Board, Lane
-from .words import ABOUT, BY_KEY, DASH, escape, figure, tip, title_of
+from ..run_state import PHASES, Column, RunState
+from .elements import ABOUT, BY_KEY, DASH, escape, figure, tip, title_of
 
 FIGURES = (
     ("needed_bytes", "peak memory"),
@@ -20,7 +20,7 @@ FIGURES = (
     ("kl_mean_answer", "KL, nats"),
     ("top1_answer", "same top token"),
 )
-"""What stands under each lane: a metric's key and its short name there."""
+"""What stands under each column: a metric's key and its short name there."""
 
 STATES = {
     "waiting": "waits",
@@ -35,42 +35,42 @@ _CHARACTERS_A_TOKEN = 4.6
 _CHARACTERS_A_LINE = 38
 
 
-def board_view(board: Board, now_s: float) -> str:
-    """Return every lane, and a line above them that says where the run stands.
+def columns_view(state: RunState, now_s: float) -> str:
+    """Return every column, and a line above them that says where the run stands.
 
     Args:
-        board: the run.
-        now_s: seconds of the clock that the board was fed with.
+        state: the run.
+        now_s: seconds of the clock that the state was fed with.
     """
-    lines = _lines(board.lanes[0].case.max_new_tokens)
-    lanes = "".join(_lane(board, lane) for lane in board.lanes)
-    columns = min(len(board.lanes), 4)
+    lines = _lines(state.columns[0].case.max_new_tokens)
+    columns = "".join(_column(state, column) for column in state.columns)
+    num_columns = min(len(state.columns), 4)
     return (
-        f'<section class="ls-board" aria-label="Answers side by side">{_status(board, now_s)}'
-        f'<div class="ls-lanes" style="--columns:{columns};--lines:{lines}">{lanes}</div></section>'
+        f'<section class="ls-answers" aria-label="Answers side by side">{_status(state, now_s)}'
+        f'<div class="ls-columns" style="--columns:{num_columns};--lines:{lines}">{columns}</div></section>'
     )
 
 
-def empty_board(variants: Sequence[str], new_tokens: int = 40) -> str:
-    """Return lanes that say what will be seen there, as tall as they will be then.
+def empty_columns(variants: Sequence[str], new_tokens: int = 40) -> str:
+    """Return columns that say what will be seen there, as tall as they will be then.
 
     Args:
-        variants: names of the lanes.
+        variants: names of the columns.
         new_tokens: of an answer.
     """
-    lanes = "".join(_empty_lane(name) for name in variants)
+    columns = "".join(_empty_column(name) for name in variants)
     return (
-        '<section class="ls-board" aria-label="Answers side by side"><p class="ls-status" role="status"><span>'
+        '<section class="ls-answers" aria-label="Answers side by side"><p class="ls-status" role="status"><span>'
         "Press <b>Compare</b>: each variant answers in a process of its own, one after another, and its words appear here as they "
         "come.</span></p>"
-        f'<div class="ls-lanes" style="--columns:{max(1, min(len(variants), 4))};--lines:{_lines(new_tokens)}">{lanes}</div>'
+        f'<div class="ls-columns" style="--columns:{max(1, min(len(variants), 4))};--lines:{_lines(new_tokens)}">{columns}</div>'
         "</section>"
     )
 
 
-def _empty_lane(name: str) -> str:
+def _empty_column(name: str) -> str:
     return (
-        f'<article class="ls-lane empty"><header><h3>{escape(title_of(name))}</h3></header><p class="ls-badges"></p>'
+        f'<article class="ls-column empty"><header><h3>{escape(title_of(name))}</h3></header><p class="ls-badges"></p>'
         f'<p class="ls-about">{escape(ABOUT.get(name, ""))}</p><div class="ls-text"><div class="ls-ghost" aria-hidden="true">'
         f'<i></i><i></i><i></i></div></div><p class="ls-outcome">&nbsp;</p>{_figures(None)}</article>'
     )
@@ -81,54 +81,54 @@ def _lines(new_tokens: int) -> int:
     return min(24, max(5, math.ceil(new_tokens * _CHARACTERS_A_TOKEN / _CHARACTERS_A_LINE) + 1))
 
 
-def _status(board: Board, now_s: float) -> str:
-    done, whole = board.num_over, len(board.lanes)
-    running = board.running
-    if board.note:
-        text = escape(board.note)
-    elif board.is_stopped:
+def _status(state: RunState, now_s: float) -> str:
+    done, whole = state.num_over, len(state.columns)
+    running = state.running
+    if state.note:
+        text = escape(state.note)
+    elif state.is_stopped:
         text = "Stopped: the worker has ended and its memory is free. Press <b>Compare</b> to start again."
     elif running is not None:
         since = f"{max(0, math.floor(now_s - running.since_s))} s"
         phase = PHASES.get(running.phase, running.phase)
         text = f"{done + 1} of {whole}: <b>{escape(title_of(running.case.variant))}</b>, {escape(phase)}, {since}"
-    elif board.is_over:
-        text = _summary(board)
+    elif state.is_over:
+        text = _summary(state)
     else:
         text = "Starting"
-    steps = "".join(f'<i class="{lane.status}"></i>' for lane in board.lanes)
+    steps = "".join(f'<i class="{column.status}"></i>' for column in state.columns)
     return f'<p class="ls-status" role="status"><span class="ls-steps" aria-hidden="true">{steps}</span><span>{text}</span></p>'
 
 
-def _summary(board: Board) -> str:
-    good = [lane for lane in board.lanes if lane.status == "ok"]
-    reference = board.reference
+def _summary(state: RunState) -> str:
+    good = [column for column in state.columns if column.status == "ok"]
+    reference = state.reference
     if reference is None or reference.status != "ok":
-        return f"Done: {len(good)} of {len(board.lanes)} measured. No exact variant was among them, so nothing is marked."
-    others = [lane for lane in good if not lane.is_reference]
-    same = sum(board.first_difference(lane) is None for lane in others)
+        return f"Done: {len(good)} of {len(state.columns)} measured. No exact variant was among them, so nothing is marked."
+    others = [column for column in good if not column.is_reference]
+    same = sum(state.first_difference(column) is None for column in others)
     if not others:
         return "Done."
-    return f"Done: {same} of {len(others)} other lanes gave the very words of <b>{escape(title_of(reference.case.variant))}</b>."
+    return f"Done: {same} of {len(others)} other columns gave the very words of <b>{escape(title_of(reference.case.variant))}</b>."
 
 
-def _lane(board: Board, lane: Lane) -> str:
-    classes = f"ls-lane {lane.status}" + (" reference" if lane.is_reference else "")
-    name = escape(title_of(lane.case.variant))
-    about = ABOUT.get(lane.case.variant, "")
+def _column(state: RunState, column: Column) -> str:
+    classes = f"ls-column {column.status}" + (" reference" if column.is_reference else "")
+    name = escape(title_of(column.case.variant))
+    about = ABOUT.get(column.case.variant, "")
     return (
-        f'<article class="{classes}" aria-label="{name}"><header><h3>{name}</h3><span class="ls-state {lane.status}">'
-        f'{STATES[lane.status]}</span></header>{_badges(lane)}<p class="ls-about">{escape(about)}</p>'
-        f'<div class="ls-text" tabindex="0" aria-label="Answer of {name}">{_answer(board, lane)}</div>'
-        f'<p class="ls-outcome">{_outcome(board, lane)}</p>{_figures(lane.measurement)}</article>'
+        f'<article class="{classes}" aria-label="{name}"><header><h3>{name}</h3><span class="ls-state {column.status}">'
+        f'{STATES[column.status]}</span></header>{_badges(column)}<p class="ls-about">{escape(about)}</p>'
+        f'<div class="ls-text" tabindex="0" aria-label="Answer of {name}">{_answer(state, column)}</div>'
+        f'<p class="ls-outcome">{_outcome(state, column)}</p>{_figures(column.measurement)}</article>'
     )
 
 
-def _badges(lane: Lane) -> str:
+def _badges(column: Column) -> str:
     badges = []
-    if lane.is_reference:
+    if column.is_reference:
         badges.append('<span class="ls-badge ref">reference</span>')
-    measurement = lane.measurement
+    measurement = column.measurement
     if (
         measurement is not None
         and measurement.agreements
@@ -142,34 +142,34 @@ def _badges(lane: Lane) -> str:
     return f'<p class="ls-badges">{"".join(badges)}</p>'
 
 
-def _answer(board: Board, lane: Lane) -> str:
-    if lane.status in ("failed", "unavailable"):
-        reason = lane.measurement.reason if lane.measurement is not None else ""
+def _answer(state: RunState, column: Column) -> str:
+    if column.status in ("failed", "unavailable"):
+        reason = column.measurement.reason if column.measurement is not None else ""
         return f'<div class="ls-reason">{escape(reason) or "It gave no reason."}</div>'
-    if not lane.token_texts:
-        if lane.status == "running":
-            return f'<div class="ls-wait">{escape(PHASES.get(lane.phase, lane.phase))}…</div>'
+    if not column.token_texts:
+        if column.status == "running":
+            return f'<div class="ls-wait">{escape(PHASES.get(column.phase, column.phase))}…</div>'
         return (
             '<div class="ls-wait">waits for its turn</div>'
-            if lane.status == "waiting"
+            if column.status == "waiting"
             else '<div class="ls-wait">no words</div>'
         )
     caret = (
         '<span class="ls-caret" aria-hidden="true"></span>'
-        if lane.status == "running" and lane.phase == "decode"
+        if column.status == "running" and column.phase == "decode"
         else ""
     )
-    return f"<div>{_marked(board, lane)}{caret}</div>"
+    return f"<div>{_marked(state, column)}{caret}</div>"
 
 
-def _marked(board: Board, lane: Lane) -> str:
-    at = board.first_difference(lane)
+def _marked(state: RunState, column: Column) -> str:
+    at = state.first_difference(column)
     if at is None:
-        return escape("".join(lane.token_texts))
-    same = escape("".join(lane.token_texts[:at]))
-    token = escape(lane.token_texts[at]) if at < len(lane.token_texts) else ""
-    after = escape("".join(lane.token_texts[at + 1 :]))
-    hint = _hint(board, at)
+        return escape("".join(column.token_texts))
+    same = escape("".join(column.token_texts[:at]))
+    token = escape(column.token_texts[at]) if at < len(column.token_texts) else ""
+    after = escape("".join(column.token_texts[at + 1 :]))
+    hint = _hint(state, at)
     return (
         f'{same}<mark tabindex="0" aria-label="first different token: {token or "end of the answer"}. {hint}">'
         f"{token or '(ends here)'}"
@@ -177,11 +177,11 @@ def _marked(board: Board, lane: Lane) -> str:
     )
 
 
-def _hint(board: Board, at: int) -> str:
-    reference = board.reference
+def _hint(state: RunState, at: int) -> str:
+    reference = state.reference
     texts = [] if reference is None else reference.token_texts
     theirs = repr(texts[at]) if at < len(texts) else "nothing: its answer ended"
-    margin = board.margin_at(at)
+    margin = state.margin_at(at)
     if margin is None:
         return escape(f"First different token. The reference has {theirs} here.", quote=True)
     weight = (
@@ -195,15 +195,15 @@ def _hint(board: Board, at: int) -> str:
     return escape(told, quote=True)
 
 
-def _outcome(board: Board, lane: Lane) -> str:
-    if lane.is_reference and lane.status == "ok":
+def _outcome(state: RunState, column: Column) -> str:
+    if column.is_reference and column.status == "ok":
         return "The others are compared with this answer."
-    at = board.first_difference(lane)
+    at = state.first_difference(column)
     if at is not None:
-        margin = board.margin_at(at)
+        margin = state.margin_at(at)
         told = "" if margin is None else f", reference's margin {margin:.2g}"
         return f'differs from token <b class="ls-differs">{at + 1}</b> on{told}'
-    if lane.status == "ok" and board.reference is not None and board.reference.status == "ok":
+    if column.status == "ok" and state.reference is not None and state.reference.status == "ok":
         return "same words as the reference"
     return "&nbsp;"
 

@@ -14,7 +14,7 @@ ACTIVITIES = ("read", "copy", "compute", "wait")
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Span:
     """One activity on one unit: seconds after the measured generation began, and the bytes moved."""
 
     activity: str
@@ -26,12 +26,12 @@ class Bar:
 
 
 @dataclass(slots=True)
-class Track:
+class TimelineState:
     """The life of one streamed generation.
 
     Attributes:
         plan: where everything lives, once the model is loaded.
-        bars: the last activities.
+        spans: the last activities.
         seconds: of each activity, over the whole run.
         bytes_read: over the whole run.
         sweeps: seen so far.
@@ -39,7 +39,7 @@ class Track:
     """
 
     plan: Mapping[str, Any] | None = None
-    bars: deque[Bar] = field(default_factory=lambda: deque(maxlen=KEPT_SPANS))
+    spans: deque[Span] = field(default_factory=lambda: deque(maxlen=KEPT_SPANS))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
     bytes_read: int = 0
     sweeps: int = 0
@@ -54,36 +54,38 @@ class Track:
         if event.kind != "spans":
             return False
         for span in event.data["spans"]:
-            self._add(Bar(*span))
+            self._add(Span(*span))
         return True
 
-    def _add(self, bar: Bar) -> None:
-        if bar.end_s < 0:
+    def _add(self, span: Span) -> None:
+        if span.end_s < 0:
             return  # of the warm-up, told late
-        self.bars.append(bar)
-        self.seconds[bar.activity] += bar.end_s - bar.start_s
-        self.bytes_read += bar.num_bytes if bar.activity == "read" else 0
-        if bar.activity == "compute":
-            self._first_sweep = bar.sweep if self._first_sweep is None else min(self._first_sweep, bar.sweep)
-            self.sweeps = max(self.sweeps, bar.sweep - self._first_sweep + 1)
-        self.end_s = max(self.end_s, bar.end_s)
+        self.spans.append(span)
+        self.seconds[span.activity] += span.end_s - span.start_s
+        self.bytes_read += span.num_bytes if span.activity == "read" else 0
+        if span.activity == "compute":
+            self._first_sweep = (
+                span.sweep if self._first_sweep is None else min(self._first_sweep, span.sweep)
+            )
+            self.sweeps = max(self.sweeps, span.sweep - self._first_sweep + 1)
+        self.end_s = max(self.end_s, span.end_s)
 
     @property
     def unit_now(self) -> int | None:
         """The unit that was computed last."""
-        return next((bar.unit for bar in reversed(self.bars) if bar.activity == "compute"), None)
+        return next((span.unit for span in reversed(self.spans) if span.activity == "compute"), None)
 
-    def window(self, seconds: float) -> list[Bar]:
+    def window(self, seconds: float) -> list[Span]:
         """Return the activities of the last `seconds`."""
         since = self.end_s - seconds
-        return [bar for bar in self.bars if bar.end_s > since]
+        return [span for span in self.spans if span.end_s > since]
 
     def sweep_s(self) -> float:
         """Return the seconds of one sweep: the mean over those after the first; 0 while there is none."""
         starts: dict[int, float] = {}
-        for bar in self.bars:
-            if bar.activity == "compute":
-                starts[bar.sweep] = min(starts.get(bar.sweep, bar.start_s), bar.start_s)
+        for span in self.spans:
+            if span.activity == "compute":
+                starts[span.sweep] = min(starts.get(span.sweep, span.start_s), span.start_s)
         times = [starts[sweep] for sweep in sorted(starts)]
         return (
             (times[-1] - times[1]) / (len(times) - 2)

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import time
 
-import made_up
 import pytest
+import sample_values
 
 from layerstream_space.errors import VisitorError
-from layerstream_space.jobs import Runs, Wish, check
-from layerstream_space.models import Catalogue, hub_id, presentable, without_paths
+from layerstream_space.job_runner import JobRunner, RunRequest, check
+from layerstream_space.models import Catalogue, hub_id, sanitize_measurement, strip_paths
 from layerstream_space.settings import PUBLIC_LIMITS, Limits, Settings, settings_of_space
 
 
-def wish(**changes):
-    return Wish(
+def request(**changes):
+    return RunRequest(
         **(
             {"model": "tiny", "prompt": "Hello", "variants": ("streamed", "bnb-nf4"), "new_tokens": 3}
             | changes
@@ -22,14 +22,14 @@ def wish(**changes):
 
 def runs_with(runner, **settings):
     known = Settings(models=("some/tiny",), **settings)
-    return Runs(known, Catalogue(known), planner=None, runner=runner)
+    return JobRunner(known, Catalogue(known), planner=None, runner=runner)
 
 
 def well_behaved(case):
-    yield made_up.event(case, "started")
-    yield made_up.token(case, 1, "The")
-    yield made_up.event(case, "waiting")
-    yield made_up.finished(made_up.measurement(case))
+    yield sample_values.event(case, "started")
+    yield sample_values.token(case, 1, "The")
+    yield sample_values.event(case, "waiting")
+    yield sample_values.finished(sample_values.measurement(case))
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def well_behaved(case):
 )
 def test_a_public_page_refuses_what_is_beyond_its_limits_and_says_what_is_possible(changes, told):
     with pytest.raises(VisitorError, match=told):
-        check(wish(**changes), PUBLIC_LIMITS)
+        check(request(**changes), PUBLIC_LIMITS)
 
 
 def test_what_is_within_the_limits_is_fine():
-    check(wish(new_tokens=64, prompt="x" * 1200), PUBLIC_LIMITS)
+    check(request(new_tokens=64, prompt="x" * 1200), PUBLIC_LIMITS)
 
 
 def test_a_run_fills_the_board_lane_by_lane():
-    *steps, last = runs_with(well_behaved).start(wish(model="some/tiny"))
-    assert [lane.status for lane in last.board.lanes] == ["ok", "ok"]
+    *steps, last = runs_with(well_behaved).start(request(model="some/tiny"))
+    assert [column.status for column in last.state.columns] == ["ok", "ok"]
     assert [step.changed for step in steps].count(False) == 2
-    assert last.board.reference.case.variant == "streamed"
+    assert last.state.reference.case.variant == "streamed"
 
 
 def test_closing_a_run_closes_the_case_that_runs():
@@ -69,13 +69,13 @@ def test_closing_a_run_closes_the_case_that_runs():
 
     def endless(case):
         try:
-            yield made_up.event(case, "started")
+            yield sample_values.event(case, "started")
             while True:
-                yield made_up.event(case, "waiting")
+                yield sample_values.event(case, "waiting")
         finally:
             ended.append(case.variant)
 
-    steps = runs_with(endless).start(wish(model="some/tiny"))
+    steps = runs_with(endless).start(request(model="some/tiny"))
     for _ in range(3):
         next(steps)
     steps.close()
@@ -84,22 +84,22 @@ def test_closing_a_run_closes_the_case_that_runs():
 
 def test_a_run_that_takes_too_long_is_stopped_and_says_so():
     def slow(case):
-        yield made_up.event(case, "started")
+        yield sample_values.event(case, "started")
         while True:
             time.sleep(0.01)
-            yield made_up.event(case, "waiting")
+            yield sample_values.event(case, "waiting")
 
-    *_, last = runs_with(slow, limits=Limits(run_s=0.05)).start(wish(model="some/tiny"))
-    assert last.board.is_stopped
-    assert "the limit for one run" in last.board.note
+    *_, last = runs_with(slow, limits=Limits(run_s=0.05)).start(request(model="some/tiny"))
+    assert last.state.is_stopped
+    assert "the limit for one run" in last.state.note
 
 
 def test_measurements_name_the_model_and_never_its_folder(tmp_path):
     folder = str(tmp_path / "models" / "tiny")
 
     def failing(case):
-        yield made_up.finished(
-            made_up.measurement(
+        yield sample_values.finished(
+            sample_values.measurement(
                 case,
                 status="failed",
                 reason=f"no config.json in {folder}/snapshots/x",
@@ -110,19 +110,19 @@ def test_measurements_name_the_model_and_never_its_folder(tmp_path):
     settings = Settings(models=(folder,), is_public=True)
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "models" / "tiny" / "config.json").write_text("{}")
-    runs = Runs(settings, Catalogue(settings), planner=None, runner=failing)
-    *_, last = runs.start(wish(model="tiny"))
-    for measurement in last.board.measurements:
+    runs = JobRunner(settings, Catalogue(settings), planner=None, runner=failing)
+    *_, last = runs.start(request(model="tiny"))
+    for measurement in last.state.measurements:
         assert str(tmp_path) not in measurement.to_json()
         assert measurement.case.model == "tiny"
         assert measurement.stderr_tail == ""
 
 
 def test_a_plan_among_the_facts_loses_its_folder_too():
-    found = made_up.measurement(
-        made_up.case(), facts={"plan": "/srv/models/tiny in float16", "placement": "D."}
+    found = sample_values.measurement(
+        sample_values.case(), facts={"plan": "/srv/models/tiny in float16", "placement": "D."}
     )
-    assert presentable(found, "/srv/models/tiny", "tiny", hides=True).facts == {
+    assert sanitize_measurement(found, "/srv/models/tiny", "tiny", hides=True).facts == {
         "plan": "tiny in float16",
         "placement": "D.",
     }
@@ -148,8 +148,8 @@ def test_a_hub_id_may_be_pasted_as_a_link():
 
 
 def test_paths_lose_their_folders_and_other_text_stays():
-    assert without_paths("no file /home/me/models/x.safetensors here") == "no file x.safetensors here"
-    assert without_paths("1/2 and a/b and https://x.org/a/b") == "1/2 and a/b and https://x.org/a/b"
+    assert strip_paths("no file /home/me/models/x.safetensors here") == "no file x.safetensors here"
+    assert strip_paths("1/2 and a/b and https://x.org/a/b") == "1/2 and a/b and https://x.org/a/b"
 
 
 def test_a_space_is_public_and_reads_its_variables():

@@ -25,7 +25,7 @@ TITLES: Mapping[str, str] = {
     "sdpa-flash": "SDPA flash (linear)",
     "flex": "flex",
 }
-"""Short names of variants, as lanes and legends have them."""
+"""Short names of variants, as columns and legends have them."""
 
 ABOUT: Mapping[str, str] = {each.name: each.title for each in list_variants()}
 """What each variant is, in a line."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
+class HostInfo:
     """This machine.
 
     Attributes:
@@ -22,7 +22,7 @@ class Here:
     has_gpu: bool
 
 
-def look_around() -> Here:
+def read_host_info() -> HostInfo:
     """Return what this machine is."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = (
@@ -35,7 +35,7 @@ def look_around() -> Here:
     except OSError:
         limit = ""
     sizes += [int(limit)] if limit.isdigit() else []
-    return Here(
+    return HostInfo(
         cores=cores,
         memory_bytes=min(sizes, default=0),
         has_gpu=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd")),
