@@ -1,4 +1,7 @@
-"""What a streamed run moved and waited for, collected from events while it runs. Pure: no gradio, no clock."""
+"""What a streamed run reads, copies, computes and waits for, collected from events while it runs.
+
+It has no clock and knows neither gradio nor HTML.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,16 @@ ACTIVITIES = ("read", "copy", "compute", "wait")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One activity on one unit: seconds after the measured generation began, and the bytes moved."""
+    """One activity on one unit.
+
+    Attributes:
+        activity: one of `ACTIVITIES`.
+        unit: index of the unit in the plan.
+        sweep: number of the sweep.
+        start_s: seconds after the measured generation began; negative during the warm-up.
+        end_s: likewise.
+        num_bytes: bytes moved.
+    """
 
     activity: str
     unit: int
@@ -27,68 +39,58 @@ class Span:
 
 @dataclass(slots=True)
 class TimelineState:
-    """The life of one streamed generation.
+    """The timeline of one streamed generation; it stays empty for a case that reports none.
 
     Attributes:
-        plan: where everything lives, once the model is loaded.
-        spans: the last activities.
-        seconds: of each activity, over the whole run.
-        bytes_read: over the whole run.
-        sweeps: seen so far.
-        end_s: of the last activity.
+        plan: the placement plan, once the model is loaded.
+        spans: the latest activities.
+        seconds: total seconds of each activity.
+        bytes_read: total bytes read from disk.
+        end_s: end of the latest activity.
     """
 
     plan: Mapping[str, Any] | None = None
     spans: deque[Span] = field(default_factory=lambda: deque(maxlen=KEPT_SPANS))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
     bytes_read: int = 0
-    sweeps: int = 0
     end_s: float = 0.0
-    _first_sweep: int | None = None
 
-    def take(self, event: Event) -> bool:
-        """Take in an event; return whether it was one of ours."""
+    def apply(self, event: Event) -> None:
+        """Update the timeline with a `plan` or `spans` event; ignore any other."""
         if event.kind == "plan":
             self.plan = event.data["plan"]
-            return True
-        if event.kind != "spans":
-            return False
-        for span in event.data["spans"]:
-            self._add(Span(*span))
-        return True
+        elif event.kind == "spans":
+            for span in event.data["spans"]:
+                self._add(Span(*span))
 
     def _add(self, span: Span) -> None:
         if span.end_s < 0:
-            return  # of the warm-up, told late
+            return  # part of the warm-up, reported late
         self.spans.append(span)
         self.seconds[span.activity] += span.end_s - span.start_s
         self.bytes_read += span.num_bytes if span.activity == "read" else 0
-        if span.activity == "compute":
-            self._first_sweep = (
-                span.sweep if self._first_sweep is None else min(self._first_sweep, span.sweep)
-            )
-            self.sweeps = max(self.sweeps, span.sweep - self._first_sweep + 1)
         self.end_s = max(self.end_s, span.end_s)
 
     @property
-    def unit_now(self) -> int | None:
+    def current_unit(self) -> int | None:
         """The unit that was computed last."""
         return next((span.unit for span in reversed(self.spans) if span.activity == "compute"), None)
 
-    def window(self, seconds: float) -> list[Span]:
+    def latest(self, seconds: float) -> list[Span]:
         """Return the activities of the last `seconds`."""
-        since = self.end_s - seconds
-        return [span for span in self.spans if span.end_s > since]
+        start_s = self.end_s - seconds
+        return [span for span in self.spans if span.end_s > start_s]
 
     def sweep_s(self) -> float:
-        """Return the seconds of one sweep: the mean over those after the first; 0 while there is none."""
+        """Return the mean seconds of a sweep, 0 before there are two.
+
+        The first sweep, which reads the prompt, is left out where there are more.
+        """
         starts: dict[int, float] = {}
         for span in self.spans:
             if span.activity == "compute":
                 starts[span.sweep] = min(starts.get(span.sweep, span.start_s), span.start_s)
         times = [starts[sweep] for sweep in sorted(starts)]
-        return (
-            (times[-1] - times[1]) / (len(times) - 2)
-            if len(times) > 2
-            else (times[-1] - times[0] if len(times) > 1 else 0.0)
-        )
+        if len(times) > 2:
+            return (times[-1] - times[1]) / (len(times) - 2)
+        return times[-1] - times[0] if len(times) == 2 else 0.0
