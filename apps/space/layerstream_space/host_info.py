@@ -1,4 +1,4 @@
-"""What this machine is, in few words for the masthead: from the system's own files, without a library."""
+"""What this machine is, in a few figures for the masthead, read from the system's own files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class HostInfo:
     """This machine.
 
     Attributes:
-        cores: that this process may use.
-        memory_bytes: of the machine, or of the control group where that is less; 0 where it is not told.
-        has_gpu: a compute driver's device file is there.
+        cores: CPU cores that this process may use.
+        memory_bytes: memory of the machine, or of the control group if that is less; 0 if unknown.
+        has_gpu: True if a compute driver's device file exists.
     """
 
     cores: int
@@ -23,7 +23,7 @@ class HostInfo:
 
 
 def read_host_info() -> HostInfo:
-    """Return what this machine is."""
+    """Return the figures of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = (
         [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

@@ -1,4 +1,4 @@
-"""Measurements, events and plans made up for views: whole, and nothing in them was measured."""
+"""Invented measurements, events and plans for tests of the views: complete, but nothing was measured."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def plan(places: str = "D.H.") -> dict[str, Any]:
         {"purpose": "blocks in host memory", "where": "host", "num_bytes": 8 * MIB * places.count("H")},
     ]
     return {
-        "model_name": "/home/somebody/models/tiny",
+        "model_name": "/home/me/models/tiny",
         "dtype": "float16",
         "device": "cuda:0",
         "granularity": "block",
@@ -147,7 +147,7 @@ def answer(
         "why_not": why_not,
         "least_bytes": 20 * MIB,
         "model": {
-            "name": "/home/somebody/models/tiny",
+            "name": "/home/me/models/tiny",
             "type": "llama",
             "dtype": "float16",
             "parameters": parameters,

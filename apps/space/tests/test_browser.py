@@ -1,4 +1,4 @@
-"""A real browser on the real app and a tiny checkpoint: what a visitor sees, presses and gets."""
+"""A real browser on the real app with a tiny checkpoint: what a visitor sees, clicks and gets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS += ("--disable-component-update", "--disable-sync")
 LONG_S = 120_000
 
 pytestmark = [
-    # in CI a browser that is missing is a failure: .ci/run installs it
+    # in CI a missing browser is a failure, because .ci/run installs one
     pytest.mark.skipif(
         CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"
     ),
@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """One visitor's page, and what it asked and complained about."""
+    """One visitor's page, with its requests and its errors."""
 
     def __init__(
         self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False
@@ -58,12 +58,10 @@ class Visit:
         )
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console", lambda line: self.complaints.append(line.text) if line.type == "error" else None
-        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
         if variants := parse_qs(query.removeprefix("?")).get("variants"):
@@ -97,11 +95,11 @@ def visit(browser: Browser, app: App) -> Iterator:
     yield start
     for each in visits:
         each.context.close()
-        strangers = [
+        foreign = [
             url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))
         ]
-        assert strangers == []
-        assert each.complaints == []
+        assert foreign == []
+        assert each.errors == []
 
 
 WATCH_WORDS = """() => {
@@ -114,14 +112,15 @@ WATCH_WORDS = """() => {
 
 
 NAMELESS = """() => {
-  const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.title || e.placeholder
-    || e.textContent.trim() || e.closest("label")?.textContent.trim() || (e.id && document.querySelector(`label[for="${e.id}"]`));
+  const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.title
+    || e.placeholder || e.textContent.trim() || e.closest("label")?.textContent.trim()
+    || (e.id && document.querySelector(`label[for="${e.id}"]`));
   const controls = [...document.querySelectorAll("button, input, textarea, select, [role=tab]")];
   return controls.filter((e) => e.offsetParent !== null && !named(e)).map((e) => e.outerHTML.slice(0, 120));
 }"""
 
 
-def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(visit):
+def test_visitor_compares_two_variants_and_sees_answers_marks_figures_and_plots(visit):
     mine = visit(query="?prompt=Hello%20there&variants=streamed,bnb-nf4&tokens=60&budget=min")
     page = mine.page
     expect(page.get_by_role("textbox", name="Prompt").first).to_have_value("Hello there")
@@ -133,9 +132,9 @@ def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(
     heights.append(page.locator(".ls-column").first.bounding_box()["y"])
     expect(page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
     heights.append(page.locator(".ls-column").first.bounding_box()["y"])
-    assert max(heights) - min(heights) < 2, "the columns moved while words came"
+    assert max(heights) - min(heights) < 2, "the columns moved while words arrived"
     lengths = page.evaluate("window.lengths")
-    assert len(set(lengths)) > 2, "words came at once, not as a stream"
+    assert len(set(lengths)) > 2, "all words arrived at once"
     assert page.locator(".ls-column.ok").count() == 2
     assert page.locator(".ls-column.reference .ls-badge.exact").count() == 1
     mark = page.locator(".ls-column mark")
@@ -154,7 +153,7 @@ def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(
     mine.shoot("side-by-side_done")
 
 
-def test_what_is_downloaded_is_what_was_measured(visit):
+def test_download_contains_the_measurements(visit):
     mine = visit(query="?prompt=Hi&variants=resident&tokens=4&quality=none")
     mine.page.locator("#compare").click()
     with mine.page.expect_download(timeout=LONG_S) as waiting:
@@ -165,7 +164,7 @@ def test_what_is_downloaded_is_what_was_measured(visit):
     assert waiting.value.suggested_filename == "layerstream-compare.json"
 
 
-def test_stop_ends_the_worker_and_leaves_a_page_that_can_start_again(visit, app):
+def test_stop_ends_the_worker_and_the_page_can_start_again(visit, app):
     mine = visit(query="?variants=resident,streamed&tokens=200&quality=none")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
@@ -178,7 +177,7 @@ def test_stop_ends_the_worker_and_leaves_a_page_that_can_start_again(visit, app)
     mine.shoot("side-by-side_stopped")
 
 
-def test_a_closed_tab_ends_its_worker(visit, app):
+def test_closed_tab_ends_its_worker(visit, app):
     mine = visit(query="?variants=resident&tokens=200")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
@@ -186,15 +185,15 @@ def test_a_closed_tab_ends_its_worker(visit, app):
     assert app.wait_for_workers(False, within_s=20)
 
 
-def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, app):
+def test_reload_during_a_run_ends_the_worker_and_gives_a_fresh_page(visit, app):
     mine = visit(query="?variants=resident&tokens=200")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
     mine.page.reload()
     assert app.wait_for_workers(False, within_s=20)
     expect(mine.page.locator(".ls-column.empty").first).to_be_visible()
-    # gradio's client complains of its own connection that the reload broke off
-    mine.complaints.clear()
+    # gradio's client reports its own connection, which the reload broke off
+    mine.errors.clear()
 
 
 def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
@@ -208,7 +207,7 @@ def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
     return first, second
 
 
-def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
+def test_second_visitor_sees_the_place_in_the_queue_and_then_the_answer(visit, app):
     first, second = queued_behind_another(
         visit, app, "?prompt=Second&variants=resident&tokens=4&quality=none"
     )
@@ -219,7 +218,7 @@ def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answ
     assert first.page.locator(".ls-column.stopped").count() == 1
 
 
-def test_who_waits_in_the_queue_can_leave_it(visit, app):
+def test_visitor_can_leave_the_queue(visit, app):
     first, second = queued_behind_another(visit, app, "?variants=streamed&tokens=4&quality=none")
     second.page.locator("#stop").click()
     expect(second.page.locator("#compare")).to_be_enabled()
@@ -247,11 +246,11 @@ page.block_thread()
 """
 
 
-def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_model):
+def test_page_can_start_again_after_a_crash(browser, tiny_model):
     with App(tiny_model, command=("-c", BROKEN_APP)) as broken:
         mine = Visit(browser, broken, query="?variants=resident&tokens=4")
         mine.page.locator("#compare").click()
-        expect(mine.page.get_by_role("alert")).to_contain_text("This broke", timeout=LONG_S)
+        expect(mine.page.get_by_role("alert")).to_contain_text("Something broke", timeout=LONG_S)
         expect(mine.page.locator("#compare")).to_be_enabled()
         expect(mine.page.locator("#stop")).to_be_disabled()
         assert "secret" not in mine.page.content()
@@ -259,7 +258,7 @@ def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_mode
         mine.context.close()
 
 
-def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):
+def test_invalid_request_shows_a_message_and_nothing_runs(visit, app):
     mine = visit(query="?variants=streamed&tokens=8")
     mine.page.get_by_role("textbox", name="Prompt").first.fill("   ")
     mine.page.locator("#compare").click()
@@ -268,14 +267,14 @@ def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app
     mine.shoot("side-by-side_error")
 
 
-def test_a_budget_too_small_fails_in_its_lane_with_what_to_do(visit):
+def test_budget_too_small_fails_in_its_column_and_says_what_to_do(visit):
     mine = visit(query="?prompt=Hi&variants=streamed&tokens=4&budget=1%20KiB&quality=none")
     mine.page.locator("#compare").click()
     expect(mine.page.locator(".ls-column.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
     assert "Traceback" not in mine.page.content()
 
 
-def test_the_copied_link_opens_the_same_wish(visit, app):
+def test_copied_link_opens_the_same_request(visit, app):
     mine = visit(query="?prompt=A%20%26%20B&variants=streamed,bnb-nf4&tokens=12&budget=5%20MiB&quality=none")
     expect(mine.page.get_by_role("textbox", name="Prompt").first).to_have_value("A & B")
     mine.page.locator("#share").click()
@@ -288,14 +287,15 @@ def test_the_copied_link_opens_the_same_wish(visit, app):
     ]
 
 
-def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(visit):
+def test_link_to_a_tool_opens_it_and_plans_a_model_on_a_machine(visit):
     mine = visit(query="?tool=fit")
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It runs, streamed", timeout=LONG_S)
     assert mine.page.locator("#fit .ls-cell").count() == 81
     mine.page.get_by_label("A config.json").check()
     box = mine.page.get_by_label("Content of its config.json")
     box.fill(
-        '{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "dtype": "float16"}'
+        '{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, '
+        '"dtype": "float16"}'
     )
     mine.page.locator("#plan").click()
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It fits as it is", timeout=LONG_S)
@@ -304,13 +304,13 @@ def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(vi
     expect(mine.page.get_by_role("alert")).to_contain_text("no JSON", timeout=LONG_S)
 
 
-def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app):
+def test_slider_plans_before_anything_runs_and_then_the_timeline_moves(visit, app):
     mine = visit()
     page = mine.page
     page.get_by_role("tab", name="Watch it stream").click()
     expect(page.locator("#watch-plan .ls-cell")).to_have_count(3, timeout=LONG_S)
     before = page.locator("#watch-plan").inner_text()
-    box = page.get_by_label("number input for Memory, from the least to all")
+    box = page.get_by_label("number input for Memory, from the minimum to all")
     box.fill("100")
     box.press("Enter")
     expect(page.locator("#watch-plan")).not_to_have_text(before, timeout=LONG_S)
@@ -327,17 +327,17 @@ def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app
     mine.shoot("watch_done")
 
 
-def test_a_step_of_the_method_leads_into_the_document_that_tells_it_whole(visit):
+def test_step_of_the_method_links_to_its_section_in_the_document(visit):
     mine = visit(query="?tool=method")
-    told = mine.page.locator("#doc-measuring")
-    expect(told).to_be_hidden()
-    mine.page.get_by_role("link", name="Read on: Libraries first").click()
-    expect(told).to_be_visible()
+    document = mine.page.locator("#doc-measuring")
+    expect(document).to_be_hidden()
+    mine.page.get_by_role("link", name="Read more: Libraries first").click()
+    expect(document).to_be_visible()
     expect(mine.page.locator("#doc-measuring-memory")).to_be_in_viewport()
-    mine.shoot("method_read-on")
+    mine.shoot("method_read-more")
 
 
-def test_long_context_draws_a_curve_for_each_attention(visit):
+def test_long_context_draws_a_curve_for_each_attention_variant(visit):
     mine = visit()
     page = mine.page
     page.get_by_role("tab", name="Long context").click()
@@ -350,7 +350,7 @@ def test_long_context_draws_a_curve_for_each_attention(visit):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_phone_shows_every_page_without_scrolling_sideways(visit, dark):
+def test_phone_shows_every_page_without_scrolling_sideways(visit, dark):
     for tool in ("watch", "fit", "context", "method", "compare"):
         mine = visit(query=f"?tool={tool}", width=390, dark=dark)
         expect(mine.page.locator(f"#page-{tool}")).to_be_visible(timeout=LONG_S)

@@ -1,4 +1,4 @@
-"""Views are pure: what they are given is what they show, escaped."""
+"""Views are pure: they show exactly what they are given, escaped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVIL = '<script>alert("x")</script>'
 
 
 class Balance(HTMLParser):
-    """Fails on a tag that is closed and was not open."""
+    """A parser that fails when a closing tag does not match the open one."""
 
     VOID = ("path", "rect", "circle", "polygon", "polyline")
 
@@ -56,12 +56,12 @@ def checked(html: str) -> str:
 
 def done_state(**nf4: object) -> RunState:
     state = RunState([STREAMED, NF4], STREAMED)
-    state.take(sample_values.finished(sample_values.measurement(STREAMED)), 0.0)
-    state.take(sample_values.finished(sample_values.measurement(NF4, **nf4)), 1.0)
+    state.apply(sample_values.finished(sample_values.measurement(STREAMED)), 0.0)
+    state.apply(sample_values.finished(sample_values.measurement(NF4, **nf4)), 1.0)
     return state
 
 
-def test_the_first_different_token_is_marked_and_the_rest_is_tinted():
+def test_first_different_token_is_marked_and_the_rest_is_tinted():
     html = checked(columns_view(done_state(ids=(1, 7, 3), texts=("The", " sea", " was")), 2.0))
     assert re.search(r"The<mark [^>]*>.*sea.*</mark><span class=\"ls-after\"> was</span>", html)
     assert "margin of 0.02" in html
@@ -69,18 +69,18 @@ def test_the_first_different_token_is_marked_and_the_rest_is_tinted():
     assert "differs from token" in html
 
 
-def test_equal_answers_are_called_so_and_nothing_is_marked():
+def test_equal_answers_are_reported_and_nothing_is_marked():
     html = checked(columns_view(done_state(), 2.0))
     assert "<mark" not in html
-    assert "same words as the reference" in html
+    assert "same answer as the reference" in html
     assert "1 of 1 other columns" in html
 
 
-def test_an_answer_that_ends_earlier_says_that_it_ends_there():
+def test_shorter_answer_says_where_it_ends():
     assert "(ends here)" in columns_view(done_state(ids=(1,), texts=("The",)), 2.0)
 
 
-def test_every_figure_of_a_lane_is_there_and_has_its_explanation():
+def test_column_has_every_figure_with_its_explanation():
     html = checked(columns_view(done_state(), 2.0))
     for key, name in FIGURES:
         metric = next(metric for metric in METRICS if metric.key == key)
@@ -89,15 +89,15 @@ def test_every_figure_of_a_lane_is_there_and_has_its_explanation():
     assert html.count('class="ls-q"') == 2 * len(FIGURES)
 
 
-def test_bit_exact_and_reference_and_noisy_have_badges():
+def test_reference_bit_exact_and_noisy_columns_have_badges():
     state = RunState([STREAMED, NF4], STREAMED)
-    state.take(
+    state.apply(
         sample_values.finished(
             sample_values.measurement(STREAMED, timing=sample_values.timing(is_noisy=True))
         ),
         0.0,
     )
-    state.take(
+    state.apply(
         sample_values.finished(
             sample_values.measurement(NF4, agreements=(sample_values.agreement(is_bit_exact=False),))
         ),
@@ -109,27 +109,27 @@ def test_bit_exact_and_reference_and_noisy_have_badges():
 
 
 @pytest.mark.parametrize("status", ["failed", "unavailable"])
-def test_a_lane_without_a_result_gives_the_reason(status):
+def test_column_without_a_result_gives_the_reason(status):
     html = checked(columns_view(done_state(status=status, reason=EVIL, ids=(), texts=()), 1.0))
     assert "&lt;script&gt;" in html
     assert EVIL not in html
 
 
-def test_a_running_lane_tells_its_phase_and_seconds():
+def test_running_column_shows_its_phase_and_seconds():
     state = RunState([STREAMED, NF4], STREAMED)
-    state.take(sample_values.event(STREAMED, "started"), 10.0)
-    state.take(sample_values.event(STREAMED, "phase", phase="load"), 11.0)
+    state.apply(sample_values.event(STREAMED, "started"), 10.0)
+    state.apply(sample_values.event(STREAMED, "phase", phase="load"), 11.0)
     html = checked(columns_view(state, 14.9))
     assert "1 of 2: <b>Streamed</b>, loading the weights, 4 s" in html
-    assert "waits for its turn" in html
+    assert "waiting for its turn" in html
 
 
-def test_model_words_are_escaped_wherever_they_stand():
+def test_model_output_is_escaped_everywhere():
     html = checked(columns_view(done_state(ids=(1, 7, 3), texts=(EVIL, EVIL, EVIL)), 1.0))
     assert EVIL not in html
 
 
-def test_lanes_keep_their_height_from_before_the_first_word_to_the_last():
+def test_columns_keep_their_height_from_before_the_first_word_to_the_last():
     lines = [
         re.search(r"--lines:(\d+)", html)[1]
         for html in (empty_columns(["streamed"], 8), columns_view(done_state(), 1.0))
@@ -145,13 +145,13 @@ def test_memory_bars_are_drawn_to_scale_with_the_budget_line():
     assert "budget 100 MiB" in html
 
 
-def test_plots_say_what_will_come_while_nothing_was_measured():
+def test_plots_say_what_will_appear_before_anything_is_measured():
     failed = sample_values.measurement(STREAMED, status="failed", memory=None, timing=None)
     assert plots_view([failed]) == plots_view([])
     assert "Bars appear" in checked(plots_view([]))
 
 
-def test_downloads_hold_the_results_themselves():
+def test_downloads_contain_the_results_themselves():
     found = sample_values.measurement(STREAMED)
     links = dict(
         re.findall(
@@ -165,7 +165,7 @@ def test_downloads_hold_the_results_themselves():
     assert "href" not in downloads_view([])
 
 
-def test_a_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
+def test_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
     html = checked(strip_view(sample_values.plan("D.H."), at=2))
     assert html.count('class="ls-cell') == 4
     assert html.count('class="ls-cell now"') == 1
@@ -174,7 +174,7 @@ def test_a_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
     assert "on disk: 2 of 4, 16.0 MiB" in html
 
 
-def test_the_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
+def test_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
     html = checked(fit_view(sample_values.answer(sample_values.plan()), "A card"))
     assert "It runs, streamed" in html
     assert "20.0 ms" in html
@@ -183,29 +183,29 @@ def test_the_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
     assert ">22.0 MiB<" in html
 
 
-def test_the_fit_page_says_why_not():
+def test_fit_page_says_why_a_model_does_not_run():
     html = checked(fit_view(sample_values.answer(None, why_not="give at least 20 MiB"), "A card"))
     assert "It does not run there" in html
     assert "give at least 20 MiB" in html
 
 
-def test_a_resident_plan_says_that_nothing_streams():
+def test_resident_plan_says_that_nothing_streams():
     assert "It fits as it is" in fit_view(sample_values.answer(sample_values.plan("DDDD")), "A card")
 
 
-def test_fits_and_does_not_fit_are_words_too():
+def test_fits_and_does_not_fit_are_also_words():
     html = fit_view(sample_values.answer(sample_values.plan(), device_bytes=40 * sample_values.MIB), "A card")
     assert "✗ no" in html
     assert "✓ yes" in html
 
 
-def test_the_ledger_bar_names_its_parts():
+def test_ledger_bar_names_its_parts():
     html = checked(ledger_bar(sample_values.plan()))
     assert "slots 16.0 MiB" in html
     assert "predicted peak 28.0 MiB of 64.0 MiB" in html
 
 
-def test_known_models_are_in_decimal_gigabytes():
+def test_known_models_are_listed_in_decimal_gigabytes():
     row = {
         "title": "Seven",
         "parameters": 70 * 10**9,
@@ -216,38 +216,38 @@ def test_known_models_are_in_decimal_gigabytes():
     assert "140 GB" in checked(known_table([row]))
 
 
-def a_timeline() -> TimelineState:
+def sample_timeline() -> TimelineState:
     timeline = TimelineState()
-    timeline.take(sample_values.event(STREAMED, "plan", plan=sample_values.plan()))
+    timeline.apply(sample_values.event(STREAMED, "plan", plan=sample_values.plan()))
     spans = [["read", 1, 0, 0.0, 0.05, 8 * sample_values.MIB]]
     for sweep in range(4):
         spans += [
             ["wait", 1, sweep, sweep + 0.1, sweep + 0.2, 0],
             ["compute", 1, sweep, sweep + 0.2, sweep + 0.9, 0],
         ]
-    timeline.take(sample_values.event(STREAMED, "spans", spans=spans))
+    timeline.apply(sample_values.event(STREAMED, "spans", spans=spans))
     return timeline
 
 
-def test_a_track_adds_up_what_was_read_waited_for_and_how_long_a_sweep_takes():
-    timeline = a_timeline()
-    assert (timeline.sweeps, timeline.bytes_read, timeline.unit_now) == (4, 8 * sample_values.MIB, 1)
+def test_timeline_sums_reads_and_waits_and_averages_the_sweep_time():
+    timeline = sample_timeline()
+    assert (timeline.bytes_read, timeline.current_unit) == (8 * sample_values.MIB, 1)
     assert timeline.sweep_s() == pytest.approx(1.0)
     assert timeline.seconds["wait"] == pytest.approx(0.4)
 
 
-def test_the_timeline_draws_the_last_sweeps_and_tells_them_in_words():
-    html = checked(watch_view(a_timeline(), ["Once", " upon"], "writing", is_over=True))
+def test_timeline_draws_the_last_sweeps_and_describes_them_in_words():
+    html = checked(watch_view(sample_timeline(), ["Once", " upon"], "writing", is_over=True))
     assert "Once upon" in html
     assert html.count('<svg class="compute"') == 1
     assert "waiting for weights 400 ms" in html
     assert "/home" not in html
-    # two sweeps and a bit fit into the window
+    # the window is a little longer than two sweeps
     computing = re.search(r'<svg class="compute".*?</svg>', html)[0]
     assert computing.count("<rect") in (2, 3)
 
 
-def test_an_idle_timeline_draws_nothing_and_says_what_to_do():
+def test_idle_timeline_draws_nothing_and_says_what_to_do():
     html = checked(watch_view(TimelineState(), [], "Run it", is_over=False))
     assert "<rect" not in html
     assert "Run it" in html
@@ -255,16 +255,16 @@ def test_an_idle_timeline_draws_nothing_and_says_what_to_do():
 
 def test_spans_of_the_warm_up_are_left_out():
     timeline = TimelineState()
-    timeline.take(sample_values.event(STREAMED, "spans", spans=[["read", 1, 0, -2.0, -1.0, 5]]))
+    timeline.apply(sample_values.event(STREAMED, "spans", spans=[["read", 1, 0, -2.0, -1.0, 5]]))
     assert timeline.bytes_read == 0
 
 
 @pytest.mark.parametrize(("exponent", "lengths"), [(2.0, (512, 1024, 2048)), (1.0, (300, 600))])
-def test_the_power_of_a_curve_is_found(exponent, lengths):
+def test_power_of_a_curve_is_found(exponent, lengths):
     assert power([(length, length**exponent) for length in lengths]) == pytest.approx(exponent)
 
 
-def test_a_lane_and_its_bar_tell_the_same_peak_without_mapped_files():
+def test_column_and_bar_show_the_same_peak_without_mapped_files():
     state = done_state()
     column, bars = columns_view(state, 2.0), plots_view(state.measurements)
     for needed in ("110 MiB", "180 MiB"):
@@ -272,7 +272,7 @@ def test_a_lane_and_its_bar_tell_the_same_peak_without_mapped_files():
         assert f'<span class="ls-number">{needed}</span>' in bars
 
 
-def test_curves_have_a_point_for_each_length_and_words_for_readers():
+def test_curves_have_a_point_for_each_length_and_text_for_screen_readers():
     found = [
         sample_values.measurement(sample_values.case("resident", attention=attention, prompt_tokens=length))
         for attention in ("eager", "sdpa")
@@ -284,19 +284,19 @@ def test_curves_have_a_point_for_each_length_and_words_for_readers():
     assert "512 tokens" in html
 
 
-def test_the_masthead_names_model_and_machine():
+def test_masthead_names_model_and_machine():
     html = checked(masthead(["tiny", "other"], HostInfo(cores=2, memory_bytes=16 * 1024**3, has_gpu=False)))
-    for told in ("tiny and 1 more", "2 CPU cores", "16.0 GiB memory", "no GPU"):
-        assert told in html
+    for fact in ("tiny and 1 more", "2 CPU cores", "16.0 GiB memory", "no GPU"):
+        assert fact in html
 
 
-def test_the_method_explains_every_figure():
+def test_method_page_explains_every_figure():
     html = checked(method_view({}, []))
     assert all(metric.title in html for metric in METRICS)
     assert "<a " not in html
 
 
-def test_the_method_links_into_the_documents_that_the_page_carries():
+def test_method_page_links_into_the_documents_on_the_page():
     documents = read_documents()
     assert list(documents) == list(NAMES)
     html = checked(method_view(documents, []))
@@ -306,7 +306,7 @@ def test_the_method_links_into_the_documents_that_the_page_carries():
     assert missing == []
 
 
-def test_a_link_off_the_page_becomes_plain_words():
+def test_link_off_the_page_becomes_plain_text():
     html = checked(
         documents_view(
             {"one": "# One\n## A, b\nSee [two](two.md), [me](one.md#a-b) and [code](../code.py). <b>&</b>"}
