@@ -32,8 +32,6 @@ from .settings import Limits, Settings
 HEARTBEAT_S = 0.2
 """The longest silence of a run. Stop or a closed tab takes effect at the next update."""
 
-FETCH_WITHIN_S = 600.0
-
 
 CaseRunner = Callable[[Case], Generator[Event, None, None]]
 """Runs one case and yields its events, at least one every heartbeat."""
@@ -131,18 +129,16 @@ class JobRunner:
 
     def source_of(self, name: str) -> str:
         """Return the directory or Hub id of a model; fetching the default model may take half a minute."""
-        return self._catalogue.source_of(name) or str(
-            self._planner.ask("default_model", within_s=FETCH_WITHIN_S)["path"]
-        )
+        return self._catalogue.source_of(name) or self._planner.default_model()
 
     def _fetch_default_model(self, state: RunState) -> Generator[RunUpdate, None, str]:
-        answer = self._planner.submit("default_model", within_s=FETCH_WITHIN_S)
+        path = self._planner.fetch_default_model()
         state.note = "Getting the model. The first time this takes half a minute."
-        while not answer.done():
+        while not path.done():
             yield RunUpdate(state=state)
             time.sleep(HEARTBEAT_S)
         state.note = ""
-        return str(answer.result()["path"])
+        return path.result()
 
     def _run(self, request: RunRequest, source: str, state: RunState) -> Generator[RunUpdate, None, None]:
         limits = self._settings.limits

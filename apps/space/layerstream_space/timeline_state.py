@@ -6,10 +6,9 @@ It has no clock and knows neither gradio nor HTML.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from layerstream import PlacementPlan
 from layerstream_compare import Event
 
 KEPT_SPANS = 6000
@@ -49,7 +48,7 @@ class TimelineState:
         end_s: end of the latest activity.
     """
 
-    plan: Mapping[str, Any] | None = None
+    plan: PlacementPlan | None = None
     spans: deque[Span] = field(default_factory=lambda: deque(maxlen=KEPT_SPANS))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
     bytes_read: int = 0
@@ -58,7 +57,7 @@ class TimelineState:
     def apply(self, event: Event) -> None:
         """Update the timeline with a `plan` or `spans` event; ignore any other."""
         if event.kind == "plan":
-            self.plan = event.data["plan"]
+            self.plan = PlacementPlan.from_dict(event.data["plan"])
         elif event.kind == "spans":
             for span in event.data["spans"]:
                 self._add(Span(*span))

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from layerstream import (
+    ActivationProfile,
+    Granularity,
+    LedgerKind,
+    LedgerLine,
+    Machine,
+    MemoryLedger,
+    MemoryTier,
+    ModelProfile,
+    PlacementPlan,
+    Residency,
+    SweepCost,
+    UnitPlacement,
+    UnitProfile,
+)
 from layerstream_compare import Agreement, Case, Event, Measurement, Memory, PhaseMemory, Timing
+from layerstream_space.planner import PlanAnswer
 
 MIB = 1024**2
 
@@ -94,68 +110,80 @@ def finished(result: Measurement) -> Event:
     return Event(case=result.case, kind="finished", data={}, measurement=result)
 
 
-def plan(places: str = "D.H.") -> dict[str, Any]:
-    kinds = {"D": "device", "H": "host", ".": "disk"}
-    units = [
-        {
-            "name": f"layers.{index}",
-            "block": index,
-            "residency": kinds[letter],
-            "weight_bytes": 8 * MIB,
-            "read_bytes": 8 * MIB,
-        }
-        for index, letter in enumerate(places)
-    ]
-    lines = [
-        {"purpose": "resident blocks", "where": "device", "num_bytes": 8 * MIB * places.count("D")},
-        {"purpose": "slots", "where": "device", "num_bytes": 16 * MIB},
-        {"purpose": "KV cache", "where": "device", "num_bytes": 4 * MIB},
-        {"purpose": "blocks in host memory", "where": "host", "num_bytes": 8 * MIB * places.count("H")},
-    ]
-    return {
-        "model_name": "/home/me/models/tiny",
-        "dtype": "float16",
-        "device": "cuda:0",
-        "granularity": "block",
-        "units": units,
-        "num_slots": 2,
-        "slot_bytes": 8 * MIB,
-        "num_staging": 2,
-        "embedding": "device",
-        "head_slices": 1,
-        "ledger": {"lines": lines, "device_budget_bytes": 64 * MIB, "host_budget_bytes": 64 * MIB},
-        "cost": {
-            "read_bytes": 16 * MIB,
-            "copy_bytes": 24 * MIB,
-            "read_s": 0.01,
-            "copy_s": 0.01,
-            "compute_s": 0.01,
-            "sweep_s": 0.02,
-            "prefill_s": 0.5,
-            "limited_by": "disk",
-        },
-    }
+def plan(places: str = "D.H.") -> PlacementPlan:
+    """Return a plan with one block per letter: D on the device, H in host memory, . on disk."""
+    residencies = {"D": Residency.DEVICE, "H": Residency.HOST, ".": Residency.DISK}
+    lines = (
+        ledger_line(LedgerKind.RESIDENT_BLOCKS, MemoryTier.DEVICE, 8 * places.count("D")),
+        ledger_line(LedgerKind.SLOTS, MemoryTier.DEVICE, 16),
+        ledger_line(LedgerKind.KV_CACHE, MemoryTier.DEVICE, 4),
+        ledger_line(LedgerKind.HOST_BLOCKS, MemoryTier.HOST, 8 * places.count("H")),
+    )
+    return PlacementPlan(
+        model_name="/home/me/models/tiny",
+        dtype="float16",
+        device="cuda:0",
+        devices=("cuda:0",),
+        granularity=Granularity.BLOCK,
+        units=tuple(
+            UnitPlacement(
+                name=f"layers.{index}",
+                block=index,
+                residency=residencies[letter],
+                weight_bytes=8 * MIB,
+                read_bytes=8 * MIB,
+            )
+            for index, letter in enumerate(places)
+        ),
+        num_slots=2,
+        slot_bytes=8 * MIB,
+        num_staging=2,
+        embedding=Residency.DEVICE,
+        head_slices=1,
+        ledger=MemoryLedger(lines=lines, device_budget_bytes=64 * MIB, host_budget_bytes=64 * MIB),
+        cost=SweepCost(
+            read_bytes=16 * MIB,
+            copy_bytes=24 * MIB,
+            read_s=0.01,
+            copy_s=0.01,
+            compute_s=0.01,
+            sweep_s=0.02,
+            prefill_s=0.5,
+            limited_by="disk",
+        ),
+    )
 
 
-def answer(
-    plan_record: dict[str, Any] | None, *, device_bytes: int = 64 * MIB, why_not: str = ""
-) -> dict[str, Any]:
-    parameters = 16 * MIB
-    sizes = {"float32": 4.0, "float16": 2.0, "8-bit": 1.0, "4-bit": 0.5, "3-bit": 0.375, "2-bit": 0.25}
-    return {
-        "plan": plan_record,
-        "why_not": why_not,
-        "least_bytes": 20 * MIB,
-        "model": {
-            "name": "/home/me/models/tiny",
-            "type": "llama",
-            "dtype": "float16",
-            "parameters": parameters,
-            "weight_bytes": 2 * parameters,
-            "quantized_parameters": parameters - 2 * MIB,
-            "kept_bytes": 4 * MIB,
-            "bytes_by_precision": {name: int(size * parameters) for name, size in sizes.items()},
-            "blocks": 4,
-        },
-        "machine": {"device_memory_bytes": device_bytes},
-    }
+def ledger_line(kind: LedgerKind, where: MemoryTier, mebibytes: int) -> LedgerLine:
+    return LedgerLine(kind=kind, where=where, num_bytes=mebibytes * MIB)
+
+
+def profile() -> ModelProfile:
+    """Return a profile of 16 Mi parameters in float16, 2 Mi of them outside the blocks."""
+    block = UnitProfile(
+        name="layers.0",
+        block=0,
+        weight_bytes=28 * MIB,
+        slot_bytes=28 * MIB,
+        read_bytes=28 * MIB,
+        num_parameters=14 * MIB,
+    )
+    return ModelProfile(
+        name="/home/me/models/tiny",
+        model_type="llama",
+        dtype="float16",
+        num_parameters=16 * MIB,
+        blocks=(block,),
+        edge_bytes=4 * MIB,
+        activation=ActivationProfile(fixed_bytes=0, bytes_per_token=0.0),
+    )
+
+
+def answer(placement: PlacementPlan | None, *, device_bytes: int = 64 * MIB, reason: str = "") -> PlanAnswer:
+    return PlanAnswer(
+        plan=placement,
+        reason=reason,
+        minimum_bytes=20 * MIB,
+        profile=profile(),
+        machine=Machine(device_memory_bytes=device_bytes, host_memory_bytes=64 * MIB),
+    )

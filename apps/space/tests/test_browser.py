@@ -301,7 +301,7 @@ def test_link_to_a_tool_opens_it_and_plans_a_model_on_a_machine(visit):
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It fits as it is", timeout=LONG_S)
     box.fill("{")
     mine.page.locator("#plan").click()
-    expect(mine.page.get_by_role("alert")).to_contain_text("no JSON", timeout=LONG_S)
+    expect(mine.page.get_by_role("alert")).to_contain_text("not JSON", timeout=LONG_S)
 
 
 def test_slider_plans_before_anything_runs_and_then_the_timeline_moves(visit, app):
@@ -318,7 +318,7 @@ def test_slider_plans_before_anything_runs_and_then_the_timeline_moves(visit, ap
     assert app.workers() == []
     box.fill("0")
     box.press("Enter")
-    expect(page.locator("#watch-plan")).not_to_contain_text("0 B read and", timeout=LONG_S)
+    expect(page.locator("#watch-plan")).not_to_contain_text(" 0 B read", timeout=LONG_S)
     page.locator("#watch-run").click()
     expect(page.locator("#watch h3")).to_have_text("The last sweeps", timeout=LONG_S)
     for row in ("read", "compute"):

@@ -68,16 +68,16 @@ def test_app_imports_from_its_folder_alone(folder):
     assert done.stdout.count(str(folder)) == 2
 
 
-def test_planner_child_finds_the_packages_in_the_folder(folder):
+def test_profilers_child_finds_the_packages_in_the_folder(folder):
     child = (
         "import layerstream_space as package, json, sys; sys.stdin.readline()\n"
         "print(json.dumps({'at': package.__file__}), flush=True)"
     )
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from layerstream_space.planner import Planner\n"
-        "planner = Planner((sys.executable, '-c', sys.argv[2]))\n"
-        "print(planner.ask('x')['at']); planner.close()"
+        "from layerstream_space.profiler import Profiler\n"
+        "profiler = Profiler((sys.executable, '-c', sys.argv[2]))\n"
+        "print(profiler.ask('x')['at']); profiler.close()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), child], capture_output=True, text=True, check=True

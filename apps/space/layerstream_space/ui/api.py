@@ -7,18 +7,21 @@ import json
 import re
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
 
+from layerstream import PlanError, Workload, bytes_by_precision
 from layerstream_compare import list_variants
 
 from ..errors import VisitorError
 from ..job_runner import RunRequest
-from ..machines import MACHINES, machine_called
+from ..machines import MACHINES
 from ..models import hub_id, strip_paths
+from ..planner import ModelSource, PlanAnswer
 from ..view.pages import Argument, Endpoint
-from .fit import KNOWN, subject_called
+from .fit import KNOWN, listed_source
 from .run_loop import MODEL_QUEUE, follow_run
 from .services import Services
 
@@ -110,20 +113,20 @@ class Endpoints:
             prompt_tokens: length of the prompt in tokens.
             new_tokens: length of the answer in tokens.
         """
-        lengths = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
         try:
             if machine not in MACHINES:
                 raise VisitorError(
                     f"There is no machine called {machine!r}. Choose from: {', '.join(MACHINES)}."
                 )
-            listed = model in KNOWN or model in self._services.catalogue.names
-            subject = subject_called(self._services, model) if listed else {"model": hub_id(model)}
-            answer = self._services.planner.ask(
-                "plan", **subject, machine=machine_called(machine), dtype=dtype, **lengths
+            is_listed = model in KNOWN or model in self._services.catalogue.names
+            source = listed_source(self._services, model) if is_listed else ModelSource(model=hub_id(model))
+            workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+            answer = self._services.planner.plan(
+                source, machine=MACHINES[machine], workload=workload, dtype=dtype
             )
-        except VisitorError as error:
+        except (VisitorError, PlanError) as error:
             raise _as_gradio_error(error) from error
-        return _named(answer, model)
+        return _record(answer, model)
 
     def choices(self) -> dict[str, list[str]]:
         """Return what the other endpoints accept: models, machines, and the variants that run here."""
@@ -137,16 +140,27 @@ class Endpoints:
         }
 
 
-def _named(answer: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the answer with the model's name as it was asked for, so that no folder is revealed."""
-    plan = answer["plan"]
-    named = {
-        **answer,
-        "model": {**answer["model"], "name": model},
-        "why_not": strip_paths(answer["why_not"]),
+def _record(answer: PlanAnswer, model: str) -> dict[str, Any]:
+    """Return an answer as JSON-ready values, with the requested name of the model and without its folder."""
+    profile, plan = answer.profile, answer.plan
+    return {
+        "plan": None if plan is None else replace(plan, model_name=model).to_dict(),
+        "why_not": strip_paths(answer.reason),
+        "least_bytes": answer.minimum_bytes,
+        "model": {
+            "name": model,
+            "type": profile.model_type,
+            "dtype": profile.dtype,
+            "parameters": profile.num_parameters,
+            "weight_bytes": profile.weight_bytes,
+            "quantized_parameters": sum(unit.num_parameters for unit in profile.blocks),
+            "kept_bytes": profile.weight_bytes - sum(unit.weight_bytes for unit in profile.blocks),
+            "bytes_by_precision": dict(bytes_by_precision(profile.num_parameters)),
+            "blocks": len(profile.blocks),
+        },
+        "machine": asdict(answer.machine),
     }
-    return named if plan is None else {**named, "plan": {**plan, "model_name": model}}
 
 
-def _as_gradio_error(error: VisitorError) -> gr.Error:
+def _as_gradio_error(error: Exception) -> gr.Error:
     return gr.Error(strip_paths(str(error)), print_exception=False)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
+from layerstream import PlacementPlan, Workload
+
 from ..errors import VisitorError
 from ..job_runner import RunRequest
 from ..models import strip_paths
+from ..planner import ModelSource
 from ..run_state import RunState
 from ..settings import Limits
 from ..timeline_state import TimelineState
 from ..view.elements import format_bytes, format_seconds, notice, status_line
-from ..view.plan import ledger_bar, strip_view, total_bytes
+from ..view.plan import ledger_bar, strip_view
 from ..view.timeline import watch_view
 from .run_loop import Pictures, RunPage, wire_run
 from .services import Services, block, queue_line
@@ -44,18 +46,18 @@ def watch(services: Services) -> dict[str, Any]:
 
     def on_change(prompt: str, share: float, new_tokens: float) -> str:
         try:
-            return _plan_html(_plan(services, model, prompt, share, int(new_tokens))["plan"])
+            return _plan_html(_plan(services, model, prompt, share, int(new_tokens)))
         except VisitorError as error:
             return notice("No plan", strip_paths(str(error)), kind="error")
 
     def make_request(prompt: str, share: float, new_tokens: float) -> RunRequest:
-        planned = _plan(services, model, prompt, share, int(new_tokens))["plan"]
+        planned = _plan(services, model, prompt, share, int(new_tokens))
         return RunRequest(
             model=model,
             prompt=prompt,
             variants=("streamed",),
             new_tokens=int(new_tokens),
-            budget=f"{planned['ledger']['device_budget_bytes']} B",
+            budget=f"{planned.ledger.device_budget_bytes} B",
             quality="none",
             timeline=True,
         )
@@ -109,17 +111,18 @@ def _panels(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Slider
     return prompt, start, stop, share, new_tokens
 
 
-def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> dict[str, Any]:
+def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> PlacementPlan:
     # The tokenizer is in the worker. A character is at most one token in any vocabulary of bytes or letters.
     prompt_tokens = len(prompt) + TEMPLATE_TOKENS
-    return services.planner.ask(
-        "plan",
-        model=services.job_runner.source_of(model),
+    answer = services.planner.plan(
+        ModelSource(model=services.job_runner.source_of(model)),
         machine=None,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
+        workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens),
         share=share / 100,
     )
+    if answer.plan is None:
+        raise VisitorError(answer.reason)
+    return answer.plan
 
 
 def _draw(state: RunState) -> Pictures:
@@ -137,12 +140,13 @@ def _draw(state: RunState) -> Pictures:
     return watch_view(timeline, column.token_texts, phase, is_over=state.is_over), plan
 
 
-def _plan_html(plan: Mapping[str, Any], *, current_unit: int | None = None, has_run: bool = False) -> str:
-    budget, cost = plan["ledger"]["device_budget_bytes"], plan["cost"]
+def _plan_html(plan: PlacementPlan, *, current_unit: int | None = None, has_run: bool = False) -> str:
+    budget, cost = format_bytes(plan.ledger.device_budget_bytes), plan.cost
     note = "This is the plan that runs." if has_run else "Nothing has run yet."
-    status = (
-        f'<p class="ls-status" role="status"><span>Plan for <b>{format_bytes(budget)}</b>: '
-        f"{format_bytes(cost['read_bytes'])} read and {format_seconds(cost['sweep_s'])} for each token, "
-        f"peak {format_bytes(total_bytes(plan, 'device'))}. {note}</span></p>"
+    status = status_line(
+        f"<span>Plan for <b>{budget}</b>: each token takes {format_seconds(cost.sweep_s)}, with "
+        f"{format_bytes(cost.read_bytes)} read from disk; peak {format_bytes(plan.ledger.device_bytes)}. "
+        f"{note}</span>"
     )
-    return f'<section class="ls-plan">{status}{strip_view(plan, at=current_unit)}{ledger_bar(plan)}</section>'
+    strip = strip_view(plan, current_unit=current_unit)
+    return f'<section class="ls-plan">{status}{strip}{ledger_bar(plan)}</section>'

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from layerstream_compare import METRICS, Measurement, format_bytes, format_seconds, list_variants
+from layerstream import format_bytes, format_rate, format_seconds
+from layerstream_compare import METRICS, Measurement, list_variants
 
 TITLES: Mapping[str, str] = {
     "streamed": "Streamed",
@@ -102,6 +103,7 @@ __all__ = [
     "escape",
     "figure",
     "format_bytes",
+    "format_rate",
     "format_seconds",
     "gigabytes",
     "notice",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..timeline_state import Span, TimelineState
-from .elements import DASH, escape, format_bytes, format_seconds, tip
+from .elements import DASH, escape, format_bytes, format_rate, format_seconds, tip
 from .plan import short_name
 
 TRACKS = {
@@ -54,9 +54,7 @@ def _figures(timeline: TimelineState, num_tokens: int) -> str:
         ("read so far", format_bytes(timeline.bytes_read) if timeline.bytes_read else DASH),
         (
             "average read rate",
-            f"{timeline.bytes_read / elapsed_s / 1e9:.2f} GB/s"
-            if timeline.bytes_read and elapsed_s
-            else DASH,
+            format_rate(timeline.bytes_read / elapsed_s) if timeline.bytes_read and elapsed_s else DASH,
         ),
         ("time waiting", f"{timeline.seconds['wait'] / elapsed_s * 100:.0f} %" if elapsed_s else DASH),
     )
@@ -104,7 +102,7 @@ def _rect(span: Span, start_s: float, width_s: float) -> str:
 def _label(timeline: TimelineState) -> str:
     if not timeline.end_s:
         return "Nothing has run yet"
-    model = "" if timeline.plan is None else f"{short_name(str(timeline.plan['model_name']))}: "
+    model = "" if timeline.plan is None else f"{short_name(timeline.plan.model_name)}: "
     parts = [
         f"{TRACKS[name]} {format_seconds(timeline.seconds[name])}"
         for name in TRACKS
