@@ -1,7 +1,8 @@
-"""Assemble the folder that a Space's repository holds: the app, the project's packages beside it, and the documents it shows.
+"""Assemble the folder for a Space's repository: the app, this project's packages, and the documents it shows.
 
-`python apps/space/assemble.py FOLDER`. A Space's builder sees requirements.txt alone, before anything else of the repository is
-there, so the packages of this project cannot be installed by it: they lie beside app.py, where Python finds them.
+Usage: `python apps/space/assemble.py FOLDER`. A Space's builder installs requirements.txt before the rest of
+the repository is there, so it cannot install this project's packages. They lie beside app.py, where Python
+finds them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ PACKAGES = (
 )
 PROJECTS = (ROOT / "packages" / "layerstream", ROOT / "packages" / "compare", HERE)
 FILES = ("app.py", "README.md", "requirements.txt")
-HEAD = "# What a Space's builder installs: written by assemble.py from the packages' own requirements; they lie beside app.py.\n"
+HEAD = "# Written by assemble.py from the requirements of this project's packages.\n"
 
 
 def requirements() -> str:
-    """Return requirements.txt: what the three packages need, but one another."""
+    """Return requirements.txt: what the three packages need, except one another."""
     needed: dict[str, str] = {}
     for project in PROJECTS:
-        told = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
-        for line in told["project"]["dependencies"]:
+        metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+        for line in metadata["project"]["dependencies"]:
             name = re.split(r"[<>=!~\[ ]", line)[0]
             if not name.startswith("layerstream"):
                 needed.setdefault(name, line)
@@ -37,7 +38,7 @@ def requirements() -> str:
 
 
 def assemble(folder: Path) -> None:
-    """Write the Space's folder, replacing what is there."""
+    """Write the Space's folder and replace anything that is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in FILES:

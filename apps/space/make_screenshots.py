@@ -1,4 +1,4 @@
-"""Make the pictures in docs/screenshots: the app on its default model, really run, in headless Chromium."""
+"""Take the screenshots in docs/screenshots of the app on its default model, in headless Chromium."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG_MS = 900_000
 
 
 def main() -> None:
-    """Start the app, take every picture, and stop it."""
+    """Start the app, take all screenshots, and stop it."""
     TARGET.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "layerstream_space", *sys.argv[1:]]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def take_all(address: str) -> None:
-    """Take every picture, the quick ones first."""
+    """Take all screenshots, the quick ones first."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
@@ -49,7 +49,7 @@ def take_all(address: str) -> None:
 
 
 def side_by_side(page: Page) -> None:
-    """A whole run of four variants, then the same at a phone's width, dark."""
+    """A complete run of four variants, then the same in dark mode and at a phone's width."""
     page.get_by_role("tab", name="Side by side").click()
     page.click("#compare")
     page.wait_for_selector("a.ls-link", timeout=LONG_MS)
@@ -66,7 +66,7 @@ def side_by_side(page: Page) -> None:
 
 
 def watch(page: Page) -> None:
-    """The plan and a run's timeline."""
+    """The plan and the timeline of a run."""
     page.get_by_role("tab", name="Watch it stream").click()
     page.wait_for_selector("#watch-plan .ls-cell", timeout=LONG_MS)
     page.click("#watch-run")
@@ -82,7 +82,7 @@ def fit(page: Page) -> None:
 
 
 def context_page(page: Page) -> None:
-    """Attention against prompt length."""
+    """Attention variants against prompt length."""
     page.get_by_role("tab", name="Long context").click()
     page.click("#context-run")
     page.wait_for_selector("#context :text('Done')", timeout=2 * LONG_MS)
@@ -90,10 +90,10 @@ def context_page(page: Page) -> None:
 
 
 def keep(page: Page, name: str, *, whole: bool = True) -> None:
-    """Write a picture with few colours: a page's picture needs no more, and stays small."""
+    """Write a screenshot with few colours, which is enough for a page and keeps the file small."""
     page.wait_for_timeout(400)
-    taken = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
-    taken.quantize(COLOURS, kmeans=2).save(TARGET / f"{name}.png", optimize=True)
+    picture = Image.open(BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+    picture.quantize(COLOURS, kmeans=2).save(TARGET / f"{name}.png", optimize=True)
     sys.stderr.write(f"{name}.png {(TARGET / f'{name}.png').stat().st_size // 1024} KiB\n")
 
 

@@ -1,12 +1,12 @@
 """The app: the same prompt through streamed, resident and quantized variants, side by side in a browser.
 
-It shows and never computes: models run in `layerstream_compare`'s workers, plans are made in a child of their own. This process
-loads no torch, so that its memory stays small and flat.
+This process only shows results. Models run in `layerstream_compare`'s workers and are profiled in a child
+process. It loads no torch, so its memory stays small and does not grow.
 """
 
 import os
 
-# before anything imports gradio or huggingface_hub: the page and its server tell nobody that they were opened
+# set before gradio or huggingface_hub is imported: neither may report that the app was started
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -1,4 +1,4 @@
-"""`python -m layerstream_space`: the page on this machine."""
+"""`python -m layerstream_space`: serve the page on this machine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page until it is interrupted.
 
     Args:
-        arguments: what follows the program's name; the process' own by default.
+        arguments: the command line after the program's name; by default the process's own.
 
     Returns:
-        The exit status: 0, or 2 where the address cannot be had or an option makes no sense.
+        The exit status: 0, or 2 if the address cannot be used. An invalid option exits with status 2 as well.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         page.block_thread()
     except OSError as error:
-        sys.stderr.write(f"error: the page cannot be served: {error}; choose another --port\n")
+        sys.stderr.write(f"error: cannot serve the page: {error}; choose another --port\n")
         return 2
     finally:
         services.planner.close()
@@ -57,52 +57,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _problem(options: argparse.Namespace) -> str:
-    """Return what is wrong with the options; empty where nothing is."""
+    """Return what is wrong with the options; empty if nothing is."""
     try:
         for model in options.model or ("default",):
             Experiment(model=model, prompt="-", variants=("streamed",), budget=options.budget)
     except CompareError as error:
         return str(error)
     try:
-        # gradio would try a hundred ports one after another on an address that is not this machine's
+        # on an address of another machine, gradio would try a hundred ports one after another
         socket.create_server(
             (options.host, 0), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
         ).close()
     except OSError:
-        return f"--host {options.host} is no address of this machine; 127.0.0.1 is for this machine alone, 0.0.0.0 for the network"
+        return (
+            f"--host {options.host} is not an address of this machine; use 127.0.0.1 for this machine alone, "
+            "or 0.0.0.0 to open the page to the network"
+        )
     return ""
 
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65_535):
-        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port: give a number from 1 to 65535")
     return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="layerstream_space", description="The same prompt side by side, in a browser."
+        prog="layerstream_space", description="Compare one prompt across model variants in a browser."
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network"
     )
-    parser.add_argument("--port", type=_port, default=None, help="by default the first free one from 7860 on")
+    parser.add_argument(
+        "--port", type=_port, default=None, help="port to listen on; by default the first free one from 7860"
+    )
     parser.add_argument(
         "--model",
         action="append",
-        help="a directory or Hub id; give it again for more; a small chat model if none",
+        help="directory or Hub id of a model; repeat it for several; by default a small chat model",
     )
     parser.add_argument(
-        "--budget", default="100 MiB", help="the streamed lane's memory at first: min, or a size"
+        "--budget",
+        default="100 MiB",
+        help="initial memory budget of the streamed model: min, or a size such as 100 MiB",
     )
     parser.add_argument(
-        "--any-model", action="store_true", help="let the page name any model or directory; for one's own use"
+        "--any-model",
+        action="store_true",
+        help="let visitors name any model or directory; for private use only",
     )
     parser.add_argument(
-        "--public", action="store_true", help="with the limits of a page that anybody can open"
+        "--public", action="store_true", help="apply the limits of a page that anyone can open"
     )
     parser.add_argument(
-        "--in-process", action="store_true", help="run models in this process, where children may not"
+        "--in-process",
+        action="store_true",
+        help="run models in this process, for hosts where child processes cannot",
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser

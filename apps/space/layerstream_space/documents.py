@@ -1,19 +1,19 @@
-"""The project's documents that the page carries whole, so that reading on asks nobody else's server."""
+"""The project's documents, which are part of the page so that reading them needs no other server."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 NAMES = ("measuring", "exactness", "performance", "glossary")
-"""Which ones, in the order of reading."""
+"""The documents on the page, in reading order."""
 
 _HERE = Path(__file__).resolve().parent
 _FOLDERS = (_HERE / "documents", _HERE / "../../../docs")
-"""In a Space's folder they lie beside this file, in a checkout among the others."""
+"""Where they are: beside this file in a Space's folder, in `docs` in a checkout."""
 
 
 def read_documents() -> dict[str, str]:
-    """Return the Markdown of each document by its name; of those that are not there, none."""
+    """Return the Markdown of each document by name; missing documents are left out."""
     found = {}
     for name in NAMES:
         for folder in _FOLDERS:

@@ -1,7 +1,10 @@
-"""What a visitor did or met that has no result: one line that says what to do. Its text is shown as it is."""
+"""The error whose text is shown to visitors."""
 
 from __future__ import annotations
 
 
 class VisitorError(Exception):
-    """A wish that cannot be fulfilled; the message is for the visitor, without paths and without a traceback."""
+    """A request that cannot be met.
+
+    The message is for the visitor: what is wrong and what to do, without paths or a traceback.
+    """

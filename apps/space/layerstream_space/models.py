@@ -1,6 +1,6 @@
-"""Which models a visitor may run, by names that tell nothing of this machine's folders.
+"""Which models a visitor may run, under names that reveal nothing about this machine's folders.
 
-It knows names, directories and who may ask for what; it deliberately loads nothing. The planner's child finds the default model.
+It loads no model. The planner's child finds the default model.
 """
 
 from __future__ import annotations
@@ -16,45 +16,46 @@ from .errors import VisitorError
 from .settings import Settings
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-"""What the default model is called; it is fetched when it is first needed."""
+"""Name of the default model, which is fetched when it is first needed."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _PATH = re.compile(r"(?<![\w./:])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+")
 
 
 class Catalogue:
-    """The models of this app."""
+    """The models that this app may run, by name."""
 
     def __init__(self, settings: Settings) -> None:
-        """Name what may be run.
+        """Create the catalogue.
 
         Args:
-            settings: with the models' directories or Hub ids.
+            settings: has the models' directories or Hub ids.
         """
         self._any_model = settings.any_model
         self._sources = {_name_of(source): source for source in settings.models} or {DEFAULT_MODEL: ""}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What visitors choose from; the first one is chosen at first."""
+        """The names that visitors choose from; the first is the default."""
         return tuple(self._sources)
 
     def source_of(self, name: str) -> str:
-        """Return the directory or Hub id behind `name`; empty for the default model, which must be fetched first.
+        """Return the directory or Hub id of `name`; empty for the default model, which must be fetched first.
 
         Raises:
-            VisitorError: visitors of this page may not run it.
+            VisitorError: this page may not run it.
         """
         name = name.strip()
         if name in self._sources:
             return self._sources[name]
         if not self._any_model:
             raise VisitorError(
-                f"this page runs {', '.join(self._sources)} only; start the app yourself with --any-model for others"
+                f"This page runs only {', '.join(self._sources)}. To run others, start the app yourself "
+                "with --any-model."
             )
         if not name:
             raise VisitorError(
-                "name a model: a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a directory"
+                "Name a model: a Hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a directory."
             )
         return name
 
@@ -63,36 +64,38 @@ def hub_id(text: str) -> str:
     """Return `text` as a Hub id.
 
     Raises:
-        VisitorError: it is none. A path never is one.
+        VisitorError: it is not a Hub id; a path never is.
     """
     found = text.strip().removeprefix("https://huggingface.co/").rstrip("/")
     if not _HUB_ID.fullmatch(found) or ".." in found:
         raise VisitorError(
-            f"{text.strip()[:80]!r} is no Hub id; write owner/name, or paste the content of a config.json"
+            f"{text.strip()[:80]!r} is not a Hub id. Write owner/name, or paste the content of a config.json."
         )
     return found
 
 
-def without_paths(text: str) -> str:
+def strip_paths(text: str) -> str:
     """Return `text` with every absolute path shortened to its last part."""
     return _PATH.sub(lambda match: match[0].rpartition("/")[2], text)
 
 
-def presentable(measurement: Measurement, source: str, name: str, *, hides: bool) -> Measurement:
-    """Return a measurement that names its model and tells nothing of folders.
+def sanitize_measurement(
+    measurement: Measurement, source: str, name: str, *, hide_stderr: bool
+) -> Measurement:
+    """Return the measurement with the model's name for visitors and without any folder.
 
     Args:
-        measurement: as the worker told it.
+        measurement: the worker's measurement.
         source: the model's directory or Hub id.
-        name: what visitors call it.
-        hides: leave the worker's last words out.
+        name: the model's name for visitors.
+        hide_stderr: also leave out the worker's last output on standard error.
     """
     case: Case = measurement.case.with_changes(model=name)
     return replace(
         measurement,
         case=case,
-        reason=without_paths(measurement.reason.replace(source, name)),
-        stderr_tail="" if hides else without_paths(measurement.stderr_tail.replace(source, name)),
+        reason=strip_paths(measurement.reason.replace(source, name)),
+        stderr_tail="" if hide_stderr else strip_paths(measurement.stderr_tail.replace(source, name)),
         facts=_renamed(measurement.facts, source, name),
     )
 
@@ -101,9 +104,9 @@ def _renamed(value: Any, source: str, name: str) -> Any:
     if isinstance(value, str):
         return value.replace(source, name)
     if isinstance(value, dict):
-        return {key: _renamed(each, source, name) for key, each in value.items()}
+        return {key: _renamed(item, source, name) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_renamed(each, source, name) for each in value]
+        return [_renamed(item, source, name) for item in value]
     return value
 
 

@@ -1,133 +1,176 @@
-"""The planner's child: asks layerstream for plans without loading torch into this process.
+"""Plans for any model on any machine, made in this process from profiles.
 
-One child, started at the first question and kept warm; questions wait for one another. It knows lines of JSON; what they mean is
-`planning_worker`'s. The child ends when this process does: its standard input closes.
+Only profiling needs torch, so a child process does it. Profiles and the figures of this machine are kept, and
+every further plan is arithmetic that takes no question to the child.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+
+import layerstream as ls
 
 from .errors import VisitorError
+from .profiler import Profiler
 
-WORKER_COMMAND = (sys.executable, "-m", "layerstream_space.planning_worker")
-ANSWER_WITHIN_S = 90.0
-_READ_BYTES = 65536
+MAX_PROFILES = 16
+PROBE_EVERY_S = 600.0
+FETCH_WITHIN_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model's shape comes from; exactly one attribute is not empty.
+
+    Attributes:
+        model: a directory or Hub id.
+        known: layerstream's name of a well-known model.
+        config: the text of a `config.json`.
+    """
+
+    model: str = ""
+    known: str = ""
+    config: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanAnswer:
+    """The answer to "Will it fit?".
+
+    Attributes:
+        plan: the plan; None if the budget is too small.
+        reason: why there is no plan; empty if there is one.
+        minimum_bytes: the smallest device memory that works.
+        profile: the model.
+        machine: the machine.
+    """
+
+    plan: ls.PlacementPlan | None
+    reason: str
+    minimum_bytes: int
+    profile: ls.ModelProfile
+    machine: ls.Machine
 
 
 class Planner:
-    """Questions to layerstream's planner, answered by a child process."""
+    """Plans models; keeps their profiles."""
 
-    def __init__(
-        self, command: Sequence[str] = WORKER_COMMAND, *, answer_within_s: float = ANSWER_WITHIN_S
-    ) -> None:
-        """Prepare; the child starts at the first question.
+    def __init__(self, profiler: Profiler | None = None) -> None:
+        """Create a planner; nothing is started yet.
 
         Args:
-            command: the child's program.
-            answer_within_s: a question that takes longer ends the child, so that a monstrous config holds nobody up.
+            profiler: profiles models; by default in a new child process.
         """
-        self._command = tuple(command)
-        self._answer_within_s = answer_within_s
+        self._profiler = profiler or Profiler()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        # visitors name models by Hub ids: in an empty folder no id is a path
-        self._folder = tempfile.TemporaryDirectory(prefix="layerstream-planner-")
+        self._profiles: OrderedDict[tuple[ModelSource, str, str], ls.ModelProfile] = OrderedDict()
+        self._machine: ls.Machine | None = None
+        self._probed_s = 0.0
+        self._default_model = ""
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="planner")
 
-    def ask(self, question: str, *, within_s: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """Return the child's answer.
+    def plan(
+        self,
+        source: ModelSource,
+        *,
+        machine: ls.Machine | None,
+        workload: ls.Workload,
+        dtype: str = "auto",
+        share: float | None = None,
+    ) -> PlanAnswer:
+        """Return where a model's weights would live on a machine.
 
         Args:
-            question: an operation of the worker.
-            within_s: seconds to wait; the planner's own by default.
-            **arguments: of the operation, as JSON-ready values.
+            source: the model.
+            machine: the machine; None is this one.
+            workload: prompt and answer lengths.
+            dtype: the run dtype.
+            share: share of the memory between the minimum (0) and all weights resident (1); by default the
+                machine's free memory is the budget.
 
         Raises:
-            VisitorError: what is wrong with the question, or that it took too long.
+            VisitorError: why the model cannot be planned.
         """
-        line = json.dumps({"question": question, **arguments}).encode() + b"\n"
-        with self._lock:
-            try:
-                answer = self._exchange(line, time.monotonic() + (within_s or self._answer_within_s))
-            except (OSError, ValueError, EOFError) as error:
-                self._end()
-                raise VisitorError(
-                    "the planner stopped at this question; try again, or ask for a smaller model"
-                ) from error
-        if "error" in answer:
-            raise VisitorError(str(answer["error"]))
-        return answer
+        machine = machine or self.this_machine()
+        profile = self.profile(source, dtype=dtype, device=machine.device)
 
-    def submit(
-        self, question: str, *, within_s: float | None = None, **arguments: Any
-    ) -> Future[dict[str, Any]]:
-        """Ask without waiting; the future's result, or error, is that of `ask`."""
-        return self._pool.submit(self.ask, question, within_s=within_s, **arguments)
+        def plan_within(budget: str | int) -> ls.PlacementPlan:
+            return ls.simulate(profile, machine=machine, workload=workload, budget=budget)
+
+        plan, reason = None, ""
+        try:
+            minimum_bytes = _minimum_bytes(plan_within)
+            budget: str | int = "auto"
+            if share is not None:
+                all_bytes = _resident_bytes(plan_within, profile)
+                budget = minimum_bytes + round(min(max(share, 0.0), 1.0) * max(0, all_bytes - minimum_bytes))
+            plan = plan_within(budget)
+        except ls.BudgetTooSmallError as error:
+            reason = str(error)
+        except ls.LayerstreamError as error:
+            raise VisitorError(" ".join(str(error).split())) from error
+        return PlanAnswer(
+            plan=plan, reason=reason, minimum_bytes=minimum_bytes, profile=profile, machine=machine
+        )
+
+    def profile(self, source: ModelSource, *, dtype: str = "auto", device: str = "cpu") -> ls.ModelProfile:
+        """Return a model's profile; the child is asked only for one that is not kept.
+
+        Raises:
+            VisitorError: why the model cannot be profiled.
+        """
+        kind = device.split(":")[0]
+        key = (source, dtype, kind)
+        with self._lock:
+            if key in self._profiles:
+                self._profiles.move_to_end(key)
+                return self._profiles[key]
+        # not under the lock: a model that takes long must not delay the others' plans
+        answer = self._profiler.ask("profile", **asdict(source), dtype=dtype, device=kind)
+        profile = ls.ModelProfile.from_dict(answer["profile"])
+        with self._lock:
+            self._profiles[key] = profile
+            if len(self._profiles) > MAX_PROFILES:
+                self._profiles.popitem(last=False)
+        return profile
+
+    def this_machine(self) -> ls.Machine:
+        """Return this machine's figures, measured anew if they are old, which takes seconds."""
+        if self._machine is None or time.monotonic() - self._probed_s > PROBE_EVERY_S:
+            self._machine = ls.Machine.from_dict(self._profiler.ask("this_machine")["machine"])
+            self._probed_s = time.monotonic()
+        return self._machine
+
+    def default_model(self) -> str:
+        """Return the directory of the default model; fetching it the first time takes half a minute."""
+        if not self._default_model:
+            answer = self._profiler.ask("default_model", within_s=FETCH_WITHIN_S)
+            self._default_model = str(answer["path"])
+        return self._default_model
+
+    def fetch_default_model(self) -> Future[str]:
+        """Return the result of `default_model` as a future, without waiting for it."""
+        return self._pool.submit(self.default_model)
 
     def close(self) -> None:
-        """End the child."""
-        with self._lock:
-            self._end()
+        """End the child process."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._folder.cleanup()
-
-    def _exchange(self, line: bytes, deadline: float) -> dict[str, Any]:
-        process = self._running()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(line)
-        process.stdin.flush()
-        told = b""
-        while not told.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                self._end()
-                raise VisitorError(
-                    "the planner took too long over this and was stopped; ask for a smaller model"
-                )
-            chunk = os.read(process.stdout.fileno(), _READ_BYTES)
-            if not chunk:
-                raise EOFError("the planner's child ended")
-            told += chunk
-        answer: dict[str, Any] = json.loads(told)
-        return answer
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=self._folder.name,
-                start_new_session=True,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": _python_path()},
-            )
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._profiler.close()
 
 
-def _python_path() -> str:
-    """Return where the child finds this package from its empty folder: in a Space it is not installed, it lies beside app.py."""
-    beside = str(Path(__file__).resolve().parents[1])
-    return os.pathsep.join([beside, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+def _minimum_bytes(plan_within: Callable[[str | int], ls.PlacementPlan]) -> int:
+    try:
+        return plan_within("min").ledger.device_budget_bytes
+    except ls.BudgetTooSmallError as error:
+        # the host has too little memory; the device's minimum does not help then
+        return error.needed_bytes
+
+
+def _resident_bytes(plan_within: Callable[[str | int], ls.PlacementPlan], profile: ls.ModelProfile) -> int:
+    """Return the device memory at which no weights stream any more."""
+    return plan_within(8 * profile.weight_bytes + 64 * 2**30).ledger.device_bytes

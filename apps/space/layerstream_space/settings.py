@@ -1,7 +1,4 @@
-"""How this app was started: which models, which budget, which limits. Frozen values, read once.
-
-It knows the command line's and a Space's wishes; it deliberately knows nothing of pages, jobs or models' contents.
-"""
+"""How this app was started: its models, its budget and its limits, as frozen values."""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one visitor may ask for.
+    """The most that one visitor may ask for.
 
     Attributes:
         prompt_characters: length of a prompt.
-        new_tokens: tokens of an answer.
-        variants: lanes of one run.
-        context_tokens: the longest prompt of the long-context page.
+        new_tokens: length of an answer in tokens.
+        variants: variants in one run.
+        context_tokens: longest prompt of the long-context page.
         config_characters: length of a pasted config.
-        case_s: seconds of one variant.
-        run_s: seconds of one run, all variants together.
-        runs_at_once: runs at the same time; others wait in the queue.
+        case_s: seconds for one variant.
+        run_s: seconds for one run, all variants together.
+        runs_at_once: runs at the same time; further ones wait in the queue.
         waiting: places in the queue.
     """
 
@@ -47,7 +44,7 @@ PUBLIC_LIMITS = Limits(
     run_s=300.0,
     waiting=20,
 )
-"""The limits of a page that anybody can open."""
+"""The limits of a page that anyone can open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +52,13 @@ class Settings:
     """How this app runs.
 
     Attributes:
-        models: directories or Hub ids that may be run; empty means layerstream's default model, which is fetched on demand.
-        budget: the streamed lane's memory at first: `min`, or a size.
-        any_model: visitors may name any Hub id or directory, to run and to plan. For one's own machine only.
-        is_public: others can open this page: tight limits, and nothing of this machine's folders is told.
-        in_process: run cases in this process, for hosts that allow no children with their GPU (ZeroGPU).
-        limits: what one visitor may ask for.
+        models: directories or Hub ids that may be run; empty means layerstream's default model, fetched on
+            demand.
+        budget: initial memory budget of the streamed variant: `min`, or a size.
+        any_model: visitors may name any Hub id or directory. Use it on a private machine only.
+        is_public: strangers can open this page, so nothing about this machine's folders is shown.
+        in_process: run cases in this process, for hosts where child processes cannot use the GPU (ZeroGPU).
+        limits: the most that one visitor may ask for.
     """
 
     models: tuple[str, ...] = ()
@@ -72,10 +70,10 @@ class Settings:
 
 
 def settings_of_space(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings of a Space, as its environment variables tell them.
+    """Return the settings of a Space from its environment variables.
 
-    `LAYERSTREAM_MODELS` (separated by commas) and `LAYERSTREAM_BUDGET` are the Space's own variables; `SPACES_ZERO_GPU` is set by
-    Hugging Face where the GPU is lent to single calls.
+    `LAYERSTREAM_MODELS` (separated by commas) and `LAYERSTREAM_BUDGET` are this app's own variables. Hugging
+    Face sets `SPACES_ZERO_GPU` where the GPU is lent to single calls.
     """
     models = tuple(
         name.strip() for name in environment.get("LAYERSTREAM_MODELS", "").split(",") if name.strip()
@@ -90,5 +88,5 @@ def settings_of_space(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def is_zero_gpu(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this is a ZeroGPU Space."""
+    """Return True on a ZeroGPU Space."""
     return environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t")

@@ -1,7 +1,7 @@
-"""The look: gradio's variables set to our colours, and the style sheet of our own blocks. System fonts; nothing is fetched.
+"""The theme: gradio's variables in our colours. Fonts are the system's, so nothing is fetched.
 
-The palette is Okabe and Ito's, which colour-blind eyes can tell apart, darkened or lightened until text and bars stand out on both
-grounds; stripes and shapes say the same as colours wherever two meet.
+The palette is Okabe and Ito's, which colour-blind people can tell apart, adjusted for contrast on light and
+dark backgrounds. Where two colours meet, stripes or shapes carry the same information.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _COLOURS = {
     "checkbox_border_color_selected": "var(--ls-accent)",
     "slider_color": "var(--ls-accent)",
 }
-"""Gradio's variables that are colours; our own variables know light from dark."""
+"""Gradio's colour variables. Our own variables switch between light and dark."""
 
 _MEASURES = {
     "block_border_width": "1px",

@@ -1,4 +1,4 @@
-"""The app as users start it: a process, its address, and the processes below it."""
+"""The app as users start it: a process, its address, and its child processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class App:
         command: tuple[str, ...] = ("-m", "layerstream_space"),
         python: str = sys.executable,
     ) -> None:
-        """Know how to start it."""
+        """Prepare the command; the app starts when the context is entered."""
         self._command = [python, *command, *options]
         self.address = ""
 
@@ -38,14 +38,14 @@ class App:
             text=True,
             env={**os.environ, **ENVIRONMENT},
         )
-        told = ""
+        output = ""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            told += line
+            output += line
             if " is open at " in line:
                 self.address = line.rpartition(" ")[2].strip()
                 return self
-        raise AssertionError(f"the app did not start: {told}")
+        raise AssertionError(f"the app did not start: {output}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,25 +57,25 @@ class App:
 
     @property
     def pid(self) -> int:
-        """The app's own process."""
+        """The process id of the app."""
         return self._process.pid
 
     def workers(self) -> list[int]:
-        """Return the processes of this app that run a model now."""
+        """Return the process ids of this app's workers, which run models."""
         return [pid for pid in children_of(self.pid) if "layerstream_compare.worker" in command_of(pid)]
 
-    def wait_for_workers(self, wanted: bool, *, within_s: float = 60.0) -> bool:
-        """Wait until there is a worker, or none; return whether that came true."""
-        end = time.monotonic() + within_s
-        while bool(self.workers()) is not wanted:
-            if time.monotonic() > end:
+    def wait_for_workers(self, expected: bool, *, within_s: float = 60.0) -> bool:
+        """Wait until there is a worker (or none); return False if that took too long."""
+        deadline_s = time.monotonic() + within_s
+        while bool(self.workers()) is not expected:
+            if time.monotonic() > deadline_s:
                 return False
             time.sleep(0.02)
         return True
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the processes that `pid` started and that are no zombies."""
+    """Return the child processes of `pid`, zombies left out."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -88,7 +88,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a process; empty when it is gone."""
+    """Return the command line of a process; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
     except OSError:

@@ -1,4 +1,4 @@
-"""What the app's tests share: a tiny checkpoint, the app as a process of its own, and a browser."""
+"""Fixtures of the app's tests: a tiny checkpoint, and the app as a process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# the tiny checkpoint is compare's
+# the tiny checkpoint comes from compare's tests
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "packages" / "compare" / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,12 +18,12 @@ from tiny_model import save_tiny_model
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The directory of a Llama of 2 blocks in float16; read it, never write to it."""
+    """The directory of a Llama with 2 blocks in float16; never write to it."""
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-model"))
 
 
 @pytest.fixture(scope="session")
 def app(tiny_model: str) -> Iterator[App]:
-    """The app on the tiny checkpoint, serving on localhost."""
+    """The app on the tiny checkpoint, served on localhost."""
     with App("--model", tiny_model, "--budget", "min") as running:
         yield running

@@ -1,4 +1,4 @@
-"""A real browser on the real app and a tiny checkpoint: what a visitor sees, presses and gets."""
+"""A real browser on the real app with a tiny checkpoint: what a visitor sees, clicks and gets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS += ("--disable-component-update", "--disable-sync")
 LONG_S = 120_000
 
 pytestmark = [
-    # in CI a browser that is missing is a failure: .ci/run installs it
+    # in CI a missing browser is a failure, because .ci/run installs one
     pytest.mark.skipif(
         CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"
     ),
@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """One visitor's page, and what it asked and complained about."""
+    """One visitor's page, with its requests and its errors."""
 
     def __init__(
         self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False
@@ -58,18 +58,16 @@ class Visit:
         )
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console", lambda line: self.complaints.append(line.text) if line.type == "error" else None
-        )
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
-        if wished := parse_qs(query.removeprefix("?")).get("variants"):
+        if variants := parse_qs(query.removeprefix("?")).get("variants"):
             # the page fills itself from its address a moment after it is drawn
             expect(self.page.locator("#variants input:checked")).to_have_count(
-                len(wished[0].split(",")), timeout=LONG_S
+                len(variants[0].split(",")), timeout=LONG_S
             )
 
     def shoot(self, name: str) -> None:
@@ -97,64 +95,65 @@ def visit(browser: Browser, app: App) -> Iterator:
     yield start
     for each in visits:
         each.context.close()
-        strangers = [
+        foreign = [
             url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))
         ]
-        assert strangers == []
-        assert each.complaints == []
+        assert foreign == []
+        assert each.errors == []
 
 
 WATCH_WORDS = """() => {
   window.lengths = [];
   new MutationObserver(() => {
-    const text = document.querySelector(".ls-lane.running .ls-text:not(:has(.ls-wait))");
+    const text = document.querySelector(".ls-column.running .ls-text:not(:has(.ls-wait))");
     if (text) window.lengths.push(text.textContent.length);
-  }).observe(document.querySelector("#board"), {subtree: true, childList: true, characterData: true});
+  }).observe(document.querySelector("#answers"), {subtree: true, childList: true, characterData: true});
 }"""
 
 
 NAMELESS = """() => {
-  const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.title || e.placeholder
-    || e.textContent.trim() || e.closest("label")?.textContent.trim() || (e.id && document.querySelector(`label[for="${e.id}"]`));
+  const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.title
+    || e.placeholder || e.textContent.trim() || e.closest("label")?.textContent.trim()
+    || (e.id && document.querySelector(`label[for="${e.id}"]`));
   const controls = [...document.querySelectorAll("button, input, textarea, select, [role=tab]")];
   return controls.filter((e) => e.offsetParent !== null && !named(e)).map((e) => e.outerHTML.slice(0, 120));
 }"""
 
 
-def test_a_visitor_compares_two_variants_and_sees_words_marks_figures_and_plots(visit):
+def test_visitor_compares_two_variants_and_sees_answers_marks_figures_and_plots(visit):
     mine = visit(query="?prompt=Hello%20there&variants=streamed,bnb-nf4&tokens=60&budget=min")
     page = mine.page
     expect(page.get_by_role("textbox", name="Prompt").first).to_have_value("Hello there")
     mine.shoot("side-by-side_empty")
     page.evaluate(WATCH_WORDS)
-    heights = [page.locator(".ls-lane").first.bounding_box()["y"]]
+    heights = [page.locator(".ls-column").first.bounding_box()["y"]]
     page.locator("#compare").click()
-    expect(page.locator(".ls-lane.running")).to_be_visible(timeout=LONG_S)
-    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
+    expect(page.locator(".ls-column.running")).to_be_visible(timeout=LONG_S)
+    heights.append(page.locator(".ls-column").first.bounding_box()["y"])
     expect(page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
-    heights.append(page.locator(".ls-lane").first.bounding_box()["y"])
-    assert max(heights) - min(heights) < 2, "the lanes moved while words came"
+    heights.append(page.locator(".ls-column").first.bounding_box()["y"])
+    assert max(heights) - min(heights) < 2, "the columns moved while words arrived"
     lengths = page.evaluate("window.lengths")
-    assert len(set(lengths)) > 2, "words came at once, not as a stream"
-    assert page.locator(".ls-lane.ok").count() == 2
-    assert page.locator(".ls-lane.reference .ls-badge.exact").count() == 1
-    mark = page.locator(".ls-lane mark")
+    assert len(set(lengths)) > 2, "all words arrived at once"
+    assert page.locator(".ls-column.ok").count() == 2
+    assert page.locator(".ls-column.reference .ls-badge.exact").count() == 1
+    mark = page.locator(".ls-column mark")
     expect(mark).to_have_count(1)
     mark.hover()
     expect(mark.locator(".ls-tip")).to_be_visible()
     assert "margin" in mark.locator(".ls-tip").inner_text()
-    figures = page.locator(".ls-lane").first.locator("dd").all_inner_texts()
+    figures = page.locator(".ls-column").first.locator("dd").all_inner_texts()
     assert len(figures) == 8
     assert "–" not in figures
-    page.locator(".ls-lane .ls-q").first.focus()
-    expect(page.locator(".ls-lane .ls-q .ls-tip").first).to_be_visible()
+    page.locator(".ls-column .ls-q").first.focus()
+    expect(page.locator(".ls-column .ls-q .ls-tip").first).to_be_visible()
     assert page.locator("#plots .ls-bar").count() == 6
     expect(page.locator("#stop")).to_be_disabled()
     expect(page.locator("#compare")).to_be_enabled()
     mine.shoot("side-by-side_done")
 
 
-def test_what_is_downloaded_is_what_was_measured(visit):
+def test_download_contains_the_measurements(visit):
     mine = visit(query="?prompt=Hi&variants=resident&tokens=4&quality=none")
     mine.page.locator("#compare").click()
     with mine.page.expect_download(timeout=LONG_S) as waiting:
@@ -165,20 +164,20 @@ def test_what_is_downloaded_is_what_was_measured(visit):
     assert waiting.value.suggested_filename == "layerstream-compare.json"
 
 
-def test_stop_ends_the_worker_and_leaves_a_page_that_can_start_again(visit, app):
+def test_stop_ends_the_worker_and_the_page_can_start_again(visit, app):
     mine = visit(query="?variants=resident,streamed&tokens=200&quality=none")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
     mine.page.locator("#stop").click()
     assert app.wait_for_workers(False, within_s=10)
     expect(mine.page.locator(".ls-status").first).to_contain_text("Stopped")
-    assert mine.page.locator(".ls-lane.stopped").count() == 2
+    assert mine.page.locator(".ls-column.stopped").count() == 2
     expect(mine.page.locator("#compare")).to_be_enabled()
     expect(mine.page.locator("#stop")).to_be_disabled()
     mine.shoot("side-by-side_stopped")
 
 
-def test_a_closed_tab_ends_its_worker(visit, app):
+def test_closed_tab_ends_its_worker(visit, app):
     mine = visit(query="?variants=resident&tokens=200")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
@@ -186,15 +185,15 @@ def test_a_closed_tab_ends_its_worker(visit, app):
     assert app.wait_for_workers(False, within_s=20)
 
 
-def test_a_reload_in_the_middle_ends_the_worker_and_gives_a_fresh_page(visit, app):
+def test_reload_during_a_run_ends_the_worker_and_gives_a_fresh_page(visit, app):
     mine = visit(query="?variants=resident&tokens=200")
     mine.page.locator("#compare").click()
     assert app.wait_for_workers(True)
     mine.page.reload()
     assert app.wait_for_workers(False, within_s=20)
-    expect(mine.page.locator(".ls-lane.empty").first).to_be_visible()
-    # gradio's client complains of its own connection that the reload broke off
-    mine.complaints.clear()
+    expect(mine.page.locator(".ls-column.empty").first).to_be_visible()
+    # gradio's client reports its own connection, which the reload broke off
+    mine.errors.clear()
 
 
 def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
@@ -208,18 +207,18 @@ def queued_behind_another(visit, app, query: str) -> tuple[Visit, Visit]:
     return first, second
 
 
-def test_who_comes_second_sees_the_place_in_the_queue_and_then_gets_the_own_answer(visit, app):
+def test_second_visitor_sees_the_place_in_the_queue_and_then_the_answer(visit, app):
     first, second = queued_behind_another(
         visit, app, "?prompt=Second&variants=resident&tokens=4&quality=none"
     )
     expect(second.page.locator("#queue .progress-text")).to_be_visible()
     second.shoot("side-by-side_queued")
     first.page.locator("#stop").click()
-    expect(second.page.locator("#board .ls-lane.ok")).to_have_count(1, timeout=LONG_S)
-    assert first.page.locator(".ls-lane.stopped").count() == 1
+    expect(second.page.locator("#answers .ls-column.ok")).to_have_count(1, timeout=LONG_S)
+    assert first.page.locator(".ls-column.stopped").count() == 1
 
 
-def test_who_waits_in_the_queue_can_leave_it(visit, app):
+def test_visitor_can_leave_the_queue(visit, app):
     first, second = queued_behind_another(visit, app, "?variants=streamed&tokens=4&quality=none")
     second.page.locator("#stop").click()
     expect(second.page.locator("#compare")).to_be_enabled()
@@ -227,7 +226,7 @@ def test_who_waits_in_the_queue_can_leave_it(visit, app):
     expect(second.page.locator("#queue .error")).to_be_hidden()
     first.page.locator("#stop").click()
     assert app.wait_for_workers(False, within_s=10)
-    assert second.page.locator(".ls-lane.ok").count() == 0
+    assert second.page.locator(".ls-column.ok").count() == 0
 
 
 BROKEN_APP = """
@@ -247,11 +246,11 @@ page.block_thread()
 """
 
 
-def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_model):
+def test_page_can_start_again_after_a_crash(browser, tiny_model):
     with App(tiny_model, command=("-c", BROKEN_APP)) as broken:
         mine = Visit(browser, broken, query="?variants=resident&tokens=4")
         mine.page.locator("#compare").click()
-        expect(mine.page.get_by_role("alert")).to_contain_text("This broke", timeout=LONG_S)
+        expect(mine.page.get_by_role("alert")).to_contain_text("Something broke", timeout=LONG_S)
         expect(mine.page.locator("#compare")).to_be_enabled()
         expect(mine.page.locator("#stop")).to_be_disabled()
         assert "secret" not in mine.page.content()
@@ -259,7 +258,7 @@ def test_a_run_that_breaks_leaves_a_page_that_can_start_again(browser, tiny_mode
         mine.context.close()
 
 
-def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app):
+def test_invalid_request_shows_a_message_and_nothing_runs(visit, app):
     mine = visit(query="?variants=streamed&tokens=8")
     mine.page.get_by_role("textbox", name="Prompt").first.fill("   ")
     mine.page.locator("#compare").click()
@@ -268,14 +267,14 @@ def test_a_wish_that_makes_no_sense_is_told_in_words_and_nothing_runs(visit, app
     mine.shoot("side-by-side_error")
 
 
-def test_a_budget_too_small_fails_in_its_lane_with_what_to_do(visit):
+def test_budget_too_small_fails_in_its_column_and_says_what_to_do(visit):
     mine = visit(query="?prompt=Hi&variants=streamed&tokens=4&budget=1%20KiB&quality=none")
     mine.page.locator("#compare").click()
-    expect(mine.page.locator(".ls-lane.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
+    expect(mine.page.locator(".ls-column.failed .ls-reason")).to_contain_text("give at least", timeout=LONG_S)
     assert "Traceback" not in mine.page.content()
 
 
-def test_the_copied_link_opens_the_same_wish(visit, app):
+def test_copied_link_opens_the_same_request(visit, app):
     mine = visit(query="?prompt=A%20%26%20B&variants=streamed,bnb-nf4&tokens=12&budget=5%20MiB&quality=none")
     expect(mine.page.get_by_role("textbox", name="Prompt").first).to_have_value("A & B")
     mine.page.locator("#share").click()
@@ -288,29 +287,30 @@ def test_the_copied_link_opens_the_same_wish(visit, app):
     ]
 
 
-def test_a_link_to_a_page_opens_that_page_and_a_model_is_planned_on_a_machine(visit):
+def test_link_to_a_tool_opens_it_and_plans_a_model_on_a_machine(visit):
     mine = visit(query="?tool=fit")
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It runs, streamed", timeout=LONG_S)
     assert mine.page.locator("#fit .ls-cell").count() == 81
     mine.page.get_by_label("A config.json").check()
     box = mine.page.get_by_label("Content of its config.json")
     box.fill(
-        '{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "dtype": "float16"}'
+        '{"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, '
+        '"dtype": "float16"}'
     )
     mine.page.locator("#plan").click()
     expect(mine.page.locator(".ls-verdict")).to_contain_text("It fits as it is", timeout=LONG_S)
     box.fill("{")
     mine.page.locator("#plan").click()
-    expect(mine.page.get_by_role("alert")).to_contain_text("no JSON", timeout=LONG_S)
+    expect(mine.page.get_by_role("alert")).to_contain_text("not JSON", timeout=LONG_S)
 
 
-def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app):
+def test_slider_plans_before_anything_runs_and_then_the_timeline_moves(visit, app):
     mine = visit()
     page = mine.page
     page.get_by_role("tab", name="Watch it stream").click()
     expect(page.locator("#watch-plan .ls-cell")).to_have_count(3, timeout=LONG_S)
     before = page.locator("#watch-plan").inner_text()
-    box = page.get_by_label("number input for Memory, from the least to all")
+    box = page.get_by_label("number input for Memory, from the minimum to all")
     box.fill("100")
     box.press("Enter")
     expect(page.locator("#watch-plan")).not_to_have_text(before, timeout=LONG_S)
@@ -318,7 +318,7 @@ def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app
     assert app.workers() == []
     box.fill("0")
     box.press("Enter")
-    expect(page.locator("#watch-plan")).not_to_contain_text("0 B read and", timeout=LONG_S)
+    expect(page.locator("#watch-plan")).not_to_contain_text(" 0 B read", timeout=LONG_S)
     page.locator("#watch-run").click()
     expect(page.locator("#watch h3")).to_have_text("The last sweeps", timeout=LONG_S)
     for row in ("read", "compute"):
@@ -327,17 +327,17 @@ def test_the_slider_plans_before_anything_runs_and_the_timeline_moves(visit, app
     mine.shoot("watch_done")
 
 
-def test_a_step_of_the_method_leads_into_the_document_that_tells_it_whole(visit):
+def test_step_of_the_method_links_to_its_section_in_the_document(visit):
     mine = visit(query="?tool=method")
-    told = mine.page.locator("#doc-measuring")
-    expect(told).to_be_hidden()
-    mine.page.get_by_role("link", name="Read on: Libraries first").click()
-    expect(told).to_be_visible()
+    document = mine.page.locator("#doc-measuring")
+    expect(document).to_be_hidden()
+    mine.page.get_by_role("link", name="Read more: Libraries first").click()
+    expect(document).to_be_visible()
     expect(mine.page.locator("#doc-measuring-memory")).to_be_in_viewport()
-    mine.shoot("method_read-on")
+    mine.shoot("method_read-more")
 
 
-def test_long_context_draws_a_curve_for_each_attention(visit):
+def test_long_context_draws_a_curve_for_each_attention_variant(visit):
     mine = visit()
     page = mine.page
     page.get_by_role("tab", name="Long context").click()
@@ -350,7 +350,7 @@ def test_long_context_draws_a_curve_for_each_attention(visit):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_phone_shows_every_page_without_scrolling_sideways(visit, dark):
+def test_phone_shows_every_page_without_scrolling_sideways(visit, dark):
     for tool in ("watch", "fit", "context", "method", "compare"):
         mine = visit(query=f"?tool={tool}", width=390, dark=dark)
         expect(mine.page.locator(f"#page-{tool}")).to_be_visible(timeout=LONG_S)

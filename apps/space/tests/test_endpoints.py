@@ -1,4 +1,4 @@
-"""The endpoints through `gradio_client`, as a program uses them: on the tiny checkpoint, with real workers."""
+"""The endpoints as programs use them, through `gradio_client`: a tiny checkpoint and real workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
     pytest.mark.xdist_group("app"),
     pytest.mark.timeout(300),
-    # the client's own libraries warn on import, and leave closing their connections to the collector
+    # the client's libraries warn on import and leave their connections to the garbage collector
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -28,14 +28,14 @@ def client(app: App) -> Client:
     return Client(app.address, verbose=False)
 
 
-def test_the_page_explains_every_argument_of_every_endpoint():
+def test_page_explains_every_argument_of_every_endpoint():
     endpoints = describe_endpoints()
     assert [each.name for each in endpoints] == ["compare", "plan", "choices"]
     arguments = {argument.name: argument for argument in endpoints[0].arguments}
     assert (arguments["prompt"].default, arguments["max_new_tokens"].default) == ("", "32")
     assert arguments["variants"].kind == "list[str]"
     html = method_view({}, endpoints)
-    assert all(escape(argument.told) in html for each in endpoints for argument in each.arguments)
+    assert all(escape(argument.meaning) in html for each in endpoints for argument in each.arguments)
 
 
 def test_choices_name_models_machines_and_variants(client):
@@ -56,7 +56,7 @@ def test_compare_runs_two_variants_and_returns_their_measurements(client, tiny_m
     assert tiny_model not in str([streamed, resident])
 
 
-def test_plan_answers_for_a_card_nobody_here_has(client):
+def test_plan_answers_for_hardware_that_is_not_here(client):
     answer = client.predict(
         "Llama-2-70B", client.predict(api_name="/choices")["machines"][0], api_name="/plan"
     )
@@ -67,20 +67,20 @@ def test_plan_answers_for_a_card_nobody_here_has(client):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("", ["streamed"]), "The prompt is empty"),
         (("Hello", ["magic"]), "no variant called"),
-        (("Hello", ["streamed"], 8, "min", "/etc"), "this page runs tiny-model only"),
+        (("Hello", ["streamed"], 8, "min", "/etc"), "This page runs only tiny-model"),
         (("Hello", ["streamed"], 100_000), "between 1 and 512"),
     ],
 )
-def test_a_wish_beyond_the_limits_is_an_error_in_words(client, arguments, told):
-    with pytest.raises(AppError, match=told):
+def test_request_beyond_the_limits_is_a_readable_error(client, arguments, message):
+    with pytest.raises(AppError, match=message):
         client.predict(*arguments, api_name="/compare")
 
 
-def test_a_case_that_fails_is_told_without_paths(client, tiny_model):
+def test_failed_case_is_reported_without_paths(client, tiny_model):
     (failed,) = client.predict("Hello", ["streamed"], 4, "1 KiB", api_name="/compare")
     assert failed["status"] == "failed"
     assert "cannot hold" in failed["reason"]
@@ -94,7 +94,7 @@ def test_cancelling_a_job_ends_its_worker(client, app):
     assert app.wait_for_workers(False, within_s=10)
 
 
-def test_visitors_who_come_at_once_wait_for_one_another_and_each_gets_its_own(app):
+def test_simultaneous_visitors_are_queued_and_each_gets_its_own_answer(app):
     prompts = ["one", "two", "three"]
     found: dict[str, str] = {}
 
@@ -115,7 +115,7 @@ def test_visitors_who_come_at_once_wait_for_one_another_and_each_gets_its_own(ap
     assert most == 1
 
 
-def test_only_the_endpoints_meant_for_programs_are_public(client):
+def test_only_the_endpoints_for_programs_are_public(client):
     assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {
         "/compare",
         "/plan",

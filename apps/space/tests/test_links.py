@@ -1,4 +1,4 @@
-"""An address fills the page; whoever wrote it, nothing beyond the limits comes through. Gradio loads in a process of its own."""
+"""An address fills the page, within the limits of the page. Gradio loads in its own process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 PROGRAM = """
 import json, sys
 from layerstream_space.settings import PUBLIC_LIMITS
-from layerstream_space.ui.links import filled
+from layerstream_space.ui.links import values_from_query
 
-def tell(value):
+def plain(value):
     return value if isinstance(value, (str, int, list)) else "skipped"
 
-print(json.dumps([[tell(value) for value in filled(query, PUBLIC_LIMITS)] for query in json.loads(sys.argv[1])]))
+queries = json.loads(sys.argv[1])
+print(json.dumps([[plain(value) for value in values_from_query(query, PUBLIC_LIMITS)] for query in queries]))
 """
 
 QUERIES = [
@@ -40,18 +41,18 @@ def answers():
     return json.loads(done.stdout)
 
 
-def test_an_address_without_parameters_changes_nothing(answers):
+def test_address_without_parameters_changes_nothing(answers):
     assert set(answers[0]) == {"skipped"}
 
 
-def test_an_address_fills_every_control(answers):
+def test_address_fills_every_control(answers):
     assert answers[1] == ["Hi", ["streamed", "bnb-nf4"], 24, "80 MiB", "none"]
 
 
-def test_what_an_address_tells_wrongly_stays_as_it_is(answers):
+def test_invalid_parameters_change_nothing(answers):
     assert answers[2] == answers[0]
 
 
-def test_an_address_is_held_to_the_limits(answers):
+def test_address_is_held_to_the_limits(answers):
     prompt, variants, tokens, budget, _ = answers[3]
     assert (len(prompt), len(variants), tokens, len(budget)) == (1200, 4, 64, 40)

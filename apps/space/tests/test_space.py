@@ -1,4 +1,4 @@
-"""The Space's folder holds what a Space needs, and its files agree with the packages'."""
+"""The assembled folder has all that a Space needs, and its files agree with the packages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import types
 from pathlib import Path
 
 import gradio as gr
-import made_up
 import pytest
+import sample_values
 
-from layerstream_space import jobs
+from layerstream_space import job_runner
 from layerstream_space.errors import VisitorError
 from layerstream_space.space import zero_gpu_runner
 
@@ -48,30 +48,36 @@ def test_requirements_name_nothing_that_a_builder_cannot_find():
     assert all(re.fullmatch(r"[\w.-]+(?:[<>=!~]=?[\d.]+,?)+", line) for line in lines), lines
 
 
-def test_the_front_matter_names_the_app_and_a_gradio_that_the_requirements_allow(folder):
+def test_front_matter_names_the_app_and_the_pinned_gradio(folder):
     head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
-    told = dict(re.findall(r"^(\w+): (.+)$", head, re.MULTILINE))
-    assert (told["sdk"], told["app_file"]) == ("gradio", "app.py")
-    assert (folder / told["app_file"]).is_file()
+    header = dict(re.findall(r"^(\w+): (.+)$", head, re.MULTILINE))
+    assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
+    assert (folder / header["app_file"]).is_file()
     pins = (HERE.parents[1] / "constraints.txt").read_text(encoding="utf-8")
-    assert f"gradio=={told['sdk_version']}\n" in pins
+    assert f"gradio=={header['sdk_version']}\n" in pins
 
 
-def test_the_app_imports_from_its_folder_alone(folder):
-    # -S leaves the installed project out; the folder's own packages must do
-    program = "import layerstream_space, layerstream_compare; print(layerstream_space.__file__, layerstream_compare.__file__)"
+def test_app_imports_from_its_folder_alone(folder):
+    program = (
+        "import layerstream_space, layerstream_compare\n"
+        "print(layerstream_space.__file__, layerstream_compare.__file__)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.count(str(folder)) == 2
 
 
-def test_the_planners_child_finds_the_folders_packages(folder):
-    child = "import layerstream_space as it, json, sys; sys.stdin.readline(); print(json.dumps({'at': it.__file__}), flush=True)"
+def test_profilers_child_finds_the_packages_in_the_folder(folder):
+    child = (
+        "import layerstream_space as package, json, sys; sys.stdin.readline()\n"
+        "print(json.dumps({'at': package.__file__}), flush=True)"
+    )
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from layerstream_space.planner import Planner\n"
-        "planner = Planner((sys.executable, '-c', sys.argv[2])); print(planner.ask('x')['at']); planner.close()"
+        "from layerstream_space.profiler import Profiler\n"
+        "profiler = Profiler((sys.executable, '-c', sys.argv[2]))\n"
+        "print(profiler.ask('x')['at']); profiler.close()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), child], capture_output=True, text=True, check=True
@@ -79,12 +85,12 @@ def test_the_planners_child_finds_the_folders_packages(folder):
     assert done.stdout.startswith(str(folder))
 
 
-def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
+def test_zero_gpu_runs_each_case_inside_the_call_with_the_gpu(monkeypatch):
     lent = []
 
     class Spaces(types.ModuleType):
         @staticmethod
-        def GPU(*, duration):  # noqa: N802  their name
+        def GPU(*, duration):  # noqa: N802  the name in `spaces`
             def wrap(function):
                 def call(case):
                     lent.append((duration, case.variant))
@@ -96,14 +102,16 @@ def test_on_zero_gpu_each_case_runs_inside_the_lent_call(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "spaces", Spaces("spaces"))
     monkeypatch.setattr(
-        jobs, "run_in_process", lambda case, heartbeat_s: iter([made_up.finished(made_up.measurement(case))])
+        job_runner,
+        "run_in_process",
+        lambda case, heartbeat_s: iter([sample_values.finished(sample_values.measurement(case))]),
     )
-    events = list(zero_gpu_runner()(made_up.case("resident")))
+    events = list(zero_gpu_runner()(sample_values.case("resident")))
     assert lent == [(60, "resident")]
     assert events[-1].measurement.status == "ok"
 
 
-def test_on_zero_gpu_a_visitor_is_told_why_no_gpu_was_lent(monkeypatch):
+def test_zero_gpu_error_tells_the_visitor_why_there_is_no_gpu(monkeypatch):
     def refuse(case):
         raise gr.Error("GPU quota exceeded")
         yield
@@ -112,4 +120,4 @@ def test_on_zero_gpu_a_visitor_is_told_why_no_gpu_was_lent(monkeypatch):
         sys.modules, "spaces", types.SimpleNamespace(GPU=lambda *, duration: lambda function: refuse)
     )
     with pytest.raises(VisitorError, match="GPU quota exceeded"):
-        list(zero_gpu_runner()(made_up.case("resident")))
+        list(zero_gpu_runner()(sample_values.case("resident")))

@@ -1,4 +1,4 @@
-"""Views are pure: what they are given is what they show, escaped."""
+"""Views are pure: they show exactly what they are given, escaped."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import json
 import re
 from html.parser import HTMLParser
 
-import made_up
 import pytest
+import sample_values
 
+from layerstream import format_bytes, format_seconds
 from layerstream_compare import METRICS
-from layerstream_space.board import Board
 from layerstream_space.documents import NAMES, read_documents
-from layerstream_space.here import Here
-from layerstream_space.track import Track
+from layerstream_space.host_info import HostInfo
+from layerstream_space.run_state import RunState
+from layerstream_space.timeline_state import TimelineState
 from layerstream_space.view.bars import plots_view
+from layerstream_space.view.columns import FIGURES, columns_view, empty_columns
 from layerstream_space.view.curves import curves_view, power
 from layerstream_space.view.documents import documents_view
 from layerstream_space.view.downloads import downloads_view
-from layerstream_space.view.lanes import FIGURES, board_view, empty_board
 from layerstream_space.view.pages import STEPS, masthead, method_view
 from layerstream_space.view.plan import fit_view, known_table, ledger_bar, strip_view
 from layerstream_space.view.timeline import watch_view
 
-STREAMED, NF4 = made_up.case("streamed"), made_up.case("bnb-nf4")
+STREAMED, NF4 = sample_values.case("streamed"), sample_values.case("bnb-nf4")
 EVIL = '<script>alert("x")</script>'
 
 
 class Balance(HTMLParser):
-    """Fails on a tag that is closed and was not open."""
+    """A parser that fails when a closing tag does not match the open one."""
 
     VOID = ("path", "rect", "circle", "polygon", "polyline")
 
@@ -54,97 +55,105 @@ def checked(html: str) -> str:
     return html
 
 
-def done_board(**nf4: object) -> Board:
-    board = Board([STREAMED, NF4], STREAMED)
-    board.take(made_up.finished(made_up.measurement(STREAMED)), 0.0)
-    board.take(made_up.finished(made_up.measurement(NF4, **nf4)), 1.0)
-    return board
+def done_state(**nf4: object) -> RunState:
+    state = RunState([STREAMED, NF4], STREAMED)
+    state.apply(sample_values.finished(sample_values.measurement(STREAMED)), 0.0)
+    state.apply(sample_values.finished(sample_values.measurement(NF4, **nf4)), 1.0)
+    return state
 
 
-def test_the_first_different_token_is_marked_and_the_rest_is_tinted():
-    html = checked(board_view(done_board(ids=(1, 7, 3), texts=("The", " sea", " was")), 2.0))
+def test_first_different_token_is_marked_and_the_rest_is_tinted():
+    html = checked(columns_view(done_state(ids=(1, 7, 3), texts=("The", " sea", " was")), 2.0))
     assert re.search(r"The<mark [^>]*>.*sea.*</mark><span class=\"ls-after\"> was</span>", html)
     assert "margin of 0.02" in html
     assert "coin flip" in html
     assert "differs from token" in html
 
 
-def test_equal_answers_are_called_so_and_nothing_is_marked():
-    html = checked(board_view(done_board(), 2.0))
+def test_equal_answers_are_reported_and_nothing_is_marked():
+    html = checked(columns_view(done_state(), 2.0))
     assert "<mark" not in html
-    assert "same words as the reference" in html
-    assert "1 of 1 other lanes" in html
+    assert "same answer as the reference" in html
+    assert "1 of 1 other columns" in html
 
 
-def test_an_answer_that_ends_earlier_says_that_it_ends_there():
-    assert "(ends here)" in board_view(done_board(ids=(1,), texts=("The",)), 2.0)
+def test_shorter_answer_says_where_it_ends():
+    assert "(ends here)" in columns_view(done_state(ids=(1,), texts=("The",)), 2.0)
 
 
-def test_every_figure_of_a_lane_is_there_and_has_its_explanation():
-    html = checked(board_view(done_board(), 2.0))
+def test_column_has_every_figure_with_its_explanation():
+    html = checked(columns_view(done_state(), 2.0))
     for key, name in FIGURES:
         metric = next(metric for metric in METRICS if metric.key == key)
         assert f"<dt>{name} " in html
-        assert metric.show(metric.value(made_up.measurement(STREAMED))) in html
+        assert metric.show(metric.value(sample_values.measurement(STREAMED))) in html
     assert html.count('class="ls-q"') == 2 * len(FIGURES)
 
 
-def test_bit_exact_and_reference_and_noisy_have_badges():
-    board = Board([STREAMED, NF4], STREAMED)
-    board.take(made_up.finished(made_up.measurement(STREAMED, timing=made_up.timing(is_noisy=True))), 0.0)
-    board.take(
-        made_up.finished(made_up.measurement(NF4, agreements=(made_up.agreement(is_bit_exact=False),))), 0.0
+def test_reference_bit_exact_and_noisy_columns_have_badges():
+    state = RunState([STREAMED, NF4], STREAMED)
+    state.apply(
+        sample_values.finished(
+            sample_values.measurement(STREAMED, timing=sample_values.timing(is_noisy=True))
+        ),
+        0.0,
     )
-    html = board_view(board, 1.0)
+    state.apply(
+        sample_values.finished(
+            sample_values.measurement(NF4, agreements=(sample_values.agreement(is_bit_exact=False),))
+        ),
+        0.0,
+    )
+    html = columns_view(state, 1.0)
     for badge, count in (("bit-exact", 1), (">reference<", 1), (">noisy<", 1)):
         assert html.count(badge) == count
 
 
 @pytest.mark.parametrize("status", ["failed", "unavailable"])
-def test_a_lane_without_a_result_gives_the_reason(status):
-    html = checked(board_view(done_board(status=status, reason=EVIL, ids=(), texts=()), 1.0))
+def test_column_without_a_result_gives_the_reason(status):
+    html = checked(columns_view(done_state(status=status, reason=EVIL, ids=(), texts=()), 1.0))
     assert "&lt;script&gt;" in html
     assert EVIL not in html
 
 
-def test_a_running_lane_tells_its_phase_and_seconds():
-    board = Board([STREAMED, NF4], STREAMED)
-    board.take(made_up.event(STREAMED, "started"), 10.0)
-    board.take(made_up.event(STREAMED, "phase", phase="load"), 11.0)
-    html = checked(board_view(board, 14.9))
+def test_running_column_shows_its_phase_and_seconds():
+    state = RunState([STREAMED, NF4], STREAMED)
+    state.apply(sample_values.event(STREAMED, "started"), 10.0)
+    state.apply(sample_values.event(STREAMED, "phase", phase="load"), 11.0)
+    html = checked(columns_view(state, 14.9))
     assert "1 of 2: <b>Streamed</b>, loading the weights, 4 s" in html
-    assert "waits for its turn" in html
+    assert "waiting for its turn" in html
 
 
-def test_model_words_are_escaped_wherever_they_stand():
-    html = checked(board_view(done_board(ids=(1, 7, 3), texts=(EVIL, EVIL, EVIL)), 1.0))
+def test_model_output_is_escaped_everywhere():
+    html = checked(columns_view(done_state(ids=(1, 7, 3), texts=(EVIL, EVIL, EVIL)), 1.0))
     assert EVIL not in html
 
 
-def test_lanes_keep_their_height_from_before_the_first_word_to_the_last():
+def test_columns_keep_their_height_from_before_the_first_word_to_the_last():
     lines = [
         re.search(r"--lines:(\d+)", html)[1]
-        for html in (empty_board(["streamed"], 8), board_view(done_board(), 1.0))
+        for html in (empty_columns(["streamed"], 8), columns_view(done_state(), 1.0))
     ]
     assert lines[0] == lines[1]
 
 
 def test_memory_bars_are_drawn_to_scale_with_the_budget_line():
-    html = checked(plots_view([made_up.measurement(STREAMED), made_up.measurement(NF4)]))
+    html = checked(plots_view([sample_values.measurement(STREAMED), sample_values.measurement(NF4)]))
     most = (120 + 60) * 1.04
     assert f"width:{120 / most * 100:.2f}%" in html
     assert f"--at:{100 / most * 100:.2f}%" in html
     assert "budget 100 MiB" in html
 
 
-def test_plots_say_what_will_come_while_nothing_was_measured():
-    failed = made_up.measurement(STREAMED, status="failed", memory=None, timing=None)
+def test_plots_say_what_will_appear_before_anything_is_measured():
+    failed = sample_values.measurement(STREAMED, status="failed", memory=None, timing=None)
     assert plots_view([failed]) == plots_view([])
     assert "Bars appear" in checked(plots_view([]))
 
 
-def test_downloads_hold_the_results_themselves():
-    found = made_up.measurement(STREAMED)
+def test_downloads_contain_the_results_themselves():
+    found = sample_values.measurement(STREAMED)
     links = dict(
         re.findall(
             r'download="[^"]+\.(\w+)" href="data:[^,]+;base64,([^"]+)"', checked(downloads_view([found]))
@@ -157,116 +166,111 @@ def test_downloads_hold_the_results_themselves():
     assert "href" not in downloads_view([])
 
 
-def test_a_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
-    html = checked(strip_view(made_up.plan("D.H."), at=2))
+def test_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
+    html = checked(strip_view(sample_values.plan("D.H."), current_unit=2))
     assert html.count('class="ls-cell') == 4
     assert html.count('class="ls-cell now"') == 1
     assert html.count('class="device" style="height:100.00%"') == 1
     assert html.count('class="host" style="height:100.00%"') == 1
-    assert "on disk: 2 of 4, 16.0 MiB" in html
+    assert f"on disk: 2 of 4, {format_bytes(16 * sample_values.MIB)}" in html
 
 
-def test_the_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
-    html = checked(fit_view(made_up.answer(made_up.plan()), "A card"))
+def test_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
+    html = checked(fit_view(sample_values.answer(sample_values.plan()), "A card"))
     assert "It runs, streamed" in html
-    assert "20.0 ms" in html
+    assert format_seconds(0.02) in html
     assert "/home" not in html
     # 14 Mi weights at a byte each, 4 MiB kept, 4 MiB of cache
-    assert ">22.0 MiB<" in html
+    assert f">{format_bytes(22 * sample_values.MIB)}<" in html
 
 
-def test_the_fit_page_says_why_not():
-    html = checked(fit_view(made_up.answer(None, why_not="give at least 20 MiB"), "A card"))
-    assert "It does not run there" in html
+def test_fit_page_says_why_a_model_does_not_run():
+    html = checked(fit_view(sample_values.answer(None, reason="give at least 20 MiB"), "A card"))
+    assert "It does not fit" in html
     assert "give at least 20 MiB" in html
 
 
-def test_a_resident_plan_says_that_nothing_streams():
-    assert "It fits as it is" in fit_view(made_up.answer(made_up.plan("DDDD")), "A card")
+def test_resident_plan_says_that_nothing_streams():
+    html = fit_view(sample_values.answer(sample_values.plan("DDDD")), "A card")
+    assert "It fits as it is" in html
 
 
-def test_fits_and_does_not_fit_are_words_too():
-    html = fit_view(made_up.answer(made_up.plan(), device_bytes=40 * made_up.MIB), "A card")
+def test_fits_and_does_not_fit_are_also_words():
+    html = fit_view(sample_values.answer(sample_values.plan(), device_bytes=40 * sample_values.MIB), "A card")
     assert "✗ no" in html
     assert "✓ yes" in html
 
 
-def test_the_ledger_bar_names_its_parts():
-    html = checked(ledger_bar(made_up.plan()))
-    assert "slots 16.0 MiB" in html
-    assert "predicted peak 28.0 MiB of 64.0 MiB" in html
+def test_ledger_bar_names_its_parts():
+    html = checked(ledger_bar(sample_values.plan()))
+    assert f"slots {format_bytes(16 * sample_values.MIB)}" in html
+    peak, budget = format_bytes(28 * sample_values.MIB), format_bytes(64 * sample_values.MIB)
+    assert f"predicted peak {peak} of {budget}" in html
 
 
-def test_known_models_are_in_decimal_gigabytes():
-    row = {
-        "title": "Seven",
-        "parameters": 70 * 10**9,
-        "bytes_by_precision": dict.fromkeys(
-            ("float32", "float16", "8-bit", "4-bit", "3-bit", "2-bit"), 140 * 10**9
-        ),
-    }
-    assert "140 GB" in checked(known_table([row]))
+def test_known_models_are_listed_in_decimal_gigabytes():
+    assert "140 GB" in checked(known_table({"Seven": 70 * 10**9}))
 
 
-def a_track() -> Track:
-    track = Track()
-    track.take(made_up.event(STREAMED, "plan", plan=made_up.plan()))
-    spans = [["read", 1, 0, 0.0, 0.05, 8 * made_up.MIB]]
+def sample_timeline() -> TimelineState:
+    timeline = TimelineState()
+    timeline.apply(sample_values.event(STREAMED, "plan", plan=sample_values.plan().to_dict()))
+    spans = [["read", 1, 0, 0.0, 0.05, 8 * sample_values.MIB]]
     for sweep in range(4):
         spans += [
             ["wait", 1, sweep, sweep + 0.1, sweep + 0.2, 0],
             ["compute", 1, sweep, sweep + 0.2, sweep + 0.9, 0],
         ]
-    track.take(made_up.event(STREAMED, "spans", spans=spans))
-    return track
+    timeline.apply(sample_values.event(STREAMED, "spans", spans=spans))
+    return timeline
 
 
-def test_a_track_adds_up_what_was_read_waited_for_and_how_long_a_sweep_takes():
-    track = a_track()
-    assert (track.sweeps, track.bytes_read, track.unit_now) == (4, 8 * made_up.MIB, 1)
-    assert track.sweep_s() == pytest.approx(1.0)
-    assert track.seconds["wait"] == pytest.approx(0.4)
+def test_timeline_sums_reads_and_waits_and_averages_the_sweep_time():
+    timeline = sample_timeline()
+    assert (timeline.bytes_read, timeline.current_unit) == (8 * sample_values.MIB, 1)
+    assert timeline.sweep_s() == pytest.approx(1.0)
+    assert timeline.seconds["wait"] == pytest.approx(0.4)
 
 
-def test_the_timeline_draws_the_last_sweeps_and_tells_them_in_words():
-    html = checked(watch_view(a_track(), ["Once", " upon"], "writing", is_over=True))
+def test_timeline_draws_the_last_sweeps_and_describes_them_in_words():
+    html = checked(watch_view(sample_timeline(), ["Once", " upon"], "writing", is_over=True))
     assert "Once upon" in html
     assert html.count('<svg class="compute"') == 1
-    assert "waiting for weights 400 ms" in html
+    assert f"waiting for weights {format_seconds(0.4)}" in html
     assert "/home" not in html
-    # two sweeps and a bit fit into the window
+    # the window is a little longer than two sweeps
     computing = re.search(r'<svg class="compute".*?</svg>', html)[0]
     assert computing.count("<rect") in (2, 3)
 
 
-def test_an_idle_timeline_draws_nothing_and_says_what_to_do():
-    html = checked(watch_view(Track(), [], "Run it", is_over=False))
+def test_idle_timeline_draws_nothing_and_says_what_to_do():
+    html = checked(watch_view(TimelineState(), [], "Run it", is_over=False))
     assert "<rect" not in html
     assert "Run it" in html
 
 
 def test_spans_of_the_warm_up_are_left_out():
-    track = Track()
-    track.take(made_up.event(STREAMED, "spans", spans=[["read", 1, 0, -2.0, -1.0, 5]]))
-    assert track.bytes_read == 0
+    timeline = TimelineState()
+    timeline.apply(sample_values.event(STREAMED, "spans", spans=[["read", 1, 0, -2.0, -1.0, 5]]))
+    assert timeline.bytes_read == 0
 
 
 @pytest.mark.parametrize(("exponent", "lengths"), [(2.0, (512, 1024, 2048)), (1.0, (300, 600))])
-def test_the_power_of_a_curve_is_found(exponent, lengths):
+def test_power_of_a_curve_is_found(exponent, lengths):
     assert power([(length, length**exponent) for length in lengths]) == pytest.approx(exponent)
 
 
-def test_a_lane_and_its_bar_tell_the_same_peak_without_mapped_files():
-    board = done_board()
-    lane, bars = board_view(board, 2.0), plots_view(board.measurements)
+def test_column_and_bar_show_the_same_peak_without_mapped_files():
+    state = done_state()
+    column, bars = columns_view(state, 2.0), plots_view(state.measurements)
     for needed in ("110 MiB", "180 MiB"):
-        assert f"<dd>{needed}</dd>" in lane
+        assert f"<dd>{needed}</dd>" in column
         assert f'<span class="ls-number">{needed}</span>' in bars
 
 
-def test_curves_have_a_point_for_each_length_and_words_for_readers():
+def test_curves_have_a_point_for_each_length_and_text_for_screen_readers():
     found = [
-        made_up.measurement(made_up.case("resident", attention=attention, prompt_tokens=length))
+        sample_values.measurement(sample_values.case("resident", attention=attention, prompt_tokens=length))
         for attention in ("eager", "sdpa")
         for length in (512, 1024)
     ]
@@ -276,19 +280,19 @@ def test_curves_have_a_point_for_each_length_and_words_for_readers():
     assert "512 tokens" in html
 
 
-def test_the_masthead_names_model_and_machine():
-    html = checked(masthead(["tiny", "other"], Here(cores=2, memory_bytes=16 * 1024**3, has_gpu=False)))
-    for told in ("tiny and 1 more", "2 CPU cores", "16.0 GiB memory", "no GPU"):
-        assert told in html
+def test_masthead_names_model_and_machine():
+    html = checked(masthead(["tiny", "other"], HostInfo(cores=2, memory_bytes=16 * 1024**3, has_gpu=False)))
+    for fact in ("tiny and 1 more", "2 CPU cores", f"{format_bytes(16 * 1024**3)} memory", "no GPU"):
+        assert fact in html
 
 
-def test_the_method_explains_every_figure():
+def test_method_page_explains_every_figure():
     html = checked(method_view({}, []))
     assert all(metric.title in html for metric in METRICS)
     assert "<a " not in html
 
 
-def test_the_method_links_into_the_documents_that_the_page_carries():
+def test_method_page_links_into_the_documents_on_the_page():
     documents = read_documents()
     assert list(documents) == list(NAMES)
     html = checked(method_view(documents, []))
@@ -298,7 +302,7 @@ def test_the_method_links_into_the_documents_that_the_page_carries():
     assert missing == []
 
 
-def test_a_link_off_the_page_becomes_plain_words():
+def test_link_off_the_page_becomes_plain_text():
     html = checked(
         documents_view(
             {"one": "# One\n## A, b\nSee [two](two.md), [me](one.md#a-b) and [code](../code.py). <b>&</b>"}

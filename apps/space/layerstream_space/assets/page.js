@@ -1,5 +1,5 @@
 () => {
-  // gradio's page has a base address: a plain "#" link would leave the tab
+  // gradio's page has a base address, so a plain "#" link would leave the tab
   document.addEventListener("click", (event) => {
     const link = event.target.closest('.ls-block a[href^="#"]');
     const place = link && document.getElementById(link.getAttribute("href").slice(1));

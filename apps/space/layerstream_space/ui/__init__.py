@@ -1,1 +1,1 @@
-"""The pages: gradio's components, wired to runs and views. Nothing is computed here."""
+"""The pages: gradio components wired to the job runner, the planner and the views."""

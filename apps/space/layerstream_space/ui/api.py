@@ -1,4 +1,4 @@
-"""Endpoints for programs: typed functions that `gradio_client` calls by name; the page's own events are none of them."""
+"""Endpoints for programs: typed functions that `gradio_client` calls by name."""
 
 from __future__ import annotations
 
@@ -7,40 +7,44 @@ import json
 import re
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
 
+from layerstream import PlanError, Workload, bytes_by_precision
 from layerstream_compare import list_variants
 
 from ..errors import VisitorError
-from ..jobs import Wish
-from ..machines import MACHINES, machine_called
-from ..models import hub_id, without_paths
+from ..job_runner import RunRequest
+from ..machines import MACHINES
+from ..models import hub_id, strip_paths
+from ..planner import ModelSource, PlanAnswer
 from ..view.pages import Argument, Endpoint
-from .fit import KNOWN, subject_called
-from .services import MODEL_QUEUE, Services
+from .fit import KNOWN, listed_source
+from .run_loop import MODEL_QUEUE, follow_run
+from .services import Services
 
 
 def describe_endpoints() -> list[Endpoint]:
-    """Return what each endpoint's docstring and signature say; gradio's own page of endpoints leaves the arguments unexplained."""
-    return [_described(name, getattr(Endpoints, name)) for name in ("compare", "plan", "choices")]
+    """Return the endpoints' docstrings and signatures; gradio's own page does not explain the arguments."""
+    return [_description(name, getattr(Endpoints, name)) for name in ("compare", "plan", "choices")]
 
 
-def _described(name: str, function: Callable[..., Any]) -> Endpoint:
-    told, _, rest = inspect.cleandoc(function.__doc__ or "").partition("Args:")
+def _description(name: str, function: Callable[..., Any]) -> Endpoint:
+    summary, _, rest = inspect.cleandoc(function.__doc__ or "").partition("Args:")
     meanings = dict(re.findall(r"^ +(\w+): (.+)$", rest, re.MULTILINE))
     arguments = tuple(
         Argument(
-            name=each.name,
-            kind=str(each.annotation),
-            default="" if each.default is each.empty else repr(each.default),
-            told=meanings[each.name].replace("`", ""),
+            name=parameter.name,
+            kind=str(parameter.annotation),
+            default="" if parameter.default is parameter.empty else repr(parameter.default),
+            meaning=meanings[parameter.name].replace("`", ""),
         )
-        for each in inspect.signature(function).parameters.values()
-        if each.name != "self"
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "self"
     )
-    return Endpoint(name=name, told=" ".join(told.split()).replace("`", ""), arguments=arguments)
+    return Endpoint(name=name, summary=" ".join(summary.split()).replace("`", ""), arguments=arguments)
 
 
 def add_endpoints(services: Services) -> None:
@@ -53,10 +57,10 @@ def add_endpoints(services: Services) -> None:
 
 
 class Endpoints:
-    """What a program can ask for."""
+    """The functions that programs can call. The page shows their docstrings."""
 
     def __init__(self, services: Services) -> None:
-        """Answer from these services."""
+        """Create endpoints that answer from these services."""
         self._services = services
 
     def compare(
@@ -68,17 +72,19 @@ class Endpoints:
         model: str = "",
         quality: str = "answer",
     ) -> Generator[list[dict[str, Any]], None, None]:
-        """Run one prompt through variants and return a measurement for each, as `layerstream_compare.Measurement` writes them.
+        """Run one prompt through variants and return a measurement for each.
+
+        A measurement has the fields of `layerstream_compare.Measurement`.
 
         Args:
             prompt: the text.
             variants: names from `/choices`; the first exact one (streamed, resident) is the reference.
-            max_new_tokens: tokens to generate, greedily.
+            max_new_tokens: number of tokens to generate, greedily.
             budget: memory of the streamed variant: `min` or a size such as `100 MiB`.
-            model: a name from `/choices`; empty is the first.
-            quality: `answer`, `prose` (and on prose, slow) or `none`.
+            model: a name from `/choices`; empty means the first one.
+            quality: where to measure agreement: `answer`, `prose` (also on prose, slow) or `none`.
         """
-        wish = Wish(
+        request = RunRequest(
             model=model or self._services.catalogue.names[0],
             prompt=prompt,
             variants=tuple(variants),
@@ -86,63 +92,75 @@ class Endpoints:
             budget=budget,
             quality=quality,
         )
-        done: list[dict[str, Any]] = []
         try:
-            with closing(self._services.runs.start(wish)) as steps:
-                for step in steps:
-                    if step.event is not None and step.event.measurement is not None:
-                        done = [*done, json.loads(step.event.measurement.to_json())]
-                    yield done
+            with closing(follow_run(self._services.job_runner, request)) as states:
+                for state in states:
+                    yield [json.loads(measurement.to_json()) for measurement in state.measurements]
         except VisitorError as error:
-            raise _told(error) from error
+            raise _as_gradio_error(error) from error
 
     def plan(
         self, model: str, machine: str, dtype: str = "auto", prompt_tokens: int = 512, new_tokens: int = 128
     ) -> dict[str, Any]:
-        """Return where every block of a model would live on a machine, the ledger in bytes and the predicted seconds. Nothing runs.
+        """Return the placement plan of a model on a machine. Nothing runs.
+
+        It says where every block would live, the memory ledger in bytes and the predicted seconds.
 
         Args:
-            model: a known model or one of this page's, from `/choices`, or a Hub id.
+            model: a known model or one of this page's models, from `/choices`, or a Hub id.
             machine: a name from `/choices`.
             dtype: `auto`, `float16`, `bfloat16` or `float32`.
-            prompt_tokens: of the prompt.
-            new_tokens: of the answer.
+            prompt_tokens: length of the prompt in tokens.
+            new_tokens: length of the answer in tokens.
         """
-        lengths = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
         try:
             if machine not in MACHINES:
                 raise VisitorError(
-                    f"There is no machine called {machine!r}; there are {', '.join(MACHINES)}."
+                    f"There is no machine called {machine!r}. Choose from: {', '.join(MACHINES)}."
                 )
-            listed = model in KNOWN or model in self._services.catalogue.names
-            subject = subject_called(self._services, model) if listed else {"model": hub_id(model)}
-            answer = self._services.planner.ask(
-                "plan", **subject, machine=machine_called(machine), dtype=dtype, **lengths
+            is_listed = model in KNOWN or model in self._services.catalogue.names
+            source = listed_source(self._services, model) if is_listed else ModelSource(model=hub_id(model))
+            workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+            answer = self._services.planner.plan(
+                source, machine=MACHINES[machine], workload=workload, dtype=dtype
             )
-        except VisitorError as error:
-            raise _told(error) from error
-        return _named(answer, model)
+        except (VisitorError, PlanError) as error:
+            raise _as_gradio_error(error) from error
+        return _record(answer, model)
 
     def choices(self) -> dict[str, list[str]]:
-        """Return what the other endpoints take: models, known models, machines, and the variants that this machine can run."""
+        """Return what the other endpoints accept: models, machines, and the variants that run here."""
         return {
             "models": list(self._services.catalogue.names),
             "known_models": list(KNOWN),
             "machines": list(MACHINES),
-            "variants": [each.name for each in list_variants("weights") if each.availability() is None],
+            "variants": [
+                variant.name for variant in list_variants("weights") if variant.availability() is None
+            ],
         }
 
 
-def _named(answer: dict[str, Any], model: str) -> dict[str, Any]:
-    """Return the planner's answer with the model called as it was asked for, and never by its folder."""
-    plan = answer["plan"]
-    named = {
-        **answer,
-        "model": {**answer["model"], "name": model},
-        "why_not": without_paths(answer["why_not"]),
+def _record(answer: PlanAnswer, model: str) -> dict[str, Any]:
+    """Return an answer as JSON-ready values, with the requested name of the model and without its folder."""
+    profile, plan = answer.profile, answer.plan
+    return {
+        "plan": None if plan is None else replace(plan, model_name=model).to_dict(),
+        "why_not": strip_paths(answer.reason),
+        "least_bytes": answer.minimum_bytes,
+        "model": {
+            "name": model,
+            "type": profile.model_type,
+            "dtype": profile.dtype,
+            "parameters": profile.num_parameters,
+            "weight_bytes": profile.weight_bytes,
+            "quantized_parameters": sum(unit.num_parameters for unit in profile.blocks),
+            "kept_bytes": profile.weight_bytes - sum(unit.weight_bytes for unit in profile.blocks),
+            "bytes_by_precision": dict(bytes_by_precision(profile.num_parameters)),
+            "blocks": len(profile.blocks),
+        },
+        "machine": asdict(answer.machine),
     }
-    return named if plan is None else {**named, "plan": {**plan, "model_name": model}}
 
 
-def _told(error: VisitorError) -> gr.Error:
-    return gr.Error(without_paths(str(error)), print_exception=False)
+def _as_gradio_error(error: Exception) -> gr.Error:
+    return gr.Error(strip_paths(str(error)), print_exception=False)

@@ -1,147 +1,118 @@
-"""Long context: attention variants against prompt length, a point at a time; the quadratic and the linear one on one plot."""
+"""Long context: memory and time of attention variants against prompt length, measured point by point."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
-from typing import Any
 
 import gradio as gr
 
 from layerstream_compare import list_variants
 
-from ..board import PHASES, Board
 from ..errors import VisitorError
-from ..jobs import Wish
+from ..job_runner import RunRequest
+from ..run_state import RunState
 from ..view.curves import curves_view
-from ..view.words import escape, notice, title_of
-from .services import Services, Sessions, block, queue_line, session_of, wire_run
-
-Outputs = tuple[Any, ...]
+from ..view.elements import escape, title_of
+from .run_loop import Pictures, RunPage, wire_run
+from .services import Services, block, queue_line
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TEXT = "A river carries what it is given: leaves, light, and the sound of the stones below. "
 NEW_TOKENS = 2
 
 _INTRO = (
-    '<p class="ls-intro">The same weights in memory in <b>bf16</b>, the same text repeated to each length, another attention '
-    "kernel. Eager attention keeps a score for every pair of tokens, so that its memory grows with the <b>square</b> of the "
-    "length; SDPA's flash kernel never holds them all and grows <b>in a line</b>.</p>"
+    '<p class="ls-intro">Each point runs the same weights, in memory and in <b>bf16</b>, on the same text '
+    "repeated to that "
+    "length. Only the attention kernel differs. Eager attention stores a score for every pair of tokens, so "
+    "its memory grows with the <b>square</b> of the length. SDPA's flash kernel never stores all the "
+    "scores, so its memory grows <b>linearly</b>.</p>"
 )
 
 
 def context(services: Services) -> None:
-    """Lay the page out and wire it."""
-    limits = services.settings.limits
-    kinds = [
-        (title_of(each.name), each.name) for each in list_variants("attention") if each.availability() is None
-    ]
-    lengths = [length for length in LENGTHS if length <= limits.context_tokens]
+    """Lay out and wire the page."""
     block(_INTRO)
     with gr.Row(elem_classes=["ls-controls"]), gr.Column(elem_classes=["ls-panel"]):
-        attention = gr.CheckboxGroup(
-            kinds,
+        attention, lengths = _choices(services)
+        with gr.Row(elem_classes=["ls-actions"]):
+            start = gr.Button("Measure", variant="primary", scale=3, min_width=120, elem_id="context-run")
+            stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="context-stop")
+    queue = queue_line("context-queue")
+    status = "Each point runs in its own process and takes a few seconds; long prompts take more."
+    curves = block(curves_view([], status), elem_id="context")
+
+    def make_request(attention: list[str], lengths: list[int]) -> RunRequest:
+        if not attention or not lengths:
+            raise VisitorError("Tick at least one attention variant and one length.")
+        return RunRequest(
+            model=services.catalogue.names[0],
+            prompt=TEXT,
+            variants=("resident",),
+            attention=tuple(attention),
+            lengths=tuple(sorted(int(length) for length in lengths)),
+            new_tokens=NEW_TOKENS,
+            dtype="bfloat16",
+            quality="none",
+        )
+
+    page = RunPage(
+        make_request=make_request,
+        draw=_draw,
+        inputs=[attention, lengths],
+        blocks=[curves],
+        start=start,
+        stop=stop,
+        queue=queue,
+    )
+    wire_run(services, page)
+
+
+def _choices(services: Services) -> tuple[gr.CheckboxGroup, gr.CheckboxGroup]:
+    available = [
+        (title_of(variant.name), variant.name)
+        for variant in list_variants("attention")
+        if variant.availability() is None
+    ]
+    lengths = [length for length in LENGTHS if length <= services.settings.limits.context_tokens]
+    return (
+        gr.CheckboxGroup(
+            available,
             value=["eager", "sdpa"],
             label="Attention",
             elem_classes=["ls-variants"],
             elem_id="context-attention",
-        )
-        chosen = gr.CheckboxGroup(
+        ),
+        gr.CheckboxGroup(
             [(str(length), length) for length in lengths],
             value=lengths[2:5],
             label="Prompt lengths, in tokens",
             elem_id="context-lengths",
             elem_classes=["ls-choice"],
-        )
-        with gr.Row(elem_classes=["ls-actions"]):
-            start = gr.Button("Measure", variant="primary", scale=3, min_width=120, elem_id="context-run")
-            stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="context-stop")
-    queue = queue_line("context-queue")
-    result = block(
-        curves_view([], "Each point is a process of its own; a length takes some seconds, long ones more."),
-        elem_id="context",
-    )
-    sessions = Sessions()
-
-    def on_run(
-        attention: list[str], lengths: list[int], request: gr.Request
-    ) -> Generator[Outputs, None, None]:
-        wish = _wish(services, attention, lengths)
-        yield from _shown(services, sessions, session_of(request), wish)
-
-    def on_stop(request: gr.Request) -> Outputs:
-        found = sessions.take(session_of(request))
-        html = (
-            gr.skip()
-            if found is None
-            else curves_view(found.measurements, "Stopped. The points that are there stay.")
-        )
-        return html, gr.Button(interactive=True), gr.Button(interactive=False)
-
-    wire_run(
-        services,
-        [start.click],
-        stop,
-        on_run=on_run,
-        on_stop=on_stop,
-        inputs=[attention, chosen],
-        outputs=[result, start, stop],
-        queue=queue,
+        ),
     )
 
 
-def _wish(services: Services, attention: Sequence[str], lengths: Sequence[int]) -> Wish:
-    return Wish(
-        model=services.catalogue.names[0],
-        prompt=TEXT,
-        variants=("resident",),
-        attention=tuple(attention),
-        lengths=tuple(sorted(int(length) for length in lengths)),
-        new_tokens=NEW_TOKENS,
-        dtype="bfloat16",
-        quality="none",
-    )
+def _draw(state: RunState) -> Pictures:
+    return (curves_view(state.measurements, _status(state)),)
 
 
-def _shown(
-    services: Services, sessions: Sessions, session: str, wish: Wish
-) -> Generator[Outputs, None, None]:
-    ready = gr.Button(interactive=True), gr.Button(interactive=False)
-    board, last = None, ""
-    try:
-        if not wish.attention or not wish.lengths:
-            raise VisitorError("Tick at least one attention variant and one length.")
-        with closing(services.runs.start(wish)) as steps:
-            for step in steps:
-                if board is None:
-                    board = step.board
-                    sessions.put(session, board)
-                    yield gr.skip(), gr.Button(interactive=False), gr.Button(interactive=True)
-                html = curves_view(board.measurements, _running(board))
-                yield html if html != last else gr.skip(), gr.skip(), gr.skip()
-                last = html
-    except VisitorError as error:
-        yield notice("This cannot be measured", str(error), kind="error"), *ready
-        return
-    finally:
-        sessions.take(session)
-    if board is not None:
-        yield curves_view(board.measurements, _done(board)), *ready
+def _status(state: RunState) -> str:
+    if state.is_stopped:
+        return escape(state.note) or "Stopped. The points measured so far stay."
+    if state.is_over:
+        return _summary(state)
+    column = state.running
+    if state.note or column is None:
+        return escape(state.note or "Starting")
+    seconds = int(time.monotonic() - column.since_s)
+    point = f"<b>{escape(title_of(column.case.attention))}</b> at {column.case.prompt_tokens} tokens"
+    number = f"{state.num_over + 1} of {len(state.columns)}"
+    return f"{number}: {point}, {escape(column.phase_text)}, {seconds} s"
 
 
-def _running(board: Board) -> str:
-    lane = board.running
-    if board.note or lane is None:
-        return escape(board.note or "Starting")
-    seconds = int(time.monotonic() - lane.since_s)
-    told = f"<b>{escape(title_of(lane.case.attention))}</b> at {lane.case.prompt_tokens} tokens"
-    return f"{board.num_over + 1} of {len(board.lanes)}: {told}, {escape(PHASES.get(lane.phase, lane.phase))}, {seconds} s"
-
-
-def _done(board: Board) -> str:
-    failed = [lane for lane in board.lanes if lane.status in ("failed", "unavailable")]
+def _summary(state: RunState) -> str:
+    failed = [column for column in state.columns if column.has_failed]
     if not failed:
-        return f"Done: {len(board.lanes)} points." if not board.note else escape(board.note)
+        return f"Done: {len(state.columns)} points."
     reason = "" if failed[0].measurement is None else failed[0].measurement.reason
-    return f"Done, but {len(failed)} of {len(board.lanes)} points could not be measured: {escape(reason)}"
+    return f"Done, but {len(failed)} of {len(state.columns)} points could not be measured: {escape(reason)}"

@@ -1,4 +1,4 @@
-"""Will it fit?: any model on any machine, planned from its shape; no weight is downloaded and nothing is run."""
+"""Will it fit?: any model on any machine, planned from its config. No weights are downloaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import gradio as gr
 
+from layerstream import Workload
+
 from ..errors import VisitorError
-from ..machines import MACHINES, machine_called
-from ..models import hub_id, without_paths
+from ..machines import MACHINES
+from ..models import hub_id, strip_paths
+from ..planner import ModelSource
+from ..view.elements import notice, status_line
 from ..view.plan import fit_view, known_table
-from ..view.words import notice
 from .services import Services, block
 
 FROM_LIST, FROM_HUB, FROM_CONFIG = "A known model", "A Hub id", "A config.json"
@@ -22,7 +25,7 @@ KNOWN = {
     "MPT-30B": "mpt-30b",
     "StarCoder 15.5B": "starcoder-15.5b",
 }
-"""Titles of layerstream's known models, and its names for them."""
+"""Titles of well-known models, and layerstream's names for them."""
 
 DTYPES = {
     "as published": "auto",
@@ -31,16 +34,16 @@ DTYPES = {
     "32-bit": "float32",
 }
 
-_STARTING = '<p class="ls-status" role="status"><span>The planner is starting; the first plan takes some seconds.</span></p>'
+_STARTING = status_line("<span>The planner is starting. The first plan takes a few seconds.</span>")
 _INTRO = (
-    '<p class="ls-intro">The planner knows a model by its <b>config</b> and a machine by its <b>numbers</b>. It says where every '
-    "block would live, what memory that takes to the byte, and how long a token would take. It is the same planner that runs the "
-    "streamed lane.</p>"
+    "<p class=\"ls-intro\">The planner needs only a model's <b>config</b> and a machine's <b>figures</b>. "
+    "It shows where every block would live, how much memory that takes to the byte, and how long a token "
+    "would take. The same planner drives the streamed model.</p>"
 )
 
 
 def fit(services: Services) -> dict[str, Any]:
-    """Lay the page out and wire it; return the event that plans, for when the page is opened."""
+    """Lay out and wire the page; return the event that makes the plan, for when the page is opened."""
     block(_INTRO)
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
@@ -51,22 +54,26 @@ def fit(services: Services) -> dict[str, Any]:
             )
             prompt_tokens = gr.Slider(16, 32_768, value=512, step=16, label="Prompt tokens")
             new_tokens = gr.Slider(1, 4096, value=128, step=1, label="New tokens")
-            ask = gr.Button("Plan it", variant="primary", elem_id="plan")
+            start = gr.Button("Plan it", variant="primary", elem_id="plan")
     result = block(_STARTING, elem_id="fit")
     with gr.Row():
         table_button = gr.Button(
-            "Count the well-known models", size="sm", scale=0, min_width=240, elem_id="count"
+            "Show the sizes of well-known models", size="sm", scale=0, min_width=300, elem_id="count"
         )
     table = block("", elem_id="known-table")
 
     def on_plan(
         origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float
     ) -> str:
+        workload = Workload(prompt_tokens=int(prompt), new_tokens=int(new))
         try:
-            subject = _subject(services, origin, known, hub, config)
-            return plan_html(services, subject, machine, DTYPES.get(dtype, "auto"), int(prompt), int(new))
+            source = _source(services, origin, known, hub, config)
+            answer = services.planner.plan(
+                source, machine=MACHINES[machine], workload=workload, dtype=DTYPES.get(dtype, "auto")
+            )
         except VisitorError as error:
-            return notice("No plan for this", without_paths(str(error)), kind="error")
+            return notice("This cannot be planned", strip_paths(str(error)), kind="error")
+        return fit_view(answer, machine)
 
     inputs = [origin, known, hub, config, dtype, machine, prompt_tokens, new_tokens]
     options: dict[str, Any] = {
@@ -82,8 +89,8 @@ def fit(services: Services) -> dict[str, Any]:
         new_tokens.release,
         hub.submit,
     ]
-    gr.on([ask.click, *changes], on_plan, inputs, result, **options)
-    table_button.click(lambda: _table(services), None, table, **options)
+    gr.on([start.click, *changes], on_plan, inputs, result, **options)
+    table_button.click(lambda: _known_table(services), None, table, **options)
     return {"fn": on_plan, "inputs": inputs, "outputs": result, **options}
 
 
@@ -117,58 +124,34 @@ def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox,
     return origin, known, hub, config, dtype
 
 
-def plan_html(
-    services: Services, subject: dict[str, Any], machine: str, dtype: str, prompt_tokens: int, new_tokens: int
-) -> str:
-    """Return the answer of the planner as HTML.
-
-    Raises:
-        VisitorError: why there is none.
-    """
-    answer = services.planner.ask(
-        "plan",
-        **subject,
-        machine=machine_called(machine),
-        dtype=dtype,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-    )
-    return fit_view(answer, machine)
-
-
-def _subject(services: Services, origin: str, known: str, hub: str, config: str) -> dict[str, Any]:
+def _source(services: Services, origin: str, known: str, hub: str, config: str) -> ModelSource:
     if origin == FROM_HUB:
-        return {"model": hub_id(hub)}
-    if origin == FROM_CONFIG:
-        if not config.strip():
-            raise VisitorError("Paste the whole content of a config.json.")
-        if len(config) > services.settings.limits.config_characters:
-            raise VisitorError(
-                f"This config has {len(config)} characters; at most {services.settings.limits.config_characters} here."
-            )
-        return {"config": config}
-    return subject_called(services, known)
+        return ModelSource(model=hub_id(hub))
+    if origin == FROM_LIST:
+        return listed_source(services, known)
+    limit = services.settings.limits.config_characters
+    if not config.strip():
+        raise VisitorError("Paste the whole content of a config.json.")
+    if len(config) > limit:
+        raise VisitorError(f"This config has {len(config)} characters; the limit here is {limit}.")
+    return ModelSource(config=config)
 
 
-def subject_called(services: Services, name: str) -> dict[str, Any]:
-    """Return what the planner is asked for a name of the list.
+def listed_source(services: Services, name: str) -> ModelSource:
+    """Return the source of a known model or of one of this page's models.
 
     Raises:
         VisitorError: it is not on the list.
     """
-    return {"known": KNOWN[name]} if name in KNOWN else {"model": services.runs.source_of(name)}
+    if name in KNOWN:
+        return ModelSource(known=KNOWN[name])
+    return ModelSource(model=services.job_runner.source_of(name))
 
 
-def _table(services: Services) -> str:
-    card = machine_called(next(iter(MACHINES)))
-    rows = []
-    for title, name in KNOWN.items():
-        model = services.planner.ask("plan", known=name, machine=card)["model"]
-        rows.append(
-            {
-                "title": title,
-                "parameters": model["parameters"],
-                "bytes_by_precision": model["bytes_by_precision"],
-            }
-        )
-    return known_table(rows)
+def _known_table(services: Services) -> str:
+    return known_table(
+        {
+            title: services.planner.profile(ModelSource(known=name), device="cuda").num_parameters
+            for title, name in KNOWN.items()
+        }
+    )

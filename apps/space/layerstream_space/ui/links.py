@@ -1,4 +1,4 @@
-"""Links that carry a wish: what is chosen goes into the address, and an address fills the page. Nothing is kept on the server."""
+"""Links that carry a request: a button writes the choices into the address, and an address fills the page."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import gradio as gr
 
 from ..settings import Limits
-from .side_by_side import Controls, variants_here
+from .side_by_side import Controls, available_variants
 
 TOOLS = ("compare", "watch", "fit", "context", "method")
-"""The tabs, as addresses name them; `page` would be gradio's own word."""
+"""The tabs, as addresses name them in `?tool=`; gradio uses `page` itself."""
 
 COPY_JS = """(prompt, variants, tokens, budget, quality) => {
   const link = new URL(window.location.href.split(/[?#]/)[0]);
-  link.search = new URLSearchParams({prompt, variants: variants.join(","), tokens, budget, quality}).toString();
-  window.history.replaceState(null, "", link);
+  link.search = new URLSearchParams({prompt, variants: variants.join(","), tokens, budget,
+  quality}).toString(); window.history.replaceState(null, "", link);
   if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
   const button = document.querySelector("#share");
   if (button) {
-    const told = button.textContent;
+    const label = button.textContent;
     button.textContent = "Link copied";
-    setTimeout(() => { button.textContent = told; }, 1800);
+    setTimeout(() => { button.textContent = label; }, 1800);
   }
   return [];
 }"""
 
 
 def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Limits) -> None:
-    """Let the page fill itself from its address, and the button write one."""
+    """Fill the page from its address when it opens, and let the button write an address."""
 
     def on_load(request: gr.Request) -> tuple[Any, ...]:
-        return filled(dict(request.query_params), limits)
+        return values_from_query(dict(request.query_params), limits)
 
     outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
     page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
@@ -40,12 +40,12 @@ def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Li
 
 
 def wire_tools(page: gr.Blocks, tabs: gr.Tabs, plans: Mapping[str, Mapping[str, Any]]) -> None:
-    """Open the tab that an address names (`?tool=fit`), and plan what it shows.
+    """Open the tab that the address names (`?tool=fit`) and make its first plan.
 
     Args:
         page: the page.
         tabs: its tabs.
-        plans: for a tab that begins with a plan, the event that makes it.
+        plans: for each tab that starts with a plan, the event that makes it.
     """
 
     def on_load(request: gr.Request) -> list[Any]:
@@ -61,14 +61,16 @@ def _first(plan: Mapping[str, Any]) -> Any:
     return plan["fn"](*(component.value for component in plan["inputs"]))
 
 
-def filled(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
-    """Return updates of prompt, variants, new tokens, budget and quality; what the address does not tell well, stays.
+def values_from_query(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
+    """Return updates for prompt, variants, new tokens, budget and quality.
+
+    A missing or invalid value changes nothing.
 
     Args:
-        query: the address' parameters, as whoever made it chose them.
-        limits: of this page.
+        query: the address's parameters; anyone can write them, so they are checked.
+        limits: the limits of this page.
     """
-    known = {name for _, name in variants_here()}
+    known = {name for _, name in available_variants()}
     variants = [name for name in query.get("variants", "").split(",") if name in known][: limits.variants]
     tokens = query.get("tokens", "")
     quality = query.get("quality", "")

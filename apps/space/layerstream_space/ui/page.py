@@ -1,4 +1,4 @@
-"""The whole page: masthead, one tab for each tool, links and endpoints; and how it is launched."""
+"""The whole page: masthead, one tab per tool, links and endpoints, and the options to launch it with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..documents import read_documents
-from ..here import look_around
+from ..host_info import read_host_info
 from ..theme import ASSETS, make_theme
 from ..view.pages import masthead, method_view
 from .api import add_endpoints, describe_endpoints
@@ -20,10 +20,10 @@ from .watch import watch
 
 
 def make_page(services: Services) -> gr.Blocks:
-    """Return the app, its queue set up."""
+    """Return the app with its queue set up."""
     limits = services.settings.limits
     with gr.Blocks(title="layerstream: one prompt, side by side", analytics_enabled=False) as page:
-        block(masthead(services.catalogue.names, look_around()))
+        block(masthead(services.catalogue.names, read_host_info()))
         with gr.Tabs() as tabs:
             with gr.Tab("Side by side", id="compare", elem_id="page-compare"):
                 controls, share = side_by_side(services)
@@ -44,7 +44,7 @@ def make_page(services: Services) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """Return what `launch` needs: the look, and nothing that asks the network."""
+    """Return the options for gradio's `launch`: our theme, and no feature that contacts another server."""
     return {
         "theme": make_theme(),
         "css_paths": [ASSETS / "style.css"],

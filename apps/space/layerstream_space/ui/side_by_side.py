@@ -1,25 +1,22 @@
-"""Side by side: one prompt, the chosen variants one after another, their words in equal lanes as they come."""
+"""Side by side: one prompt, the chosen variants one after another, their answers streaming into columns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 
 from layerstream_compare import list_variants
 
-from ..board import Board
-from ..errors import VisitorError
-from ..jobs import Wish
+from ..job_runner import RunRequest
+from ..run_state import RunState
 from ..view.bars import plots_view
+from ..view.columns import columns_view, empty_columns
 from ..view.downloads import downloads_view
-from ..view.lanes import board_view, empty_board
-from ..view.words import notice, title_of
-from .services import DRAW_EVERY_S, Services, Sessions, block, queue_line, session_of, wire_run
+from ..view.elements import title_of
+from .run_loop import Pictures, RunPage, wire_run
+from .services import Services, block, queue_line
 
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
@@ -30,13 +27,10 @@ EXAMPLES = (
 DEFAULT_VARIANTS = ("streamed", "resident", "bnb-int8", "bnb-nf4")
 BUDGETS = ("min", "80 MiB", "100 MiB", "150 MiB", "200 MiB", "300 MiB")
 
-Outputs = tuple[Any, ...]
-"""Board, plots, downloads, Compare, Stop."""
-
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What a link can fill in."""
+    """The controls that a link can fill in, and the model."""
 
     prompt: gr.Textbox
     variants: gr.CheckboxGroup
@@ -46,19 +40,20 @@ class Controls:
     model: gr.Dropdown
 
 
-def variants_here() -> list[tuple[str, str]]:
-    """Return the choices of variants: what this machine can run, by title and name."""
+def available_variants() -> list[tuple[str, str]]:
+    """Return the variants that can run on this machine, as pairs of title and name."""
     return [
-        (title_of(each.name), each.name) for each in list_variants("weights") if each.availability() is None
+        (title_of(variant.name), variant.name)
+        for variant in list_variants("weights")
+        if variant.availability() is None
     ]
 
 
 def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
-    """Lay the page out and wire it; return what a link can fill in, and the button that makes one."""
+    """Lay out and wire the page; return its controls and the button that copies a link."""
     limits = services.settings.limits
-    chosen = [name for name in DEFAULT_VARIANTS if name in {value for _, value in variants_here()}][
-        : limits.variants
-    ]
+    available = {name for _, name in available_variants()}
+    chosen = [name for name in DEFAULT_VARIANTS if name in available][: limits.variants]
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
             prompt = gr.Textbox(
@@ -69,20 +64,38 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
                 max_length=limits.prompt_characters,
                 elem_classes=["ls-prompt"],
             )
-            gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or one of these", examples_per_page=4)
+            gr.Examples(
+                [[text] for text in EXAMPLES], [prompt], label="Or pick an example", examples_per_page=4
+            )
             with gr.Row(elem_classes=["ls-actions"]):
-                compare = gr.Button("Compare", variant="primary", scale=3, min_width=120, elem_id="compare")
-                stop = gr.Button(
-                    "Stop", variant="secondary", scale=1, min_width=90, interactive=False, elem_id="stop"
-                )
-                share = gr.Button("Copy link", variant="secondary", scale=1, min_width=110, elem_id="share")
+                start = gr.Button("Compare", variant="primary", scale=3, min_width=120, elem_id="compare")
+                stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="stop")
+                share = gr.Button("Copy link", scale=1, min_width=110, elem_id="share")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
     queue = queue_line("queue")
-    board = block(empty_board(chosen), elem_id="board")
-    plots = block(plots_view([]), elem_id="plots")
-    downloads = block(downloads_view([]), elem_id="downloads")
-    _wire(services, controls, (board, plots, downloads, compare, stop), queue)
+    blocks = (
+        block(empty_columns(chosen), elem_id="answers"),
+        block(plots_view([]), elem_id="plots"),
+        block(downloads_view([]), elem_id="downloads"),
+    )
+    page = RunPage(
+        make_request=_request,
+        draw=_draw,
+        inputs=[
+            controls.prompt,
+            controls.variants,
+            controls.new_tokens,
+            controls.budget,
+            controls.quality,
+            controls.model,
+        ],
+        blocks=blocks,
+        start=start,
+        stop=stop,
+        queue=queue,
+    )
+    wire_run(services, page, controls.prompt.submit)
     return controls, share
 
 
@@ -96,120 +109,47 @@ def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Contr
         visible=settings.any_model or len(names) > 1,
     )
     variants = gr.CheckboxGroup(
-        variants_here(),
+        available_variants(),
         value=chosen,
         label="Variants",
-        info="The first exact one, streamed or in memory, is the reference of the others.",
+        info="Answers are compared with the first exact variant (streamed or in memory).",
         elem_classes=["ls-variants"],
         elem_id="variants",
     )
-    most = settings.limits.new_tokens
-    new_tokens = gr.Slider(4, most, value=min(40, most), step=1, label="New tokens")
+    max_tokens = settings.limits.new_tokens
+    new_tokens = gr.Slider(4, max_tokens, value=min(40, max_tokens), step=1, label="New tokens")
     budget = gr.Dropdown(
         list(dict.fromkeys([settings.budget, *BUDGETS])),
         value=settings.budget,
-        label="Memory of the streamed lane",
-        info="min is the least that works; or any size, such as 120 MiB.",
+        label="Memory budget of the streamed model",
+        info="min is the smallest budget that works. You can type any size, such as 120 MiB.",
         allow_custom_value=True,
     )
     quality = gr.Radio(
-        [("on its answer", "answer"), ("and on prose (slow)", "prose"), ("no", "none")],
+        [("on its answer", "answer"), ("also on prose (slow)", "prose"), ("no", "none")],
         value="answer",
-        label="Agreement with the exact model",
+        label="Measure agreement with the exact model",
         elem_classes=["ls-choice"],
     )
     return Controls(prompt, variants, new_tokens, budget, quality, model)
 
 
-def _wire(services: Services, controls: Controls, outputs: tuple[Any, ...], queue: gr.HTML) -> None:
-    *_, compare, stop = outputs
-    sessions = Sessions()
-
-    def on_compare(
-        prompt: str,
-        variants: list[str],
-        new_tokens: float,
-        budget: str,
-        quality: str,
-        model: str,
-        request: gr.Request,
-    ) -> Generator[Outputs, None, None]:
-        wish = Wish(
-            model=model,
-            prompt=prompt,
-            variants=tuple(variants),
-            new_tokens=int(new_tokens),
-            budget=(budget or "min").strip(),
-            quality=quality,
-        )
-        yield from _shown(services, sessions, session_of(request), wish)
-
-    def on_stop(request: gr.Request) -> Outputs:
-        found = sessions.take(session_of(request))
-        if found is None:
-            return gr.skip(), gr.skip(), gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
-        found.stop()
-        return _final(found)
-
-    inputs = [
-        controls.prompt,
-        controls.variants,
-        controls.new_tokens,
-        controls.budget,
-        controls.quality,
-        controls.model,
-    ]
-    wire_run(
-        services,
-        [compare.click, controls.prompt.submit],
-        stop,
-        on_run=on_compare,
-        on_stop=on_stop,
-        inputs=inputs,
-        outputs=outputs,
-        queue=queue,
+def _request(
+    prompt: str, variants: list[str], new_tokens: float, budget: str, quality: str, model: str
+) -> RunRequest:
+    return RunRequest(
+        model=model,
+        prompt=prompt,
+        variants=tuple(variants),
+        new_tokens=int(new_tokens),
+        budget=(budget or "min").strip(),
+        quality=quality,
     )
 
 
-def _shown(
-    services: Services, sessions: Sessions, session: str, wish: Wish
-) -> Generator[Outputs, None, None]:
-    skip = gr.skip()
-    ready = gr.Button(interactive=True), gr.Button(interactive=False)
-    drawn_s, board = 0.0, None
-    try:
-        with closing(services.runs.start(wish)) as steps:
-            for step in steps:
-                if board is None:
-                    board = step.board
-                    sessions.put(session, board)
-                    yield (
-                        skip,
-                        plots_view([]),
-                        downloads_view([]),
-                        gr.Button(interactive=False),
-                        gr.Button(interactive=True),
-                    )
-                now_s = time.monotonic()
-                if step.event is not None and step.event.measurement is not None:
-                    yield board_view(board, now_s), plots_view(board.measurements), skip, skip, skip
-                elif now_s - drawn_s > DRAW_EVERY_S:
-                    drawn_s = now_s
-                    yield board_view(board, now_s), skip, skip, skip, skip
-    except VisitorError as error:
-        yield notice("This cannot be run", str(error), kind="error"), skip, skip, *ready
-        return
-    finally:
-        sessions.take(session)
-    if board is not None:
-        yield _final(board)
-
-
-def _final(board: Board) -> Outputs:
+def _draw(state: RunState) -> Pictures:
     return (
-        board_view(board, time.monotonic()),
-        plots_view(board.measurements),
-        downloads_view(board.measurements),
-        gr.Button(interactive=True),
-        gr.Button(interactive=False),
+        columns_view(state, time.monotonic()),
+        plots_view(state.measurements),
+        downloads_view(state.measurements if state.is_over else []),
     )

@@ -1,96 +1,81 @@
-"""Watch it stream: the budget decides where every block lives, before anything runs; then reads, copies and computing, live."""
+"""Watch it stream: a budget slider with an immediate plan, then a live timeline of the run."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from ..board import PHASES
-from ..errors import VisitorError
-from ..jobs import Wish
-from ..models import without_paths
-from ..settings import Limits
-from ..track import Track
-from ..view.plan import ledger_bar, strip_view, total_bytes
-from ..view.timeline import watch_view
-from ..view.words import format_bytes, format_seconds, notice
-from .services import DRAW_EVERY_S, Services, block, queue_line, session_of, wire_run
+from layerstream import PlacementPlan, Workload
 
-Outputs = tuple[Any, ...]
+from ..errors import VisitorError
+from ..job_runner import RunRequest
+from ..models import strip_paths
+from ..planner import ModelSource
+from ..run_state import RunState
+from ..settings import Limits
+from ..timeline_state import TimelineState
+from ..view.elements import format_bytes, format_seconds, notice, status_line
+from ..view.plan import ledger_bar, strip_view
+from ..view.timeline import watch_view
+from .run_loop import Pictures, RunPage, wire_run
+from .services import Services, block, queue_line
 
 PROMPT = "Tell a short story about a lighthouse keeper who reads one page at a time."
 TEMPLATE_TOKENS = 64
-"""What a chat template adds to a prompt, at most."""
+"""At most this many tokens are added to a prompt by a chat template."""
 
 _INTRO = (
-    '<p class="ls-intro">Move the slider: 0 is the least memory that works, 100 keeps every weight. The plan follows <b>at '
-    "once</b>, from arithmetic alone. Then run it and watch the disk stay ahead of the computation, or not.</p>"
+    '<p class="ls-intro">Choose how much memory the model may use: 0 is the smallest amount that works, 100 '
+    "keeps every weight in "
+    "memory. The plan below updates <b>at once</b>, because planning needs no run. Then run it and see "
+    "whether the disk keeps ahead of the computation.</p>"
 )
-
-
-@dataclass(slots=True)
-class _Watched:
-    """One visitor's run."""
-
-    track: Track = field(default_factory=Track)
-    texts: list[str] = field(default_factory=list)
-    phase: str = "starting"
-
-    def html(self, *, is_over: bool, is_idle: bool = False) -> str:
-        doing = "Run it, and the words appear here" if is_idle else PHASES.get(self.phase, self.phase)
-        return watch_view(self.track, self.texts, doing, is_over=is_over)
-
-    def plan_html(self, *, is_over: bool) -> Any:
-        if self.track.plan is None:
-            return gr.skip()
-        return _plan_html(self.track.plan, at=None if is_over else self.track.unit_now, is_planned=False)
+_STARTING = status_line("<span>The planner is starting. The plan appears in a few seconds.</span>")
 
 
 def watch(services: Services) -> dict[str, Any]:
-    """Lay the page out and wire it; return the event that plans for the slider, for when the page is opened."""
+    """Lay out and wire the page; return the event that makes the plan, for when the page is opened."""
     block(_INTRO)
     prompt, start, stop, share, new_tokens = _panels(services.settings.limits)
     queue = queue_line("watch-queue")
-    plan = block(_planning(), elem_id="watch-plan")
-    live = block(_Watched().html(is_over=False, is_idle=True), elem_id="watch")
+    plan = block(_STARTING, elem_id="watch-plan")
+    idle = watch_view(TimelineState(), [], "Press Run it, and the answer appears here.", is_over=False)
+    live = block(idle, elem_id="watch")
     model = services.catalogue.names[0]
 
-    def on_share(prompt: str, share: float, new_tokens: float) -> str:
+    def on_change(prompt: str, share: float, new_tokens: float) -> str:
         try:
-            return _plan_html(_plan(services, model, prompt, share, int(new_tokens))["plan"])
+            return _plan_html(_plan(services, model, prompt, share, int(new_tokens)))
         except VisitorError as error:
-            return notice("No plan", without_paths(str(error)), kind="error")
+            return notice("No plan", strip_paths(str(error)), kind="error")
 
-    watched: dict[str, _Watched] = {}
+    def make_request(prompt: str, share: float, new_tokens: float) -> RunRequest:
+        planned = _plan(services, model, prompt, share, int(new_tokens))
+        return RunRequest(
+            model=model,
+            prompt=prompt,
+            variants=("streamed",),
+            new_tokens=int(new_tokens),
+            budget=f"{planned.ledger.device_budget_bytes} B",
+            quality="none",
+            timeline=True,
+        )
 
-    def on_run(
-        prompt: str, share: float, new_tokens: float, request: gr.Request
-    ) -> Generator[Outputs, None, None]:
-        yield from _shown(services, watched, session_of(request), (model, prompt, share, int(new_tokens)))
-
-    def on_stop(request: gr.Request) -> Outputs:
-        found = watched.pop(session_of(request), None)
-        html = gr.skip() if found is None else found.html(is_over=True)
-        return html, gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
-
-    wire_run(
-        services,
-        [start.click],
-        stop,
-        on_run=on_run,
-        on_stop=on_stop,
-        inputs=[prompt, share, new_tokens],
-        outputs=[live, plan, start, stop],
+    inputs = [prompt, share, new_tokens]
+    page = RunPage(
+        make_request=make_request,
+        draw=_draw,
+        inputs=inputs,
+        blocks=[live, plan],
+        start=start,
+        stop=stop,
         queue=queue,
     )
+    wire_run(services, page)
     replan = {
-        "fn": on_share,
-        "inputs": [prompt, share, new_tokens],
+        "fn": on_change,
+        "inputs": inputs,
         "outputs": plan,
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -115,84 +100,53 @@ def _panels(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Slider
                 stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="watch-stop")
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             share = gr.Slider(
-                0, 100, value=25, step=5, label="Memory, from the least to all", elem_id="watch-share"
+                0,
+                100,
+                value=25,
+                step=5,
+                label="Memory, from the minimum to all",
+                elem_id="watch-share",
             )
             new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
     return prompt, start, stop, share, new_tokens
 
 
-def _planning() -> str:
-    return '<p class="ls-status" role="status"><span>The planner is starting; the plan appears in a few seconds.</span></p>'
-
-
-def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> dict[str, Any]:
-    source = services.runs.source_of(model)
-    # the tokenizer is the worker's: a character is a token at most, in every vocabulary that knows bytes or letters
+def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> PlacementPlan:
+    # The tokenizer is in the worker. A character is at most one token in any vocabulary of bytes or letters.
     prompt_tokens = len(prompt) + TEMPLATE_TOKENS
-    return services.planner.ask(
-        "plan",
-        model=source,
+    answer = services.planner.plan(
+        ModelSource(model=services.job_runner.source_of(model)),
         machine=None,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
+        workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens),
         share=share / 100,
     )
+    if answer.plan is None:
+        raise VisitorError(answer.reason)
+    return answer.plan
 
 
-def _plan_html(plan: Mapping[str, Any], *, at: int | None = None, is_planned: bool = True) -> str:
-    budget, cost = plan["ledger"]["device_budget_bytes"], plan["cost"]
-    note = "Nothing was run for this." if is_planned else "This is what runs."
-    told = (
-        f'<p class="ls-status" role="status"><span>Planned for <b>{format_bytes(budget)}</b>: '
-        f"{format_bytes(cost['read_bytes'])} read and {format_seconds(cost['sweep_s'])} for each token, "
-        f"peak {format_bytes(total_bytes(plan, 'device'))}. {note}</span></p>"
+def _draw(state: RunState) -> Pictures:
+    column, timeline = state.columns[0], state.timeline
+    current_unit = None if state.is_over else timeline.current_unit
+    plan = (
+        gr.skip()
+        if timeline.plan is None
+        else _plan_html(timeline.plan, current_unit=current_unit, has_run=True)
     )
-    return f'<section class="ls-plan">{told}{strip_view(plan, at=at)}{ledger_bar(plan)}</section>'
+    if column.has_failed:
+        reason = "" if column.measurement is None else column.measurement.reason
+        return notice("This did not run", reason, kind="error"), plan
+    phase = state.note or f"{column.phase_text} …"
+    return watch_view(timeline, column.token_texts, phase, is_over=state.is_over), plan
 
 
-def _shown(
-    services: Services, watched: dict[str, _Watched], session: str, asked: tuple[str, str, float, int]
-) -> Generator[Outputs, None, None]:
-    model, prompt, share, new_tokens = asked
-    mine = watched[session] = _Watched()
-    skip = gr.skip()
-    try:
-        yield mine.html(is_over=False), skip, gr.Button(interactive=False), gr.Button(interactive=True)
-        budget = _plan(services, model, prompt, share, new_tokens)["plan"]["ledger"]["device_budget_bytes"]
-        wish = Wish(
-            model=model,
-            prompt=prompt,
-            variants=("streamed",),
-            new_tokens=new_tokens,
-            budget=f"{budget} B",
-            quality="none",
-            timeline=True,
-        )
-        drawn_s, problem = 0.0, ""
-        with closing(services.runs.start(wish)) as steps:
-            for step in steps:
-                event = step.event
-                if event is not None:
-                    mine.track.take(event)
-                    mine.phase = str(event.data.get("phase", mine.phase))
-                    mine.texts += [str(event.data["text"])] if event.kind == "token" else []
-                    if event.measurement is not None and event.measurement.status != "ok":
-                        problem = event.measurement.reason
-                now_s = time.monotonic()
-                due = now_s - drawn_s > DRAW_EVERY_S
-                drawn_s = now_s if due else drawn_s
-                yield (
-                    (mine.html(is_over=False), mine.plan_html(is_over=False), skip, skip)
-                    if due
-                    else (skip, skip, skip, skip)
-                )
-    except VisitorError as error:
-        problem = str(error)
-    finally:
-        watched.pop(session, None)
-    html = (
-        mine.html(is_over=True)
-        if not problem
-        else notice("This did not run", without_paths(problem), kind="error")
+def _plan_html(plan: PlacementPlan, *, current_unit: int | None = None, has_run: bool = False) -> str:
+    budget, cost = format_bytes(plan.ledger.device_budget_bytes), plan.cost
+    note = "This is the plan that runs." if has_run else "Nothing has run yet."
+    status = status_line(
+        f"<span>Plan for <b>{budget}</b>: each token takes {format_seconds(cost.sweep_s)}, with "
+        f"{format_bytes(cost.read_bytes)} read from disk; peak {format_bytes(plan.ledger.device_bytes)}. "
+        f"{note}</span>"
     )
-    yield html, mine.plan_html(is_over=True), gr.Button(interactive=True), gr.Button(interactive=False)
+    strip = strip_view(plan, current_unit=current_unit)
+    return f'<section class="ls-plan">{status}{strip}{ledger_bar(plan)}</section>'

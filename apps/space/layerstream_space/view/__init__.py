@@ -1,1 +1,4 @@
-"""Views: pure functions from state to HTML and SVG. No gradio, no process, no clock; every text is escaped where it enters."""
+"""Views: pure functions from state to HTML and SVG, without gradio, processes or a clock.
+
+Every text from outside is escaped where it enters.
+"""

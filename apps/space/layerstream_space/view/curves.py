@@ -1,4 +1,7 @@
-"""Memory and time against prompt length, a line for each attention variant, on logarithmic axes where a power is a slope."""
+"""Memory and time against prompt length, one curve per attention variant.
+
+Both axes are logarithmic, so a power law is a straight line and its exponent is the slope.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 
 from layerstream_compare import Measurement
 
-from .words import BY_KEY, escape, format_bytes, format_seconds, tip, title_of
+from .elements import BY_KEY, escape, format_bytes, format_seconds, status_line, tip, title_of
 
 PANELS = (("prefill_extra_bytes", "Memory of the prompt"), ("first_token_s", "Time to the first token"))
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 470, 14, 232
@@ -18,43 +21,44 @@ _SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A logarithmic scale from values to pixels."""
+    """A logarithmic scale that maps values to pixels."""
 
-    least: float
-    most: float
+    low: float
+    high: float
     start: float
     end: float
 
     def __call__(self, value: float) -> float:
         """Return the pixel of `value`."""
-        whole = math.log(self.most / self.least) or 1.0
-        return self.start + (self.end - self.start) * math.log(value / self.least) / whole
+        whole = math.log(self.high / self.low) or 1.0
+        return self.start + (self.end - self.start) * math.log(value / self.low) / whole
 
 
-def curves_view(measurements: Sequence[Measurement], running: str = "") -> str:
-    """Return both panels; a note in them where nothing was measured yet.
+def curves_view(measurements: Sequence[Measurement], status: str = "") -> str:
+    """Return a panel for memory and one for time; they say what will appear if there is nothing to draw yet.
 
     Args:
-        measurements: of any attention and length.
-        running: what runs now, for the line above.
+        measurements: of any attention variants and lengths.
+        status: HTML for the line above the panels.
     """
-    lines = lines_of(measurements)
-    status = f'<p class="ls-status" role="status"><span>{running}</span></p>'
-    if not lines:
-        empty = "".join(
-            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">A curve for each attention variant grows '
-            "here, a point for every length.</div></div>"
+    lines = _by_attention(measurements)
+    if lines:
+        panels = "".join(_panel(lines, key, heading) for key, heading in PANELS)
+    else:
+        panels = "".join(
+            f'<div class="ls-card ls-hollow"><h3>{heading}</h3><div class="ls-no-curve">Each attention '
+            "variant draws a curve here, "
+            "with one point per prompt length.</div></div>"
             for _, heading in PANELS
         )
-        return f'<section class="ls-curves">{status}<div class="ls-plots">{empty}</div></section>'
-    panels = "".join(_panel(lines, key, heading) for key, heading in PANELS)
     return (
-        f'<section class="ls-curves">{status}{_legend(lines)}<div class="ls-plots">{panels}</div></section>'
+        f'<section class="ls-curves">{status_line(f"<span>{status}</span>")}{_legend(lines) if lines else ""}'
+        f'<div class="ls-plots">{panels}</div></section>'
     )
 
 
-def lines_of(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    """Return the good measurements by attention variant, shortest prompt first."""
+def _by_attention(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Return the successful measurements by attention variant, shortest prompt first."""
     lines: dict[str, list[Measurement]] = {}
     for each in sorted(measurements, key=lambda each: each.prompt_tokens):
         if each.status == "ok":
@@ -63,7 +67,10 @@ def lines_of(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]
 
 
 def power(points: Sequence[tuple[float, float]]) -> float | None:
-    """Return the exponent p of value ~ length^p between the longest prompt and the one half as long or shorter; None without."""
+    """Return the exponent p of value ~ length^p, or None if there are too few points.
+
+    It is taken between the longest prompt and the longest one of at most half its length.
+    """
     good = [(length, value) for length, value in points if value > 0]
     if len(good) < 2 or good[-1][0] < 2 * good[0][0]:
         return None
@@ -81,10 +88,10 @@ def _legend(lines: Mapping[str, Sequence[Measurement]]) -> str:
     items = ""
     for number, (name, line) in enumerate(lines.items()):
         exponent = power(_points(line, "prefill_extra_bytes"))
-        told = "" if exponent is None else f" · memory grows like length to the {exponent:.1f}"
+        growth = "" if exponent is None else f" · memory grows as length<sup>{exponent:.1f}</sup>"
         drawing = f'<path d="M0 6H24" class="c{number}"/>{_marker(12, 6, number)}'
         swatch = f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">{drawing}</svg>'
-        items += f"<li>{swatch}<b>{escape(title_of(name))}</b>{told}</li>"
+        items += f"<li>{swatch}<b>{escape(title_of(name))}</b><span>{growth}</span></li>"
     return f'<ul class="ls-legend">{items}</ul>'
 
 
@@ -93,49 +100,54 @@ def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -
     every = [point for line in points.values() for point in line]
     head = f"<h3>{heading} {tip(BY_KEY[key].includes, heading)}</h3>"
     if not every:
-        return f'<div class="ls-card">{head}<p class="ls-note">Not measurable here.</p></div>'
-    along = Axis(
-        least=min(x for x, _ in every) / 1.15, most=max(x for x, _ in every) * 1.15, start=_LEFT, end=_RIGHT
-    )
-    low, high = min(y for _, y in every), max(y for _, y in every)
-    up = Axis(least=low / 1.6, most=max(high * 1.6, low * 4), start=_BOTTOM, end=_TOP)
+        note = '<p class="ls-note">This cannot be measured on this machine.</p>'
+        return f'<div class="ls-card">{head}{note}</div>'
+    xs, ys = [x for x, _ in every], [y for _, y in every]
+    x_axis = Axis(low=min(xs) / 1.15, high=max(xs) * 1.15, start=_LEFT, end=_RIGHT)
+    y_axis = Axis(low=min(ys) / 1.6, high=max(max(ys) * 1.6, min(ys) * 4), start=_BOTTOM, end=_TOP)
     show = format_bytes if key.endswith("bytes") else format_seconds
-    parts = [_grid_up(up, key), _grid_along(along, sorted({x for x, _ in every}))]
+    parts = [_horizontal_grid(y_axis, key), _length_ticks(x_axis, sorted(set(xs)))]
+    labels = []
     for number, (name, line) in enumerate(points.items()):
-        path = " ".join(f"{along(x):.1f},{up(y):.1f}" for x, y in line)
+        title = title_of(name)
+        path = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in line)
         parts.append(f'<polyline points="{path}" class="c{number}"/>')
-        for x, y in line:
-            parts.append(
-                f"<g>{_marker(along(x), up(y), number)}<title>{escape(title_of(name))}, {x:.0f} tokens: {show(y)}</title></g>"
-            )
-    told = "; ".join(
-        f"{title_of(name)} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}"
-        for name, line in points.items()
+        parts += [
+            f"<g>{_marker(x_axis(x), y_axis(y), number)}<title>{escape(title)}, {x:.0f} tokens: "
+            f"{show(y)}</title></g>"
+            for x, y in line
+        ]
+        labels.append(f"{title} {', '.join(f'{x:.0f} tokens {show(y)}' for x, y in line)}")
+    label = escape("; ".join(labels), quote=True)
+    drawing = (
+        f'<svg class="ls-curve" viewBox="0 0 480 268" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     )
-    drawing = f'<svg class="ls-curve" viewBox="0 0 480 268" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
     return f'<div class="ls-card">{head}{drawing}</div>'
 
 
-def _grid_up(up: Axis, key: str) -> str:
+def _horizontal_grid(y_axis: Axis, key: str) -> str:
     is_bytes = key.endswith("bytes")
     unit = 1024.0**2 if is_bytes else 1.0
-    first, last = math.ceil(math.log2(up.least / unit)), math.floor(math.log2(up.most / unit))
+    first, last = math.ceil(math.log2(y_axis.low / unit)), math.floor(math.log2(y_axis.high / unit))
     stride = max(1, round((last - first) / 4))
     parts = ""
     for exponent in range(first, last + 1, stride):
         value = unit * 2.0**exponent
         label = re.sub(r"\.0+ ", " ", format_bytes(value) if is_bytes else format_seconds(value))
-        parts += f'<path d="M{_LEFT} {up(value):.1f}H{_RIGHT}" class="grid"/>'
-        parts += f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{label}</text>'
+        parts += f'<path d="M{_LEFT} {y_axis(value):.1f}H{_RIGHT}" class="grid"/>'
+        parts += f'<text x="{_LEFT - 6}" y="{y_axis(value) + 4:.1f}" text-anchor="end">{label}</text>'
     return parts
 
 
-def _grid_along(along: Axis, lengths: Sequence[float]) -> str:
+def _length_ticks(x_axis: Axis, lengths: Sequence[float]) -> str:
     ticks = "".join(
-        f'<text x="{along(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>'
+        f'<text x="{x_axis(length):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{length:.0f}</text>'
         for length in lengths
     )
-    return f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">prompt tokens, both axes logarithmic</text>'
+    return (
+        f'{ticks}<text x="{_RIGHT}" y="{_BOTTOM + 30}" text-anchor="end" class="quiet">'
+        "prompt tokens (both axes are logarithmic)</text>"
+    )
 
 
 def _marker(x: float, y: float, number: int) -> str:
@@ -148,4 +160,5 @@ def _marker(x: float, y: float, number: int) -> str:
         "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
         "cross": ((-1.2, -0.4), (1.2, -0.4), (1.2, 0.4), (-1.2, 0.4)),
     }[shape]
-    return f'<polygon points="{" ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)}" class="m{number}"/>'
+    points = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
+    return f'<polygon points="{points}" class="m{number}"/>'

@@ -1,103 +1,111 @@
-"""The timeline of a streamed run: reads, copies, computing and waiting, a row each. SVG that stretches; words are HTML."""
+"""The timeline of a streamed run: one track each for reads, copies, computation and waiting.
+
+The drawing is an SVG that stretches to any width; its text is HTML.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..track import Bar, Track
+from ..timeline_state import Span, TimelineState
+from .elements import DASH, escape, format_bytes, format_rate, format_seconds, tip
 from .plan import short_name
-from .words import escape, format_bytes, format_seconds, tip
 
-ROWS = {
-    "read": "read from disk",
-    "copy": "copied to the device",
+TRACKS = {
+    "read": "reading from disk",
+    "copy": "copying to the device",
     "compute": "computing",
     "wait": "waiting for weights",
 }
 _ABOUT = {
-    "read": "Reads under way, from the disk into a slot or a staging buffer; several overlap.",
-    "copy": "Copies from host memory to the device; none on a CPU, where the slot is the buffer.",
-    "compute": "Inside a block's forward. Lighter and darker alternate from block to block.",
-    "wait": "The computation had to wait because a block's weights were not there yet.",
+    "read": "Reads from the disk into a slot or a staging buffer. Several run at the same time.",
+    "copy": "Copies from host memory to the device. On a CPU there are none, because the slot is the "
+    "staging buffer.",
+    "compute": "Time inside a block's forward. Shades alternate from block to block.",
+    "wait": "The computation had to wait because a block's weights had not arrived.",
 }
-_MOST_BARS = 700
+_MAX_SPANS = 700
 _HEIGHT = 26
 
 
-def watch_view(track: Track, texts: Sequence[str], phase: str, *, is_over: bool) -> str:
-    """Return the live picture: text, figures, timeline, and where the computation is.
+def watch_view(timeline: TimelineState, texts: Sequence[str], status: str, *, is_over: bool) -> str:
+    """Return the live view: the answer, the figures and the timeline.
 
     Args:
-        track: what was moved.
-        texts: the new tokens' texts.
-        phase: what the worker does.
-        is_over: nothing more will come.
+        timeline: what the run has done so far.
+        texts: texts of the new tokens.
+        status: shown in place of the answer until there are tokens.
+        is_over: True once nothing more will come.
     """
     caret = "" if is_over or not texts else '<span class="ls-caret" aria-hidden="true"></span>'
-    words = escape("".join(texts)) or f'<span class="ls-wait">{escape(phase)} …</span>'
+    words = escape("".join(texts)) or f'<span class="ls-wait">{escape(status)}</span>'
     return (
-        f'<section class="ls-watch"><div class="ls-text ls-answer" tabindex="0" aria-label="Answer">{words}{caret}</div>'
-        f"{_figures(track, len(texts))}{timeline_view(track, is_over=is_over)}</section>"
+        '<section class="ls-watch"><div class="ls-text ls-answer" tabindex="0" '
+        f'aria-label="Answer">{words}{caret}</div>'
+        f"{_figures(timeline, len(texts))}{timeline_view(timeline, is_over=is_over)}</section>"
     )
 
 
-def _figures(track: Track, num_tokens: int) -> str:
-    sweep = track.sweep_s()
-    elapsed = track.end_s or 1.0
-    rate = track.bytes_read / elapsed if track.bytes_read else 0.0
-    waiting = track.seconds["wait"] / elapsed if track.end_s else 0.0
+def _figures(timeline: TimelineState, num_tokens: int) -> str:
+    sweep_s, elapsed_s = timeline.sweep_s(), timeline.end_s
     pairs = (
-        ("tokens", str(num_tokens) if num_tokens else "–"),
-        ("each sweep", format_seconds(sweep) if sweep else "–"),
-        ("read so far", format_bytes(track.bytes_read) if track.bytes_read else "–"),
-        ("over the run", f"{rate / 1e9:.2f} GB/s" if rate else "–"),
-        ("waiting", f"{waiting * 100:.0f} %" if track.end_s else "–"),
+        ("tokens", str(num_tokens) if num_tokens else DASH),
+        ("time per sweep", format_seconds(sweep_s) if sweep_s else DASH),
+        ("read so far", format_bytes(timeline.bytes_read) if timeline.bytes_read else DASH),
+        (
+            "average read rate",
+            format_rate(timeline.bytes_read / elapsed_s) if timeline.bytes_read and elapsed_s else DASH,
+        ),
+        ("time waiting", f"{timeline.seconds['wait'] / elapsed_s * 100:.0f} %" if elapsed_s else DASH),
     )
-    return (
-        '<dl class="ls-figures ls-wide-figures">'
-        + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)
-        + "</dl>"
-    )
+    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f'<dl class="ls-figures ls-wide-figures">{rows}</dl>'
 
 
-def timeline_view(track: Track, *, is_over: bool) -> str:
-    """Return the last sweeps as a picture of four rows."""
-    span = max(0.05, 2.2 * track.sweep_s() or 1.0)
-    bars = track.window(span)[-_MOST_BARS:]
-    start = max(0.0, track.end_s - span)
-    shown = [name for name in ROWS if name != "copy" or track.seconds["copy"] > 0]
-    rows = "".join(_row(name, [bar for bar in bars if bar.activity == name], start, span) for name in shown)
-    heading = "The last sweeps" if is_over else "Now" if track.end_s else "Timeline"
-    axis = (
-        f"<span>{format_seconds(start)}</span><span>{format_seconds(start + span)}</span>"
-        if track.end_s
-        else "<span>&nbsp;</span>"
+def timeline_view(timeline: TimelineState, *, is_over: bool) -> str:
+    """Return the last sweeps as tracks."""
+    width_s = max(0.05, 2.2 * timeline.sweep_s() or 1.0)
+    spans = timeline.latest(width_s)[-_MAX_SPANS:]
+    start_s = max(0.0, timeline.end_s - width_s)
+    shown = [name for name in TRACKS if name != "copy" or timeline.seconds["copy"] > 0]
+    tracks = "".join(
+        _track(name, [span for span in spans if span.activity == name], start_s, width_s) for name in shown
     )
+    heading, axis = "Timeline", "<span>&nbsp;</span>"
+    if timeline.end_s:
+        heading = "The last sweeps" if is_over else "Now"
+        axis = f"<span>{format_seconds(start_s)}</span><span>{format_seconds(start_s + width_s)}</span>"
     return (
-        f'<div class="ls-card"><h3>{heading}</h3><div class="ls-timeline" role="img" aria-label="{_told(track)}">{rows}</div>'
+        f'<div class="ls-card"><h3>{heading}</h3>'
+        f'<div class="ls-timeline" role="img" aria-label="{_label(timeline)}">{tracks}</div>'
         f'<div class="ls-axis" aria-hidden="true">{axis}</div></div>'
     )
 
 
-def _row(name: str, bars: Sequence[Bar], start: float, span: float) -> str:
-    rects = "".join(_rect(bar, start, span) for bar in bars)
+def _track(name: str, spans: Sequence[Span], start_s: float, width_s: float) -> str:
+    rects = "".join(_rect(span, start_s, width_s) for span in spans)
     return (
-        f'<div class="ls-row"><span>{ROWS[name]} {tip(_ABOUT[name], ROWS[name])}</span><svg class="{name}" viewBox="0 0 1000 '
-        f'{_HEIGHT}" '
-        f'preserveAspectRatio="none" aria-hidden="true">{rects}</svg></div>'
+        f'<div class="ls-track"><span>{TRACKS[name]} {tip(_ABOUT[name], TRACKS[name])}</span>'
+        f'<svg class="{name}" viewBox="0 0 1000 {_HEIGHT}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{rects}</svg></div>'
     )
 
 
-def _rect(bar: Bar, start: float, span: float) -> str:
-    left = max(0.0, (bar.start_s - start) / span * 1000)
-    right = min(1000.0, (bar.end_s - start) / span * 1000)
-    shade = "b" if bar.unit % 2 else "a"
-    return f'<rect x="{left:.1f}" y="0" width="{max(right - left, 0.6):.1f}" height="{_HEIGHT}" class="{shade}"/>'
+def _rect(span: Span, start_s: float, width_s: float) -> str:
+    left = max(0.0, (span.start_s - start_s) / width_s * 1000)
+    right = min(1000.0, (span.end_s - start_s) / width_s * 1000)
+    shade = "b" if span.unit % 2 else "a"
+    width = max(right - left, 0.6)
+    return f'<rect x="{left:.1f}" y="0" width="{width:.1f}" height="{_HEIGHT}" class="{shade}"/>'
 
 
-def _told(track: Track) -> str:
-    if not track.end_s:
+def _label(timeline: TimelineState) -> str:
+    if not timeline.end_s:
         return "Nothing has run yet"
-    model = "" if track.plan is None else f"{short_name(str(track.plan['model_name']))}: "
-    parts = [f"{ROWS[name]} {format_seconds(track.seconds[name])}" for name in ROWS if track.seconds[name]]
-    return escape(f"{model}{', '.join(parts)} in {format_seconds(track.end_s)}", quote=True)
+    model = "" if timeline.plan is None else f"{short_name(timeline.plan.model_name)}: "
+    parts = [
+        f"{TRACKS[name]} {format_seconds(timeline.seconds[name])}"
+        for name in TRACKS
+        if timeline.seconds[name]
+    ]
+    return escape(f"{model}{', '.join(parts)} in {format_seconds(timeline.end_s)}", quote=True)

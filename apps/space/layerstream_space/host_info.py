@@ -1,4 +1,4 @@
-"""What this machine is, in few words for the masthead: from the system's own files, without a library."""
+"""What this machine is, in a few figures for the masthead, read from the system's own files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
+class HostInfo:
     """This machine.
 
     Attributes:
-        cores: that this process may use.
-        memory_bytes: of the machine, or of the control group where that is less; 0 where it is not told.
-        has_gpu: a compute driver's device file is there.
+        cores: CPU cores that this process may use.
+        memory_bytes: memory of the machine, or of the control group if that is less; 0 if unknown.
+        has_gpu: True if a compute driver's device file exists.
     """
 
     cores: int
@@ -22,8 +22,8 @@ class Here:
     has_gpu: bool
 
 
-def look_around() -> Here:
-    """Return what this machine is."""
+def read_host_info() -> HostInfo:
+    """Return the figures of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = (
         [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -35,7 +35,7 @@ def look_around() -> Here:
     except OSError:
         limit = ""
     sizes += [int(limit)] if limit.isdigit() else []
-    return Here(
+    return HostInfo(
         cores=cores,
         memory_bytes=min(sizes, default=0),
         has_gpu=any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd")),

@@ -1,11 +1,12 @@
-"""The words of the page: names of variants, numbers, and the small pieces of HTML that every view uses."""
+"""Small parts that every view uses: names of variants, figures as text, explanations and notices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
 
-from layerstream_compare import METRICS, Measurement, format_bytes, format_seconds, list_variants
+from layerstream import format_bytes, format_rate, format_seconds
+from layerstream_compare import METRICS, Measurement, list_variants
 
 TITLES: Mapping[str, str] = {
     "streamed": "Streamed",
@@ -25,13 +26,13 @@ TITLES: Mapping[str, str] = {
     "sdpa-flash": "SDPA flash (linear)",
     "flex": "flex",
 }
-"""Short names of variants, as lanes and legends have them."""
+"""Short names of variants, for columns and legends."""
 
-ABOUT: Mapping[str, str] = {each.name: each.title for each in list_variants()}
-"""What each variant is, in a line."""
+ABOUT: Mapping[str, str] = {variant.name: variant.title for variant in list_variants()}
+"""Each variant described in one line."""
 
 BY_KEY = {metric.key: metric for metric in METRICS}
-"""Every figure by its key."""
+"""All metrics by key."""
 
 DASH = "–"
 
@@ -42,45 +43,54 @@ def title_of(variant: str) -> str:
 
 
 def figure(measurement: Measurement | None, key: str) -> str:
-    """Return a figure for people; a dash where it was not measured."""
+    """Return a metric as text; a dash if it was not measured."""
     value = None if measurement is None else BY_KEY[key].value(measurement)
     return DASH if value is None else BY_KEY[key].show(value)
 
 
 def tip(text: str, about: str) -> str:
-    """Return a small "?" that shows `text` to pointers, keyboards and screen readers alike.
+    """Return a small "?" that shows `text` to pointer, keyboard and screen-reader users alike.
 
     Args:
-        text: what is told.
-        about: of what; read to those who do not see it.
+        text: the explanation.
+        about: what it explains; read out by screen readers.
     """
     words = escape(text, quote=True)
     return (
-        f'<button type="button" class="ls-q" aria-label="{escape(about, quote=True)}: {words}"><span aria-hidden="true">?</span>'
+        f'<button type="button" class="ls-q" aria-label="{escape(about, quote=True)}: {words}">'
+        '<span aria-hidden="true">?</span>'
         f'<span class="ls-tip" aria-hidden="true">{words}</span></button>'
     )
 
 
+def status_line(html: str) -> str:
+    """Return the line above a view that says what is going on; screen readers announce its changes."""
+    return f'<p class="ls-status" role="status">{html}</p>'
+
+
 def notice(title: str, text: str, *, kind: str = "info") -> str:
-    """Return a card that says what is going on and what to do.
+    """Return a card that says what happened and what to do.
 
     Args:
-        title: in a few words.
+        title: a few words.
         text: what to do about it.
         kind: `info` or `error`.
     """
     role = "alert" if kind == "error" else "status"
-    return f'<div class="ls-notice {kind}" role="{role}"><strong>{escape(title)}</strong><p>{escape(text)}</p></div>'
+    return (
+        f'<div class="ls-notice {kind}" role="{role}"><strong>{escape(title)}</strong>'
+        f"<p>{escape(text)}</p></div>"
+    )
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Return bytes in decimal gigabytes, as model cards have them: `"140 GB"`, `"0.27 GB"`."""
+    """Return bytes in decimal gigabytes, the unit of model cards: `"140 GB"`, `"0.27 GB"`."""
     value = num_bytes / 1e9
     return f"{value:.0f} GB" if value >= 100 else f"{value:.3g} GB"
 
 
 def percent(part: float, whole: float) -> str:
-    """Return a share of the width as CSS, between 0 and 100 %."""
+    """Return a share as a CSS percentage between 0 and 100 %."""
     share = 0.0 if whole <= 0 else min(max(part / whole, 0.0), 1.0)
     return f"{share * 100:.2f}%"
 
@@ -93,10 +103,12 @@ __all__ = [
     "escape",
     "figure",
     "format_bytes",
+    "format_rate",
     "format_seconds",
     "gigabytes",
     "notice",
     "percent",
+    "status_line",
     "tip",
     "title_of",
 ]
