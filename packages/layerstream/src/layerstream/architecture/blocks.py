@@ -18,8 +18,8 @@ from . import compat
 def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     """Return (path, module) of every decoder block, in the order of the model's lists.
 
-    The blocks are the entries of every outermost `nn.ModuleList` in which transformers marks an entry as a block. Without such a
-    mark, they are the entries of the list with the most bytes.
+    The blocks are the entries of every outermost `nn.ModuleList` in which transformers marks an entry as a
+    block. Without such a mark, they are the entries of the list with the most bytes.
 
     Raises:
         BlocksNotFoundError: the model has no list of modules with weights.
@@ -27,10 +27,13 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     lists = [(path, modules) for path, modules in _outermost_lists(model, "") if _num_bytes(modules)]
     if not lists:
         raise BlocksNotFoundError(
-            f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with transformers"
+            f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with "
+            "transformers"
         )
     marked = [
-        (path, modules) for path, modules in lists if any(compat.is_marked_as_block(model, module) for module in modules)
+        (path, modules)
+        for path, modules in lists
+        if any(compat.is_marked_as_block(model, module) for module in modules)
     ]
     chosen = marked or [max(lists, key=lambda entry: _num_bytes(entry[1]))]
     return tuple(
@@ -55,7 +58,7 @@ def _num_bytes(module: nn.Module) -> int:
 
 
 def find_head(model: PreTrainedModel) -> str | None:
-    """Return the path of the language-model head when it is a separate module with a weight matrix; else None."""
+    """Return the path of the head when it is a separate module with a weight matrix; else None."""
     head = model.get_output_embeddings()
     if (
         not isinstance(head, nn.Module)
@@ -67,9 +70,10 @@ def find_head(model: PreTrainedModel) -> str | None:
 
 
 def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the paths of the embeddings outside the blocks whose forward does nothing but look up rows.
+    """Return the paths of the embeddings outside the blocks whose forward only looks up rows.
 
-    Such a table can stay on disk: the rows that the ids name are fetched, and the module's own forward runs on them.
+    Such a table can stay on disk: the rows that the ids name are fetched, and the module's own forward runs
+    on them.
     """
     prefixes = tuple(f"{path}." for path in block_paths)
     return tuple(
@@ -80,7 +84,7 @@ def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tup
 
 
 def _looks_up_rows(module: nn.Embedding) -> bool:
-    """Try it: a table with its rows in another order, read with ids in that order, must give the same result."""
+    """Try it: a table in another order, read with ids in that order, must give the same result."""
     if module.max_norm is not None or len(list(module.parameters())) != 1:
         return False
     if type(module).forward is nn.Embedding.forward:
@@ -105,7 +109,11 @@ def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
         module._buffers.update(
-            {name: torch.ones_like(value, device="cpu") for name, value in buffers.items() if value is not None}
+            {
+                name: torch.ones_like(value, device="cpu")
+                for name, value in buffers.items()
+                if value is not None
+            }
         )
         result = module(ids)
         return result if isinstance(result, torch.Tensor) else None
