@@ -263,7 +263,7 @@ def test_the_report_of_two_lanes_counts_reads_once_and_sweeps_of_the_busiest(tin
         ({"devices": "cpu"}, "takes a list of devices"),
         ({"devices": ["cpu"], "device": "cpu"}, "both given"),
         ({"devices": ["cpu", "cpu"], "budget": "10 MiB"}, "on cpu, shared by 2 replicas, cannot hold"),
-        ({"devices": ["cpu", "nonsense"]}, "no torch device"),
+        ({"devices": ["cpu", "nonsense"]}, "not a torch device"),
     ],
 )
 def test_a_wish_that_cannot_be_granted_is_explained(

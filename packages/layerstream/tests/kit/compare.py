@@ -49,7 +49,7 @@ def logits(model: PreTrainedModel) -> Tensors:
 
 
 def hidden_states(model: PreTrainedModel) -> Tensors:
-    """Return all hidden states (batch, tokens, hidden) of a left-padded batch, the embedding's output first."""
+    """Return all hidden states (batch, tokens, hidden) of a left-padded batch, embeddings first."""
     with torch.no_grad():
         output = model(**left_padded_batch(model), output_hidden_states=True, use_cache=False)
     return {f"hidden_states[{index}]": state for index, state in enumerate(output.hidden_states)}
@@ -157,7 +157,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def first_difference(expected: Tensors, actual: Tensors) -> str | None:
-    """Return the first difference between two sets of named tensors in words; None when every bit is equal."""
+    """Describe the first difference between two sets of named tensors; None when every bit is equal."""
     if expected.keys() != actual.keys():
         return f"other tensors: expected {sorted(expected)}, got {sorted(actual)}"
     for name, target in expected.items():
