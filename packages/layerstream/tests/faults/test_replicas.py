@@ -263,7 +263,7 @@ def test_the_report_of_two_replicas_counts_reads_once_and_the_busiest_ones_sweep
         ({"devices": "cpu"}, "takes a list of devices"),
         ({"devices": ["cpu"], "device": "cpu"}, "both given"),
         ({"devices": ["cpu", "cpu"], "budget": "10 MiB"}, "on cpu, shared by 2 replicas, cannot hold"),
-        ({"devices": ["cpu", "nonsense"]}, "no torch device"),
+        ({"devices": ["cpu", "nonsense"]}, "not a torch device"),
     ],
 )
 def test_impossible_options_are_explained(

@@ -239,7 +239,7 @@ def test_a_config_of_an_unknown_kind_is_an_error_of_ours(
     for text in ('{"model_type": "no-such-thing"}', "[]", "{", '{"hidden_size": 3}'):
         (tmp_path / "config.json").write_text(text)
         _, err = run(capsys, "estimate", tmp_path / "config.json", status=2)
-        assert "is no config that transformers understands" in err
+        assert "is not a config that transformers understands" in err
 
 
 def test_a_checkpoint_without_chat_template_or_tokenizer_says_so(
