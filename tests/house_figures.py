@@ -2,8 +2,9 @@
 
     python tests/house_figures.py [SOURCE_FOLDER PACKAGE]     by default packages/layerstream/src layerstream
 
-A room is a folder of the package or a module at its root. An arrow leads from a room to one that it imports; floors are
-the rooms on the longest path of arrows. Imports under `TYPE_CHECKING` do not count. Needs grimp (import-linter's graph).
+A room is a folder of the package or a module at its root. An arrow leads from a room to one that it imports;
+floors are the rooms on the longest path of arrows. Imports under `TYPE_CHECKING` do not count. Needs grimp
+(import-linter's graph).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
         **code_figures(source / package),
         **import_figures(source, package),
     }
-    print(json.dumps(figures, indent=2))
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 
 
 def room_figures(source: Path, package: str) -> dict[str, int]:
@@ -103,7 +104,7 @@ def docstring_size(node: ast.AST) -> int:
 
 
 def import_figures(source: Path, package: str) -> dict[str, object]:
-    """Return what `import package` takes in a fresh process: median CPU seconds over the bare interpreter's, and modules."""
+    """Return the CPU seconds (median) and modules that `import package` adds to a fresh interpreter."""
     with_it, bare = (list(fresh_imports(source, program)) for program in (f"import {package}", "pass"))
     return {
         f"CPU seconds of import {package}": round(median_s(with_it) - median_s(bare), 3),
@@ -117,7 +118,7 @@ def median_s(runs: list[tuple[float, int]]) -> float:
 
 
 def fresh_imports(source: Path, program: str) -> Iterator[tuple[float, int]]:
-    """Yield (CPU seconds, modules) of `program` in fresh processes; the first run, which may compile, is left out."""
+    """Yield (CPU seconds, modules) of `program` in fresh processes, without the first, which may compile."""
     code = f"{program}\nimport sys, time; print(time.process_time(), len(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(source)}
     for run in range(IMPORTS_PER_FIGURE + 1):

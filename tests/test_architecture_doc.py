@@ -12,7 +12,7 @@ PACKAGES = {"The tree": "layerstream/src/layerstream", "Compare": "compare/src/l
 
 
 def files_of_the_tree(text: str, heading: str) -> set[str]:
-    """Return the paths that the tree under `heading` lists: a folder's name ends with a slash, its files are indented deeper."""
+    """Return the paths in the tree under `heading`: a folder ends with a slash, its files stand deeper."""
     tree = text.split(f"## {heading}\n")[1].split("```")[1]
     found, folder = set(), ""
     for indent, name in re.findall(r"^( +)(\S+(?:\.py|/))(?= |$)", tree, re.MULTILINE):

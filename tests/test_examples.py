@@ -1,4 +1,4 @@
-"""The examples do what they say, on a tiny checkpoint; what they generate is what the resident model generates."""
+"""The examples run on a tiny checkpoint and generate what the resident model generates."""
 
 from __future__ import annotations
 

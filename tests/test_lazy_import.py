@@ -1,4 +1,4 @@
-"""An import costs what is used: torch and transformers are loaded by the names that need them, and by no other."""
+"""An import costs what is used: only names that need torch and transformers load them."""
 
 from __future__ import annotations
 

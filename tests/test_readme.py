@@ -1,8 +1,9 @@
 """What the README shows is executed.
 
-Its `python` blocks run in their order in one namespace; its `layerstream ...` commands run too; of `nox` and `pip` commands it is
-checked that what they name is there. Where the README names the default model, the Hub or a path of the reader's, the tests put a
-tiny checkpoint. A block after `<!-- not executed: reason -->` is left out.
+Its `python` blocks run in their order in one namespace; its `layerstream ...` commands run too; of `nox` and
+`pip` commands it is checked that what they name is there. Where the README names the default model, the Hub
+or a path of the reader's, the tests put a tiny checkpoint. A block after `<!-- not executed: reason -->` is
+left out.
 """
 
 from __future__ import annotations

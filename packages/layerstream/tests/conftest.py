@@ -19,5 +19,5 @@ settings.load_profile("without deadline")
 
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 4 blocks (hidden 64, vocabulary 128) with tokenizer and chat template; read it, never write to it."""
+    """A read-only Llama of 4 blocks (hidden 64, vocabulary 128) with tokenizer and chat template."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))

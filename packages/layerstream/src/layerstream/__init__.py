@@ -1,12 +1,12 @@
 """Run a language model that does not fit in memory, exactly.
 
-`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, from disk to
-host to device, just in time and within a memory budget. `generate()`, pipelines and every architecture work unchanged,
-and every result equals the resident model's bit for bit. `plan` and `simulate` tell you beforehand where everything
-will live and how long a token takes.
+`load` builds transformers' own model empty and streams its decoder blocks from the original safetensors, from
+disk to host to device, just in time and within a memory budget. `generate()`, pipelines and every
+architecture work unchanged, and every result equals the resident model's bit for bit. `plan` and `simulate`
+tell you beforehand where everything will live and how long a token takes.
 
-Names are imported on first use: `import layerstream`, its values (budgets, profiles, plans) and `simulate` on a saved
-profile load neither torch nor transformers.
+Names are imported on first use: `import layerstream`, its values (budgets, profiles, plans) and `simulate` on
+a saved profile load neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lazy exports of a package: a name is imported when it is first used (PEP 562).
 
-A package lists its exports twice: as imports under `TYPE_CHECKING`, for editors and type checkers, and as a table for
-`lazy_exports`, for the running program. `tests/test_public_api.py` compares the two.
+A package lists its exports twice: as imports under `TYPE_CHECKING`, for editors and type checkers, and as a
+table for `lazy_exports`, for the running program. `tests/test_public_api.py` compares the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def lazy_exports(
 
     Args:
         package: the package's `__name__`.
-        exports: the exported names, by the module (relative to the package, such as `.spec.plans`) that defines them.
+        exports: the exported names, by the module (relative to the package, such as `.spec.plans`) that
+            defines them.
     """
     module_of = {name: module for module, names in exports.items() for name in names}
 

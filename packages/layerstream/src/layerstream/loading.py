@@ -1,7 +1,7 @@
 """Plan and load a model on this machine: the public verbs `plan`, `load` and `profile_model`.
 
-Each inspects the model, lets planning decide, and `load` then has the plan carried out. The module is not called `load`
-because a submodule of that name would hide the lazily exported function.
+Each inspects the model, lets planning decide, and `load` then has the plan carried out. The module is not
+called `load` because a submodule of that name would hide the lazily exported function.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def plan(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PlacementPlan:
-    """Return where each block of a model would live on this machine. Reads the config and headers, but no weight.
+    """Return where each block of a model would live on this machine. Reads config and headers only.
 
     Args:
         model: a directory or a Hub id.
-        budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the device,
-            or a `MemoryBudget`.
+        budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
+            device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
         devices: several devices in place of `device`. They share each read; the budget applies per device.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
         workload: batch, prompt and answer lengths to plan for, per device.
-        machine: plan for this machine's figures in place of the ones found here; its device counts, not `device`. For
-            several devices, one machine per device.
+        machine: plan for this machine's figures in place of the ones found here; its device counts, not
+            `device`. For several devices, one machine per device.
         attn_implementation: transformers' name of the attention implementation.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
@@ -117,14 +117,15 @@ def load(
 ) -> StreamedModel:
     """Load a causal language model within a memory budget, exactly.
 
-    What fits stays in memory; the rest is read from the original safetensors in every sweep. Use the result as a context
-    manager, or call `close()`. Streaming on a CPU also makes glibc return freed memory at once, for the whole process: a
-    tight budget needs it.
+    What fits stays in memory; the rest is read from the original safetensors in every sweep. Use the result
+    as a context manager, or call `close()`. Streaming on a CPU also makes glibc return freed memory at once,
+    for the whole process:
+    a tight budget needs it.
 
     Args:
         model: a directory or a Hub id.
-        budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the device,
-            or a `MemoryBudget`.
+        budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
+            device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
         devices: several devices in place of `device`. They share each read; the budget applies per device.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.

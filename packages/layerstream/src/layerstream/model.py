@@ -1,7 +1,7 @@
 """The streamed model: transformers' own model, with weights that come and go.
 
-It owns threads, buffers and hooks, and `close()` releases all of them. With several devices it owns one replica per
-device, all fed by the same reads.
+It owns threads, buffers and hooks, and `close()` releases all of them. With several devices it owns one
+replica per device, all fed by the same reads.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class StreamedModel:
     """A causal language model within a memory budget.
 
     Attributes:
-        model: the real `PreTrainedModel`; pipelines, peft and evaluation harnesses take it as it is. With several devices,
-            the first one's.
-        group: lets several tasks share every sweep; see `SweepGroup.run`. With several devices, the first one's.
+        model: the real `PreTrainedModel`; pipelines, peft and evaluation harnesses take it as it is. With
+            several devices, the first one's.
+        group: lets several tasks share every sweep; see `SweepGroup.run`. With several devices, the first
+            one's.
         replicas: one replica per device. They have the same weights and share each read.
         plan: where everything lives.
         profile: the model's sizes.
@@ -71,33 +72,36 @@ class StreamedModel:
         self.reset_report()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with transformers' own `generate()`, which gets every argument. Runs on the first device."""
+        """Generate on the first device with transformers' own `generate()`, which gets every argument."""
         self._check_open()
         return self.model.generate(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one forward of the model, which is one sweep. Runs on the first device."""
+        """Run one forward, which is one sweep, on the first device."""
         self._check_open()
         return self.model(*args, **kwargs)
 
     def run_on_devices(self, work: Callable[[Replica], T]) -> list[T]:
         """Run `work` for every device at the same time, fed by the same reads, and return the results.
 
-        The first device's work runs in the calling thread, each other one in a thread of its own. Forwards of different
-        devices keep in step: one that runs ahead waits until the others have caught up, failed or returned. A device whose
-        work has returned holds up no other. Works must not wait for one another; a device whose work stays outside a
-        forward while the others wait is passed over after two seconds, which costs extra reads.
+        The first device's work runs in the calling thread, each other one in a thread of its own. Forwards of
+        different devices keep in step: one that runs ahead waits until the others have caught up, failed or
+        returned. A device whose work has returned holds up no other. Works must not wait for one another; a
+        device whose work stays outside a forward while the others wait is passed over after two seconds,
+        which costs extra reads.
 
         Args:
-            work: called with each device's replica. It may run any number of forwards and `generate()` calls on
-                `replica.model`, with inputs on `replica.device`. All threads share torch's CPU random generator.
+            work: called with each device's replica. It may run any number of forwards and `generate()` calls
+                on `replica.model`, with inputs on `replica.device`. All threads share torch's CPU random
+                generator.
 
         Returns:
             The results, in the order of the devices.
 
         Raises:
-            BaseException: the first error of any work. In the others the next forward, or the next unit of the current
-                one, raises `ReplicaStoppedError`. All have ended when this returns, and the model can be used again.
+            BaseException: the first error of any work. In the others the next forward, or the next unit of
+                the current one, raises `ReplicaStoppedError`. All have ended when this returns, and the model
+                can be used again.
             StreamClosedError: the model is closed.
             StreamError: another `run_on_devices` of this model is still running.
         """

@@ -1,7 +1,8 @@
 """Plan for hardware you don't own: `simulate`, and what it shares with `plan` and `load`.
 
-The planner is the simulator: the plan for a described machine is what `load` would do there. A saved `ModelProfile` is
-planned without torch; a model by name is inspected first, and only that loads torch and transformers.
+The planner is the simulator: the plan for a described machine is what `load` would do there. A saved
+`ModelProfile` is planned without torch; a model by name is inspected first, and only that loads torch and
+transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def simulate(
     """Return the plan for a machine that need not be this one, nor exist.
 
     Args:
-        model: a directory, a Hub id, a transformers config, or a profile from `profile_model`, which is planned at once.
+        model: a directory, a Hub id, a transformers config, or a profile from `profile_model`, which is
+            planned at once.
         machine: the machine's figures; for several devices that share each read, one machine per device.
         workload: batch, prompt and answer lengths.
         budget: as for `plan`.
@@ -82,6 +84,7 @@ def dtype_name(dtype: str | torch.dtype) -> str:
 def _check_dtype(profile: ModelProfile, dtype: str) -> ModelProfile:
     if dtype not in ("auto", profile.dtype):
         raise PlanError(
-            f"the profile of {profile.name} is for {profile.dtype}, but {dtype} was requested: profile the model in {dtype}"
+            f"the profile of {profile.name} is for {profile.dtype}, but {dtype} was requested: "
+            f"profile the model in {dtype}"
         )
     return profile

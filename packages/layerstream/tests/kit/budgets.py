@@ -32,7 +32,7 @@ def budget_bytes(path: str | Path, dtype: str, name: str, replicas: int = 1) -> 
 
 
 def load(path: str | Path, dtype: str, name: str, replicas: int = 1) -> ls.StreamedModel:
-    """Load `path` on the CPU, `replicas` times side by side, under the budget called `name`; check that the plan is what it says."""
+    """Load `path` on the CPU with `replicas` replicas under the budget called `name`, and check the plan."""
     budget = budget_bytes(path, dtype, name, replicas)
     streamed = ls.load(str(path), dtype=dtype, devices=["cpu"] * replicas, budget=budget, workload=WORKLOAD)
     plan = streamed.plan

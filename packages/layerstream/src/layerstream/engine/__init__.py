@@ -1,7 +1,8 @@
 """The engine: inspect a model, build it as planned, and run one replica of it per device.
 
-Here the rooms meet: architecture makes the empty model and its recipes, planning has decided where units live, streaming
-moves them. The names below are imported on first use, because `simulate` needs them only for a model without a profile.
+Here the rooms meet: architecture makes the empty model and its recipes, planning has decided where units
+live, streaming moves them. The names below are imported on first use, because `simulate` needs them only for
+a model without a profile.
 """
 
 from __future__ import annotations

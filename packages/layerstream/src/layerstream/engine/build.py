@@ -1,4 +1,4 @@
-"""Carry a plan out: read the weights that stay, once for all devices, and start the prefetcher for those that move."""
+"""Carry a plan out: read the weights that stay, once for all devices, and prefetch those that move."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Builder:
             replicas=tuple(replica.finish() for replica in self.replicas),
         )
 
-    # -- weights that stay -------------------------------------------------------------------------------------------
+    # -- weights that stay ---------------------------------------------------------------------------------
 
     def _make_residents(self) -> None:
         units = self.spec.units
@@ -135,12 +135,12 @@ class _Builder:
         return buffer
 
     def _moving_names(self) -> set[str]:
-        """Return the tensors that do not stay: those of the stream, and embeddings that are looked up by row."""
+        """Return the tensors that move: those of the stream, and embeddings looked up by row."""
         rows = () if self.plan.embedding in (None, Residency.DEVICE) else self.spec.units.row_tables
         streamed = {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors}
         return streamed | {tensor.name for tensor in rows}
 
-    # -- embeddings that are looked up by row ------------------------------------------------------------------------
+    # -- embeddings that are looked up by row --------------------------------------------------------------
 
     def _attach_rows(self) -> None:
         if self.plan.embedding in (None, Residency.DEVICE):
@@ -156,7 +156,7 @@ class _Builder:
         self.host_tables[tensor.name] = self._read(source, pinned=self.pins)
         return source.host_views(self.host_tables[tensor.name].bytes)[tensor.name]
 
-    # -- units that move ---------------------------------------------------------------------------------------------
+    # -- units that move -----------------------------------------------------------------------------------
 
     def _moving_recipes(self) -> list[UnitRecipe]:
         recipes = [self.recipes[p.name] for p in self._blocks() if p.residency is not Residency.DEVICE]
@@ -196,7 +196,7 @@ class _Builder:
         return StreamedUnit(name=recipe.name, position=position, source=source, pinned=pinned)
 
     def _part_of_host_table(self, source: UnitSource) -> HostBuffer | None:
-        """Return where a tied head, or a slice of one, lies in its embedding's table, if that is in host memory."""
+        """Return the part of a host-resident embedding that a tied head, or a slice of one, is."""
         tensor = source.unit.tensors[0]
         stored = tensor.pieces[0].source if tensor.pieces else None
         for table in self.spec.units.row_tables:

@@ -22,8 +22,8 @@ from ..streaming.sweep_group import SweepGroup
 class ForwardGate:
     """Lets one forward into the model at a time.
 
-    Forwards of tasks that share a sweep pass together: their group's run holds the gate for all of them. The instance's
-    `forward` is wrapped, not hooked: a hook after the forward does not run when Ctrl-C ends it.
+    Forwards of tasks that share a sweep pass together: their group's run holds the gate for all of them. The
+    instance's `forward` is wrapped, not hooked: a hook after the forward does not run when Ctrl-C ends it.
 
     Attributes:
         elapsed_s: seconds inside forwards, and inside runs of the group from the first forward to the last.
@@ -63,7 +63,8 @@ class ForwardGate:
         """Keep every thread out except the group's tasks."""
         if self._thread_inside == threading.get_ident():
             raise StreamError(
-                "a forward of this model cannot start inside another one, nor in a callback of tasks that share its sweeps"
+                "a forward of this model cannot start inside another one, "
+                "nor in a callback of tasks that share its sweeps"
             )
         with self._one_at_a_time:
             try:

@@ -1,7 +1,7 @@
 """Inspect a model: from its name to its sizes, without reading a weight.
 
-`plan`, `simulate` and `load` share these steps: the checkpoint room finds the files, architecture builds the empty model
-and the recipes of its tensors, streaming lays them out.
+`plan`, `simulate` and `load` share these steps: the checkpoint room finds the files, architecture builds the
+empty model and the recipes of its tensors, streaming lays them out.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def inspect_any(model: str | Path | PreTrainedConfig, options: LoadOptions, *, o
 def inspect_model(
     name: str | Path, options: LoadOptions = DEFAULTS, *, on_host: bool = True, weights: bool = True
 ) -> ModelSpec:
-    """Inspect a checkpoint: read its config and headers, build the empty model, and learn how its tensors are made.
+    """Inspect a checkpoint: read its config and headers, and build the empty model.
 
     Args:
         name: a directory or a Hub id.

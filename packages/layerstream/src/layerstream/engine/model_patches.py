@@ -31,8 +31,8 @@ _REFUSED = (
 def add_placeholders(model: PreTrainedModel, device: torch.device) -> None:
     """Give every (sub)model whose first parameter is streamed an empty first parameter on the device.
 
-    `model.device` and `model.dtype` are those of the first parameter, and transformers asks for them: on the meta device,
-    generate() would pick another experts kernel and create its inputs there.
+    `model.device` and `model.dtype` are those of the first parameter, and transformers asks for them: on the
+    meta device, generate() would pick another experts kernel and create its inputs there.
     """
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
@@ -52,8 +52,8 @@ def refuse_unsupported(model: PreTrainedModel, device: torch.device) -> None:
     def refuse(name: str) -> Callable[..., Any]:
         def refused(*args: Any, **kwargs: Any) -> Any:
             raise UnsupportedModelError(
-                f"model.{name}() cannot be used on a streamed model, whose weights come and go: choose device and dtype in "
-                "load(), and use transformers' from_pretrained to train, resize or save"
+                f"model.{name}() cannot be used on a streamed model, whose weights come and go: "
+                "choose device and dtype in load(), and use transformers' from_pretrained to train, resize or save"
             )
 
         return refused

@@ -14,7 +14,8 @@ from ..streaming.runtime import DeviceRuntime
 class PeakMemory:
     """The peak since loading.
 
-    On the host it is the kernel's high-water mark once that has moved, and the largest sample between forwards before that.
+    On the host it is the kernel's high-water mark once that has moved, and the largest sample between
+    forwards before that.
     """
 
     def __init__(self, runtime: DeviceRuntime, baseline_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Put one device's model together: install the weights that stay, and attach hooks that acquire those that move.
+"""Put one device's model together: weights that stay are installed, hooks acquire those that move.
 
 It knows one replica. `build` knows what is read, and that other replicas may share it.
 """
@@ -68,7 +68,7 @@ class ReplicaBuilder:
     """Builds one replica, step by step."""
 
     def __init__(self, spec: ModelSpec, plan: PlacementPlan, runtime: DeviceRuntime, index: int) -> None:
-        """Take the empty model, or a copy of it for any replica but the first, and compute what no checkpoint holds."""
+        """Take the empty model (a copy of it for later replicas) and compute what no checkpoint holds."""
         self._spec, self._plan, self._runtime = spec, plan, runtime
         model, chunked = (spec.model, spec.chunked) if index == 0 else spec.replicate()
         task_state = ModelTaskState(model, runtime.device, spec.state, has_host_random=index == 0)
@@ -112,14 +112,14 @@ class ReplicaBuilder:
                 there[source_attribute] = tied
 
     def attach_rows(self, reader: DiskReader, host_tables: Mapping[str, torch.Tensor]) -> None:
-        """Look the input embedding up row by row: in `host_tables` if it lives in host memory, else on disk."""
+        """Look the input embedding up by row: in `host_tables` if it is in host memory, else on disk."""
         for tensor in self._spec.units.row_tables:
             table = RowTable(tensor, reader, host_tables.get(tensor.name))
             self.parts.undo.append(attach_rows(self.parts.model, tensor, table, self._runtime.device))
             self.parts.tables.append(table)
 
     def attach_stream(self, prefetcher: Prefetcher, recipes: list[UnitRecipe]) -> WeightStream:
-        """Allocate the slots and attach hooks that acquire the units of `recipes`, in the prefetcher's order."""
+        """Allocate slots and attach hooks that acquire the units of `recipes`, in the prefetcher's order."""
         if not self._runtime.is_host:
             self.parts.buffers.allocate(self._plan.num_slots, self._plan.slot_bytes)
         stream = self.parts.stream = WeightStream(prefetcher, self.parts.buffers, index=self.parts.index)

@@ -41,13 +41,15 @@ class _Outcome(Generic[T]):
 def run_in_parallel(
     works: Sequence[Callable[[], T]], *, on_failure: Callable[[int, BaseException], None]
 ) -> list[T]:
-    """Run all `works` at the same time, the first in the calling thread, each other one in its own, and return their results.
+    """Run all `works` at the same time and return their results.
 
-    Returns or raises only when all of them have ended.
+    The first runs in the calling thread, each other one in a thread of its own. Returns or raises only when
+    all of them have ended.
 
     Args:
         works: what to run.
-        on_failure: called with the index and the error of the work that failed first; it must make the others end.
+        on_failure: called with the index and the error of the work that failed first; it must make the others
+            end.
 
     Raises:
         BaseException: the first error (KeyboardInterrupt included).

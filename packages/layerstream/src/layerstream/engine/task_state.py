@@ -1,7 +1,7 @@
 """State that is global to the process or the model, but that each interleaved task must have to itself.
 
-These are torch's random generators, and the few attributes that transformers changes on the model in the middle of a
-`generate()` call. A generator object that a task brings along is its own anyway.
+These are torch's random generators, and the few attributes that transformers changes on the model in the
+middle of a `generate()` call. A generator object that a task brings along is its own anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OF_THE_MODEL = ("_previous_max_cache_length",)
 """generate() makes a static cache no shorter than the last one."""
 
 _OF_A_CONFIG = ("_experts_implementation_internal",)
-"""generate() takes another experts kernel for decoding on accelerators, and puts the first one back at its end."""
+"""generate() switches to another experts kernel for decoding on accelerators, and back at its end."""
 
 _OF_A_ROTARY = ("max_seq_len_cached",)
 """A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
@@ -45,8 +45,8 @@ class ModelTaskState:
             model: the model whose tasks interleave.
             device: where it computes.
             state: attributes in which its modules keep state of their own.
-            has_host_random: keep the CPU's random state per task too. All threads share that state, so of several models
-                that run at the same time only one may do this.
+            has_host_random: keep the CPU's random state per task too. All threads share that state, so of
+                several models that run at the same time only one may do this.
         """
         self._model, self._device, self._has_host_random = model, device, has_host_random
         module = None if device.type == "cpu" else torch.get_device_module(device)
