@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 from typing import NoReturn
@@ -51,6 +52,9 @@ SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis", "playwright")
 
+CALM = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""One thread per worker: the workers share the cores."""
+
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["check", "tests"]
@@ -86,9 +90,30 @@ def check(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test of every package; arguments go to pytest."""
     install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
-    # one thread a worker: the workers share the cores
-    calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=calm)
+    session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=CALM)
+
+
+@nox.session
+@nox.parametrize("versions", ["lowest", "newest"])
+def versions(session: nox.Session, versions: str) -> None:
+    """Test the SDK at the lowest declared versions, and at the newest on the package index that the ranges allow."""
+    resolution = "lowest-direct" if versions == "lowest" else "highest"
+    session.install("-c", "constraints.txt", "uv")
+    requirements = tomllib.loads((ROOT / "packages/layerstream/pyproject.toml").read_text())["project"]
+    wanted = [*requirements["dependencies"], *requirements["optional-dependencies"]["embedded"]]
+    python = ("--python", str(Path(session.virtualenv.location) / "bin" / "python"))
+    session.run("uv", "pip", "install", *python, "--upgrade", "--resolution", resolution, *wanted)
+    session.run("uv", "pip", "install", *python, *TEST_TOOLS, "-c", "constraints.txt")
+    session.run("uv", "pip", "install", *python, "--no-deps", "-e", "packages/layerstream")
+    session.run(
+        "pytest",
+        "-n",
+        "auto",
+        "--dist",
+        "loadgroup",
+        *(session.posargs or ["packages/layerstream"]),
+        env=CALM,
+    )
 
 
 @nox.session

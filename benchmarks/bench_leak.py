@@ -1,4 +1,4 @@
-"""Leaks: a thousand sweeps of a tiny model, all streamed, and many loads; memory, threads and open files before and after."""
+"""Leaks: memory, threads and open files before and after a thousand streamed sweeps, and many loads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import threading
 from pathlib import Path
 
 import torch
-from common import TINY, Outcome, arguments, environment, publish, verdict, work_directory, write_llama
+from common import (
+    Outcome,
+    arguments,
+    environment,
+    publish,
+    verdict,
+    work_directory,
+)
+from random_llama import TINY, write_llama
 
 import layerstream as ls
 
-WANTED_MIB = 1.0
+TARGET_MIB = 1.0
 NOTES = [
-    "Sweeps: forwards with the key-value cache, 50 to a cache, after 200 to warm up. Loads: load, one generation, close, after 5 "
-    "to warm up. Memory is the process' anonymous memory after a garbage collection.",
+    "Sweeps: forwards of a tiny model with the key-value cache, 50 per cache, after 200 to warm up. Loads: "
+    "load, one generation, close, after 5 to warm up. Memory is the process's anonymous memory after a "
+    "garbage collection.",
 ]
 
 
@@ -76,7 +85,7 @@ def _add(outcome: Outcome, name: str, before: tuple[float, int, int], after: tup
     growth = after[0] - before[0]
     counts = (f"{before[1]} → {after[1]}", f"{before[2]} → {after[2]}")
     outcome.rows.append((name, f"{before[0]:.2f}", f"{after[0]:.2f}", f"{growth:+.2f}", *counts))
-    outcome.verdicts.append(verdict(f"{name}: growth in MiB", growth, WANTED_MIB))
+    outcome.verdicts.append(verdict(f"{name}: growth in MiB", growth, TARGET_MIB))
     outcome.figures[name] = {"before": before, "after": after}
 
 

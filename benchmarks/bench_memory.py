@@ -1,7 +1,7 @@
-"""Memory: the peak against the ledger, and a run to the end inside 40 % of the weights.
+"""Memory: the peak against the ledger, and a run that finishes inside 40 % of the weights.
 
-Each case is a process of its own. The peak is the kernel's high-water mark less the baseline: what the interpreter and its imported
-libraries take before the model is opened.
+Each case is a process of its own. The peak is the kernel's high-water mark minus the baseline: what the
+interpreter and its imported libraries take before the model is opened.
 """
 
 from __future__ import annotations
@@ -10,29 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from common import (
-    HALF_GB,
     MIB,
-    ONE_AND_A_HALF_GB,
-    SMALL,
-    LlamaShape,
     Outcome,
     arguments,
     environment,
     publish,
     verdict,
     work_directory,
-    write_llama,
 )
 from measured_run import measure
+from random_llama import HALF_GB, ONE_AND_A_HALF_GB, SMALL, LlamaShape, write_llama
 
 SHARE = 0.4
 NOTES = [
-    "Limit: on the whole child process, interpreter included, page cache included where it is a control group. The budget given to "
-    "layerstream is the limit less the child's resident memory after its imports. Where 40 % of the weights would not even hold "
-    "the interpreter, no limit is set and the budget itself is 40 % of the weights.",
-    "Peak: VmHWM, reset after the imports, less the resident memory at that time. 'Code' is the part of the growth that is "
-    "file-backed: pages of torch's libraries that are touched for the first time. 'Load' is the anonymous growth when loaded, less "
-    "the ledger's lines for what is allocated by then.",
+    "Limit: on the whole child process, interpreter included, and page cache included where it is a control "
+    "group. The budget given to layerstream is the limit minus the child's resident memory after its "
+    "imports. Where 40 % of the weights would not even hold the interpreter, no limit is set, and the "
+    "budget itself is 40 % of the weights.",
+    "Peak: VmHWM, reset after the imports, minus the resident memory at that time. 'Code' is the "
+    "file-backed part of the growth: pages of torch's libraries that are touched for the first time. 'Load' "
+    "is the anonymous growth after loading, minus the ledger's lines for what is allocated by then.",
 ]
 
 
@@ -91,8 +88,8 @@ def _add(outcome: Outcome, name: str, found: dict[str, Any]) -> None:
     phases = found["phases"]
     base, last = phases["imports"], phases["later sweeps"]
     peak_bytes = max(phase["VmHWM"] for phase in phases.values()) - base["VmRSS"]
-    at_load = sum(found["ledger"].get(line, 0) for line in LOADED_LINES)
-    load_bytes = phases["load"]["RssAnon"] - base["RssAnon"] - at_load
+    ledger_bytes = sum(found["ledger"].get(kind, 0) for kind in LOADED_KINDS)
+    load_bytes = phases["load"]["RssAnon"] - base["RssAnon"] - ledger_bytes
     sizes = (
         found["weight_bytes"],
         found["limit_bytes"],
@@ -108,8 +105,8 @@ def _add(outcome: Outcome, name: str, found: dict[str, Any]) -> None:
     outcome.verdicts.append(verdict(f"{name}: peak / budget", peak_bytes / found["budget_bytes"], 1.0))
 
 
-LOADED_LINES = ("edges", "embedding", "head", "resident_blocks", "slots", "read_buffers")
-"""Kinds of the ledger's lines that are in memory before the first forward."""
+LOADED_KINDS = ("edges", "embedding", "head", "resident_blocks", "slots", "read_buffers")
+"""Kinds of ledger lines that are in memory before the first forward."""
 
 
 def _mib(num_bytes: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Overhead: everything resident, decoding through layerstream against plain transformers."""
+"""Overhead: decoding through layerstream with everything resident, against plain transformers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from common import (
-    HALF_GB,
-    SMALL,
     Outcome,
     arguments,
     environment,
@@ -20,16 +18,17 @@ from common import (
     timed,
     verdict,
     work_directory,
-    write_llama,
 )
+from random_llama import HALF_GB, SMALL, write_llama
 from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 
-WANTED = 0.97
+TARGET = 0.97
 NOTES = [
-    "Both models are loaded in one process and take turns: `generate()`, greedy, the same prompt, the same number of new tokens. "
-    "Tokens/s are decode only: the time of a run less that of a run with one new token. Ratios are medians of the rounds' own.",
+    "Both models are loaded in one process and take turns: `generate()`, greedy, the same prompt, the same "
+    "number of new tokens. Tokens/s are decode only: the time of a run minus that of a run with one new "
+    "token. Ratios are medians of the rounds' own ratios.",
 ]
 
 
@@ -39,7 +38,7 @@ def main() -> int:
     outcome = Outcome(
         theme="overhead",
         title="Decoding with everything resident",
-        columns=("", "tokens/s", "CPU ms a token"),
+        columns=("", "tokens/s", "CPU ms per token"),
         notes=NOTES,
     )
     with work_directory(options) as work:
@@ -74,8 +73,8 @@ def _measure(outcome: Outcome, directory: Path, new_tokens: int, rounds: int) ->
         "ratio": ratio,
         "cpu_ratio": cpu_ratio,
     }
-    outcome.verdicts = [verdict("tokens/s, of plain transformers", ratio, WANTED, at_most=False)]
-    outcome.notes.append(f"CPU seconds a token, of plain transformers: {cpu_ratio:.3f} (median of rounds).")
+    outcome.verdicts = [verdict("tokens/s, of plain transformers", ratio, TARGET, at_most=False)]
+    outcome.notes.append(f"CPU seconds per token, of plain transformers: {cpu_ratio:.3f} (median of rounds).")
 
 
 def _generate(model: Any, new_tokens: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""Peers: accelerate's disk offload against layerstream, both in about the same memory, a cold page cache before each pass.
+"""Peers: accelerate's disk offload against layerstream, in about the same memory, with a cold page cache.
 
-accelerate keeps the edges in memory and reads every block from the same safetensors files in each forward; layerstream is given the
-budget that holds no block either.
+accelerate keeps the edges in memory and reads every block from the same safetensors files in each forward.
+layerstream's budget does not hold a block permanently either.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from pathlib import Path
 
 import torch
 from common import (
-    ONE_AND_A_HALF_GB,
-    SMALL,
-    LlamaShape,
     Outcome,
     arguments,
     drop_page_cache,
@@ -22,16 +19,17 @@ from common import (
     median_ratio,
     publish,
     work_directory,
-    write_llama,
 )
 from forwards import PROMPT_TOKENS, decode_seconds
+from random_llama import ONE_AND_A_HALF_GB, SMALL, LlamaShape, write_llama
 from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 
 NOTES = [
-    "Seconds of one decode sweep, the mean of three in a row after the first. layerstream's budget is its ledger for two blocks "
-    "more than the edges: what accelerate holds at the least (the edges, the block at work and what it has just read).",
+    "Seconds of one decode sweep: the mean of three in a row after the first. layerstream's budget is the "
+    "edges and three blocks. accelerate holds at least the edges, the block at work and what it has just "
+    "read.",
 ]
 
 
@@ -41,7 +39,7 @@ def main() -> int:
     outcome = Outcome(
         theme="peers",
         title="One decode sweep with the blocks on disk",
-        columns=("", "seconds a token", "of accelerate"),
+        columns=("", "seconds per token", "of accelerate"),
         notes=NOTES,
     )
     with work_directory(options) as work:

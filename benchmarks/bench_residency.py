@@ -1,6 +1,7 @@
 """Residency: the time of a decode sweep against the share of the weights that stays in memory.
 
-Residents are a fixed set, spread evenly among the streamed blocks: reads then go on while residents compute.
+Residents are a fixed set, spread evenly among the streamed blocks, so that reads go on while residents
+compute.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from pathlib import Path
 
 from block_plans import load_planned, open_blocks, plan_blocks, resident_share
 from common import (
-    ONE_AND_A_HALF_GB,
-    SMALL,
-    LlamaShape,
     Outcome,
     arguments,
     drop_page_cache,
@@ -22,18 +20,18 @@ from common import (
     publish,
     verdict,
     work_directory,
-    write_llama,
 )
 from forwards import PROMPT_TOKENS, decode_seconds
 from plots import line_plot
+from random_llama import ONE_AND_A_HALF_GB, SMALL, LlamaShape, write_llama
 
 import layerstream as ls
 
-WANTED = 0.6
+TARGET = 0.6
 NOTES = [
-    "One token a sweep, cold page cache before every pass, sweeps in a row with the first not counted. Every budget's model is "
-    "loaded, measured and closed in turn, all budgets once a round; 'of all streamed' is the median of the rounds' own ratios. "
-    "Units are whole blocks at every budget.",
+    "One token per sweep, cold page cache before every pass, sweeps in a row with the first not counted. "
+    "Every budget's model is loaded, measured and closed in turn, all budgets once per round. 'Of all "
+    "streamed' is the median of the rounds' own ratios. Units are whole blocks at every budget.",
 ]
 
 
@@ -57,7 +55,7 @@ def main() -> int:
         {"measured": shares, "bytes left to read": bound},
         title=outcome.title,
         x="share of the weights resident",
-        y="seconds a sweep",
+        y="seconds per sweep",
     )
     return publish(outcome, options, facts)
 
@@ -87,7 +85,7 @@ def _measure(outcome: Outcome, directory: Path, shape: LlamaShape, rounds: int) 
             (f"{name} of {shape.num_blocks}", f"{share:.0%}", budget, f"{sweep_s:.3f}", f"{ratio:.3f}", rate)
         )
         if int(name) == shape.num_blocks // 2:
-            outcome.verdicts.append(verdict("half of the blocks resident, of all streamed", ratio, WANTED))
+            outcome.verdicts.append(verdict("half of the blocks resident, of all streamed", ratio, TARGET))
 
 
 if __name__ == "__main__":

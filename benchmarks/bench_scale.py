@@ -1,6 +1,7 @@
-"""Scale: a checkpoint in the shape of Llama-2-70B, 138 GB in fp16, generates two tokens on a CPU inside 16 GiB.
+"""Scale: a checkpoint in the shape of Llama-2-70B, 138 GB in fp16, generates two tokens on a CPU in 16 GiB.
 
-The files' weights are holes: they take no disk, read as zeros, and are read and multiplied like any others.
+The weights in its files are holes: they take no disk space and read as zeros, but are read and multiplied as
+usual.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from dataclasses import replace
 
 from common import (
     GIB,
-    LLAMA_70B,
     Outcome,
     arguments,
     environment,
     publish,
     verdict,
     work_directory,
-    write_llama,
 )
 from measured_run import measure
+from random_llama import LLAMA_70B, write_llama
 
 LIMIT_BYTES = 16 * GIB
 NOTES = [
-    "The bound is on the whole process (a control group where we may make one, page cache counted). The budget given "
-    "to layerstream is the bound less the process' resident memory after its imports. Holes are read through the same O_DIRECT "
-    "path as data, but the disk moves nothing: the time is that of the arithmetic and of clearing pages, and says nothing about a "
-    "disk. The first token takes the prefill's sweep, every further one a decode sweep.",
+    "The limit is on the whole process (a control group where we may create one, page cache counted). The "
+    "budget given to layerstream is the limit minus the process's resident memory after its imports. Holes "
+    "are read through the same O_DIRECT path as data, but the disk moves nothing: the time is that of the "
+    "arithmetic and of clearing pages, and says nothing about a disk. The first token takes the prefill's "
+    "sweep, every further one a decode sweep.",
 ]
 
 
@@ -47,7 +48,7 @@ def main() -> int:
     outcome.figures = found
     outcome.rows = [
         ("ended", found["ended"]),
-        ("bound", f"{limit_bytes / GIB:.2f} GiB ({found['limit_kind']})"),
+        ("limit", f"{limit_bytes / GIB:.2f} GiB ({found['limit_kind']})"),
     ]
     if "phases" in found:
         _add(outcome, limit_bytes)
@@ -70,7 +71,7 @@ def _add(outcome: Outcome, limit_bytes: int) -> None:
             f"{(found['ledger_bytes'] + found['phases']['imports']['VmRSS']) / GIB:.3f} GiB",
         ),
     ]
-    outcome.verdicts = [verdict("peak / bound", (group_bytes or peak_bytes) / limit_bytes, 1.0)]
+    outcome.verdicts = [verdict("peak / limit", (group_bytes or peak_bytes) / limit_bytes, 1.0)]
     outcome.notes = [*outcome.notes, "The plan:\n\n```\n" + found["plan"] + "\n```"]
 
 

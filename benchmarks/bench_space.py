@@ -1,6 +1,6 @@
-"""The app: first paint, first token after Compare, Stop, ten visitors at once, and the app's own memory over many runs.
+"""The app: first paint, first token after Compare, Stop, ten visitors at once, and memory over many runs.
 
-A real headless Chromium looks at a real app on a real model: the default one, or a tiny random one with --quick.
+A real headless Chromium opens a real app on a real model: the default one, or with --quick a tiny random one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 from common import (
     MIB,
-    TINY,
     Outcome,
     arguments,
     environment,
@@ -24,10 +23,10 @@ from common import (
     publish,
     verdict,
     work_directory,
-    write_llama,
 )
 from gradio_client import Client
 from playwright.sync_api import Browser, sync_playwright
+from random_llama import TINY, write_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -43,13 +42,14 @@ FLAGS = [
     "--disable-background-networking",
 ]
 NOTES = [
-    "First paint: from opening the address to the masthead's being drawn, by the script's clock, in a fresh browser context "
-    "with an empty cache, the app being up. First token: from the click on Compare to the first word in the first replica (streamed, "
-    "in the least memory that works): a process is started, libraries and weights are loaded and a warm-up is run before it. "
-    "Stop: from the click to the worker's being gone.",
-    "Visitors: ten programs ask /compare at the same moment, each with a prompt of its own; each must get the answer to its own "
-    "prompt, and never may two workers run at once. Memory: the resident set of the app's process after each of many whole runs, "
-    "the first five left out.",
+    "First paint: from opening the address until the masthead is drawn, by the script's clock, in a fresh "
+    "browser context with an empty cache; the app is already up. First token: from the click on Compare to "
+    "the first word in the first column (streamed, in the least memory that works). Before that word a "
+    "process is started, libraries and weights are loaded, and a warm-up is run. Stop: from the click until "
+    "the worker is gone.",
+    "Visitors: ten programs call /compare at the same moment, each with its own prompt. Each must get the "
+    "answer to its own prompt, and no two workers may run at once. Memory: the resident set of the app's "
+    "process after each of many whole runs, the first five left out.",
 ]
 
 
@@ -59,7 +59,7 @@ def main() -> int:
     outcome = Outcome(
         theme="space",
         title="The app: waiting and memory",
-        columns=("what", "median", "least", "most"),
+        columns=("what", "median", "minimum", "maximum"),
         notes=NOTES,
     )
     with work_directory(options) as work:
@@ -69,7 +69,7 @@ def main() -> int:
         try:
             _many_visitors(outcome, address, process.pid)
             _many_runs(outcome, address, process.pid, runs)
-            _look(outcome, address, process.pid, rounds)
+            _measure_page(outcome, address, process.pid, rounds)
         finally:
             process.terminate()
             process.wait()
@@ -89,13 +89,13 @@ def _start(model: str, work: Path) -> tuple[subprocess.Popen[str], str]:
     log = (work / "app.log").open("w+")
     command = [sys.executable, "-m", "layerstream_space", "--model", model, "--budget", "min"]
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
-    while " is open at " not in (told := (work / "app.log").read_text()):
-        assert process.poll() is None, told
+    while " is open at " not in (output := (work / "app.log").read_text()):
+        assert process.poll() is None, output
         time.sleep(0.1)
-    return process, told.split(" is open at ")[1].split()[0]
+    return process, output.split(" is open at ")[1].split()[0]
 
 
-def _look(outcome: Outcome, address: str, pid: int, rounds: int) -> None:
+def _measure_page(outcome: Outcome, address: str, pid: int, rounds: int) -> None:
     paints, tokens, stops = [], [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
@@ -122,13 +122,13 @@ def _visit(browser: Browser, address: str, pid: int) -> tuple[float, float, floa
     page.goto(f"{address}?variants=streamed&tokens=40&budget=min&quality=none")
     page.wait_for_selector(".ls-masthead")
     paint = time.perf_counter() - start
-    # filled from the address by now
+    # wait until the page is filled from the address
     page.wait_for_function("document.querySelectorAll('#variants input:checked').length === 1")
     start = time.perf_counter()
     page.click("#compare")
-    page.wait_for_selector(".ls-replica .ls-text:not(:has(.ls-wait)):not(:has(.ls-ghost))", timeout=300_000)
+    page.wait_for_selector(".ls-column .ls-text:not(:has(.ls-wait)):not(:has(.ls-ghost))", timeout=300_000)
     token = time.perf_counter() - start
-    # a whole run ends by itself; a second one is stopped while its worker is loading
+    # the first run ends by itself; a second one is stopped while its worker is loading
     page.wait_for_selector("a.ls-link", timeout=300_000)
     page.click("#compare")
     while not _workers(pid):
@@ -165,14 +165,14 @@ def _many_visitors(outcome: Outcome, address: str, pid: int) -> None:
     )
     same = answers[prompts[0]]["token_ids"] == alone
     outcome.rows.append(
-        (f"{VISITORS} visitors at once, until the last has its answer", f"{elapsed:.1f} s", "", "")
+        (f"{VISITORS} visitors at once, until the last one has its answer", f"{elapsed:.1f} s", "", "")
     )
     outcome.verdicts.append(
         verdict(f"visitors of {VISITORS} with the answer to their own prompt", right, VISITORS, at_most=False)
     )
     outcome.verdicts.append(verdict("workers at the same time", most, 1))
     outcome.verdicts.append(
-        verdict("the first one's tokens are those it gets alone (1 is yes)", int(same), 1, at_most=False)
+        verdict("the first visitor's tokens are those it gets alone (1 is yes)", int(same), 1, at_most=False)
     )
     outcome.figures["visitors"] = {
         "seconds": elapsed,

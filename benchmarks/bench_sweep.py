@@ -1,21 +1,20 @@
-"""Sweep: 64 ragged prompts answered in shared sweeps, packed and isolated, against one after another, everything streamed.
+"""Sweep: 64 ragged prompts in shared sweeps, packed and unpacked, against one after another, all streamed.
 
-One after another every request reads all streamed weights for each of its tokens. Sharing sweeps, the weights are read for the
-longest request alone; packing also turns 64 products with one row into one with 64.
+One after another, every request reads all streamed weights for each of its tokens. In shared sweeps the
+weights are read only as often as for the longest request alone. Packing also turns 64 products with one row
+into one with 64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import monotonic, perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import torch
-from block_plans import load_planned, open_blocks, plan_blocks
+from block_plans import load_planned, open_blocks, plan_blocks, settled_bytes
 from common import (
-    HALF_GB,
-    SMALL,
     Outcome,
     arguments,
     drop_page_cache,
@@ -26,22 +25,23 @@ from common import (
     publish,
     verdict,
     work_directory,
-    write_llama,
 )
+from random_llama import HALF_GB, SMALL, write_llama
 
 import layerstream as ls
 
-WANTED = 20.0
+TARGET = 20.0
 SHORTEST, LONGEST = 8, 96
 NOTES = [
-    "All blocks and the head are streamed from a cold disk, with two slots. Greedy, no end token: every request makes all of its "
-    "tokens. one after another: transformers' generate() on the streamed model, for the shortest, a middle and the longest of the "
-    "prompts in every round (any request alone costs as many sweeps); its rate is theirs together. packed and isolated: "
-    "generate_many for all prompts. Rates count new tokens, prefill included. 'of one after another' is the median of the rounds' "
-    "own ratios. The runs that count bytes come first and stand for the round that is not counted.",
-    "weights read: bytes of streamed units in one run, counted once what was prefetched last was in place; the embedding's rows, "
-    "which are each prompt's own, are not in it. The answers of the isolated run are compared with those of generate() alone, "
-    "token by token.",
+    "All blocks and the head are streamed from a cold disk, with two slots. Greedy, no end token: every "
+    "request generates all of its tokens. One after another: transformers' generate() on the streamed "
+    "model, for the shortest, a middle and the longest prompt in every round (every request alone costs as "
+    "many sweeps); the rate is that of the three together. Packed and unpacked: generate_many for all "
+    "prompts. Rates count new tokens, prefill included. 'Of one after another' is the median of the rounds' "
+    "own ratios. The runs that count bytes come first and serve as the round that is not counted.",
+    "Weights read: bytes of streamed units in one run, counted when the last prefetch has ended. The "
+    "embedding's rows, which differ by prompt, are not included. The answers of the unpacked run are "
+    "compared with those of generate() alone, token by token.",
 ]
 
 
@@ -88,13 +88,13 @@ def _measure(outcome: Outcome, directory: Path, requests: list[ls.GenerationRequ
         )
         ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
             "one after another": lambda: [_alone(streamed, request) for request in sample],
-            "isolated": lambda: [each.tokens for each in ls.generate_many(streamed, requests, isolate=True)],
+            "unpacked": lambda: [each.tokens for each in ls.generate_many(streamed, requests, packed=False)],
             "packed": lambda: [each.tokens for each in ls.generate_many(streamed, requests)],
         }
         longest = _counted(streamed, lambda: [_alone(streamed, sample[-1])])
-        counts = {name: _counted(streamed, ways[name]) for name in ("isolated", "packed")}
-        _check_answers(counts["isolated"]["answers"], requests, sample, ways["one after another"]())
-        cases = {name: lambda way=way: _seconds_a_token(directory, way) for name, way in ways.items()}
+        counts = {name: _counted(streamed, ways[name]) for name in ("unpacked", "packed")}
+        _check_answers(counts["unpacked"]["answers"], requests, sample, ways["one after another"]())
+        cases = {name: lambda way=way: _seconds_per_token(directory, way) for name, way in ways.items()}
         figures = interleave(cases, rounds=rounds, warmups=0)
     _report(outcome, figures, counts, longest, len(requests) * new_tokens)
 
@@ -110,7 +110,7 @@ def _alone(streamed: ls.StreamedModel, request: ls.GenerationRequest) -> tuple[i
     return tuple(rows[0, ids.shape[1] :].tolist())
 
 
-def _seconds_a_token(directory: Path, way: Callable[[], list[tuple[int, ...]]]) -> float:
+def _seconds_per_token(directory: Path, way: Callable[[], list[tuple[int, ...]]]) -> float:
     drop_page_cache(directory)
     start_s = perf_counter()
     answers = way()
@@ -119,34 +119,24 @@ def _seconds_a_token(directory: Path, way: Callable[[], list[tuple[int, ...]]]) 
 
 def _counted(streamed: ls.StreamedModel, way: Callable[[], list[tuple[int, ...]]]) -> dict[str, Any]:
     """Return the bytes of weights and the sweeps that one run took, with its answers."""
-    before = _settled_bytes(streamed)
+    before = settled_bytes(streamed)
     streamed.reset_report()
     answers = way()
     return {
         "answers": answers,
         "sweeps": streamed.report().sweeps,
-        "read_bytes": _settled_bytes(streamed) - before,
+        "read_bytes": settled_bytes(streamed) - before,
     }
 
 
-def _settled_bytes(streamed: ls.StreamedModel) -> int:
-    """Return the bytes of units read so far, once the prefetch has come to rest."""
-    seen, since_s = -1, monotonic()
-    while monotonic() - since_s < 2.0:
-        now = streamed.timeline.totals[ls.Activity.READ].num_bytes
-        seen, since_s = now, since_s if now == seen else monotonic()
-        sleep(0.05)
-    return seen
-
-
 def _check_answers(
-    isolated: Sequence[tuple[int, ...]],
+    unpacked: Sequence[tuple[int, ...]],
     requests: Sequence[ls.GenerationRequest],
     sample: Sequence[ls.GenerationRequest],
     alone: Sequence[tuple[int, ...]],
 ) -> None:
     for request, answer in zip(sample, alone, strict=True):
-        assert isolated[requests.index(request)] == answer, "an isolated answer differs from the answer alone"
+        assert unpacked[requests.index(request)] == answer, "an unpacked answer differs from the answer alone"
 
 
 def _report(
@@ -158,7 +148,7 @@ def _report(
 ) -> None:
     alone = figures["one after another"]
     outcome.figures = {
-        "seconds_a_token": figures,
+        "seconds_per_token": figures,
         "longest_alone": {k: longest[k] for k in ("sweeps", "read_bytes")},
     }
     for name, seconds in figures.items():
@@ -175,7 +165,7 @@ def _report(
         ("the longest alone", "", "", "", str(longest["sweeps"]), f"{longest['read_bytes']:,} B")
     )
     outcome.verdicts.append(
-        verdict("packed, of one after another", outcome.figures["packed"]["ratio"], WANTED, at_most=False)
+        verdict("packed, of one after another", outcome.figures["packed"]["ratio"], TARGET, at_most=False)
     )
     for name, count in counts.items():
         share = count["read_bytes"] / longest["read_bytes"]

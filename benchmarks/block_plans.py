@@ -1,7 +1,8 @@
-"""Streamed models with whole blocks as units and a chosen number of them resident.
+"""Load streamed models with whole blocks as units and a chosen number of them resident.
 
-The planner takes whatever it predicts to be fastest; a curve over residency wants the unit size held still. So the profile is given
-to the same planner without its finer units, and the budget is what the ledger says that so many resident blocks need.
+The planner takes the unit size that it predicts to be fastest, but a curve over residency needs a constant
+unit size. So the planner gets the profile without its finer units, and the budget is what the ledger says
+that number of resident blocks needs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic, sleep
 
 import torch
 
@@ -34,7 +36,7 @@ def open_blocks(directory: Path) -> ModelSpec:
 def plan_blocks(spec: ModelSpec, num_resident: int, workload: ls.Workload) -> ls.PlacementPlan:
     """Return the plan with `num_resident` decoder blocks on the device, the rest streamed through two slots.
 
-    The budget that gives it is searched for: one slot's room at a time from the least that works.
+    The budget is found by search: from the least that works, upwards in steps of a quarter of a block.
     """
     machine = describe_machine(torch.device("cpu"))
 
@@ -42,14 +44,13 @@ def plan_blocks(spec: ModelSpec, num_resident: int, workload: ls.Workload) -> ls
         requested = ls.MemoryBudget(device=budget)
         return plan_placement(profile=spec.profile, budget=requested, workload=workload, machine=machine)
 
-    least = plan("min")
+    result = plan("min")
     block_bytes = max(unit.slot_bytes for unit in spec.profile.blocks)
-    budget_bytes = least.ledger.device_bytes
-    found = least
-    while resident_blocks(found) < num_resident:
+    budget_bytes = result.ledger.device_bytes
+    while resident_blocks(result) < num_resident:
         budget_bytes += block_bytes // 4
-        found = plan(budget_bytes)
-    return found
+        result = plan(budget_bytes)
+    return result
 
 
 def resident_blocks(plan: ls.PlacementPlan) -> int:
@@ -65,27 +66,34 @@ def resident_share(plan: ls.PlacementPlan) -> float:
 
 @contextmanager
 def load_planned(directory: Path, plan: ls.PlacementPlan) -> Iterator[ls.StreamedModel]:
-    """Yield the model of `directory` as `plan` has it."""
+    """Yield the model of `directory`, placed as `plan` says."""
     runtime = TorchRuntime(torch.device("cpu"))
     with ls.StreamedModel(build(open_blocks(directory), plan, [runtime]), baseline_bytes=0) as streamed:
         yield streamed
 
 
+def settled_bytes(streamed: ls.StreamedModel) -> int:
+    """Return the bytes of units read so far, once the prefetch has been idle for two seconds."""
+    last_bytes, since_s = -1, monotonic()
+    while monotonic() - since_s < 2.0:
+        now_bytes = streamed.timeline.totals[ls.Activity.READ].num_bytes
+        last_bytes, since_s = now_bytes, since_s if now_bytes == last_bytes else monotonic()
+        sleep(0.05)
+    return last_bytes
+
+
 class BareReads:
-    """The reads of a plan's sweep by the same reader, through as many buffers of the same size, with nothing computed."""
+    """The reads of one sweep: same reader, as many buffers of the same size, nothing computed."""
 
     def __init__(self, directory: Path, plan: ls.PlacementPlan) -> None:
         spec = open_blocks(directory)
         recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
-        moving = [
-            recipes[p.name] for p in plan.units if p.name in recipes and p.residency is not Residency.DEVICE
-        ]
+        moved = {unit.name for unit in plan.units if unit.residency is not Residency.DEVICE}
+        streamed = [recipes[unit.name] for unit in plan.units if unit.name in recipes and unit.name in moved]
         head = spec.units.head
-        if head is not None and any(
-            p.name == head.name and p.residency is not Residency.DEVICE for p in plan.units
-        ):
-            moving += spec.units.head_slices(plan.head_slices)
-        self.sources = [UnitSource(recipe) for recipe in moving]
+        if head is not None and head.name in moved:
+            streamed += spec.units.head_slices(plan.head_slices)
+        self.sources = [UnitSource(recipe) for recipe in streamed]
         self.read_bytes = sum(source.read_bytes for source in self.sources)
         self._closing = ExitStack()
         self._reader = self._closing.enter_context(DiskReader())
@@ -93,13 +101,13 @@ class BareReads:
         self._buffers = [HostBuffer.allocate(size) for _ in range(plan.num_slots)]
 
     def read(self, sweeps: int) -> None:
-        """Read every unit `sweeps` times in order, each buffer again as soon as its last unit is there."""
-        under_way: list[ReadTicket] = []
+        """Read every unit `sweeps` times in order; a buffer is reused as soon as its last unit was read."""
+        pending: list[ReadTicket] = []
         for number, source in enumerate(self.sources * sweeps):
-            if len(under_way) == len(self._buffers):
-                under_way.pop(0).wait()
-            under_way.append(self._reader.submit(source.requests(self._buffers[number % len(self._buffers)])))
-        for ticket in under_way:
+            if len(pending) == len(self._buffers):
+                pending.pop(0).wait()
+            pending.append(self._reader.submit(source.requests(self._buffers[number % len(self._buffers)])))
+        for ticket in pending:
             ticket.wait()
 
     def close(self) -> None:

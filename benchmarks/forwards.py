@@ -1,4 +1,4 @@
-"""Decode steps of a loaded model: one new token a sequence and step, after a short prompt. Knows transformers' forward only."""
+"""Time decode steps of a loaded model: one new token per sequence and step, after a short prompt."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PROMPT_TOKENS = 16
 
 @torch.no_grad()
 def decode_seconds(model: Any, *, batch_size: int, steps: int) -> float:
-    """Return the seconds of one decode step, the mean over `steps` in a row after the prefill and one more step.
+    """Return the seconds of one decode step: the mean of `steps` in a row, after the prefill and one step.
 
     Args:
-        model: transformers' model or a streamed one.
-        batch_size: sequences, each with one new token a step.
-        steps: timed forwards.
+        model: transformers' model, or a streamed one.
+        batch_size: sequences; each gets one new token per step.
+        steps: number of timed forwards.
     """
     prompt = torch.arange(3, 3 + batch_size * PROMPT_TOKENS).reshape(batch_size, PROMPT_TOKENS) % 500
     cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values

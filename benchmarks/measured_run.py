@@ -1,7 +1,8 @@
-"""One streamed generation in a process of its own, under a memory bound, with its memory counted phase by phase.
+"""Run one streamed generation in a process of its own, under a memory limit, and count its memory by phase.
 
-Run by the other files here: `python measured_run.py '<json>'`; prints one line of JSON. The bound is entered before anything large
-is imported; the baseline is what the interpreter and its libraries take before the model is opened.
+Other scripts run it: `python measured_run.py '<json>'` prints one line of JSON. The process enters its limit
+before it imports anything large. The baseline is what the interpreter and its libraries take before the model
+is opened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,24 +21,21 @@ PHASES = ("imports", "load", "first sweeps", "later sweeps")
 
 
 def measure(spec: dict[str, Any], limit_bytes: int | None) -> dict[str, Any]:
-    """Run `spec` in a child under `limit_bytes` and return what it found; `ended` says how it ended.
+    """Run `spec` in a child under `limit_bytes` and return its figures; `ended` says how it ended.
 
     Args:
-        spec: `model` (a directory), `budget` (bytes, "min", or "rest": the bound less the baseline), `prompt_tokens`,
-            `new_tokens` and `repeats`.
-        limit_bytes: the bound on the whole child; None for none.
+        spec: `model` (a directory), `budget` (bytes, "min", or "rest": the limit minus the baseline),
+            `prompt_tokens`, `new_tokens` and `repeats`.
+        limit_bytes: the limit on the whole child; None for no limit.
     """
     with limited(limit_bytes) as limit:
-        given = json.dumps(
-            {**spec, "limit": {"kind": limit.kind, "num_bytes": limit.num_bytes, "group": limit.group}}
-        )
-        done = subprocess.run(
-            [sys.executable, __file__, given], stdout=subprocess.PIPE, text=True, check=False
-        )
-        found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+        request = json.dumps({**spec, "limit": asdict(limit)})
+        command = [sys.executable, __file__, request]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        figures = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
         ended = "to the end" if done.returncode == 0 else f"exit status {done.returncode}"
         return {
-            **found,
+            **figures,
             "ended": ended,
             "limit_kind": limit.kind,
             "limit_bytes": limit_bytes,
@@ -45,19 +44,19 @@ def measure(spec: dict[str, Any], limit_bytes: int | None) -> dict[str, Any]:
 
 
 def memory_status() -> dict[str, int]:
-    """Return this process' high-water mark and its resident, anonymous and file-backed memory in bytes."""
+    """Return this process's high-water mark and its resident, anonymous and file-backed memory in bytes."""
     names = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0][:-1] in names}
 
 
 def reset_high_water() -> None:
-    """Let the high-water mark start from what is resident now."""
+    """Reset the high-water mark to what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    # the bound must hold from the start, so what is large is imported here
+    # the limit must hold from the start, so large libraries are imported here
     import torch  # noqa: PLC0415
 
     import layerstream as ls  # noqa: PLC0415
@@ -95,6 +94,6 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    Limit(**asked["limit"]).enter()
-    print(json.dumps(_run(asked)))
+    request = json.loads(sys.argv[1])
+    Limit(**request["limit"]).enter()
+    print(json.dumps(_run(request)))

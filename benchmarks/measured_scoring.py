@@ -1,7 +1,7 @@
-"""One run of `score` in a process of its own: its memory, its sweeps and the weights it read.
+"""Run `score` once in a process of its own: its memory, its sweeps and the weights it read.
 
-Run by `bench_scoring.py`: `python measured_scoring.py '<json>'`; prints one line of JSON. The baseline is what is resident when the
-model is open and has been through one short forward, less what the ledger says is there by then.
+`bench_scoring.py` runs it: `python measured_scoring.py '<json>'` prints one line of JSON. The baseline is
+what is resident before the model is opened.
 """
 
 from __future__ import annotations
@@ -10,30 +10,34 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic, perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import torch
-from block_plans import load_planned, open_blocks, plan_blocks
+from block_plans import load_planned, open_blocks, plan_blocks, settled_bytes
 from measured_run import memory_status, reset_high_water
 
 import layerstream as ls
 from layerstream.machine import trim_malloc
-from layerstream.planning.ledger import WORKLOAD_KINDS
-from layerstream.spec.plans import MemoryTier
+
+TOKEN_KINDS = (ls.LedgerKind.KV_CACHE, ls.LedgerKind.KV_CACHE_GROWTH, ls.LedgerKind.ACTIVATIONS)
+"""Kinds of ledger lines that depend on what is run."""
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run `spec` in a child: `model`, `requests`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once)."""
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    """Run `spec` in a child and return its figures.
+
+    Args:
+        spec: `model`, `requests`, `suffixes`, `prefix_tokens`, `suffix_tokens`, `room_for` (prompts at once).
+    """
+    command = [sys.executable, __file__, json.dumps(spec)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
-def questions_of(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]]:
-    """Return random requests; lengths of suffixes differ by up to a half."""
+def random_requests(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]]:
+    """Return random scoring requests; suffixes have 0.5 to 1.5 times `suffix_tokens`."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(length: int) -> list[int]:
@@ -46,21 +50,11 @@ def questions_of(spec: dict[str, Any]) -> list[tuple[list[int], list[list[int]]]
     ]
 
 
-def settled_bytes(streamed: ls.StreamedModel) -> int:
-    """Return the bytes of units read so far, once the prefetch has come to rest."""
-    seen, since_s = -1, monotonic()
-    while monotonic() - since_s < 2.0:
-        now = streamed.timeline.totals[ls.Activity.READ].num_bytes
-        seen, since_s = now, since_s if now == seen else monotonic()
-        sleep(0.05)
-    return seen
-
-
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    directory, requests = Path(spec["model"]), questions_of(spec)
+    directory, requests = Path(spec["model"]), random_requests(spec)
     workload = ls.Workload(batch_size=spec["room_for"], prompt_tokens=spec["prefix_tokens"], new_tokens=0)
     plan = plan_blocks(open_blocks(directory), 0, workload)
-    # as `load` does, which is not used here since it would choose the units itself
+    # as `load` does; `load` itself would choose the units
     trim_malloc()
     reset_high_water()
     base = memory_status()["VmRSS"]
@@ -80,7 +74,7 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
     fixed = sum(
         line.num_bytes
         for line in plan.ledger.lines
-        if line.where is MemoryTier.DEVICE and line.kind not in WORKLOAD_KINDS
+        if line.where is ls.MemoryTier.DEVICE and line.kind not in TOKEN_KINDS
     )
     return {
         "seconds": seconds,

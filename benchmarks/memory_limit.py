@@ -1,6 +1,6 @@
-"""A bound on a child process' memory that the system enforces: a control group where we may make one, else RLIMIT_DATA.
+"""Limit the memory of a child process: by a control group where we may create one, else by RLIMIT_DATA.
 
-Knows the kernel's files; knows nothing of models. A control group counts page cache too; RLIMIT_DATA private writable memory.
+A control group counts the page cache too; RLIMIT_DATA counts private writable memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A bound that a process enters by itself.
+    """A memory limit that a process applies to itself.
 
     Attributes:
         kind: `"cgroup v1"`, `"cgroup v2"`, `"RLIMIT_DATA"` or `"none"`.
-        num_bytes: the bound.
-        group: the control group's folder; empty without one.
+        num_bytes: the limit.
+        group: the folder of the control group; empty without one.
     """
 
     kind: str
@@ -30,14 +30,14 @@ class Limit:
     group: str = ""
 
     def enter(self) -> None:
-        """Put the calling process under the bound, for good."""
+        """Put the calling process under the limit, permanently."""
         if self.group:
             Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
         elif self.kind == "RLIMIT_DATA":
             resource.setrlimit(resource.RLIMIT_DATA, (self.num_bytes, self.num_bytes))
 
     def peak_bytes(self) -> int | None:
-        """Return the most that the group has held, page cache included; None without a group or on kernels that do not tell."""
+        """Return the group's peak, page cache included; None without a group or a kernel that reports it."""
         for name in ("memory.max_usage_in_bytes", "memory.peak"):
             path = Path(self.group, name) if self.group else None
             if path is not None and path.exists():
@@ -47,22 +47,25 @@ class Limit:
 
 @contextmanager
 def limited(num_bytes: int | None) -> Iterator[Limit]:
-    """Yield a bound of `num_bytes`, or none; the control group is removed afterwards (its processes must have ended)."""
+    """Yield a limit of `num_bytes`, or none.
+
+    The control group is removed afterwards; its processes must have ended by then.
+    """
     if num_bytes is None:
         yield Limit(kind="none", num_bytes=0)
         return
-    made = _make_group(num_bytes)
-    if made is None:
+    created = _create_group(num_bytes)
+    if created is None:
         yield Limit(kind="RLIMIT_DATA", num_bytes=num_bytes)
         return
-    kind, group = made
+    kind, group = created
     try:
         yield Limit(kind=kind, num_bytes=num_bytes, group=str(group))
     finally:
         group.rmdir()
 
 
-def _make_group(num_bytes: int) -> tuple[str, Path] | None:
+def _create_group(num_bytes: int) -> tuple[str, Path] | None:
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines() if line]
     kinds = {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
     name = f"layerstream-bench-{os.getpid()}"

@@ -1,4 +1,4 @@
-"""Line plots as SVG text, the same bytes for the same figures."""
+"""Draw line plots as SVG text: the same bytes for the same figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure  # noqa: E402
 def line_plot(
     series: dict[str, list[tuple[float, float]]], *, title: str, x: str, y: str, log_x: bool = False
 ) -> str:
-    """Return a plot of `series` (points by name), both axes from zero unless `log_x`, as the text of an SVG file."""
+    """Return a plot of `series` (points by name) as SVG text; the y axis starts at zero."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():

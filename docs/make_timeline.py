@@ -1,6 +1,6 @@
-"""Draw `docs/timeline.svg`: the first sweeps of a real run of the default model, a quarter of its weights allowed.
+"""Draw `docs/timeline.svg`: two sweeps of a real run of the default model, within a quarter of its weights.
 
-Run it from the repository's root: `python docs/make_timeline.py [--out FILE.svg] [--budget 64MiB]`.
+Run it from the root of the repository: `python docs/make_timeline.py [--out FILE.svg] [--budget 64MiB]`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def run(budget: str) -> tuple[list[ls.Span], ls.PlacementPlan]:
-    """Return the spans of a few decode sweeps in the steady state, and the plan they ran under."""
+    """Return the spans of a few decode sweeps in the steady state, and their plan."""
     path = default_model_path()
     inputs = AutoTokenizer.from_pretrained(path)("The capital of France is", return_tensors="pt")
     workload = ls.Workload(
@@ -50,10 +50,10 @@ def run(budget: str) -> tuple[list[ls.Span], ls.PlacementPlan]:
 
 
 def framed(svg: str) -> str:
-    """Return the drawing on a ground of its own: a page may be dark where the reader's system is light."""
+    """Return the drawing on its own background: the page may be dark while the reader's system is light."""
     head, body = svg.split("</style>", 1)
-    ground = '<rect class="frame" x="0.5" y="0.5" width="99.9%" height="99.5%" rx="6"/>'
-    return re.sub(r"\s+\n", "\n", f"{head}</style>{FRAME}{ground}{body}\n")
+    background = '<rect class="frame" x="0.5" y="0.5" width="99.9%" height="99.5%" rx="6"/>'
+    return re.sub(r"\s+\n", "\n", f"{head}</style>{FRAME}{background}{body}\n")
 
 
 if __name__ == "__main__":

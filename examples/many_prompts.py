@@ -1,4 +1,4 @@
-"""Answer many prompts with settings of their own in the same sweeps: the weights are read for the longest, not for each."""
+"""Answer many prompts, each with its own settings, in shared sweeps: only the longest one costs reads."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ REQUESTS = [
 
 
 def main(path: str) -> None:
-    workload = ls.Workload(
-        batch_size=5, prompt_tokens=32, new_tokens=12
-    )  # rows at once, a beam counts as one
+    # batch_size counts rows at once; each beam is a row
+    workload = ls.Workload(batch_size=5, prompt_tokens=32, new_tokens=12)
 
     def show(progress: ls.BatchProgress) -> None:
-        print(
-            f"{progress.done} of {progress.total} answers, {progress.tokens} tokens, {progress.sweeps} sweeps",
-            file=sys.stderr,
-        )
+        answers = f"{progress.done} of {progress.total} answers"
+        print(f"{answers}, {progress.tokens} tokens, {progress.sweeps} sweeps", file=sys.stderr)
 
     with ls.load(path, budget="min", workload=workload) as streamed:
-        for result in ls.generate_many(streamed, REQUESTS, isolate=True, on_progress=show):
+        for result in ls.generate_many(streamed, REQUESTS, packed=False, on_progress=show):
             print(f"{result.index}: {result.text!r}")
         print(f"{streamed.report().sweeps} sweeps")
 

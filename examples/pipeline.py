@@ -1,4 +1,4 @@
-"""Hand the model to transformers' own pipeline, which cannot tell it from a resident one."""
+"""Pass the model to transformers' own pipeline, which sees no difference from a resident model."""
 
 from __future__ import annotations
 

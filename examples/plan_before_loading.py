@@ -6,25 +6,22 @@ import sys
 
 import layerstream as ls
 from layerstream.default_model import default_model_path
-from layerstream.spec.sizes import format_bytes, format_seconds
 
 
 def main(path: str) -> None:
     least = ls.plan(path, budget="min").ledger.device_bytes
     most = least + ls.profile_model(path).weight_bytes
-    print(
-        f"{'budget':>10}{'a sweep reads':>16}{'predicted':>12}  placement (D stays, H in host memory, . streamed from disk)"
-    )
+    legend = "D stays, H in host memory, . streamed from disk"
+    print(f"{'budget':>10}{'a sweep reads':>16}{'predicted':>12}  placement ({legend})")
     for budget in (least, (least + most) // 2, most):
         plan = ls.plan(path, budget=budget)
-        read, sweep = format_bytes(plan.cost.read_bytes), format_seconds(plan.cost.sweep_s)
-        print(f"{format_bytes(budget):>10}{read:>16}{sweep:>12}  {plan.placement_map()}")
+        read, sweep = ls.format_bytes(plan.cost.read_bytes), ls.format_seconds(plan.cost.sweep_s)
+        print(f"{ls.format_bytes(budget):>10}{read:>16}{sweep:>12}  {plan.placement_map()}")
     try:
         ls.plan(path, budget=least // 2)
     except ls.BudgetTooSmallError as error:
-        print(
-            f"half of the least is refused: {format_bytes(error.needed_bytes)} are needed on the {error.where}"
-        )
+        needed = ls.format_bytes(error.needed_bytes)
+        print(f"half of the least is refused: {needed} are needed on the {error.where}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Listen to the timeline: every read, copy, wait and computation of a unit is told as it ends."""
+"""Listen to the timeline: it reports every read, copy, wait and computation of a unit as it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(path: str) -> None:
     with ls.load(path, budget="min") as streamed:
 
         def show(span: ls.Span) -> None:
-            # called on the thread that did it, so it has to be quick
+            # called on the thread that did the work, so it must be quick
             if span.activity is ls.Activity.COMPUTE:
                 computed[span.sweep] += 1
 

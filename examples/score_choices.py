@@ -1,4 +1,4 @@
-"""Choose the likeliest of several endings: every prefix runs once, and all of them share one sweep."""
+"""Choose the most likely of several endings: every prefix runs once, and all of them share one sweep."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import sys
 import layerstream as ls
 from layerstream.default_model import default_model_path
 
-QUESTIONS = [
+REQUESTS = [
     ("The capital of France is", [" Paris", " Rome", " a fish"]),
     ("Two and two make", [" four", " five"]),
 ]
 
 
 def main(path: str) -> None:
-    workload = ls.Workload(batch_size=len(QUESTIONS), prompt_tokens=48, new_tokens=0)
+    workload = ls.Workload(batch_size=len(REQUESTS), prompt_tokens=48, new_tokens=0)
     with ls.load(path, budget="min", workload=workload) as streamed:
-        for (prefix, suffixes), result in zip(
-            QUESTIONS, ls.score(streamed, QUESTIONS, batches=1), strict=True
-        ):
+        results = ls.score(streamed, REQUESTS)
+        for (prefix, suffixes), result in zip(REQUESTS, results, strict=True):
             assert result.best is not None, result.error
-            print(f"{prefix}{suffixes[result.best]}: {[round(score.sum, 3) for score in result.scores]}")
+            print(f"{prefix}{suffixes[result.best]}: {[round(score.logprob, 3) for score in result.scores]}")
         print(f"{streamed.report().sweeps} sweep")
 
 

@@ -1,11 +1,11 @@
-"""Split prompts over several devices that share one reading of the weights. Two CPU replicas stand in for two cards here."""
+"""Split prompts over several devices that share each read; without two cards, two CPU replicas stand in."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 import layerstream as ls
 from layerstream.default_model import default_model_path
@@ -18,22 +18,19 @@ def main(path: str) -> None:
     devices = cards if len(cards) > 1 else ["cpu", "cpu"]
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
 
-    def answer(replica: PreTrainedModel, index: int) -> list[str]:
-        inputs = tokenizer(PROMPTS[index :: len(devices)], padding=True, return_tensors="pt").to(
-            replica.device
-        )
-        rows = replica.generate(**inputs, max_new_tokens=12, do_sample=False)
+    def answer(replica: ls.Replica) -> list[str]:
+        prompts = PROMPTS[replica.index :: len(devices)]
+        inputs = tokenizer(prompts, padding=True, return_tensors="pt").to(replica.device)
+        rows = replica.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     workload = ls.Workload(batch_size=2, prompt_tokens=32, new_tokens=12)
     with ls.load(path, devices=devices, budget="min", workload=workload) as streamed:
-        for index, texts in enumerate(streamed.run_on_devices(answer)):
+        for device, texts in zip(devices, streamed.run_on_devices(answer), strict=True):
             for text in texts:
-                print(f"{devices[index]}: {text!r}")
-        print(
-            f"{streamed.report().sweeps} sweeps, {streamed.report().bytes_read:,} bytes read once",
-            file=sys.stderr,
-        )
+                print(f"{device}: {text!r}")
+        report = streamed.report()
+        print(f"{report.sweeps} sweeps, {report.bytes_read:,} bytes, each read once", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plan for a machine one does not have: a 70B model on a 16 GB card. Nothing is downloaded and nothing is run."""
+"""Plan for hardware you don't own: a 70B model on a 16 GB card. Nothing is downloaded and nothing is run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,5 @@ def main(model: str | PreTrainedConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1]
-        if len(sys.argv) > 1
-        else LlamaConfig(**SHAPE, num_key_value_heads=8, name_or_path="a 70B Llama")
-    )
+    llama_70b = LlamaConfig(**SHAPE, num_key_value_heads=8, name_or_path="a 70B Llama")
+    main(sys.argv[1] if len(sys.argv) > 1 else llama_70b)

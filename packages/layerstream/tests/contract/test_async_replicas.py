@@ -84,7 +84,7 @@ def test_two_of_the_worst_devices_give_the_exact_results(
         assert report.bytes_read == 0
 
 
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     "broken", [ComputeDoesNotWaitForCopies, CopiesDoNotWaitForCompute, ReadsDoNotWaitForCopies]
 )

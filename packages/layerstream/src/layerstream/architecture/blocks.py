@@ -30,7 +30,9 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
             f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with transformers"
         )
     marked = [
-        (path, modules) for path, modules in lists if any(compat.is_marked_as_block(model, module) for module in modules)
+        (path, modules)
+        for path, modules in lists
+        if any(compat.is_marked_as_block(model, module) for module in modules)
     ]
     chosen = marked or [max(lists, key=lambda entry: _num_bytes(entry[1]))]
     return tuple(
@@ -105,7 +107,11 @@ def _forward_on_cpu(module: nn.Module, ids: torch.Tensor) -> torch.Tensor | None
     try:
         # A scale may be a buffer that is still on the meta device; its value does not matter here.
         module._buffers.update(
-            {name: torch.ones_like(value, device="cpu") for name, value in buffers.items() if value is not None}
+            {
+                name: torch.ones_like(value, device="cpu")
+                for name, value in buffers.items()
+                if value is not None
+            }
         )
         result = module(ids)
         return result if isinstance(result, torch.Tensor) else None

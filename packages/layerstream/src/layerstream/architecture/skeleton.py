@@ -16,7 +16,6 @@ from ..errors import PlanError, UnsupportedFormatError, UnsupportedModelError, f
 from ..spec.profiles import StoredTensor
 from . import compat
 
-
 _CODE_IN_REPOSITORY = "its code is in the repository: pass trust_remote_code=True if you trust it"
 
 

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan, Residency
+from ..spec.plans import (
+    Granularity,
+    LedgerKind,
+    LedgerLine,
+    MemoryTier,
+    PlacementPlan,
+    Residency,
+    ScoringPlan,
+)
 from ..spec.profiles import ModelProfile
-from ..spec.sizes import dtype_bytes, format_bytes
+from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, room_bytes
 
 TASK_BYTES = 640 * 1024
@@ -43,34 +51,6 @@ class ScoringSize:
     context: tuple[int, ...]
     logit_rows: tuple[int, ...]
     is_shared: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringPlan:
-    """Which requests share a sweep.
-
-    Attributes:
-        sweeps: for each sweep the indices of its requests, in the order given.
-        lines: the ledger of the sweep that takes the most memory.
-        room_bytes: the memory that the budget leaves for it.
-    """
-
-    sweeps: tuple[tuple[int, ...], ...]
-    lines: tuple[LedgerLine, ...]
-    room_bytes: int
-
-    @property
-    def sweep_bytes(self) -> int:
-        """The memory of the sweep that takes the most."""
-        return sum(line.num_bytes for line in self.lines)
-
-    def explain(self) -> str:
-        """Return the plan as text for people."""
-        num_requests, num_sweeps = sum(len(sweep) for sweep in self.sweeps), len(self.sweeps)
-        noun = "sweep" if num_sweeps == 1 else "sweeps"
-        lines = [f"  scoring     {num_requests} requests in {num_sweeps} {noun}"]
-        lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
-        return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])
 
 
 def plan_scoring_sweeps(

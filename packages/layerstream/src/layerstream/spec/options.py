@@ -109,3 +109,8 @@ class LoadOptions:
     def memory_budget(self) -> MemoryBudget:
         """The budget as a `MemoryBudget`."""
         return self.budget if isinstance(self.budget, MemoryBudget) else MemoryBudget(device=self.budget)
+
+    @property
+    def prefill_chunk_tokens(self) -> int | None:
+        """The workload's chunk size for prefill; None when chunking is off."""
+        return None if self.workload is None else self.workload.prefill_chunk_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Self
@@ -347,6 +347,37 @@ class BatchPlan:
         smallest, largest = min(rows, default=0), max(rows, default=0)
         sizes = str(largest) if smallest == largest else f"{smallest} to {largest}"
         noun = "micro-batch" if len(rows) == 1 else "micro-batches"
-        lines = [f"  batch       {sum(rows)} rows in {len(rows)} {noun} of {sizes} rows"]
-        lines += [f"    {line.purpose:<34}{format_bytes(line.num_bytes):>10}" for line in self.lines]
-        return "\n".join([*lines, f"    {'left by the budget':<34}{format_bytes(self.room_bytes):>10}"])
+        title = f"  batch       {sum(rows)} rows in {len(rows)} {noun} of {sizes} rows"
+        return "\n".join([title, *_task_rows(self.lines, self.room_bytes)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringPlan:
+    """Which requests share a sweep.
+
+    Attributes:
+        sweeps: for each sweep the indices of its requests, in the order given.
+        lines: the ledger of the sweep that takes the most memory.
+        room_bytes: the memory that the budget leaves for it.
+    """
+
+    sweeps: tuple[tuple[int, ...], ...]
+    lines: tuple[LedgerLine, ...]
+    room_bytes: int
+
+    @property
+    def sweep_bytes(self) -> int:
+        """The memory of the sweep that takes the most."""
+        return sum(line.num_bytes for line in self.lines)
+
+    def explain(self) -> str:
+        """Return the plan as text for people."""
+        num_requests, num_sweeps = sum(len(sweep) for sweep in self.sweeps), len(self.sweeps)
+        noun = "sweep" if num_sweeps == 1 else "sweeps"
+        title = f"  scoring     {num_requests} requests in {num_sweeps} {noun}"
+        return "\n".join([title, *_task_rows(self.lines, self.room_bytes)])
+
+
+def _task_rows(lines: Sequence[LedgerLine], room_bytes: int) -> list[str]:
+    rows = [*((line.purpose, line.num_bytes) for line in lines), ("left by the budget", room_bytes)]
+    return [f"    {name:<34}{format_bytes(num_bytes):>10}" for name, num_bytes in rows]

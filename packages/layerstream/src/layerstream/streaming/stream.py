@@ -76,7 +76,7 @@ class WeightStream(Consumer):
         """
         super().__init__()
         self.units: tuple[StreamedUnit, ...] = tuple(
-            replace(unit, buffers=index) for unit in prefetcher.units
+            replace(unit, replica=index) for unit in prefetcher.units
         )
         self._prefetcher, self._buffers, self._timeline = prefetcher, buffers, prefetcher.timeline
         self._is_host = buffers.runtime.is_host

@@ -168,7 +168,7 @@ class SweepGroup:
 
     def is_task_thread(self) -> bool:
         """Return whether the calling thread tasks."""
-        return getattr(self._here, "task", None) is not None
+        return getattr(self._here, "running", None) is not None
 
     def refuse_outsiders(self) -> None:
         """Refuse a thread that does not task while others do.
