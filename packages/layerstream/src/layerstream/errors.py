@@ -1,7 +1,8 @@
 """The errors that layerstream raises, in one tree.
 
-Room: spec. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found (numbers with units)
-and what to do; the numbers are also fields, so that a program need not parse prose. Errors survive pickling.
+Room: spec. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found
+(numbers with units) and what to do; the numbers are also fields, so that a program need not parse prose.
+Errors survive pickling.
 """
 
 from __future__ import annotations
@@ -80,11 +81,11 @@ class BlocksNotFoundError(ModelError):
 
 
 class UnsupportedModelError(ModelError):
-    """The architecture is unknown, needs remote code that was not allowed, or an operation would break streaming."""
+    """The model is unknown, needs remote code that was not allowed, or an operation would break streaming."""
 
 
 class PlanError(LayerstreamError, ValueError):
-    """A request that no plan can meet: a bad size, an unknown device or dtype, a workload that makes no sense."""
+    """No plan can meet the request: a bad size, an unknown device or dtype, an impossible workload."""
 
 
 class BudgetTooSmallError(PlanError, MemoryError):
@@ -128,7 +129,7 @@ class StreamClosedError(StreamError):
 
 
 class ReplicaStoppedError(StreamError):
-    """The work on this device was stopped because the work on another device, which ran at the same time, failed."""
+    """The work on this device was stopped because the work on another device failed at the same time."""
 
 
 class ScoreError(LayerstreamError, ArithmeticError):

@@ -1,7 +1,8 @@
-"""Measure this machine: memory that is free for us, disk, copies, memory and arithmetic.
+"""Measure this machine: free memory, disk, copies, memory bandwidth and arithmetic.
 
-Room: machine. Knows hardware and nothing of models. Memory is asked for each time; rates are measured by `probe_machine` and kept
-in the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured` says so.
+Knows hardware and no models. Free memory is queried each time. `probe_machine` measures the rates and keeps
+them in the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured`
+is False.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 
 from .checkpoint.buffers import AlignedBuffer
 from .checkpoint.reader import DiskReader, ReadRequest
+from .checkpoint.user_cache import cache_directory
 from .errors import PlanError
 from .spec.profiles import Machine
 from .spec.sizes import MIB
@@ -28,12 +30,15 @@ from .spec.sizes import MIB
 _MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s")
 _COMPUTING_RATES = ("memory_bytes_per_s", "flops_per_s")
 _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
-"""What a CUDA context, its libraries' workspaces and the allocator's rounding take; an allowance, not a measurement."""
+"""Allowance, not measured, for a CUDA context, its libraries' workspaces and the allocator's rounding."""
 
 _HOST_RUNTIME_BYTES = 40 * MIB
-"""What a process on the CPU grows by beside weights and activations: pages of library code that a first forward touches (17 to 21
-MiB), the model's Python objects and what a first forward keeps (8 MiB), and, the first time on a machine, Python compiling what it
-imports (a few more). The same for small and large models; docs/lab-notes.md."""
+"""How much a process on the CPU grows beside weights and activations.
+
+Pages of library code that the first forward touches (17 to 21 MiB), the model's Python objects and what the
+first forward keeps (8 MiB), and on a machine's first run, Python compiling its imports (a few MiB). It is the
+same for small and large models; see docs/lab-notes.md.
+"""
 
 _MALLOC_THRESHOLD_BYTES = 128 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -42,10 +47,10 @@ _PROBE_BYTES = 256 * MIB
 
 
 def resolve_device(requested: str) -> torch.device:
-    """Return the torch device that `wish` names; `"auto"` is the accelerator if there is one, else the CPU.
+    """Return the requested torch device; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
-        PlanError: no such device here.
+        PlanError: this machine has no such device.
     """
     if requested == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -54,11 +59,12 @@ def resolve_device(requested: str) -> torch.device:
         device = torch.device(requested)
     except RuntimeError as error:
         raise PlanError(
-            f"device {requested!r} is no torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ..."
+            f"{requested!r} is not a torch device: use 'auto', 'cpu', 'cuda', 'cuda:1', 'xpu', 'mps', ..."
         ) from error
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
         raise PlanError(
-            f"device {requested!r} was asked for, but this torch finds no {device.type} device here; use device='cpu'"
+            f"device {requested!r} was requested, but this torch finds no {device.type} device here; use "
+            "device='cpu'"
         )
     if (
         device.index is not None
@@ -67,13 +73,13 @@ def resolve_device(requested: str) -> torch.device:
     ):
         count = torch.get_device_module(device).device_count()
         raise PlanError(
-            f"device {requested!r} was asked for, but there are {count} of that kind here, counted from 0"
+            f"device {requested!r} was requested, but there are {count} of that kind here, counted from 0"
         )
     return device
 
 
 def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine:
-    """Return this machine with the memory that is free now and the rates of the last probe (or assumed ones)."""
+    """Return this machine with its free memory now and the rates of the last probe, or assumed rates."""
     host_bytes = free_host_bytes()
     machine = Machine(
         device=str(device),
@@ -94,7 +100,7 @@ def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine
 
 
 def _with_kept_rates(machine: Machine, device: torch.device, dtype: str) -> Machine:
-    """Fill in what a probe has measured: the disk and the copies for every dtype, arithmetic for its own."""
+    """Fill in what a probe has measured: disk and copies for every dtype, arithmetic for the probe's own."""
     kept = _read_rates()
     moving, computing = kept.get(device.type), kept.get(_rate_key(device, dtype))
     if moving is None:
@@ -106,27 +112,28 @@ def _with_kept_rates(machine: Machine, device: torch.device, dtype: str) -> Mach
 
 
 def free_host_bytes() -> int:
-    """Return the host memory that can be taken now: what the system has available, or less where a control group bounds it."""
+    """Return the host memory that is free now; in a control group, no more than its limit leaves."""
     free = int(psutil.virtual_memory().available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        bound, taken = _read_int(limit), _read_int(used)
-        if bound is not None and taken is not None:
-            free = min(free, max(bound - taken, 0))
+        limit_bytes, used_bytes = _read_int(limit), _read_int(used)
+        if limit_bytes is not None and used_bytes is not None:
+            free = min(free, max(limit_bytes - used_bytes, 0))
     return free
 
 
 def trim_malloc() -> bool:
-    """Make this process return freed memory to the system at once; True where that is known to work (glibc).
+    """Make this process return freed memory to the system at once; return whether that works (glibc only).
 
-    glibc raises the size from which it does so whenever a large allocation is freed: after a long prompt, freed activations and
-    grown caches stay in a fragmented heap and a tight budget is exceeded by tens of MiB. The setting holds for the whole process.
+    Whenever a large allocation is freed, glibc raises the size from which it returns memory. After a long
+    prompt, freed activations and grown caches then stay in a fragmented heap, and a tight budget is exceeded
+    by tens of MiB. The setting holds for the whole process.
     """
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  (absent from other C libraries)
+        libc.gnu_get_libc_version  # noqa: B018  (missing in other C libraries)
         done = libc.mallopt(_M_MMAP_THRESHOLD, _MALLOC_THRESHOLD_BYTES) and libc.mallopt(
             _M_TRIM_THRESHOLD, _MALLOC_THRESHOLD_BYTES
         )
@@ -153,8 +160,7 @@ def _free_device_bytes(device: torch.device) -> int:
 
 
 def _rates_file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "layerstream" / "machine.json"
+    return cache_directory() / "machine.json"
 
 
 def _rate_key(device: torch.device, dtype: str) -> str:
@@ -175,14 +181,14 @@ def probe_machine(
     """Measure disk, copies, device memory and matrix products, in a few seconds.
 
     Args:
-        path: a directory on the disk to measure (256 MiB are written there and removed), or a file of at least 64 MiB to read;
-            by default the user's cache directory.
+        path: a directory on the disk to measure, where 256 MiB are written and removed, or a file of at least
+            64 MiB to read; by default the user's cache directory.
         device: torch device string.
         dtype: the dtype of the matrix products.
-        keep: keep the rates in the user's cache, where later plans find them.
+        keep: keep the rates in the user's cache for later plans.
 
     Raises:
-        PlanError: unknown device, or nothing can be written or read at `path`.
+        PlanError: the device is unknown, or nothing can be written or read at `path`.
     """
     chosen = resolve_device(device)
     machine = replace(
@@ -220,7 +226,7 @@ def _measure_disk(path: Path) -> float:
             return _read_rate(Path(file.name), _PROBE_BYTES)
     except OSError as error:
         raise PlanError(
-            f"the disk at {path} cannot be measured: {error}; name a directory that can be written to"
+            f"the disk at {path} cannot be measured: {error}; give a directory that you can write to"
         ) from error
 
 
@@ -241,18 +247,18 @@ def _read_rate(path: Path, num_bytes: int) -> float:
     with DiskReader() as reader:
         start_s = perf_counter()
         reader.submit([request]).wait()
-        taken_s = perf_counter() - start_s
+        duration_s = perf_counter() - start_s
     del request
     buffer.close()
-    return num_bytes / taken_s
+    return num_bytes / duration_s
 
 
 def _measure_copy(device: torch.device) -> float:
     pinned = device.type != "cpu"
     source = torch.ones(_PROBE_BYTES // 4, dtype=torch.uint8, pin_memory=pinned)
     target = torch.empty_like(source, device=device)
-    seconds = _timed(lambda: target.copy_(source, non_blocking=True), device)
-    return source.numel() / seconds
+    duration_s = _shortest_s(lambda: target.copy_(source, non_blocking=True), device)
+    return source.numel() / duration_s
 
 
 def _measure_products(device: torch.device, dtype: str, tokens: int) -> tuple[float, float]:
@@ -261,16 +267,17 @@ def _measure_products(device: torch.device, dtype: str, tokens: int) -> tuple[fl
     width = 2048 if device.type == "cpu" else 8192
     weight = torch.ones(4 * width, width, dtype=kind, device=device)
     rows = torch.ones(tokens, width, dtype=kind, device=device)
-    seconds = _timed(lambda: torch.nn.functional.linear(rows, weight), device)
-    return weight.numel() * weight.element_size() / seconds, 2 * weight.numel() * tokens / seconds
+    duration_s = _shortest_s(lambda: torch.nn.functional.linear(rows, weight), device)
+    return weight.numel() * weight.element_size() / duration_s, 2 * weight.numel() * tokens / duration_s
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> float:
+def _shortest_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that `work` takes, the least of four times."""
     module = torch.get_device_module(device)
-    best = float("inf")
+    shortest_s = float("inf")
     for _ in range(4):
         start_s = perf_counter()
         work()
         module.synchronize()
-        best = min(best, perf_counter() - start_s)
-    return best
+        shortest_s = min(shortest_s, perf_counter() - start_s)
+    return shortest_s

@@ -1,9 +1,9 @@
-"""A public kit for tests: an asynchronous device that one does not have.
+"""A public test kit: a fake asynchronous device, for machines without an accelerator.
 
-Layer: surface. `FakeAsyncRuntime` keeps its "device" memory on the CPU and behaves as badly as an accelerator may: a copy lands as
-late as its event allows and reads its source only then; its target is NaN from the moment the copy is issued; and a copy into
-memory that the computation has not been waited for destroys it. Code that keeps every wait gives the CPU's results; code that
-leaves one out gives NaN or another unit's weights.
+`FakeAsyncRuntime` keeps its "device" memory on the CPU and behaves as badly as an accelerator may. A copy
+lands as late as its event allows and reads its source only then; its target is NaN from the moment the copy
+is issued; and a copy into memory that a computation may still be using destroys that memory. Code with every
+wait in place gives the CPU's results; code that omits one gives NaN or another unit's weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 _POISON = 0xFF
-"""As bytes of every floating dtype: NaN."""
+"""A byte that makes NaN in every floating dtype."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,7 @@ class _Copy:
 
 @dataclass(slots=True, eq=False)
 class FakeStream:
-    """A queue of work. `safe` names the memory whose last use this stream has waited for."""
+    """A queue of work; `safe` is the memory whose last use this stream has waited for."""
 
     name: str
     pending: list[_Copy] = field(default_factory=list)
@@ -38,21 +38,21 @@ class FakeStream:
 
 @dataclass(slots=True, eq=False)
 class FakeEvent:
-    """A point in a stream: the copies before it, and the memory that the computation before it used."""
+    """A point in a stream: the copies before it, and the memory that computation before it used."""
 
     copies: tuple[_Copy, ...]
     used: frozenset[int]
 
 
 class FakeAsyncRuntime:
-    """A `DeviceRuntime` whose asynchrony is worst-case.
+    """A `DeviceRuntime` with worst-case asynchrony.
 
     Attributes:
-        num_copies: copies issued so far.
+        num_copies: the number of copies issued so far.
     """
 
     def __init__(self, *, lag_s: float = 0.002, name: str = "fake:0") -> None:
-        """Let every wait take `lag_s` seconds before what it waits for happens; two devices need two names."""
+        """Delay everything that is waited for by `lag_s` seconds; two devices need two names."""
         self.device = torch.device("cpu")
         self.name = name
         self.is_host = False
@@ -64,7 +64,7 @@ class FakeAsyncRuntime:
         self._in_use: set[int] = set()
 
     def current(self) -> AbstractContextManager[None]:
-        """Return a context that changes nothing."""
+        """Return a context manager that changes nothing."""
         return nullcontext()
 
     def copy_stream(self) -> FakeStream:
@@ -83,7 +83,7 @@ class FakeAsyncRuntime:
             return FakeEvent(copies=tuple(stream.pending), used=used)
 
     def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
-        """Order `stream` after `event`: its copies land, and for a copy stream the memory it used becomes safe."""
+        """Order `stream` after `event`: its copies land, or for a copy stream, its memory becomes safe."""
         if event is None:
             return
         if stream is self._compute:
@@ -96,7 +96,7 @@ class FakeAsyncRuntime:
                 stream.safe |= event.used
 
     def host_wait(self, event: FakeEvent | None) -> None:
-        """Block until `event` has happened; late, as on a busy device."""
+        """Block until `event` has happened, with a delay, as on a busy device."""
         if event is not None:
             time.sleep(2 * self._lag_s)
             self._land(event)

@@ -1,4 +1,4 @@
-"""Chunked prefill: one visit of every block all the same, the same result, less memory."""
+"""Chunked prefill still visits every block once and gives the same result with less memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_TOKENS = 60
 
 
 @pytest.mark.parametrize("budget", ["min", "auto"])
-def test_a_long_prompt_in_chunks_gives_the_result_of_the_whole_in_one_sweep(
+def test_a_chunked_prompt_takes_one_sweep_and_gives_the_result_of_the_whole_prompt(
     tiny_llama_dir: Path, budget: str
 ) -> None:
     ids = torch.arange(NUM_TOKENS).reshape(1, -1) % 120 + 3
@@ -33,23 +33,23 @@ def test_a_long_prompt_in_chunks_gives_the_result_of_the_whole_in_one_sweep(
         assert widths == [7] * 8 + [4]
         assert streamed.report().sweeps == 1
         torch.testing.assert_close(logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
-        made = streamed.generate(ids, max_new_tokens=8, do_sample=False)
-    assert torch.equal(made, reference.generate(ids, max_new_tokens=8, do_sample=False))
+        tokens = streamed.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(tokens, reference.generate(ids, max_new_tokens=8, do_sample=False))
 
 
 def test_the_weights_are_read_once_for_all_chunks(tiny_llama_dir: Path) -> None:
     ids = torch.arange(NUM_TOKENS).reshape(1, -1) % 120 + 3
-    once = []
+    read_once = []
     for chunk in (None, 7):
         workload = ls.Workload(prompt_tokens=NUM_TOKENS, prefill_chunk_tokens=chunk)
         with ls.load(tiny_llama_dir, budget="min", workload=workload) as streamed:
             streamed.model(ids)
             visits = [span.unit for span in streamed.timeline.spans() if span.activity is ls.Activity.WAIT]
-            once.append(sorted(set(visits)) == sorted(visits))
-    assert once == [True, True]
+            read_once.append(sorted(set(visits)) == sorted(visits))
+    assert read_once == [True, True]
 
 
-def test_the_ledger_counts_on_the_smaller_activations() -> None:
+def test_chunked_prefill_shrinks_the_activations_in_the_profile() -> None:
     config = LlamaConfig(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512
     )

@@ -1,7 +1,7 @@
-"""Streamed equals plain, bit for bit: every family, dtype and budget, in everything that a causal language model computes.
+"""Streamed equals plain, bit for bit: every family, dtype, budget and kind of computation.
 
-The plain model computes once for a family and dtype. What it does not support itself is written down in `UNSUPPORTED`, so that
-neither a computation nor a family can vanish from the comparison unseen.
+The plain model computes once per family and dtype. `UNSUPPORTED` lists what it does not support itself, so
+that neither a computation nor a family can silently drop out of the comparison.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A checkpoint and what the plain model computes with it."""
+    """A checkpoint and what the plain model computes from it."""
 
     family: str
     path: Path
@@ -54,7 +54,7 @@ def _grouped(family: str, dtype: str) -> object:
 
 @pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Return the checkpoint of a (family, dtype), saved in that dtype, with the plain model's results."""
+    """Return the checkpoint of a family, saved in the dtype, with the plain model's results."""
     family, dtype = request.param
     path = save_tiny(family, tmp_path_factory.mktemp(family), getattr(torch, dtype))
     results = compute_reference(reference(path, getattr(torch, dtype)))
@@ -65,10 +65,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     "case", [_grouped(family, dtype) for family in FAMILIES for dtype in DTYPES], indirect=True
 )
 class TestEveryFamily:
-    """One checkpoint, four questions."""
+    """One checkpoint per family and dtype, at every budget."""
 
     def test_the_plain_model_supports_what_the_table_says(self, case: Case) -> None:
-        """Without this, a computation that breaks for the plain model would drop out of the comparison."""
+        """Otherwise, a computation that breaks for the plain model would drop out of the comparison."""
         assert set(case.results.unsupported) == UNSUPPORTED.get(f"{case.family}-{case.dtype}", set()), (
             case.results.unsupported
         )
@@ -84,7 +84,7 @@ class TestEveryFamily:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "deepseek_v3"])
 def test_every_budget_between_least_and_resident_is_exact(family: str, tmp_path: Path) -> None:
-    """Nine budgets, so that every residency pattern and granularity on the way is seen."""
+    """Nine budgets, to cover the residency patterns and granularities in between."""
     path = save_tiny(family, tmp_path)
     results = compute_reference(reference(path), ("logits", "greedy"))
     least, most = total_bytes(path, "float32", "min"), total_bytes(path, "float32", "4 GiB")
@@ -97,7 +97,7 @@ def test_every_budget_between_least_and_resident_is_exact(family: str, tmp_path:
             assert_equals_reference(
                 streamed.model, results, ("logits", "greedy"), f"{family} at {budget} bytes"
             )
-    assert len(patterns) > 2, f"nine budgets made only {patterns} resident units: the test shows nothing"
+    assert len(patterns) > 2, f"nine budgets gave only {patterns} resident units: the test proves nothing"
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_every_budget_between_least_and_resident_is_exact(family: str, tmp_path:
 )
 @pytest.mark.parametrize("family", ["llama_tied", "qwen3_moe", "gpt_oss", "gpt2"])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_checkpoint_runs_exactly_in_another_dtype_than_it_was_saved_in(
+def test_a_checkpoint_runs_exactly_in_a_dtype_other_than_its_own(
     family: str, dtypes: tuple[str, str], budget: str, tmp_path: Path
 ) -> None:
-    """The cast comes where `from_pretrained` has it: before the tensors are put together."""
+    """The cast happens where `from_pretrained` does it: before tensors are put together."""
     saved, run = dtypes
     path = save_tiny(family, tmp_path, getattr(torch, saved))
     results = compute_reference(reference(path, getattr(torch, run)), ("logits", "greedy"))
@@ -137,7 +137,7 @@ def test_dtype_auto_keeps_the_dtype_of_the_checkpoint(saved: str, tmp_path: Path
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_either_attention_implementation_is_exact(attention: str, dtype: str, tmp_path: Path) -> None:
-    """The implementation chosen on the model itself, as transformers allows at any time."""
+    """Set on the model itself, which transformers allows at any time."""
     path = save_tiny("llama", tmp_path, getattr(torch, dtype))
     plain = reference(path, getattr(torch, dtype))
     plain.set_attn_implementation(attention)
@@ -148,8 +148,8 @@ def test_either_attention_implementation_is_exact(attention: str, dtype: str, tm
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_generate_of_the_streamed_model_is_generate_of_its_model(budget: str, tmp_path: Path) -> None:
-    """`streamed.generate` takes transformers' own arguments and returns what they ask for."""
+def test_streamed_generate_equals_generate_of_its_model(budget: str, tmp_path: Path) -> None:
+    """`streamed.generate` takes transformers' own arguments and returns the requested outputs."""
     path = save_tiny("llama", tmp_path)
     expected = greedy(reference(path))
     with load(path, "float32", budget) as streamed:

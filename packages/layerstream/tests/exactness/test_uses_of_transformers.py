@@ -1,6 +1,7 @@
-"""What people do with a transformers model, done with a streamed one: the same results, bit for bit.
+"""Common uses of a transformers model give the same results with a streamed one, bit for bit.
 
-Every test runs at the least budget, where weights come and go all the time; what is compared comes from the plain model.
+Every test runs at the least budget, where weights are loaded and dropped all the time, and compares with the
+plain model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kit.budgets import load
 from kit.compare import (
     Tensors,
     assert_same,
+    cache_argument,
     generate,
     greedy,
     hidden_states,
@@ -53,7 +55,7 @@ def _nothing_keeps_running() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a tiny Llama checkpoint in bf16 whose head is its own."""
+    """Return a tiny Llama checkpoint in bf16 with a separate head."""
     return save_tiny("llama", tmp_path_factory.mktemp("llama"), torch.bfloat16)
 
 
@@ -66,13 +68,13 @@ def plain(path: Path) -> PreTrainedModel:
 @pytest.fixture
 def streamed(path: Path) -> Iterator[ls.StreamedModel]:
     """Return `path` streamed at the least budget."""
-    with load(path, "auto", "min") as spec:
-        yield spec
+    with load(path, "auto", "min") as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of one word a token: w0 … w198."""
+    """Return a tokenizer with one token per word: w0 … w198."""
     words = Tokenizer(WordLevel({f"w{index}": index for index in range(199)}, unk_token="w3"))
     words.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
@@ -81,7 +83,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TestPlainUses:
-    """The public doors of transformers."""
+    """The public interfaces of transformers."""
 
     def test_a_text_generation_pipeline_writes_the_same_text(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel, tokenizer: PreTrainedTokenizerFast
@@ -96,7 +98,7 @@ class TestPlainUses:
             ]
             assert texts[0] == texts[1]
 
-    def test_a_streamer_is_given_every_token_in_order(
+    def test_a_streamer_receives_every_token_in_order(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
         """The prompt first, then one token a step, then the end."""
@@ -111,7 +113,7 @@ class TestPlainUses:
     def test_generating_in_a_thread_feeds_an_iterator_of_text(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        """This is how every chat front end uses it."""
+        """Chat front ends use it this way."""
         texts = []
         for model in (plain, streamed.model):
             streamer = TextIteratorStreamer(tokenizer, timeout=60)
@@ -126,22 +128,22 @@ class TestPlainUses:
     def test_the_model_knows_its_device_and_dtype(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """generate() and pipelines put their inputs there."""
+        """generate() and pipelines move their inputs to that device."""
         assert streamed.model.device == plain.device == torch.device("cpu")
         assert streamed.model.dtype == plain.dtype == torch.bfloat16
         assert type(streamed.model) is type(plain)
         assert streamed.model.num_parameters() == plain.num_parameters()
 
-    def test_a_prompt_of_the_first_token_alone(
+    def test_generate_without_input_equals_the_plain_model(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """generate() without any input makes its own on the model's device."""
+        """generate() then makes a prompt of the first token on the model's device."""
         assert torch.equal(streamed.model.generate(**_greedily(4)), plain.generate(**_greedily(4)))
 
-    def test_embeddings_in_place_of_token_ids(
+    def test_inputs_embeds_give_the_same_results_as_in_the_plain_model(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """The embedding is called from outside the forward, wherever its rows are kept."""
+        """The embedding is called from outside the forward, wherever its rows are."""
         outputs = []
         for model in (plain, streamed.model):
             rows = model.get_input_embeddings()(left_padded_batch(model)["input_ids"])
@@ -150,8 +152,10 @@ class TestPlainUses:
             )
         assert_same(*outputs, "inputs_embeds")
 
-    def test_the_loss_of_labels(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
-        """Evaluation asks for it."""
+    def test_the_loss_for_labels_equals_the_plain_models(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
+        """Evaluation needs it."""
         losses = []
         for model in (plain, streamed.model):
             batch = left_padded_batch(model)
@@ -163,35 +167,35 @@ class TestPlainUses:
     def test_logits_do_not_depend_on_the_grad_mode(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel, mode: Any
     ) -> None:
-        """People forget `no_grad`; weights that come and go must not spoil the graph into an error or another result."""
+        """Users forget `no_grad`; streamed weights must cause neither an error nor another result then."""
         outputs = []
         for model in (plain, streamed.model):
             with mode():
                 outputs.append({"logits": model(**left_padded_batch(model)).logits.detach()})
         assert_same(*outputs, mode.__name__)
 
-    def test_a_cache_is_carried_from_call_to_call(
+    def test_a_cache_can_be_reused_from_call_to_call(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """A chat keeps its cache and sends only what is new."""
+        """A chat keeps its cache and sends only the new tokens."""
         outputs: list[Tensors] = []
         for model in (plain, streamed.model):
             cache, ids, steps = DynamicCache(config=model.config), _one_row(model)["input_ids"], {}
             for turn, part in enumerate((ids[:, :4], ids[:, 4:5], ids[:, 5:])):
                 with torch.no_grad():
-                    steps[f"turn {turn}"] = model(input_ids=part, past_key_values=cache).logits
+                    steps[f"turn {turn}"] = model(input_ids=part, **cache_argument(model, cache)).logits
             outputs.append(steps)
         assert_same(*outputs, "cache")
 
 
 class TestOtherWaysToGenerate:
-    """Decoding that is more than a loop over forwards."""
+    """Decoding that does more than loop over forwards."""
 
     @pytest.mark.parametrize("streams_the_assistant", [False, True])
-    def test_assisted_generation(
+    def test_assisted_generation_equals_the_plain_models(
         self, path: Path, plain: PreTrainedModel, streams_the_assistant: bool, tmp_path: Path
     ) -> None:
-        """A small draft model, itself plain or streamed."""
+        """The small draft model is plain or itself streamed."""
         draft_path = save_tiny("llama_tied", tmp_path, torch.bfloat16, seed=7)
         draft = reference(draft_path)
         expected = generate(plain, **_one_row(plain), assistant_model=draft, do_sample=False)
@@ -200,8 +204,10 @@ class TestOtherWaysToGenerate:
             actual = generate(target.model, **_one_row(plain), assistant_model=assistant, do_sample=False)
         assert_same(expected, actual, "assisted")
 
-    def test_prompt_lookup(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
-        """Drafts from the prompt itself."""
+    def test_prompt_lookup_equals_the_plain_models(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
+        """Drafts come from the prompt itself."""
         ids = torch.tensor([[11, 12, 13, 14, 11, 12, 13]])
         settings = {
             "input_ids": ids,
@@ -211,8 +217,10 @@ class TestOtherWaysToGenerate:
         }
         assert_same(generate(plain, **settings), generate(streamed.model, **settings), "prompt lookup")
 
-    def test_a_logits_processor_of_ones_own(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
-        """It sees the same scores and steers the same way."""
+    def test_a_custom_logits_processor_sees_and_steers_the_same_scores(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
+        """It sees the same scores and changes them in the same way."""
         outputs, seen = [], []
         for model in (plain, streamed.model):
             processor = ForbidEven()
@@ -221,11 +229,13 @@ class TestOtherWaysToGenerate:
             )
             seen.append({f"step {index}": scores for index, scores in enumerate(processor.seen)})
         assert_same(*outputs, "processor")
-        assert_same(*seen, "what the processor saw")
+        assert_same(*seen, "scores seen by the processor")
         assert bool((outputs[0]["sequences"][:, -5:] % 2 == 1).all())
 
-    def test_several_answers_of_a_beam(self, plain: PreTrainedModel, streamed: ls.StreamedModel) -> None:
-        """Beams are reordered in the cache between sweeps."""
+    def test_several_sampled_beams_equal_the_plain_models(
+        self, plain: PreTrainedModel, streamed: ls.StreamedModel
+    ) -> None:
+        """The cache's beams are reordered between sweeps."""
         settings: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "do_sample": True}
         outputs = []
         for model in (plain, streamed.model):
@@ -234,13 +244,13 @@ class TestOtherWaysToGenerate:
         assert_same(*outputs, "beam sample")
 
 
-class TestAgainAndAgain:
-    """One model many times, many models at once."""
+class TestRepeatedUse:
+    """One model used many times, and several models at once."""
 
     def test_ten_calls_of_changing_shape_all_agree(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """Calls end in the middle of the prefetcher's read-ahead; the next one must not find the wrong block."""
+        """Calls end during the prefetcher's read-ahead; the next call must not get the wrong block."""
         for turn in range(10):
             settings: dict[str, Any] = {
                 "do_sample": False,
@@ -259,8 +269,10 @@ class TestAgainAndAgain:
             states.append({"state": torch.get_rng_state()})
         assert_same(*states, "random state")
 
-    def test_two_models_take_turns(self, path: Path, plain: PreTrainedModel, tmp_path: Path) -> None:
-        """Neither touches the other's weights."""
+    def test_two_models_used_in_turns_do_not_disturb_each_other(
+        self, path: Path, plain: PreTrainedModel, tmp_path: Path
+    ) -> None:
+        """Neither model touches the other's weights."""
         other_path = save_tiny("mixtral", tmp_path)
         other_plain = reference(other_path)
         with load(path, "auto", "min") as first, load(other_path, "auto", "min") as second:
@@ -268,10 +280,10 @@ class TestAgainAndAgain:
                 assert_same(greedy(plain), greedy(first.model), "first")
                 assert_same(greedy(other_plain), greedy(second.model), "second")
 
-    def test_one_checkpoint_loaded_twice_at_once_and_again_afterwards(
+    def test_one_checkpoint_can_be_loaded_twice_at_once_and_again_afterwards(
         self, path: Path, plain: PreTrainedModel
     ) -> None:
-        """Each has its own slots."""
+        """Each loaded model has its own slots."""
         expected = greedy(plain)
         with load(path, "auto", "min") as first, load(path, "auto", "min") as second:
             assert_same(expected, greedy(second.model), "second")
@@ -279,31 +291,31 @@ class TestAgainAndAgain:
         with load(path, "auto", "min") as third:
             assert_same(expected, greedy(third.model), "third")
 
-    def test_two_models_in_two_threads(self, path: Path, plain: PreTrainedModel) -> None:
-        """At the same time, not in turns."""
-        expected, found = greedy(plain), {}
+    def test_two_models_run_in_two_threads_at_once(self, path: Path, plain: PreTrainedModel) -> None:
+        """Both run at the same time."""
+        expected, results = greedy(plain), {}
         with load(path, "auto", "min") as first, load(path, "auto", "min") as second:
             models = {"first": first.model, "second": second.model}
             threads = [
-                threading.Thread(target=_keep, args=(found, name, model)) for name, model in models.items()
+                threading.Thread(target=_store, args=(results, name, model)) for name, model in models.items()
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         for name in models:
-            assert_same(expected, found[name], name)
+            assert_same(expected, results[name], name)
 
 
 class TestInterruptions:
-    """A forward that does not end, and what comes after."""
+    """A forward that fails, and what comes after it."""
 
     @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
     @pytest.mark.parametrize("block", [0, 2, 4])
     def test_an_error_in_a_block_leaves_a_model_that_works(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel, error: type[BaseException], block: int
     ) -> None:
-        """The error comes out as it is; the next call starts at the first block again."""
+        """The error propagates unchanged; the next call starts at the first block again."""
         target = streamed.model.get_decoder().layers[block].mlp
 
         def fail(*_: object) -> None:
@@ -320,7 +332,7 @@ class TestInterruptions:
     def test_an_error_between_two_tokens_leaves_a_model_that_works(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """A streamer or criterion may raise: a closed browser tab does that."""
+        """A streamer or criterion may raise, for instance when a browser tab is closed."""
         with pytest.raises(BrokenPipeError):
             generate(streamed.model, do_sample=False, stopping_criteria=StoppingCriteriaList([Broken()]))
         assert_same(greedy(plain), greedy(streamed.model), "generate afterwards")
@@ -328,13 +340,13 @@ class TestInterruptions:
     def test_bad_input_leaves_a_model_that_works(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """A token id outside of the vocabulary is refused by the embedding, as ever."""
+        """The embedding refuses a token id outside of the vocabulary, as usual."""
         with pytest.raises(IndexError):
             streamed.model(input_ids=torch.tensor([[5, 10_000]]))
         assert_same(logits(plain), logits(streamed.model), "logits afterwards")
 
     def test_use_after_close_is_refused(self, path: Path) -> None:
-        """Through either door."""
+        """Through `streamed.generate` and through the model."""
         streamed = load(path, "auto", "min")
         streamed.close()
         streamed.close()
@@ -352,10 +364,10 @@ class TestInterruptions:
         ],
         ids=["half", "to", "save_pretrained"],
     )
-    def test_what_would_need_all_weights_at_once_is_refused(
+    def test_an_operation_that_needs_all_weights_at_once_is_refused(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel, operation: Any, tmp_path: Path
     ) -> None:
-        """And the refusal harms nothing."""
+        """The model still works afterwards."""
         with pytest.raises(ls.UnsupportedModelError):
             operation(streamed.model, tmp_path)
         assert not (tmp_path / "copy").exists()
@@ -363,7 +375,7 @@ class TestInterruptions:
 
 
 class TestLookingInside:
-    """Hooks and adapters reach into the blocks while they run."""
+    """Hooks and adapters see the blocks while they run."""
 
     def test_hooks_on_blocks_see_the_same_hidden_states(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
@@ -374,18 +386,18 @@ class TestLookingInside:
         assert_same(*seen, "hooked outputs")
         assert_same(hidden_states(plain), hidden_states(streamed.model), "after the hooks are gone")
 
-    def test_weights_are_all_there_while_their_layer_runs(
+    def test_all_weights_of_a_layer_are_present_while_it_runs(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """Every linear layer's weight, read by a hook at its turn, is the checkpoint's."""
+        """A hook on each linear layer reads the checkpoint's weight."""
         seen = [weights_in_use(model) for model in (plain, streamed.model)]
         assert len(seen[0]) == 7 * plain.config.num_hidden_layers
         assert_same(*seen, "weights in use")
 
-    def test_a_hook_may_replace_a_block_s_output(
+    def test_a_hook_may_replace_a_blocks_output(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel
     ) -> None:
-        """Steering vectors work that way."""
+        """Steering vectors work this way."""
         outputs = []
         for model in (plain, streamed.model):
             handle = model.get_decoder().layers[1].register_forward_hook(lambda _m, _i, output: output + 0.25)
@@ -394,8 +406,8 @@ class TestLookingInside:
         assert_same(*outputs, "steered")
         assert not torch.equal(outputs[0]["logits"], logits(plain)["logits"])
 
-    def test_a_lora_adapter_on_top(self, path: Path, streamed: ls.StreamedModel) -> None:
-        """peft wraps the streamed layers; its own small weights stay where they are."""
+    def test_a_lora_adapter_gives_the_same_logits(self, path: Path, streamed: ls.StreamedModel) -> None:
+        """peft wraps the streamed layers; its own small weights stay in place."""
         peft = pytest.importorskip("peft")
         outputs = []
         for model in (reference(path), streamed.model):
@@ -413,5 +425,5 @@ def _greedily(num_tokens: int) -> dict[str, Any]:
     return {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
 
 
-def _keep(found: dict[str, Tensors], name: str, model: PreTrainedModel) -> None:
-    found[name] = greedy(model)
+def _store(results: dict[str, Tensors], name: str, model: PreTrainedModel) -> None:
+    results[name] = greedy(model)

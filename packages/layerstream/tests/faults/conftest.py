@@ -1,4 +1,4 @@
-"""Faulty checkpoints are made and loaded on one thread and without transformers' log."""
+"""Damaged checkpoints are made and loaded on one thread and without transformers' log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile checkpoints: each is one clear typed error when it is opened."""
+"""Damaged, foreign and hostile checkpoints: opening each raises one clear typed error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_weights(path: Path, *names: str) -> Path:
 
 def write_raw(path: Path, header: Any, num_bytes: int = 8) -> Path:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.micro_batch("<Q", len(raw)) + raw + bytes(num_bytes))
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(num_bytes))
     return path
 
 
@@ -85,8 +85,8 @@ def tensor(begin: int, end: int, shape: tuple[int, ...] = (4,), dtype: str = "U8
         pytest.param({"a": {"dtype": "U8", "shape": [8]}}, 8, id="no offsets"),
         pytest.param({"a": tensor(0, 8, shape=(8,), dtype="Q9")}, 8, id="no such dtype"),
         pytest.param([1, 2, 3], 8, id="a list"),
-        pytest.param(b"{" * 50, 8, id="no JSON"),
-        pytest.param(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, 8, id="nested without end"),
+        pytest.param(b"{" * 50, 8, id="not JSON"),
+        pytest.param(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, 8, id="nested too deeply"),
         pytest.param(
             b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"a":{"dtype":"I8","shape":[8],"data_offsets":[0,8]}}',
             8,
@@ -94,7 +94,7 @@ def tensor(begin: int, end: int, shape: tuple[int, ...] = (4,), dtype: str = "U8
         ),
     ],
 )
-def test_a_lying_header_is_refused_with_its_path(header: Any, num_bytes: int, tmp_path: Path) -> None:
+def test_a_wrong_header_is_refused_with_its_path(header: Any, num_bytes: int, tmp_path: Path) -> None:
     path = write_raw(tmp_path / "x.safetensors", header, num_bytes)
     with pytest.raises(ShardCorruptError) as caught:
         read_header(path)
@@ -103,7 +103,7 @@ def test_a_lying_header_is_refused_with_its_path(header: Any, num_bytes: int, tm
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\1\2\3", struct.micro_batch("<Q", 2**63) + b"{}", struct.micro_batch("<Q", 3) + b"{}"]
+    "content", [b"", b"\1\2\3", struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 3) + b"{}"]
 )
 def test_a_file_too_short_for_its_header_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
@@ -124,23 +124,23 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
         read_header(tmp_path / "x.safetensors")
 
 
-def test_an_absent_file_is_not_found(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"x\.safetensors"):
         read_header(tmp_path / "x.safetensors")
 
 
-def test_an_absent_directory_is_not_found(tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="nowhere"):
         open_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_directory_without_a_config_is_told_so(tmp_path: Path) -> None:
+def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
     write_weights(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json"):
         open_checkpoint(tmp_path)
 
 
-def test_a_directory_without_weights_is_told_so(directory: Path) -> None:
+def test_a_directory_without_weights_is_refused(directory: Path) -> None:
     (directory / "training_args.bin").touch()
     with pytest.raises(CheckpointNotFoundError, match="no weights"):
         open_checkpoint(directory)
@@ -173,11 +173,11 @@ def test_several_files_without_an_index_are_ambiguous(directory: Path) -> None:
         open_checkpoint(directory)
 
 
-def test_an_index_that_names_an_absent_file_tells_file_and_tensors(directory: Path) -> None:
+def test_an_index_that_names_a_missing_file_is_refused_with_file_and_tensors(directory: Path) -> None:
     write_weights(directory / SHARD)
     write_index(directory, {"w": SHARD, "v": "lost.safetensors", "u": "lost.safetensors"})
     with pytest.raises(
-        TensorMissingError, match=r"lost\.safetensors, which is absent; it should hold v, u"
+        TensorMissingError, match=r"lost\.safetensors, which is missing; it should hold v, u"
     ) as caught:
         open_checkpoint(directory)
     assert caught.value.names == ("v", "u")

@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit their model, and models that cannot be streamed: one clear typed error each, at load time."""
+"""Checkpoints that do not fit their model, and unsupported models: one clear typed error at load time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _nothing_keeps_running() -> Iterator[None]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a tiny Llama checkpoint with a head of its own."""
+    """Return a tiny Llama checkpoint with a separate head."""
     return save_tiny("llama", tmp_path / "llama")
 
 
@@ -37,8 +37,8 @@ def path(tmp_path: Path) -> Path:
     "name",
     ["model.layers.3.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"],
 )
-def test_a_missing_tensor_is_refused_by_its_name(path: Path, name: str, budget: str) -> None:
-    """transformers would go on with random values."""
+def test_a_missing_tensor_is_reported_by_name(path: Path, name: str, budget: str) -> None:
+    """transformers would continue with random values."""
     rewrite_tensors(path, lambda tensors: tensors.__delitem__(name))
     with pytest.raises(ls.TensorMissingError) as caught, load(path, "auto", budget):
         pass
@@ -47,7 +47,7 @@ def test_a_missing_tensor_is_refused_by_its_name(path: Path, name: str, budget: 
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_one_expert_missing_of_a_fused_group_is_refused(tmp_path: Path, budget: str) -> None:
+def test_a_missing_expert_of_a_fused_group_is_refused(tmp_path: Path, budget: str) -> None:
     """The fused parameter would have a hole."""
     path = save_tiny("mixtral", tmp_path)
     names: list[str] = []
@@ -63,7 +63,7 @@ def test_one_expert_missing_of_a_fused_group_is_refused(tmp_path: Path, budget: 
 
 
 def test_a_tied_head_may_be_missing(tmp_path: Path) -> None:
-    """It is the embedding."""
+    """The embedding serves as the head."""
     path = save_tiny("llama_tied", tmp_path)
     rewrite_tensors(path, lambda tensors: tensors.pop("lm_head.weight", None))
     with load(path, "auto", "min") as streamed:
@@ -71,10 +71,8 @@ def test_a_tied_head_may_be_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_head_of_its_own_despite_the_tie_is_used_as_transformers_uses_it(
-    tmp_path: Path, budget: str
-) -> None:
-    """The config says tied, the file holds another matrix: whatever transformers makes of that."""
+def test_a_separate_head_despite_the_tie_is_used_as_transformers_uses_it(tmp_path: Path, budget: str) -> None:
+    """The config says tied, but the file holds another matrix: the result is the one of transformers."""
     path = save_tiny("llama_tied", tmp_path)
 
     def untie(tensors: dict[str, torch.Tensor]) -> None:
@@ -82,7 +80,7 @@ def test_a_head_of_its_own_despite_the_tie_is_used_as_transformers_uses_it(
 
     rewrite_tensors(path, untie)
     with load(path, "auto", budget) as streamed:
-        assert_same(logits(reference(path)), logits(streamed.model), f"head of its own at {budget}")
+        assert_same(logits(reference(path)), logits(streamed.model), f"separate head at {budget}")
 
 
 def test_more_layers_in_the_config_than_in_the_files_are_refused(path: Path) -> None:
@@ -92,7 +90,7 @@ def test_more_layers_in_the_config_than_in_the_files_are_refused(path: Path) -> 
         pass
 
 
-def test_an_extra_tensor_is_warned_of_and_not_read(path: Path) -> None:
+def test_an_extra_tensor_causes_a_warning_and_is_not_read(path: Path) -> None:
     """transformers only logs it; here it is a warning, and the result is the same."""
     rewrite_tensors(path, lambda tensors: tensors.update({"model.layers.0.surprise.weight": torch.zeros(3)}))
     with pytest.warns(UserWarning, match="surprise"), load(path, "auto", "min") as streamed:
@@ -116,10 +114,10 @@ def _integers(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight"]
 )
-def test_a_tensor_of_another_shape_or_kind_is_refused_by_its_name(
+def test_a_tensor_of_another_shape_or_kind_is_reported_by_name(
     path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], budget: str
 ) -> None:
-    """The same number of bytes in another shape is as wrong, and so are integers in a weight's place."""
+    """The same number of bytes in another shape is also wrong, and so are integers in place of a weight."""
     rewrite_tensors(path, lambda tensors: tensors.update({name: change(tensors[name])}))
     with pytest.raises(ls.CheckpointError, match=name.replace(".", r"\.")), load(path, "auto", budget):
         pass
@@ -146,8 +144,8 @@ def test_another_vocabulary_in_the_config_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float17", "int8", "", "torch"])
-def test_a_dtype_that_is_none_for_running_is_refused(path: Path, dtype: str) -> None:
-    """By name, before anything is read."""
+def test_a_dtype_that_no_model_can_run_in_is_refused(path: Path, dtype: str) -> None:
+    """The error comes before anything is read."""
     with pytest.raises(ls.PlanError, match="dtype"), load(path, dtype, "min"):
         pass
 
@@ -158,19 +156,19 @@ def test_a_dtype_that_is_none_for_running_is_refused(path: Path, dtype: str) -> 
         {"quant_method": "gptq", "bits": 4, "group_size": 128},
         {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        {"quant_method": "of_tomorrow"},
+        {"quant_method": "unknown_method"},
     ],
     ids=lambda settings: settings["quant_method"],
 )
 def test_a_quantized_checkpoint_is_refused(path: Path, settings: dict[str, Any]) -> None:
-    """Its scales would go unused."""
+    """Its scales would be ignored."""
     rewrite_config(path, quantization_config=settings)
     with pytest.raises(ls.UnsupportedFormatError, match=settings["quant_method"]), load(path, "auto", "min"):
         pass
 
 
-def test_remote_code_is_neither_run_nor_silently_left_out(path: Path) -> None:
-    """Nobody allowed it."""
+def test_remote_code_that_was_not_allowed_is_refused_and_not_run(path: Path) -> None:
+    """The error names the option that allows it."""
     marker = path / "was_run"
     (path / "modeling_own.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     auto_map = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
@@ -180,15 +178,15 @@ def test_remote_code_is_neither_run_nor_silently_left_out(path: Path) -> None:
     assert not marker.exists()
 
 
-def test_an_unknown_model_type_is_refused_by_its_name(path: Path) -> None:
-    """With what can be done about it."""
+def test_an_unknown_model_type_is_reported_by_name(path: Path) -> None:
+    """The error says which type it is."""
     rewrite_config(path, model_type="no_such_model")
     with pytest.raises(ls.UnsupportedModelError, match="no_such_model"), load(path, "auto", "min"):
         pass
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", "t5", "vit"])
-def test_a_model_that_is_no_causal_language_model_is_refused(model_type: str, tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_causal_language_model_is_refused(model_type: str, tmp_path: Path) -> None:
     """An encoder, an encoder-decoder, an image model."""
     sizes = {
         "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "vocab_size": 101},
@@ -209,7 +207,7 @@ def test_a_model_that_is_no_causal_language_model_is_refused(model_type: str, tm
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_without_blocks_is_refused(family: str, tmp_path: Path) -> None:
-    """An embedding and a head are no decoder."""
+    """An embedding and a head alone have nothing to stream."""
     config = FAMILIES[family]()
     config.num_hidden_layers = 0
     if hasattr(config, "layer_types"):
@@ -222,8 +220,8 @@ def test_a_model_without_blocks_is_refused(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [None, "", "{", "[]", '{"hidden_size": 64}'], ids=["absent", "empty", "cut", "list", "no type"]
 )
-def test_a_config_that_is_none_is_refused(path: Path, text: str | None) -> None:
-    """One of our errors, whatever is wrong with it."""
+def test_an_unusable_config_is_refused(path: Path, text: str | None) -> None:
+    """Whatever is wrong with it, the error is one of ours."""
     config = path / "config.json"
     config.unlink()
     if text is not None:
@@ -235,7 +233,7 @@ def test_a_config_that_is_none_is_refused(path: Path, text: str | None) -> None:
         pass
 
 
-def test_a_pickled_checkpoint_is_refused_with_a_way_out(path: Path) -> None:
+def test_a_pickled_checkpoint_is_refused_with_the_way_to_convert_it(path: Path) -> None:
     """Pickles can run code, and cannot be read in parts."""
     for shard in (*path.glob("*.safetensors"), *path.glob("*.index.json")):
         shard.unlink()

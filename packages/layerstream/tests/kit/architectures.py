@@ -1,6 +1,7 @@
-"""Every causal language model type of transformers, tried in a tiny size: does the streamed model equal the plain one?
+"""Try every causal language model type in a tiny size: does the streamed model equal the plain one?
 
-Test kit, and a script: `python -m kit.architectures [type ...]` in the tests' folder prints a table of type, status and reason.
+Test kit and script: `python -m kit.architectures [type ...]` in the tests' folder prints a table of type,
+status and reason.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from .quiet import quiet_and_single_threaded
 from .shrink import shrunken_config
 
 MODEL_TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-MOST_PARAMETERS = 20_000_000
+MAX_PARAMETERS = 20_000_000
 
 
 class Status(Enum):
-    """What came of a type."""
+    """The result for one type."""
 
     EQUAL = "equal"
     NOT_EQUAL = "not equal"
@@ -47,26 +48,26 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A tiny checkpoint of a type and what the plain model computes with it."""
+    """A tiny checkpoint of a type and what the plain model computes from it."""
 
     path: Path
     results: ReferenceResults
 
 
 def prepare(model_type: str, directory: Path) -> Trial | Outcome:
-    """Write a tiny checkpoint of `model_type` and run the plain model; an `Outcome` says why that cannot be done."""
+    """Write a tiny checkpoint of `model_type` and run the plain model; an `Outcome` says why that failed."""
     try:
         config = shrunken_config(model_type)
         with torch.device("meta"):
             size = sum(
                 parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters()
             )
-        if size > MOST_PARAMETERS:
+        if size > MAX_PARAMETERS:
             return Outcome(
                 model_type=model_type, status=Status.NOT_BUILT, reason=f"does not shrink: {size:,} parameters"
             )
         save_tiny_config(config, directory)
-    except Exception as error:  # noqa: BLE001 - whatever a config class or constructor raises, it is a row of the table
+    except Exception as error:  # noqa: BLE001 - every error of a config class or constructor is a row
         return Outcome(model_type=model_type, status=Status.NOT_BUILT, reason=_first_line(error))
     try:
         results = compute_reference(reference(directory, torch.float32), ESSENTIAL)
@@ -79,7 +80,7 @@ def prepare(model_type: str, directory: Path) -> Trial | Outcome:
 
 
 def compare(trial: Trial, budget: str = "min") -> None:
-    """Assert that the model streamed under `budget` computes what the plain one did.
+    """Assert that the model streamed under `budget` computes what the plain model did.
 
     Raises:
         Exception: whatever the streamed model raises.
@@ -96,7 +97,7 @@ def outcome_of(model_type: str, directory: Path) -> Outcome:
         return trial
     try:
         compare(trial)
-    except Exception as error:  # noqa: BLE001 - the table shows what went wrong; the test raises it
+    except Exception as error:  # noqa: BLE001 - the table shows the error; the test raises it
         return Outcome(model_type=model_type, status=Status.NOT_EQUAL, reason=_first_line(error))
     return Outcome(model_type=model_type, status=Status.EQUAL)
 
@@ -107,7 +108,7 @@ def _first_line(error: Exception) -> str:
 
 
 def table(model_types: tuple[str, ...]) -> Iterator[str]:
-    """Return the table, a line a type as it comes, the counts last."""
+    """Yield the table: one line per type when it is done, and the counts at the end."""
     counts: Counter[str] = Counter()
     for model_type in model_types:
         with tempfile.TemporaryDirectory() as directory:

@@ -1,30 +1,39 @@
-"""What a causal language model computes, and the comparison of two of them bit for bit.
+"""What a causal language model computes, and the comparison of two models bit for bit.
 
-Test kit. A computation is a function from a transformers model to named tensors; the plain model and the streamed one go through
-the very same function. Knows no layerstream class.
+Test kit. A computation is a function from a transformers model to named tensors; the plain model and the
+streamed one go through the same function. Knows no layerstream class.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 Tensors = dict[str, torch.Tensor]
 NEW_TOKENS = 5
 
 
 def reference(path: str | Path, dtype: torch.dtype | str = "auto", **settings: Any) -> PreTrainedModel:
-    """Return the plain resident model that a streamed one must equal."""
+    """Return the plain resident model that a streamed model must equal."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings).eval()
 
 
+def cache_argument(model: nn.Module, cache: Cache) -> dict[str, Cache]:
+    """Return the keyword argument that passes `cache` to `model`."""
+    # transformers 5.24 renamed `past_key_values` to `cache`.
+    parameters = inspect.signature(type(model).forward).parameters
+    return {"cache" if "cache" in parameters else "past_key_values": cache}
+
+
 def left_padded_batch(model: PreTrainedModel, lengths: tuple[int, ...] = (9, 6)) -> Tensors:
-    """Return `input_ids` and `attention_mask`, both (len(lengths), max(lengths)) int64, padded on the left."""
+    """Return `input_ids` and `attention_mask`: both (len(lengths), max(lengths)) int64, left-padded."""
     generator = torch.Generator().manual_seed(len(lengths))
     vocab_size = model.get_input_embeddings().weight.shape[0]
     longest = max(lengths)
@@ -40,14 +49,14 @@ def logits(model: PreTrainedModel) -> Tensors:
 
 
 def hidden_states(model: PreTrainedModel) -> Tensors:
-    """Return every hidden state (batch, tokens, hidden) of a left-padded batch, the embedding's output first."""
+    """Return all hidden states (batch, tokens, hidden) of a left-padded batch, the embedding's output first."""
     with torch.no_grad():
         output = model(**left_padded_batch(model), output_hidden_states=True, use_cache=False)
     return {f"hidden_states[{index}]": state for index, state in enumerate(output.hidden_states)}
 
 
 def generate(model: PreTrainedModel, **settings: Any) -> Tensors:
-    """Return the `sequences` (batch, tokens) and each step's `scores[i]` (rows, vocabulary) of `model.generate`."""
+    """Return the `sequences` (batch, tokens) and each step's `scores[i]` (rows, vocabulary) of `generate`."""
     arguments: dict[str, Any] = {
         **left_padded_batch(model),
         "min_new_tokens": NEW_TOKENS,
@@ -93,7 +102,7 @@ COMPUTATIONS: dict[str, Callable[[PreTrainedModel], Tensors]] = {
     "beam": beam,
     "static_cache": static_cache,
 }
-"""Every computation by name; the first two are the ones that no causal language model may lack."""
+"""Every computation by name; every causal language model must support the first two."""
 
 ESSENTIAL = ("logits", "greedy")
 
@@ -104,7 +113,7 @@ class ReferenceResults:
 
     Attributes:
         tensors: by computation, then by tensor name.
-        unsupported: computations that the plain model itself fails at, with its error.
+        unsupported: the computations that fail on the plain model itself, with its error.
     """
 
     tensors: dict[str, Tensors]
@@ -112,18 +121,18 @@ class ReferenceResults:
 
 
 def compute_reference(model: PreTrainedModel, names: Iterable[str] = tuple(COMPUTATIONS)) -> ReferenceResults:
-    """Return what `model`, a plain resident one, computes; note what it cannot.
+    """Return what `model`, a plain resident one, computes, and what it cannot compute.
 
     Raises:
-        Exception: the model's own error when an essential computation fails, and AssertionError when logits are not finite
-            or are flat: comparing those would prove nothing.
+        Exception: the model's own error when an essential computation fails, and AssertionError when logits
+            are not finite or are flat: comparing those would prove nothing.
     """
     tensors: dict[str, Tensors] = {}
     unsupported: dict[str, str] = {}
     for name in names:
         try:
             tensors[name] = COMPUTATIONS[name](model)
-        except Exception as error:  # whatever the plain model raises is its own limit, and is recorded
+        except Exception as error:  # Whatever the plain model raises is its own limit and is recorded.
             if name in ESSENTIAL:
                 raise
             unsupported[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -133,11 +142,11 @@ def compute_reference(model: PreTrainedModel, names: Iterable[str] = tuple(COMPU
 
 
 def _refuse_meaningless(values: torch.Tensor, is_token: torch.Tensor) -> None:
-    seen = values[is_token].float()
-    assert bool(torch.isfinite(seen).all()), (
+    real = values[is_token].float()
+    assert bool(torch.isfinite(real).all()), (
         "the plain model's logits are not finite: the test weights are badly scaled"
     )
-    assert float(seen.std(dim=-1).min()) > 1e-2, (
+    assert float(real.std(dim=-1).min()) > 1e-2, (
         "the plain model's logits are flat: the test weights are badly scaled"
     )
 
@@ -148,24 +157,25 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def first_difference(expected: Tensors, actual: Tensors) -> str | None:
-    """Return what differs first between two sets of named tensors, in the order of `expected`; None when every bit is equal."""
+    """Return the first difference between two sets of named tensors in words; None when every bit is equal."""
     if expected.keys() != actual.keys():
         return f"other tensors: expected {sorted(expected)}, got {sorted(actual)}"
-    for name, wanted in expected.items():
-        got = actual[name]
-        if (wanted.shape, wanted.dtype) != (got.shape, got.dtype):
+    for name, target in expected.items():
+        tensor = actual[name]
+        if (target.shape, target.dtype) != (tensor.shape, tensor.dtype):
             return (
-                f"{name}: expected {wanted.dtype} {tuple(wanted.shape)}, got {got.dtype} {tuple(got.shape)}"
+                f"{name}: expected {target.dtype} {tuple(target.shape)}, "
+                f"got {tensor.dtype} {tuple(tensor.shape)}"
             )
-        if not torch.equal(bits(wanted), bits(got)):
-            unequal = ~((wanted == got) | (wanted.isnan() & got.isnan()))
-            distance = (wanted.double() - got.double()).abs().nan_to_num(posinf=float("inf")).max()
-            return f"{name}: {int(unequal.sum())} of {wanted.numel()} elements differ, by {float(distance):.3g} at most"
+        if not torch.equal(bits(target), bits(tensor)):
+            unequal = int((~((target == tensor) | (target.isnan() & tensor.isnan()))).sum())
+            distance = (target.double() - tensor.double()).abs().nan_to_num(posinf=float("inf")).max()
+            return f"{name}: {unequal} of {target.numel()} elements differ, by at most {float(distance):.3g}"
     return None
 
 
 def assert_same(expected: Tensors, actual: Tensors, what: str) -> None:
-    """Assert that two sets of named tensors are equal in every bit; the message names the first different tensor."""
+    """Assert that two sets of named tensors are equal in every bit; the error names the first difference."""
     difference = first_difference(expected, actual)
     assert difference is None, f"{what}: {difference}"
 
@@ -173,7 +183,7 @@ def assert_same(expected: Tensors, actual: Tensors, what: str) -> None:
 def assert_equals_reference(
     model: PreTrainedModel, results: ReferenceResults, names: Iterable[str], what: str
 ) -> None:
-    """Assert that `model` computes what the plain model did, in each of `names` that the plain model supports."""
+    """Assert that `model` computes what the plain model did, in each of `names` that the latter supports."""
     for name in names:
         if name not in results.unsupported:
             assert_same(results.tensors[name], COMPUTATIONS[name](model), f"{what}, {name}")

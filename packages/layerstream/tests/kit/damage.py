@@ -1,6 +1,6 @@
-"""Changes to a checkpoint on disk that make it a wrong one.
+"""Damage a checkpoint on disk.
 
-Test kit. Knows safetensors and config.json; knows no layerstream class.
+Test kit. Uses safetensors and json only, nothing of layerstream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 
 def rewrite_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Let `change` edit all tensors by name, in place, and write them back as one safetensors file without an index."""
+    """Let `change` edit all tensors in place; write them back as one safetensors file without an index."""
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(path.glob("*.safetensors")):
         tensors.update({name: tensor.clone() for name, tensor in load_file(shard).items()})

@@ -1,10 +1,11 @@
 """Tiny checkpoints of many model families, with nothing at its initial value.
 
-Test kit. Knows transformers' public classes only. Does not know layerstream: what it writes is what any user's `save_pretrained`
-writes, so fused experts, ties and renamed weights lie on disk in their public layout.
+Test kit. Uses transformers' public classes only and nothing of layerstream: it writes what any user's
+`save_pretrained` writes, so fused experts, ties and renamed weights are on disk in their public layout.
 
-A new initialised model hides errors: norms are ones, biases zeros, and logits nearly flat. Here every parameter and every
-floating-point persistent buffer gets its own random values, scaled so that logits are spread and fp16 stays finite.
+A freshly initialised model hides errors: norms are ones, biases are zeros, and logits are nearly flat. Here
+every parameter and every floating-point persistent buffer gets its own random values, scaled so that logits
+are spread out and fp16 stays finite.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GQA: dict[str, Any] = {
     "max_position_embeddings": 256,
     **TOKENS,
 }
-"""The sizes that Llama-like configs share: grouped queries, an odd number of blocks, a vocabulary that is a prime."""
+"""The sizes of Llama-like configs: grouped queries, an odd number of blocks, a prime vocabulary size."""
 
 MHA: dict[str, Any] = {**GQA, "num_key_value_heads": 4}
 HEAD: dict[str, Any] = {"head_dim": 16}
@@ -83,7 +84,7 @@ MLA: dict[str, Any] = {
 
 
 def _config(model_type: str, *settings: dict[str, Any], **more: Any) -> Callable[[], PretrainedConfig]:
-    """Return a maker of the config of `model_type` with `settings`, the later ones winning."""
+    """Return a function that makes the config of `model_type` with `settings`; later ones win."""
     merged: dict[str, Any] = {}
     for setting in (*settings, more):
         merged.update(setting)
@@ -237,14 +238,14 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         hidden_size_per_layer_input=16,
     ),
 }
-"""A maker of a tiny config for every family, by name."""
+"""By family name, a function that makes its tiny config."""
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
     """Give every parameter and floating-point persistent buffer of `model` its own random values, in place.
 
-    Matrices that were drawn around zero get the standard deviation 1/sqrt(last dimension); everything else (norms, biases,
-    decay rates, ...) keeps its meaning and gets noise on top of its initial value.
+    Matrices with a mean around zero get the standard deviation 1/sqrt(last dimension); everything else
+    (norms, biases, decay rates, ...) keeps its meaning and gets noise on top of its initial value.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {id(tensor): tensor for tensor in (*model.parameters(), *_persistent_buffers(model))}
@@ -265,13 +266,16 @@ def _persistent_buffers(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def save_tiny(family: str, directory: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Write a tiny random checkpoint of `family` into `directory`, in several safetensors shards; return the directory.
+    """Write a tiny random checkpoint of `family` to `directory`, in several safetensors shards.
 
     Args:
         family: a key of `FAMILIES`.
-        directory: made where it is missing.
+        directory: the target; created if it is missing.
         dtype: the dtype on disk.
-        seed: of the random weights.
+        seed: the seed of the random weights.
+
+    Returns:
+        The directory.
     """
     return save_tiny_config(FAMILIES[family](), directory, dtype, seed)
 
@@ -279,7 +283,7 @@ def save_tiny(family: str, directory: str | Path, dtype: torch.dtype = torch.flo
 def save_tiny_config(
     config: PretrainedConfig, directory: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
-    """Write a random checkpoint of `config` into `directory` as `save_tiny` does."""
+    """Write a random checkpoint of `config` to `directory` as `save_tiny` does."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomise(model, seed)

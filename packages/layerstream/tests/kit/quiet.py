@@ -1,6 +1,6 @@
-"""A quiet transformers on one thread.
+"""Run transformers quietly and on one thread.
 
-Test kit. Tiny matrices gain nothing from threads, and test workers side by side lose by them.
+Test kit. Threads do not speed up tiny matrices, and they slow down test workers that run side by side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import transformers
 
 @contextmanager
 def quiet_and_single_threaded() -> Iterator[None]:
-    """Silence transformers' log lines and progress bars and use one thread; put everything back at the end."""
+    """Silence transformers' log lines and progress bars and use one thread; restore everything at the end."""
     num_threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -1,7 +1,8 @@
-"""A tiny config for any causal language model of transformers, without knowing the model.
+"""Make a tiny config for any causal language model of transformers, without knowing the model.
 
-Test kit. Takes the default config of a model type and replaces every size it recognises by name, in sub-configs too; lists with
-one entry a layer are cut to the new number of layers. Some types need a word more: `SPECIAL`.
+Test kit. Takes the default config of a model type and replaces every size whose name it recognises, in
+sub-configs too; lists with one entry per layer are cut to the new number of layers. Some types need more
+settings: `SPECIAL`.
 """
 
 from __future__ import annotations
@@ -15,33 +16,38 @@ NUM_LAYERS = 4
 _NAMES_BY_SIZE: tuple[tuple[int, str], ...] = (
     (
         NUM_LAYERS,
-        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
-        "num_encoder_layers depth num_blocks",
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+        "num_decoder_layers num_encoder_layers depth num_blocks",
     ),
     (
         64,
-        "hidden_size d_model n_embd dim_model embed_dim embedding_dim embedding_size emb_dim model_dim "
-        "output_hidden_size attention_hidden_size",
+        "hidden_size d_model n_embd dim_model embed_dim embedding_dim embedding_size emb_dim "
+        "model_dim output_hidden_size attention_hidden_size",
     ),
     (
         96,
-        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner d_ff dim_ff dff ffn_hidden_size "
-        "feed_forward_size expert_ffn_hidden_size",
+        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner d_ff dim_ff dff "
+        "ffn_hidden_size feed_forward_size expert_ffn_hidden_size",
     ),
     (
         48,
-        "intermediate_size_mlp shared_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size",
+        "intermediate_size_mlp shared_intermediate_size shared_expert_intermediate_size "
+        "moe_shared_expert_intermediate_size",
     ),
-    (32, "moe_intermediate_size moe_ffn_hidden_size dense_intermediate_size expert_intermediate_size"),
+    (
+        32,
+        "moe_intermediate_size moe_ffn_hidden_size dense_intermediate_size expert_intermediate_size",
+    ),
     (
         4,
-        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads mamba_n_heads "
-        "swa_num_attention_heads",
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
+        "mamba_n_heads swa_num_attention_heads",
     ),
     (2, "num_key_value_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads"),
     (
         16,
-        "head_dim swa_head_dim attention_head_dim v_head_dim qk_nope_head_dim dim_head global_head_dim swa_v_head_dim d_kv",
+        "head_dim swa_head_dim attention_head_dim v_head_dim qk_nope_head_dim dim_head "
+        "global_head_dim swa_v_head_dim d_kv",
     ),
     (8, "qk_rope_head_dim"),
     (24, "qk_head_dim"),
@@ -51,23 +57,27 @@ _NAMES_BY_SIZE: tuple[tuple[int, str], ...] = (
     (4, "num_experts n_routed_experts num_local_experts moe_num_experts num_routed_experts"),
     (
         2,
-        "num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts num_selected_experts moe_top_k",
+        "num_experts_per_tok num_experts_per_token moe_k moe_topk top_k_experts num_selected_experts "
+        "moe_top_k",
     ),
     (
         1,
-        "n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups num_shared_experts n_shared_experts "
-        "moe_num_shared_experts",
+        "n_group topk_group num_expert_group n_groups mamba_n_groups mamba_ngroups num_shared_experts "
+        "n_shared_experts moe_num_shared_experts",
     ),
     (1, "first_k_dense_replace num_dense_layers moe_layer_start_index num_kv_shared_layers"),
     (256, "max_position_embeddings n_positions n_ctx max_seq_len seq_length max_sequence_length"),
     (5, "sliding_window attention_window window_size local_attention attention_chunk_size"),
     (
         16,
-        "state_size mamba_d_state ssm_state_size linear_head_dim linear_key_head_dim linear_value_head_dim qk_dim_head "
-        "mamba_d_head mamba_head_dim mamba_headdim",
+        "state_size mamba_d_state ssm_state_size linear_head_dim linear_key_head_dim "
+        "linear_value_head_dim qk_dim_head mamba_d_head mamba_head_dim mamba_headdim",
     ),
     (8, "linear_num_key_heads linear_num_value_heads mamba_num_heads n_mamba_heads"),
-    (16, "hidden_size_per_layer_input laurel_rank time_step_rank mamba_dt_rank index_head_dim altup_rank"),
+    (
+        16,
+        "hidden_size_per_layer_input laurel_rank time_step_rank mamba_dt_rank index_head_dim altup_rank",
+    ),
     (4, "index_n_heads index_topk"),
     (64, "lru_width word_embed_proj_dim"),
     (8, "rotary_dim"),
@@ -77,7 +87,7 @@ SIZES = {name: size for size, names in _NAMES_BY_SIZE for name in names.split()}
 LAYER_COUNTS = tuple(_NAMES_BY_SIZE[0][1].split())
 SPECIAL_IDS = {"pad": 0, "bos": 1, "eos": 2}
 DERIVED = ("per_layer_config", "model_type", "transformers_version", "architectures", "_name_or_path")
-"""Entries of a saved config that the class works out again."""
+"""Entries of a saved config that the class derives again."""
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16}
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
@@ -152,14 +162,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
 }
-"""Settings that a type needs beside the generic ones, as a model of its own or as a part of another."""
+"""Settings that a type needs beside the generic ones, as a whole model or as a part of another."""
 
 
 def shrunken_config(model_type: str) -> PretrainedConfig:
     """Return a config of `model_type` with a few thousand to a few hundred thousand parameters.
 
     Raises:
-        Exception: whatever the config class raises when it does not take such sizes.
+        Exception: whatever the config class raises when it does not accept such sizes.
     """
     config_class = CONFIG_MAPPING[model_type]
     settings = _shrink(config_class().to_dict())
@@ -202,7 +212,7 @@ def _shrunken(name: str, value: Any, old_num_layers: int) -> Any:
 
 
 def _cut(per_layer: list[Any]) -> list[Any]:
-    """Return the first layers, with a kind that would else be lost as the last of them."""
+    """Return the first layers; the last of them is of a kind that would otherwise be missing."""
     kept = per_layer[:NUM_LAYERS]
-    lost = [kind for kind in per_layer if kind not in kept]
-    return [*kept[:-1], lost[0]] if lost else kept
+    missing = [kind for kind in per_layer if kind not in kept]
+    return [*kept[:-1], missing[0]] if missing else kept

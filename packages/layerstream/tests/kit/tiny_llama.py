@@ -1,6 +1,6 @@
-"""A complete tiny checkpoint: a Llama of 4 blocks with a tokenizer that knows the printable characters and a chat template.
+"""Write a complete tiny checkpoint: a Llama of 4 blocks, a tokenizer and a chat template.
 
-Test kit. Knows transformers' and tokenizers' public classes only.
+Test kit. Uses public classes of transformers and tokenizers only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 128
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-CHAT_TEMPLATE = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}> {% endif %}"
+)
 
 
 def save_tiny_llama(directory: Path) -> Path:
@@ -39,7 +42,7 @@ def save_tiny_llama(directory: Path) -> Path:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a printable character."""
+    """Return a tokenizer with one token per printable character."""
     characters = [*SPECIAL, "\n", *(chr(code) for code in range(32, 127))]
     vocabulary = {character: index for index, character in enumerate(characters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

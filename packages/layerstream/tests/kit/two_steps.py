@@ -1,6 +1,7 @@
-"""The plain computation of scores with transformers alone: the prefix, then each suffix on a copy of its cache.
+"""Compute scores with transformers alone: the prefix, then each suffix on a copy of the prefix's cache.
 
-Test kit. What `layerstream.score` must equal bit for bit. Knows transformers' public classes only; runs one request after another.
+Test kit. `layerstream.score` must equal this bit for bit. Uses transformers' public classes only; runs one
+request after another.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .compare import cache_argument
 
 Ids = Sequence[int]
-IdQuestion = tuple[Ids, Sequence[Ids]]
+IdRequest = tuple[Ids, Sequence[Ids]]
 
 
-def requests(vocab_size: int = 120) -> list[IdQuestion]:
-    """Return three requests of different lengths: suffixes of one token and of many, a prefix of one token."""
+def requests(vocab_size: int = 120) -> list[IdRequest]:
+    """Return three requests of different lengths: suffixes of one token or several, one short prefix."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(length: int) -> list[int]:
@@ -36,65 +40,62 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 
 
 def _logprobs(logits: torch.Tensor, targets: Ids) -> tuple[torch.Tensor, bool]:
-    wanted = torch.tensor(targets)
-    values = logits.float().log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0]
-    return values, bool((logits.argmax(dim=-1) == wanted).all())
+    ids = torch.tensor(targets)
+    values = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
+    return values, bool((logits.argmax(dim=-1) == ids).all())
+
+
+def _forward(model: nn.Module, ids: Ids, cache: DynamicCache, **options: int) -> ModelOutput:
+    return model(input_ids=torch.tensor([ids]), use_cache=True, **cache_argument(model, cache), **options)
 
 
 @torch.no_grad()
-def logprobs_in_two_steps(model: PreTrainedModel, request: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+def logprobs_in_two_steps(model: PreTrainedModel, request: IdRequest) -> list[tuple[torch.Tensor, bool]]:
     """Return (log-probabilities, greedy) of each suffix: float32 (tokens,)."""
     prefix, suffixes = request
     cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1
-    ).logits[0]
-    found = []
+    first = _forward(model, prefix, cache, logits_to_keep=1).logits[0]
+    scores = []
     for suffix in suffixes:
         values, is_greedy = _logprobs(first, suffix[:1])
         if len(suffix) > 1:
             own = copy.deepcopy(cache)
-            logits = model(input_ids=torch.tensor([suffix[:-1]]), past_key_values=own, use_cache=True).logits[
-                0
-            ]
+            logits = _forward(model, suffix[:-1], own).logits[0]
             later, later_greedy = _logprobs(logits, suffix[1:])
             values, is_greedy = torch.cat([values, later]), is_greedy and later_greedy
-        found.append((values, is_greedy))
-    return found
+        scores.append((values, is_greedy))
+    return scores
 
 
 @torch.no_grad()
-def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, request: IdQuestion) -> list[torch.Tensor]:
-    """Return the head's outputs for each suffix' last token, with every position through the final norm."""
+def head_in_two_steps(model: PreTrainedModel, head: nn.Linear, request: IdRequest) -> list[torch.Tensor]:
+    """Return the head's outputs for each suffix's last token, with every position through the final norm."""
     prefix, suffixes = request
     cache = DynamicCache(config=model.config)
-    backbone(model)(input_ids=torch.tensor([prefix]), past_key_values=cache, use_cache=True)
-    found = []
+    _forward(backbone(model), prefix, cache)
+    outputs = []
     for suffix in suffixes:
         own = copy.deepcopy(cache)
-        hidden = backbone(model)(
-            input_ids=torch.tensor([suffix]), past_key_values=own, use_cache=True
-        ).last_hidden_state
-        found.append(head(hidden[:, -1].to(head.weight.dtype))[0])
-    return found
+        hidden = _forward(backbone(model), suffix, own).last_hidden_state
+        outputs.append(head(hidden[:, -1].to(head.weight.dtype))[0])
+    return outputs
 
 
 @torch.no_grad()
-def logprobs_whole(model: PreTrainedModel, request: IdQuestion) -> list[tuple[torch.Tensor, bool]]:
+def logprobs_whole(model: PreTrainedModel, request: IdRequest) -> list[tuple[torch.Tensor, bool]]:
     """Return (log-probabilities, greedy) of each suffix, computed with its prefix as one text."""
     prefix, suffixes = request
-    found = []
+    scores = []
     for suffix in suffixes:
         ids = torch.tensor([[*prefix, *suffix[:-1]]])
-        found.append(
-            _logprobs(model(input_ids=ids, use_cache=False, logits_to_keep=len(suffix)).logits[0], suffix)
-        )
-    return found
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(suffix)).logits[0]
+        scores.append(_logprobs(logits, suffix))
+    return scores
 
 
 @torch.no_grad()
-def head_whole(model: PreTrainedModel, head: nn.Linear, request: IdQuestion) -> list[torch.Tensor]:
-    """Return the head's outputs for each suffix' last token, computed with its prefix as one text."""
+def head_whole(model: PreTrainedModel, head: nn.Linear, request: IdRequest) -> list[torch.Tensor]:
+    """Return the head's outputs for each suffix's last token, computed with its prefix as one text."""
     prefix, suffixes = request
     return [
         head(

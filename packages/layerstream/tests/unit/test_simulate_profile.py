@@ -1,4 +1,4 @@
-"""A profile is all that a simulation needs."""
+"""A simulation needs only a profile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CARD = ls.Machine(
 
 
 @pytest.mark.parametrize("budget", ["auto", "min", "2 MiB"])
-def test_a_profile_gives_the_plan_that_its_config_gives(budget: str) -> None:
+def test_a_profile_gives_the_same_plan_as_its_config(budget: str) -> None:
     profile = ls.profile_model(SHAPE, dtype="float16", device="cuda")
     workload = ls.Workload(prompt_tokens=16, new_tokens=4)
     requested = ls.MemoryBudget(device=budget)
-    given = [
+    plans = [
         ls.simulate(model, machine=CARD, budget=requested, dtype="float16", workload=workload)
         for model in (profile, SHAPE)
     ]
-    assert given[0] == given[1]
+    assert plans[0] == plans[1]
 
 
 def test_a_profile_of_another_dtype_is_refused() -> None:

@@ -1,5 +1,6 @@
-"""Room: architecture, the only one that knows transformers.
+"""Turn a checkpoint's config and headers into a model skeleton, recipes and a profile.
 
-It turns a checkpoint's config and headers into a model skeleton on the meta device, the recipes that say which stored bytes make
-which tensor, and a `ModelProfile` of plain numbers. It knows no buffers, no threads and no budget.
+The skeleton is transformers' own model on the meta device; recipes say which stored bytes make which tensor;
+a `ModelProfile` is plain numbers. Room: architecture, the only room that knows transformers. It knows no
+buffers, no threads and no budget.
 """

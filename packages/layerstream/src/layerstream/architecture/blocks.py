@@ -18,8 +18,8 @@ from . import compat
 def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     """Return (path, module) of every decoder block, in the order of the model's lists.
 
-    The blocks are the entries of every outermost `nn.ModuleList` in which transformers marks an entry as a block. Without such a
-    mark, they are the entries of the list with the most bytes.
+    The blocks are the entries of every outermost `nn.ModuleList` in which transformers marks an entry as a
+    block. Without such a mark, they are the entries of the list with the most bytes.
 
     Raises:
         BlocksNotFoundError: the model has no list of modules with weights.
@@ -27,7 +27,8 @@ def find_blocks(model: PreTrainedModel) -> tuple[tuple[str, nn.Module], ...]:
     lists = [(path, modules) for path, modules in _outermost_lists(model, "") if _num_bytes(modules)]
     if not lists:
         raise BlocksNotFoundError(
-            f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with transformers"
+            f"{type(model).__name__} has no list of decoder blocks, so nothing can be streamed; load it with "
+            "transformers"
         )
     marked = [
         (path, modules)
@@ -57,7 +58,7 @@ def _num_bytes(module: nn.Module) -> int:
 
 
 def find_head(model: PreTrainedModel) -> str | None:
-    """Return the path of the language-model head when it is a separate module with a weight matrix; else None."""
+    """Return the path of the head when it is a separate module with a weight matrix; else None."""
     head = model.get_output_embeddings()
     if (
         not isinstance(head, nn.Module)
@@ -69,9 +70,10 @@ def find_head(model: PreTrainedModel) -> str | None:
 
 
 def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the paths of the embeddings outside the blocks whose forward does nothing but look up rows.
+    """Return the paths of the embeddings outside the blocks whose forward only looks up rows.
 
-    Such a table can stay on disk: the rows that the ids name are fetched, and the module's own forward runs on them.
+    Such a table can stay on disk: the rows that the ids name are fetched, and the module's own forward runs
+    on them.
     """
     prefixes = tuple(f"{path}." for path in block_paths)
     return tuple(
@@ -82,7 +84,7 @@ def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tup
 
 
 def _looks_up_rows(module: nn.Embedding) -> bool:
-    """Try it: a table with its rows in another order, read with ids in that order, must give the same result."""
+    """Try it: a table in another order, read with ids in that order, must give the same result."""
     if module.max_norm is not None or len(list(module.parameters())) != 1:
         return False
     if type(module).forward is nn.Embedding.forward:

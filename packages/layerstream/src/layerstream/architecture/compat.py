@@ -1,6 +1,7 @@
-"""Every private or version-dependent name of transformers that layerstream uses, each with its version and reason.
+"""Every private or version-dependent name of transformers that layerstream uses, with version and reason.
 
-Room: architecture. Tested with transformers 5.20, 5.23 and 5.24. When an upgrade breaks something, it breaks here.
+Room: architecture. Tested with transformers 5.20, 5.23 and 5.24. When an upgrade breaks something, it breaks
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-# 5.x: the operations that fuse experts; layerstream recognises them and reads each expert straight into its place.
+# 5.x: the operations that fuse experts; layerstream recognises them and reads each expert straight into its
+# place.
 from transformers.core_model_loading import Concatenate as Concatenate
 from transformers.core_model_loading import MergeModulelist as MergeModulelist
 
@@ -32,7 +34,8 @@ from transformers.core_model_loading import rename_source_key as rename_source_k
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 try:
-    # 5.23 added this placeholder for layers without a cache of their own; before, such layers had no entry in the cache.
+    # 5.23 added this placeholder for layers without a cache of their own; before, such layers had no entry in
+    # the cache.
     from transformers.cache_utils import DummyLayer
 except ImportError:
     DummyLayer = None
@@ -53,7 +56,7 @@ def has_causal_class(config: PreTrainedConfig) -> bool:
 
 
 def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config that the causal model is built from: the text part of a composite, where the class asks for that.
+    """Return the config that the causal model is built from, a composite's text part for example.
 
     `AutoModelForCausalLM` swaps them silently; here it must happen before the dtype is resolved.
     """
@@ -86,7 +89,7 @@ def is_marked_as_block(model: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def dtype_policy(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
-    """Return a function from a parameter's name to the dtype the model insists on (`keep_in_fp32`), or None."""
+    """Return a function from a parameter's name to the dtype the model forces (`keep_in_fp32`), or None."""
     plan = model._get_dtype_plan(dtype)
     if not plan:
         return lambda name: None
@@ -100,7 +103,7 @@ def dtype_policy(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], 
 
 
 def weight_transforms(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
-    """Return transformers' own renamings and converters from checkpoint names to this model's names, in order."""
+    """Return transformers' renamings and converters from checkpoint names to this model's names, in order."""
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -134,11 +137,12 @@ def non_persistent_buffers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, 
 
 
 def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) -> None:
-    """Run transformers' own initialization on everything that no checkpoint provides: rotary tables, masks, buffers.
+    """Run transformers' own initialization on what no checkpoint provides: rotary tables, masks, buffers.
 
     Args:
         model: the model.
-        loaded: the tensors that the checkpoint provides; they are marked, so that nothing is computed for them.
+        loaded: the tensors that the checkpoint provides; they are marked, so that nothing is computed for
+            them.
     """
     for tensor in loaded:
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -146,15 +150,15 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
 
 
 def keeps_state(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps state that is not keys and values: recurrent, convolutional or compressed."""
+    """Return whether the model keeps recurrent, convolutional or compressed state beside keys and values."""
     return bool(model._is_stateful)
 
 
 def cache_keyword(model: PreTrainedModel) -> str | None:
-    """Return the keyword of the model's forward that takes a `Cache`, also its output's attribute; None without one.
+    """Return the name of the forward's `Cache` argument and of its output's attribute; None without one.
 
-    Through 5.23 it is `past_key_values`. 5.24 calls it `cache` and warns about the old name. Code from a repository keeps
-    the name it was written with.
+    Through 5.23 it is `past_key_values`. 5.24 calls it `cache` and warns about the old name. Code from a
+    repository keeps the name it was written with.
     """
     parameters = inspect.signature(type(model).forward).parameters
     for name in ("cache", "past_key_values"):

@@ -31,7 +31,7 @@ from .weight_usage import WeightUsage
 
 _PROMPT_TOKENS = (64, 128, 256)
 _EDGE_BYTES = 64 * KIB
-"""Allowance for one reader thread whose reads land in place: it needs only the pages at the edges of a read."""
+"""Allowance for a reader thread whose reads land in place: it needs only the pages at a read's edges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,10 @@ class ModelUnits:
     edges: Mapping[Granularity, UnitRecipe]
 
     def head_slices(self, count: int) -> tuple[UnitRecipe, ...]:
-        """Return the head's unit cut into `count` vocabulary slices, fewer when the rows run out; 1 means the whole head."""
+        """Return the head's unit cut into `count` vocabulary slices, or fewer when the rows run out.
+
+        One slice is the whole head.
+        """
         if self.head is None or count == 1:
             return () if self.head is None else (self.head,)
         rows = -(-self.head_rows // count // HEAD_SLICE_ROWS) * HEAD_SLICE_ROWS
@@ -71,8 +74,8 @@ def sort_into_units(model: PreTrainedModel, recipe: ModelRecipe, usage: WeightUs
     Args:
         model: the skeleton.
         recipe: how its tensors are made.
-        usage: what a forward calls and where it reads each weight; None when it could not run on shapes (then blocks are the only
-            units, and no table is looked up row by row).
+        usage: what a forward calls and where it reads each weight; None when it could not run on shapes (then
+            blocks are the only units, and no table is looked up row by row).
 
     Raises:
         BlocksNotFoundError: there is nothing to stream.
@@ -145,7 +148,7 @@ def _head_unit(
 
 
 def _sliceable_rows(model: PreTrainedModel, head: UnitRecipe | None) -> int:
-    """Return the rows of a head that is a plain linear layer made of whole stored tensors; 0 for any other head."""
+    """Return the rows of a head that is a plain linear layer of whole stored tensors; 0 for any other."""
     if head is None or any(len(tensor.pieces) != 1 for tensor in head.tensors):
         return 0
     module = model.get_submodule(head.name)
@@ -189,7 +192,7 @@ def _rows_of(source: StoredTensor, start: int, rows: int) -> StoredTensor:
 def _finer_units(
     recipe: ModelRecipe, blocks: tuple[UnitRecipe, ...], usage: WeightUsage | None
 ) -> dict[Granularity, tuple[UnitRecipe, ...]]:
-    """Split blocks into parts and single layers, where the calls show that these run in the middle of their block."""
+    """Split blocks into parts and single layers, where these are called in the middle of their block."""
     if usage is None:
         return {}
     finer = {}
@@ -233,7 +236,7 @@ def _weight_bytes(unit: UnitRecipe) -> int:
 
 
 def measure_forwards(model: PreTrainedModel, chunk_tokens: int | None = None) -> tuple[ForwardMemory, ...]:
-    """Return the memory of a forward at three prompt lengths; empty when the forward cannot run without values.
+    """Return the memory of a forward at three prompt lengths; empty when it cannot run without values.
 
     Args:
         model: the skeleton.
@@ -263,8 +266,8 @@ def describe_model(
     Args:
         model: the skeleton.
         units: its tensors in units.
-        forwards: the memory of forwards at three prompt lengths, or none (then memory beside the weights is estimated from the
-            config's widths).
+        forwards: the memory of forwards at three prompt lengths, or none (then memory beside the weights is
+            estimated from the config's widths).
         name: path or Hub id.
         dtype: the run dtype.
         slot_bytes: returns the space that a unit takes in a slot, including alignment.
@@ -324,13 +327,13 @@ def _all_units(units: ModelUnits) -> list[UnitRecipe]:
 
 
 def _needs_read_buffers(units: ModelUnits) -> bool:
-    """Return whether any tensor is not stored as it is used, so that its bytes pass through the reader threads' buffers."""
+    """Return whether a tensor is not stored as it is used, so that its bytes pass through reader buffers."""
     tensors = [tensor for unit in _all_units(units) for tensor in unit.tensors] + list(units.row_tables)
     return any(len(t.pieces) != 1 or t.pieces[0].source.dtype != t.dtype for t in tensors)
 
 
 def _conversion_bytes(units: ModelUnits) -> int:
-    """Return what the largest conversion holds at once: its sources, and its results before they are put in place."""
+    """Return what the largest conversion holds at once: its sources and its results."""
     conversions = [conversion for unit in _all_units(units) for conversion in unit.conversions]
     return max((2 * sum(source.num_bytes for source in c.sources) for c in conversions), default=0)
 
@@ -358,7 +361,7 @@ def _fit_activation(forwards: tuple[ForwardMemory, ...]) -> ActivationProfile:
 
 
 def _assume_activation(config: object, units: ModelUnits) -> ActivationProfile:
-    """Estimate from the config's widths: 8 residual streams, 4 feed-forward inner widths, and keys and values per token."""
+    """Estimate from the config's widths: per token 8 residual streams, 4 inner widths, keys and values."""
     element_bytes = dtype_bytes(units.streamed[Granularity.BLOCK][0].tensors[0].dtype)
     hidden = _width(config, "hidden_size")
     inner = max(*(_width(config, name) for name in ("intermediate_size", "ffn_dim", "n_inner")), 4 * hidden)

@@ -1,7 +1,8 @@
-"""Recognise conversions that only place tensors side by side, so that they are read straight into their place.
+"""Recognise conversions that only place tensors side by side, whose sources can be read straight into place.
 
-Room: architecture. Stacking experts and concatenating gate and up projections copies a whole block in transformers' generic
-conversion (twice its size at the peak); read in place, it costs nothing. Anything else is left to the generic conversion.
+Room: architecture. To stack experts and concatenate gate and up projections, transformers' generic conversion
+copies a whole block (twice its size at the peak); reading in place costs nothing. All other conversions are
+left to the generic one.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ def direct_pieces(
     sources: Sequence[tuple[str, StoredTensor]],
     targets: Sequence[tuple[int, ...]],
 ) -> tuple[Piece, ...] | None:
-    """Return where each source lands in the single target, or None when the conversion is more than placing.
+    """Return where each source lands in the single target; None when the conversion does more than that.
 
-    Recognised: `MergeModulelist(0)` (expert e lands at `[e]`), that followed by `Concatenate(1)` (source pattern p of expert e
-    lands at `[e, rows before p:]`), and `Concatenate(0)` (sources one after another). All are contiguous runs of the target.
+    Recognised are `MergeModulelist(0)` (expert e lands at `[e]`), the same followed by `Concatenate(1)`
+    (source pattern p of expert e lands at `[e, rows before p:]`), and `Concatenate(0)` (sources one after
+    another). All are contiguous runs of the target.
 
     Args:
         converter: transformers' converter.
         sources: (source pattern, stored tensor) in the order in which the converter would collect them.
-        targets: the shapes of the tensors it makes.
+        targets: the shapes of the tensors that it makes.
     """
     if converter is None or len(targets) != 1 or converter.quantization_operation is not None:
         return None

@@ -1,7 +1,7 @@
-"""Well-known models as the numbers of their configs, and how many parameters a config makes.
+"""Well-known models as the numbers of their configs, and the number of parameters that a config makes.
 
-Room: architecture. It knows transformers' config classes; it deliberately knows no weights and no figure that follows from a
-config: parameters are counted on a model built empty, on the meta device.
+Room: architecture. It knows transformers' config classes. It stores no number that follows from a config:
+parameters are counted on an empty model on the meta device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..errors import CheckpointNotFoundError, UnsupportedModelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A published model, as its config.
+    """The config of a published model.
 
     Attributes:
-        title: its name for people.
+        title: its name in texts.
         model_type: transformers' name of the architecture.
-        settings: the config's keywords that differ from that architecture's defaults.
+        settings: the config's keywords that differ from the architecture's defaults.
     """
 
     title: str
@@ -33,9 +33,10 @@ class KnownModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-_ENTRIES = {
+KNOWN_MODELS: Mapping[str, KnownModel] = {
     "gpt-3-175b": KnownModel(
-        title="GPT-3 175B",  # its weights were never published; GPT-2's architecture with the sizes of the paper's table 2.1
+        # Its weights were never published: GPT-2's architecture with the sizes of the paper's table 2.1.
+        title="GPT-3 175B",
         model_type="gpt2",
         settings={"n_layer": 96, "n_embd": 12288, "n_head": 96, "n_positions": 2048, "vocab_size": 50257},
     ),
@@ -91,19 +92,18 @@ _ENTRIES = {
     ),
 }
 
-KNOWN_MODELS: Mapping[str, KnownModel] = _ENTRIES
-"""The models that can be named without a checkpoint at hand."""
+"""The models that can be named without a checkpoint."""
 
 
 def known_config(name: str) -> PretrainedConfig:
     """Return the config of the known model `name`, in fp16.
 
     Raises:
-        UnsupportedModelError: when there is no such entry in `KNOWN_MODELS`.
+        UnsupportedModelError: `KNOWN_MODELS` has no such entry.
     """
     known = KNOWN_MODELS.get(name)
     if known is None:
-        raise UnsupportedModelError(f"{name!r} is no known model: one of {', '.join(KNOWN_MODELS)}")
+        raise UnsupportedModelError(f"{name!r} is not a known model; use one of {', '.join(KNOWN_MODELS)}")
     config = AutoConfig.for_model(known.model_type, **known.settings)
     config.name_or_path = known.title
     config.dtype = "float16"
@@ -114,8 +114,8 @@ def config_from_file(path: Path) -> PretrainedConfig:
     """Return the config in the JSON file `path`, such as a checkpoint's `config.json`.
 
     Raises:
-        CheckpointNotFoundError: when the file cannot be read.
-        UnsupportedModelError: when it is no config of an architecture that transformers knows.
+        CheckpointNotFoundError: the file cannot be read.
+        UnsupportedModelError: it is not a config of an architecture that transformers knows.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -123,16 +123,18 @@ def config_from_file(path: Path) -> PretrainedConfig:
     except OSError as error:
         raise CheckpointNotFoundError(f"cannot read the config {path}: {error.strerror or error}") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UnsupportedModelError(f"{path} is no config that transformers understands: {error}") from error
+        raise UnsupportedModelError(
+            f"{path} is not a config that transformers understands: {error}"
+        ) from error
     config.name_or_path = str(path)
     return config
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Return the parameters of the model that `config` describes, ties counted once; nothing is allocated.
+    """Return the number of parameters of the config's model, ties counted once; nothing is allocated.
 
     Raises:
-        UnsupportedModelError: when transformers has no causal language model for the config.
+        UnsupportedModelError: transformers has no causal language model for the config.
     """
     try:
         with init_empty_weights():

@@ -1,7 +1,7 @@
 """Run the end of a forward for its last positions only.
 
-Room: architecture. Finds the final norm by structure and lets it work on the last rows of its input. Its output keeps its shape, with
-zeros in the other rows. It does not know what the rows are for.
+Room: architecture. Finds the final norm by structure and lets it work on the last rows of its input. Its
+output keeps its shape, with zeros in the other rows. It does not know what the rows are for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .blocks import find_blocks
 def find_final_norm(model: PreTrainedModel) -> nn.Module | None:
     """Return the norm between the last block and the head, when structure tells which one it is; else None.
 
-    It is a sibling of the list of blocks, and all its weights are vectors. If there are several, it comes after the list.
+    It is a sibling of the list of blocks, and all its weights are vectors. If there are several, it comes
+    after the list.
     """
     parent, name = _list_of_blocks(model)
     siblings: list[tuple[str, nn.Module]] = list(model.get_submodule(parent).named_children())
@@ -56,7 +57,7 @@ def _has_vectors_only(module: nn.Module) -> bool:
 
 
 class LastPositions:
-    """A model's final norm, narrowed to the last positions for the threads that ask for it and unchanged for all others."""
+    """Narrows a model's final norm to the last positions, for the threads that ask for it and no other."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Find the norm; nothing changes before `attached`."""

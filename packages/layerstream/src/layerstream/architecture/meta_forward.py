@@ -1,6 +1,7 @@
 """Run a model's real forward on the meta device, on shapes alone, and measure the memory it takes.
 
-Room: architecture. Some architectures branch on values, so their forward cannot run on shapes; the caller then uses coarser answers.
+Room: architecture. Some architectures branch on values, so their forward cannot run on shapes; the caller
+then uses coarser answers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ForwardMemory:
 
 
 def measure_forward(model: PreTrainedModel, num_tokens: int) -> ForwardMemory | None:
-    """Run one prefill of `num_tokens` tokens (batch 1) on the meta device and return the memory it would take.
+    """Return the memory that one prefill of `num_tokens` tokens (batch 1) takes, run on the meta device.
 
     Returns:
         The memory; None when this architecture's forward cannot run without values.
@@ -55,7 +56,11 @@ def measure_forward(model: PreTrainedModel, num_tokens: int) -> ForwardMemory | 
 
 
 def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) -> Any:
-    """Return the output of one forward on shapes, as `generate()` would call it; None when it cannot run without values."""
+    """Return the output of one forward on shapes, called as `generate()` calls it.
+
+    Returns:
+        The output; None when this architecture's forward cannot run without values.
+    """
     options: dict[str, Any] = (
         {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     )
@@ -81,8 +86,8 @@ def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) 
 class _ResultsOnly(TorchFunctionMode):
     """Replace attention and grouped matrix products by an empty tensor of their result's shape.
 
-    The attention kernels in use hold no score matrix, but the decomposition on meta tensors would. Grouped products on meta tensors
-    refuse all dtypes but one.
+    The attention kernels in use hold no score matrix, but the decomposition on meta tensors would. Grouped
+    products on meta tensors refuse all dtypes but one.
     """
 
     def __torch_function__(

@@ -1,7 +1,8 @@
 """Find the state that modules keep in their own attributes, instead of in the cache that is passed on.
 
-Room: architecture. Found by structure: run forwards on shapes and see which attributes hold a new tensor. That state must be removed
-before the model runs on values, and where several computations interleave, each needs its own.
+Room: architecture. Found by structure: run forwards on shapes and see which attributes hold a new tensor.
+That state must be removed before the model runs on values, and where several computations interleave, each
+needs its own.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Learn which stored bytes make which tensor of the model, on meta tensors, through transformers' own conversion mapping.
+"""Learn which stored bytes make which tensor of the model.
 
-Room: architecture. Knows names, shapes and dtypes; reads no weight. Nothing here is written for one architecture.
+Room: architecture. Runs transformers' own conversion mapping on meta tensors. It knows names, shapes and
+dtypes and reads no weight. Nothing here is specific to one architecture.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -21,9 +21,11 @@ from ..spec.sizes import dtype_bytes
 from . import compat
 from .experts import direct_pieces
 
+_MISMATCH = "config.json and the weights do not belong together"
+
 
 class UnusedTensorWarning(UserWarning):
-    """The checkpoint holds tensors that the model has no place for; they are not used."""
+    """The checkpoint holds tensors that the model does not have; they are not used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,9 @@ class ModelRecipe:
     """How every tensor of the model is made.
 
     Attributes:
-        tensors: by name in the model; tied names have a recipe of their own with the same pieces.
-        conversions: by the name of each tensor that one makes.
-        tied: tied name -> the name whose tensor it shares.
+        tensors: recipes by name in the model; a tied name has its own recipe with the same pieces.
+        conversions: by the name of each tensor that a conversion makes.
+        tied: by tied name, the name whose tensor it shares.
         self_made: names that no checkpoint provides and transformers initializes itself.
     """
 
@@ -45,7 +47,7 @@ class ModelRecipe:
 
 @dataclass(slots=True)
 class _Group:
-    """The stored tensors that make one first target, and the converter that does it (None: a plain rename)."""
+    """The stored tensors that make one target or several, and their converter; None for a plain rename."""
 
     sources: list[tuple[str, StoredTensor]]
     converter: compat.WeightConverter | None
@@ -63,10 +65,10 @@ def learn_recipe(
 
     Raises:
         TensorMissingError: the model needs tensors that the checkpoint does not hold.
-        CheckpointError: a stored tensor has another shape than the model's.
+        CheckpointError: a stored tensor's shape differs from the model's.
 
     Warns:
-        UnusedTensorWarning: the checkpoint holds tensors that the model does not know.
+        UnusedTensorWarning: the checkpoint holds tensors that the model does not have.
     """
     state = model.state_dict(keep_vars=True)
     groups, unused = _group_by_target(model, stored, state)
@@ -96,7 +98,7 @@ def _group_by_target(
     for key in sorted(stored, key=compat.natural_key):
         renamed, pattern = compat.rename_source_key(key, renamings, converters, prefix, state)
         if renamed not in state and key in state:
-            # The key is the model's own already; it may only lack the prefix.
+            # The key is already the model's own name; at most the prefix is missing.
             renamed, pattern = compat.rename_source_key(
                 key, [], [], base_model_prefix=prefix, meta_state_dict=state
             )
@@ -110,19 +112,19 @@ def _group_by_target(
     return groups, unused
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def _tensor_recipe(
     name: str, tensor: torch.Tensor, dtype: torch.dtype, pieces: tuple[Piece, ...]
 ) -> TensorRecipe:
-    text = _name(dtype)
+    dtype_name = _dtype_name(dtype)
     return TensorRecipe(
         name=name,
-        dtype=text,
+        dtype=dtype_name,
         shape=tuple(tensor.shape),
-        num_bytes=dtype_bytes(text, tensor.numel()),
+        num_bytes=dtype_bytes(dtype_name, tensor.numel()),
         pieces=pieces,
         is_buffer=not isinstance(tensor, torch.nn.Parameter),
     )
@@ -132,18 +134,18 @@ def _renamed(name: str, source: StoredTensor, tensor: torch.Tensor, dtype: torch
     _check_dtype(name, source, dtype)
     if source.shape != tuple(tensor.shape):
         raise CheckpointError(
-            f"tensor {source.name!r} in {source.path} has shape {list(source.shape)}, but the model needs {list(tensor.shape)} for "
-            f"{name!r}; config.json and the weights do not belong together"
+            f"tensor {source.name!r} in {source.path} has shape {list(source.shape)}, but the model needs "
+            f"{list(tensor.shape)} for {name!r}; {_MISMATCH}"
         )
     return _tensor_recipe(name, tensor, dtype, (Piece(source=source),))
 
 
 def _check_dtype(name: str, source: StoredTensor, dtype: torch.dtype) -> None:
-    """Refuse a cast that would not keep the numbers' meaning: integers, or 8-bit floats without their scales, as weights."""
+    """Refuse a cast that changes what the numbers mean: integers, or 8-bit floats without their scales."""
     if dtype.is_floating_point and source.dtype not in ("float64", "float32", "float16", "bfloat16"):
         raise CheckpointError(
-            f"tensor {source.name!r} in {source.path} is stored as {source.dtype}, but {name!r} needs {_name(dtype)}: "
-            "the checkpoint is quantized or damaged"
+            f"tensor {source.name!r} in {source.path} is stored as {source.dtype}, but {name!r} needs "
+            f"{_dtype_name(dtype)}: the checkpoint is quantized or damaged"
         )
 
 
@@ -158,28 +160,28 @@ def _learn_converted(
 ) -> None:
     for _, source in group.sources:
         _check_dtype(first, source, dtype)
-    convert = _converter(model, first, group, dtype)
-    made = _convert_on_meta(convert, first, group, dtype)
-    for name, tensor in made.items():
+    convert = _conversion_function(model, first, group, dtype)
+    results = _convert_on_meta(convert, first, group, dtype)
+    for name, tensor in results.items():
         if name not in state:
             raise UnsupportedModelError(
                 f"converting {group.sources[0][1].name!r} gives {name!r}, which the model does not have"
             )
         if tensor.shape != state[name].shape:
             raise CheckpointError(
-                f"the stored tensors {', '.join(sorted(s.name for _, s in group.sources)[:3])}… make {name!r} with shape "
-                f"{list(tensor.shape)}, but the model needs {list(state[name].shape)}; config.json and the weights do "
-                "not belong together"
+                f"the tensors {', '.join(sorted(s.name for _, s in group.sources)[:3])}… make {name!r} "
+                f"with shape {list(tensor.shape)}, but the model needs {list(state[name].shape)}; {_MISMATCH}"
             )
-    pieces = direct_pieces(group.converter, group.sources, [tuple(tensor.shape) for tensor in made.values()])
+    shapes = [tuple(tensor.shape) for tensor in results.values()]
+    pieces = direct_pieces(group.converter, group.sources, shapes)
     if pieces is not None:
-        (name,) = made
+        (name,) = results
         tensors[name] = _tensor_recipe(name, state[name], dtype, pieces)
         return
     conversion = Conversion(
-        targets=tuple(made), sources=tuple(source for _, source in group.sources), convert=convert
+        targets=tuple(results), sources=tuple(source for _, source in group.sources), convert=convert
     )
-    for name in made:
+    for name in results:
         tensors[name] = _tensor_recipe(name, state[name], dtype, ())
         conversions[name] = conversion
 
@@ -190,54 +192,55 @@ def _convert_on_meta(
     group: _Group,
     dtype: torch.dtype,
 ) -> Mapping[str, torch.Tensor]:
-    """Run the conversion on shapes; what it cannot convert is told in the checkpoint's terms."""
-    counts = Counter(pattern for pattern, _ in group.sources)
-    shapes = {
-        pattern: {source.shape for one, source in group.sources if one == pattern} for pattern in counts
-    }
+    """Run the conversion on shapes.
+
+    Raises:
+        TensorMissingError: the group has fewer tensors of one kind than of another.
+        CheckpointError: the group cannot be converted for another reason.
+    """
+    sources = [source for _, source in group.sources]
     try:
         return convert(
-            {
-                source.name: torch.empty(source.shape, dtype=dtype, device="meta")
-                for _, source in group.sources
-            }
+            {source.name: torch.empty(source.shape, dtype=dtype, device="meta") for source in sources}
         )
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
-        told = "; ".join(
-            f"{count} x {pattern} of shape {' and '.join(map(str, shapes[pattern]))}"
-            for pattern, count in counts.items()
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for pattern, source in group.sources:
+            shapes.setdefault(pattern, []).append(source.shape)
+        found = "; ".join(
+            f"{len(of_pattern)} x {pattern} of shape {' and '.join(map(str, set(of_pattern)))}"
+            for pattern, of_pattern in shapes.items()
         )
-        if len(set(counts.values())) > 1:
+        if len({len(of_pattern) for of_pattern in shapes.values()}) > 1:
             raise TensorMissingError(
-                f"{first!r} cannot be made: tensors are missing among {told}", names=(first,)
+                f"{first!r} cannot be made: tensors are missing among {found}", names=(first,)
             ) from error
-        raise CheckpointError(
-            f"{first!r} cannot be made of {told}; config.json and the weights do not belong together"
-        ) from error
+        raise CheckpointError(f"{first!r} cannot be made of {found}; {_MISMATCH}") from error
 
 
-def _converter(
+def _conversion_function(
     model: PreTrainedModel, first: str, group: _Group, dtype: torch.dtype
 ) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]:
     """Return transformers' conversion of this group as a function from stored tensors to model tensors."""
     config, template = model.config, group.converter
     names = [(pattern, source.name) for pattern, source in group.sources]
-    # `Split` looks up parameter shapes in the model; by the time we convert, those on it may be views of a slot.
+    # `Split` looks up parameter shapes in the model, whose parameters may be views of a slot by the time we
+    # convert.
     shapes = _ShapesOf(model)
 
-    def convert(given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def convert(stored: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         converter = deepcopy(template)
         assert converter is not None
         for pattern, name in names:
-            converter.add_tensor(first, name, pattern, lambda name=name: given[name].to(dtype))
-        made = converter.convert(first, model=shapes, config=config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+            converter.add_tensor(first, name, pattern, lambda name=name: stored[name].to(dtype))
+        results = converter.convert(first, model=shapes, config=config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in results.items()}
 
     return convert
 
 
 class _ShapesOf:
-    """What a conversion may ask of the model: the shape of a parameter, as it was when the recipe was learnt."""
+    """Stands in for the model in a conversion: has the parameters' shapes as they were at learning time."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config
@@ -253,13 +256,18 @@ class _ShapesOf:
 def _resolve_ties(
     model: PreTrainedModel, tensors: dict[str, TensorRecipe], conversions: dict[str, Conversion]
 ) -> dict[str, str]:
-    """Give every tied name that the checkpoint lacks the recipe of the tensor it shares; return who shares with whom."""
+    """Give every tied name that the checkpoint lacks the recipe of the tensor it shares.
+
+    Returns:
+        By tied name, the name whose tensor it shares.
+    """
     groups: dict[str, set[str]] = {}
     for name, source in compat.tied_names(model).items():
         groups.setdefault(source, {source}).add(name)
     tied: dict[str, str] = {}
     for source, names in groups.items():
-        # A separate tensor despite the flag stays separate: if the two are equal, so is every result.
+        # A tensor that is stored separately despite the flag stays separate: if the two are equal, so is
+        # every result.
         present = [name for name in (source, *sorted(names - {source})) if name in tensors]
         if not present:
             continue
@@ -272,8 +280,8 @@ def _resolve_ties(
 
 
 def _renamed_conversion(conversion: Conversion, old: str, new: str) -> Conversion:
-    def convert(given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        return {new if name == old else name: value for name, value in conversion.convert(given).items()}
+    def convert(stored: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {new if name == old else name: value for name, value in conversion.convert(stored).items()}
 
     return replace(
         conversion, targets=tuple(new if t == old else t for t in conversion.targets), convert=convert
@@ -289,10 +297,9 @@ def _check_complete(
     may_lack, _ = compat.ignored_patterns(model)
     missing = sorted(name for name in lacking if not _matches(may_lack, name))
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise TensorMissingError(
-            f"the checkpoint lacks {len(missing)} of the {len(state)} tensors that the model needs: {shown}; it is incomplete, or "
-            "its config.json belongs to another model",
+            f"the checkpoint lacks {len(missing)} of the {len(state)} tensors that the model needs: "
+            f"{_some(missing)}; it is incomplete, or its config.json belongs to another model",
             names=tuple(missing),
         )
     return frozenset(lacking)
@@ -306,18 +313,22 @@ def _warn_unused(model: PreTrainedModel, unused: list[str]) -> None:
     _, may_be_extra = compat.ignored_patterns(model)
     extra = [name for name in unused if not _matches(may_be_extra, name)]
     if extra:
-        shown = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
         warnings.warn(
-            f"the checkpoint holds {len(extra)} tensors that this model has no place for; they are not used: {shown}",
+            f"the checkpoint holds {len(extra)} tensors that this model does not have; they are not used: "
+            f"{_some(extra)}",
             UnusedTensorWarning,
             stacklevel=4,
         )
 
 
-def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
-    """Return the recipe of a model without a checkpoint: every tensor stored once, as it is used, one after another in one file.
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    For planning from a config alone; nothing can be read by it.
+
+def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
+    """Return the recipe of a model without a checkpoint, as if one file held every tensor as it is used.
+
+    It serves planning from a config alone; nothing can be read with it.
     """
     policy = compat.dtype_policy(model, dtype)
     tensors: dict[str, TensorRecipe] = {}
@@ -326,13 +337,17 @@ def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in tied or not isinstance(tensor, torch.Tensor):
             continue
-        text = _name(policy(name) or tensor.dtype)
-        size = dtype_bytes(text, tensor.numel())
+        recipe = _tensor_recipe(name, tensor, policy(name) or tensor.dtype, ())
         source = StoredTensor(
-            name=name, dtype=text, shape=tuple(tensor.shape), path="", offset=offset, num_bytes=size
+            name=name,
+            dtype=recipe.dtype,
+            shape=recipe.shape,
+            path="",
+            offset=offset,
+            num_bytes=recipe.num_bytes,
         )
-        tensors[name] = _tensor_recipe(name, tensor, policy(name) or tensor.dtype, (Piece(source=source),))
-        offset += size
+        tensors[name] = replace(recipe, pieces=(Piece(source=source),))
+        offset += recipe.num_bytes
     shared = _resolve_ties(model, tensors, {})
     return ModelRecipe(tensors=tensors, conversions={}, tied=shared, self_made=frozenset())
 
@@ -340,7 +355,7 @@ def recipe_of_shapes(model: PreTrainedModel, dtype: torch.dtype) -> ModelRecipe:
 def give_dtypes(model: PreTrainedModel, recipe: ModelRecipe) -> None:
     """Give the meta parameters of `model` the dtypes that their weights will have.
 
-    Some models keep a few weights in fp32 and look at a weight's dtype before the layer that owns it runs.
+    Some models keep a few weights in fp32 and read a weight's dtype before the layer that owns it runs.
     """
     for name, tensor in recipe.tensors.items():
         path, _, attribute = name.rpartition(".")

@@ -1,11 +1,12 @@
 """Share a prefix's keys and values among the forwards of many suffixes, none of which stores anything.
 
-Room: architecture. Works on transformers' cache layers and decides by their classes whether a model's cache can be shared. It does
-not know who runs when: the suffixes' caches may be made before the prefix has run, since they need its length only; they look for
-its keys and values when a block asks for them.
+Room: architecture. Works on transformers' cache layers and decides by their classes whether a model's cache
+can be shared. It does not know who runs when: the suffixes' caches may be made before the prefix has run,
+since they need its length only; they look for its keys and values when a block asks for them.
 
-A layer's keys and values are dropped as soon as the last suffix has read them. When every suffix goes through a block before the
-next block is visited (layer-major), a prefix therefore never holds more than the layers between two units.
+A layer's keys and values are dropped as soon as the last suffix has read them. When every suffix goes through
+a block before the next block is visited (layer-major), a prefix therefore never holds more than the layers
+between two units.
 """
 
 from __future__ import annotations

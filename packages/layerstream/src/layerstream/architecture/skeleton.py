@@ -23,7 +23,8 @@ def read_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
     """Return the config of the checkpoint in `directory`.
 
     Raises:
-        UnsupportedModelError: the model type is unknown, or its code is not part of transformers and was not allowed.
+        UnsupportedModelError: the model type is unknown, or its code is not part of transformers and was not
+            allowed.
         UnsupportedFormatError: the checkpoint is quantized.
     """
     try:
@@ -54,8 +55,8 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
             else getattr(quantization, "quant_method", "?")
         )
         raise UnsupportedFormatError(
-            f"this checkpoint is quantized ({kind}); layerstream runs unquantized weights exactly: use the original fp16 or "
-            "bf16 checkpoint, or load this one with transformers"
+            f"this checkpoint is quantized ({kind}); layerstream runs unquantized weights exactly: use the "
+            "original fp16 or bf16 checkpoint, or load this one with transformers"
         )
     has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not (has_code and trust_remote_code) and not compat.has_causal_class(config):
@@ -69,7 +70,7 @@ def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -
 def resolve_dtype(
     config: PreTrainedConfig, requested: str | torch.dtype, stored: Iterable[StoredTensor] = ()
 ) -> torch.dtype:
-    """Return the run dtype: the requested one; for `"auto"` the config's, or else the first stored floating tensor's.
+    """Return the run dtype: the requested one; for `"auto"` the config's, else the first floating tensor's.
 
     Raises:
         PlanError: the request does not name one of torch's floating dtypes.
@@ -99,7 +100,8 @@ def build_skeleton(
     """Return the model in evaluation mode with every parameter and buffer on the meta device, untied.
 
     Raises:
-        UnsupportedModelError: transformers cannot build it, for example because the attention implementation is missing.
+        UnsupportedModelError: transformers cannot build it, for example because the attention implementation
+            is missing.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     config = copy.deepcopy(config)
@@ -131,7 +133,7 @@ def load_generation_config(model: PreTrainedModel, directory: Path) -> None:
 
 
 def materialize_buffers(model: PreTrainedModel, device: torch.device, loaded: set[str]) -> None:
-    """Compute on `device` what no checkpoint holds (rotary tables, masks), by transformers' own initialization.
+    """Compute what no checkpoint holds (rotary tables, masks) on `device`, by transformers' initialization.
 
     Parameters and buffers named in `loaded` stay on the meta device.
     """

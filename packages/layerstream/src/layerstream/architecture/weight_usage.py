@@ -1,7 +1,7 @@
 """Find out where weights are read: inside which modules' calls.
 
-Room: architecture. A weight can move with a module only if every read of it happens while that module runs. Some models read an
-embedding's rows, a convolution's kernel or a layer's device from elsewhere.
+Room: architecture. A weight can move with a module only if every read of it happens while that module runs.
+Some models read an embedding's rows, a convolution's kernel or a layer's device from elsewhere.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class WeightUsage(TorchFunctionMode):
         return all(module in scopes.get(weight, (module,)) for scopes in (self.scopes, self.device_scopes))
 
     def values_move_with(self, weight: str, module: str) -> bool:
-        """Return whether the values of `weight` are needed only while `module` runs; its device may be read elsewhere."""
+        """Return whether the values of `weight`, if not its device, are needed only while `module` runs."""
         return module in self.scopes.get(weight, (module,))
 
     def _entering(self, path: str) -> Callable[..., None]:
@@ -123,7 +123,8 @@ def find_weight_usage(model: PreTrainedModel) -> WeightUsage | None:
         if output is None:
             return None
         prefill_calls = list(usage.calls)
-        # A single token takes another path through recurrent layers, even when they keep their state to themselves.
+        # A single token takes another path through recurrent layers, even when they keep their state to
+        # themselves.
         if forward_on_meta(model, 1, compat.cache_of(model, output)) is None:
             return None
     usage.calls = prefill_calls

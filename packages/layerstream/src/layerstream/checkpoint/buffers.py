@@ -1,7 +1,7 @@
-"""Memory to read into: page-aligned, huge-paged, faulted in once and used again.
+"""Provide memory to read into: page-aligned, in huge pages, faulted in once and reused.
 
-Room: bytes. It knows anonymous mappings. It deliberately does not know what is read into them. Python's own
-`mmap.mmap(-1, n)` would be shared memory in 4 KiB pages, which costs half of the disk's speed.
+Room: bytes. Python's own `mmap.mmap(-1, n)` would be shared memory in 4 KiB pages, which halves the disk's
+speed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..spec.sizes import KIB, MIB, align_up, format_bytes
 
 HUGE_PAGE_BYTES = 2 * MIB
 
-# Linux 5.14; Python has no name for it.
+# Since Linux 5.14; Python has no name for it.
 _MADV_POPULATE_WRITE = 23
 _PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
@@ -23,26 +23,28 @@ _PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYM
 class AlignedBuffer:
     """Private host memory that starts on a page, is faulted in and never moves.
 
-    From 2 MiB on it starts on a huge page and consists of them, all but what is left over at its end: no memory is spent on
-    rounding. `close()` gives up this object's hold; the memory goes back to the system when the last view of it (a memoryview, a
-    torch tensor made of `buffer`) is gone, so no view ever dangles.
+    From 2 MiB on, it starts on a huge page and consists of huge pages except for the remainder at its end, so
+    that no memory is wasted on rounding. `close()` drops this object's reference; the memory returns to the
+    system when the last view of it (a memoryview, a torch tensor made of `buffer`) is gone, so no view ever
+    dangles.
 
     Attributes:
-        num_bytes: the size asked for.
-        allocated_bytes: the size taken: whole pages.
-        address: the first byte's address; a multiple of the page size.
+        num_bytes: the requested size.
+        allocated_bytes: the size taken, in whole pages.
+        address: the address of the first byte; a multiple of the page size.
     """
 
     def __init__(self, num_bytes: int) -> None:
         """Map and fault in `num_bytes`, at least 1.
 
         Raises:
-            StreamError: when the system refuses that much memory.
+            StreamError: the system refuses that much memory.
         """
         assert num_bytes > 0, num_bytes
         self.num_bytes = num_bytes
         self.allocated_bytes = align_up(num_bytes, mmap.PAGESIZE)
-        # Address space to find a huge page's start in; what lies before and after is never touched.
+        # Extra address space in which to find the start of a huge page; the parts before and after are never
+        # touched.
         slack_bytes = HUGE_PAGE_BYTES if num_bytes >= HUGE_PAGE_BYTES else 0
         try:
             memory = mmap.mmap(-1, self.allocated_bytes + slack_bytes, flags=_PRIVATE_ANONYMOUS)
@@ -52,13 +54,14 @@ class AlignedBuffer:
             _fault_in(memory, start, self.address, self.allocated_bytes)
         except (OSError, MemoryError) as error:
             raise StreamError(
-                f"a buffer of {format_bytes(self.allocated_bytes)} was refused ({error}); lower the budget or free some memory"
+                f"the system refused a buffer of {format_bytes(self.allocated_bytes)} ({error}); lower the "
+                "budget or free some memory"
             ) from error
         self._view: memoryview | None = memoryview(memory)[start : start + num_bytes]
 
     @property
     def buffer(self) -> memoryview:
-        """The whole buffer, writable: for `torch.frombuffer`, which keeps it alive."""
+        """The whole buffer, writable; `torch.frombuffer` keeps it alive."""
         assert self._view is not None, "the buffer is closed"
         return self._view
 
@@ -68,35 +71,37 @@ class AlignedBuffer:
         return self.buffer[start : start + num_bytes]
 
     def close(self) -> None:
-        """Let go of the memory; what views of it remain keep it alive. May be called more than once."""
-        # Not mmap.close(): torch.frombuffer holds a reference but no export, so unmapping would succeed under live tensors.
+        """Release the memory; remaining views keep it alive. May be called more than once."""
+        # Not mmap.close(): torch.frombuffer holds a reference but no export, so live tensors would be
+        # unmapped.
         self._view = None
 
 
 class BounceBuffer:
-    """One reader thread's buffers for bytes that cannot be read in place, each made when first needed and used again.
+    """One reader thread's buffers for bytes that cannot be read in place, allocated on first use.
 
-    Edges take a page or two; the memory for whole chunks is not spent until a chunk has to pass through it.
+    Edges take a page or two. The memory for whole chunks is allocated only when a chunk has to pass through
+    it.
     """
 
     _EDGE_BYTES = 16 * KIB
 
     def __init__(self, chunk_bytes: int) -> None:
-        """Take nothing yet; serve up to `chunk_bytes` later."""
+        """Allocate nothing yet; serve up to `chunk_bytes` later."""
         self._chunk_bytes = chunk_bytes
         self._edge: AlignedBuffer | None = None
         self._chunk: AlignedBuffer | None = None
 
     @property
     def allocated_bytes(self) -> int:
-        """The memory taken so far."""
+        """The memory allocated so far."""
         return sum(buffer.allocated_bytes for buffer in (self._edge, self._chunk) if buffer is not None)
 
     def at_least(self, num_bytes: int) -> AlignedBuffer:
         """Return a buffer of at least `num_bytes`, which may hold what the last call put there.
 
         Raises:
-            StreamError: when the system refuses the memory.
+            StreamError: the system refuses the memory.
         """
         assert num_bytes <= self._chunk_bytes, (num_bytes, self._chunk_bytes)
         if num_bytes <= self._EDGE_BYTES:
@@ -110,14 +115,14 @@ def _fault_in(memory: mmap.mmap, start: int, address: int, num_bytes: int) -> No
     huge_bytes = num_bytes - num_bytes % HUGE_PAGE_BYTES
     if huge_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
         _advise(memory, mmap.MADV_HUGEPAGE, start, huge_bytes)
-        # Where huge pages are given unasked, the end would take a whole one.
+        # Where the system gives huge pages by default, the end would take a whole one.
         _advise(memory, mmap.MADV_NOHUGEPAGE, start + huge_bytes, num_bytes - huge_bytes)
     if not _advise(memory, _MADV_POPULATE_WRITE, start, num_bytes):
         ctypes.memset(address, 0, num_bytes)
 
 
 def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:
-    """Return whether the kernel knows the advice."""
+    """Give the kernel the advice; return whether it knows it."""
     if not hasattr(memory, "madvise") or not num_bytes:
         return False
     try:

@@ -1,8 +1,8 @@
-"""Where each tensor of a safetensors file lies.
+"""Find out where each tensor of a safetensors file lies.
 
-Room: bytes. It knows the safetensors header and reads it as hostile input: the safetensors library validates it (length, JSON,
-overlaps, holes), and the offsets, which the library does not give, are read from the JSON and checked once more. It deliberately
-knows nothing of what a tensor means and reads no weight.
+Room: bytes. The header is read as hostile input: the safetensors library validates it (length, JSON,
+overlaps, holes), and the offsets, which the library does not return, are read from the JSON and checked once
+more. No weight is read.
 
 Source: the format's description at https://huggingface.co/docs/safetensors/index#format
 """
@@ -44,7 +44,7 @@ TORCH_DTYPES: dict[str, str] = {
 """torch's dtype names by those of the safetensors format."""
 
 _LENGTH_BYTES = 8
-# The library's own limit; checked before the header is read, for a lying length must not make us allocate.
+# The library's own limit, checked before the header is read: a false length must not make us allocate.
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -52,13 +52,13 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
     """Return where every tensor of a safetensors file lies, in file order; no weight is read.
 
     Args:
-        path: the file; it becomes each tensor's `path` as given, links unresolved.
+        path: the file; it becomes each tensor's `path` as given, without resolving links.
 
     Raises:
-        CheckpointNotFoundError: when there is no such file.
-        CheckpointError: when the file cannot be opened.
-        ShardCorruptError: when it is truncated, too long, or its header lies; with `path`.
-        UnsupportedFormatError: when a tensor has a dtype that torch has no whole-byte name for.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: the file cannot be opened.
+        ShardCorruptError: it is truncated, too long, or its header is wrong; with `path`.
+        UnsupportedFormatError: a tensor has a dtype that torch has no whole-byte name for.
     """
     header, data_start = load_header(path)
     return header_entries(header, data_start, str(path))
@@ -68,13 +68,13 @@ def load_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the validated JSON header of a safetensors file and the byte at which its data starts.
 
     Raises:
-        CheckpointNotFoundError: when there is no such file.
-        CheckpointError: when the file cannot be opened.
-        ShardCorruptError: when it is truncated, too long, or its header lies; with `path`.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: the file cannot be opened.
+        ShardCorruptError: it is truncated, too long, or its header is wrong; with `path`.
     """
     try:
         raw, file_bytes = _read_raw_header(path)
-        # Opening validates and maps the file; no weight is touched.
+        # Opening the file validates and maps it; no weight is read.
         with safe_open(str(path), framework="np"):
             pass
     except SafetensorError as error:
@@ -90,13 +90,13 @@ def header_entries(header: Mapping[str, Any], data_start: int, path: str) -> tup
     """Return the tensors that a parsed header describes, in file order.
 
     Args:
-        header: the header: for each tensor `dtype`, `shape` and `data_offsets`; `__metadata__` is passed over.
+        header: `dtype`, `shape` and `data_offsets` of each tensor; `__metadata__` is skipped.
         data_start: the byte of the file at which the data starts.
         path: the file, for the entries and the errors.
 
     Raises:
-        ShardCorruptError: when an entry is malformed, or its shape and its offsets disagree; with `path`.
-        UnsupportedFormatError: when a dtype is unknown.
+        ShardCorruptError: an entry is malformed, or its shape and its offsets disagree; with `path`.
+        UnsupportedFormatError: a dtype is unknown.
     """
     entries = (
         _entry(name, entry, data_start, path) for name, entry in header.items() if name != "__metadata__"
@@ -107,9 +107,9 @@ def header_entries(header: Mapping[str, Any], data_start: int, path: str) -> tup
 def _read_raw_header(path: Path) -> tuple[bytes, int]:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        # A pipe would be opened for ever.
+        # Opening a pipe would wait forever.
         raise CheckpointError(
-            f"{path} is not a regular file; a checkpoint is made of plain safetensors files"
+            f"{path} is not a regular file; a checkpoint consists of plain safetensors files"
         )
     file_bytes = status.st_size
     with path.open("rb") as file:
@@ -117,11 +117,11 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
         header_bytes = int.from_bytes(length, "little")
         if len(length) < _LENGTH_BYTES:
             raise _corrupt(
-                path, f"it has {file_bytes} bytes where a header alone takes at least {_LENGTH_BYTES}"
+                path, f"it has {file_bytes} bytes, but a header alone takes at least {_LENGTH_BYTES}"
             )
         if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
             raise _corrupt(
-                path, f"its header claims {header_bytes} bytes where the file has {file_bytes} in all"
+                path, f"its header claims {header_bytes} bytes, but the whole file has {file_bytes} bytes"
             )
         return file.read(header_bytes), file_bytes
 
@@ -132,13 +132,13 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"its header cannot be read: {error}") from error
     if not isinstance(header, dict):
-        raise _corrupt(path, "its header is no JSON object")
+        raise _corrupt(path, "its header is not a JSON object")
     return header
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
-    # JSON keeps the last of two equal names in silence; a file that hides a tensor so is not to be trusted.
+    # JSON silently keeps the last of two equal names; a file that hides a tensor this way cannot be trusted.
     if len(names) < len(pairs):
         raise ValueError("a name occurs twice")
     return names
@@ -159,14 +159,15 @@ def _entry(name: str, entry: Any, data_start: int, path: str) -> StoredTensor:
     dtype = TORCH_DTYPES.get(stored_dtype) if isinstance(stored_dtype, str) else None
     if dtype is None:
         raise UnsupportedFormatError(
-            f"tensor {name!r} in {path} has dtype {stored_dtype}, which cannot be streamed; use a checkpoint in one of "
-            f"{', '.join(TORCH_DTYPES)}"
+            f"tensor {name!r} in {path} has dtype {stored_dtype}, which cannot be streamed; use a checkpoint "
+            f"in one of {', '.join(TORCH_DTYPES)}"
         )
     expected_bytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
     if end - begin != expected_bytes:
         raise _corrupt(
             path,
-            f"tensor {name!r} of shape {list(shape)} in {dtype} takes {expected_bytes} bytes, its offsets span {end - begin}",
+            f"tensor {name!r} of shape {list(shape)} in {dtype} takes {expected_bytes} bytes, but its "
+            f"offsets span {end - begin}",
         )
     return StoredTensor(
         name=name, dtype=dtype, shape=shape, path=path, offset=data_start + begin, num_bytes=expected_bytes
@@ -174,19 +175,19 @@ def _entry(name: str, entry: Any, data_start: int, path: str) -> StoredTensor:
 
 
 def _diagnosis(raw: bytes, file_bytes: int, complaint: str) -> str:
-    """Say in bytes what is wrong, where the header tells how long the file should be; else repeat the library's complaint."""
+    """Say in bytes what is wrong when the header tells the file's length; else repeat the complaint."""
     try:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(raw).items() if name != "__metadata__"]
         expected_bytes = _LENGTH_BYTES + len(raw) + max(ends, default=0)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
         return f"its header is unusable ({complaint})"
     if expected_bytes == file_bytes:
-        return f"its header lies about where the tensors are ({complaint})"
+        return f"its header is wrong about where the tensors are ({complaint})"
     verdict = "truncated" if file_bytes < expected_bytes else "too long"
     return f"it is {verdict}: its header describes {expected_bytes} bytes, the file has {file_bytes}"
 
 
 def _corrupt(path: Path | str, finding: str) -> ShardCorruptError:
     return ShardCorruptError(
-        f"{path} is no sound safetensors file: {finding}; download or copy it again", path=str(path)
+        f"{path} is not a valid safetensors file: {finding}; download or copy it again", path=str(path)
     )

@@ -1,7 +1,7 @@
-"""From a name to a directory: local paths as they are, Hub ids through huggingface_hub's cache.
+"""Turn a model's name into a directory: local paths as they are, Hub ids through huggingface_hub's cache.
 
-Room: bytes. It knows huggingface_hub, its errors, and which files of a repository are needed. It deliberately knows nothing of
-what is in them, and writes nothing outside the Hub's own cache.
+Room: bytes. It knows huggingface_hub, its errors, and which files of a repository are needed, but not what is
+in them. It writes nothing outside the Hub's own cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .index import INDEX_NAME, SINGLE_NAME, Checkpoint, collect_tensors, read_in
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
-# The Hub's HTTP library has changed between versions of huggingface_hub; its errors' common base is the first base of this one.
+# The HTTP library differs between versions of huggingface_hub; its errors' common base is the first base of
+# this one.
 _HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
@@ -40,20 +41,21 @@ def resolve_model(
     Args:
         name: a local directory, returned as it is, or a Hub id.
         revision: a branch, tag or commit of a Hub repository.
-        weights: fetch the safetensors files too, not only config, tokenizer and the like.
-        offline: use the cache alone; by default as `HF_HUB_OFFLINE` says.
+        weights: fetch the safetensors files too, not only config, tokenizer and other small files.
+        offline: use only the cache; by default, `HF_HUB_OFFLINE` decides.
 
     Raises:
-        CheckpointNotFoundError: when there is no such directory or repository, access is refused, or the Hub cannot be reached.
-        UnsupportedFormatError: when weights are wanted and the repository holds none as safetensors.
-        ShardCorruptError: when the repository's index is damaged; with `path`.
+        CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub
+            cannot be reached.
+        UnsupportedFormatError: weights are requested and the repository has none as safetensors.
+        ShardCorruptError: the repository's index is damaged; with `path`.
     """
     local = Path(name).expanduser()
     if local.is_dir():
         return local
     if local.exists():
         raise CheckpointNotFoundError(
-            f"{name} is a file; give the directory that holds it and its config.json"
+            f"{name} is a file; give the directory that contains it and its config.json"
         )
     if _looks_like_a_path(name):
         raise CheckpointNotFoundError(
@@ -68,17 +70,18 @@ def resolve_model(
 def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     """Return the table of contents of a Hub repository from its files' headers; no weight is downloaded.
 
-    The tensors' offsets count from the start of each file's data, their paths are URLs: they serve sizes and shapes, not reading.
+    The tensors' offsets count from the start of each file's data and their paths are URLs, so they serve for
+    sizes and shapes and not for reading.
 
     Args:
         name: a Hub id.
         revision: a branch, tag or commit.
 
     Raises:
-        CheckpointNotFoundError: when there is no such repository, access is refused, or the Hub cannot be reached.
-        UnsupportedFormatError: when the repository holds no safetensors.
-        ShardCorruptError: when a header cannot be read.
-        TensorMissingError: when the index names tensors that the files do not hold; with `names`.
+        CheckpointNotFoundError: there is no such repository, access is refused, or the Hub cannot be reached.
+        UnsupportedFormatError: the repository has no safetensors files.
+        ShardCorruptError: a header cannot be read.
+        TensorMissingError: the index names tensors that the files do not hold; with `names`.
     """
     directory = resolve_model(name, revision=revision, weights=False)
     with _hub_errors_translated(name, revision):
@@ -99,7 +102,7 @@ def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
 
 def _looks_like_a_path(name: str) -> bool:
-    # A Hub id has one slash at most and none at its ends.
+    # A Hub id has at most one slash, and none at its ends.
     return (
         Path(name).is_absolute()
         or name.startswith((".", "~"))
@@ -111,7 +114,7 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list[str]) -> Path:
     with _hub_errors_translated(name, revision):
-        # Weights and copies in other formats also lie in subdirectories, where transformers does not look.
+        # Subdirectories hold copies of the weights, also in other formats; transformers does not look there.
         return Path(
             huggingface_hub.snapshot_download(
                 name,
@@ -124,7 +127,7 @@ def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list
 
 
 def _fetch_weights(name: str, revision: str | None, offline: bool | None, directory: Path) -> None:
-    """Download the files that belong together: repositories also hold the same weights under other names."""
+    """Download the files that belong together; repositories also hold the same weights under other names."""
     index = directory / INDEX_NAME
     _fetch(
         name,
@@ -138,11 +141,11 @@ def _fetch_weights(name: str, revision: str | None, offline: bool | None, direct
         return
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
         raise CheckpointNotFoundError(
-            f"the weights of {name!r} are not in the local cache and the Hub must not be asked; unset HF_HUB_OFFLINE once, "
-            "or give a local directory"
+            f"the weights of {name!r} are not in the local cache, and offline mode forbids a download; unset "
+            "HF_HUB_OFFLINE once, or give a local directory"
         )
     raise UnsupportedFormatError(
-        f"the Hub's {name} holds no safetensors files, and nothing else is read; "
+        f"the Hub's {name} has no safetensors files, and layerstream reads no other format; "
         "convert it with https://huggingface.co/spaces/safetensors/convert, then give that revision"
     )
 
@@ -156,16 +159,17 @@ def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
         raise CheckpointNotFoundError(f"{name!r} is neither a directory nor a Hub id: {error}") from error
     except GatedRepoError as error:
         raise CheckpointNotFoundError(
-            f"access to the Hub's {where} is restricted; ask for it on the model's page and sign in with `hf auth login`"
+            f"access to the Hub's {where} is restricted; request it on the model's page and sign in with "
+            "`hf auth login`"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointNotFoundError(
-            f"there is no directory {name!r} here and the Hub has no {where}; check the spelling, and for a private model sign in "
-            "with `hf auth login`"
+            f"there is no directory {name!r} here and the Hub has no {where}; check the spelling, and for a "
+            "private model sign in with `hf auth login`"
         ) from error
     except NotASafetensorsRepoError as error:
         raise UnsupportedFormatError(
-            f"the Hub's {where} holds no safetensors files, and nothing else is read"
+            f"the Hub's {where} has no safetensors files, and layerstream reads no other format"
         ) from error
     except SafetensorsParsingError as error:
         raise ShardCorruptError(
@@ -173,11 +177,11 @@ def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"{where} is not, or not wholly, in the local cache and the Hub cannot be reached or must not be asked; connect once, "
-            "unset HF_HUB_OFFLINE, or give a local directory"
+            f"{where} is not completely in the local cache, and the Hub cannot be reached or offline mode "
+            "forbids a download; connect once, unset HF_HUB_OFFLINE, or give a local directory"
         ) from error
     except (_HttpError, OSError) as error:
         raise CheckpointNotFoundError(
-            f"there is no directory {name!r} here and asking the Hub for {where} failed: {error}; check the network, or give a "
-            "local directory"
+            f"there is no directory {name!r} here and the request to the Hub for {where} failed: {error}; "
+            "check the network, or give a local directory"
         ) from error

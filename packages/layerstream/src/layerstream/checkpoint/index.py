@@ -1,7 +1,7 @@
-"""Which tensors a checkpoint directory holds, and where.
+"""Find out which tensors a checkpoint directory holds, and where.
 
-Room: bytes. It knows single-file and sharded layouts, their index, and the Hub cache's links, and reads them as hostile input. It
-deliberately knows no model: whether the tensors suffice is not asked here.
+Room: bytes. It knows single-file and sharded layouts, their index, and the Hub cache's links, and reads them
+as hostile input. It knows no model: whether the tensors suffice is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ INDEX_NAME = "model.safetensors.index.json"
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FOREIGN = (".h5", ".msgpack", ".onnx")
-# Safetensors files that lie beside a model's weights without being its weights.
-_NO_WEIGHTS = ("adapter_model.safetensors", "optimizer.safetensors", "training_args.bin")
+# Files beside a model's weights that are not its weights, whatever their suffix.
+_NOT_WEIGHTS = ("adapter_model.safetensors", "optimizer.safetensors", "training_args.bin")
 _HOW_TO_CONVERT = (
-    "convert it once where you trust it, AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained('converted'), "
-    "or for a Hub repository with https://huggingface.co/spaces/safetensors/convert"
+    "convert it once, if you trust it: AutoModelForCausalLM.from_pretrained({name!r})"
+    ".save_pretrained('converted'), or for a Hub repository with https://huggingface.co/spaces/safetensors/convert"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint as a table of contents.
+    """The table of contents of a checkpoint.
 
     Attributes:
-        name: what the user called it: a path or a Hub id.
-        directory: where the config and the shards lie.
-        tensors: where each stored tensor lies, by its name in the files.
+        name: the name the user gave: a path or a Hub id.
+        directory: where the config and the shards are.
+        tensors: where each stored tensor is, by its name in the files.
         shards: the files' names, relative to `directory`.
         metadata: the index's metadata, or the single file's.
     """
@@ -58,18 +58,20 @@ class Checkpoint:
 def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
     """Return the table of contents of a checkpoint directory; headers are read, weights are not.
 
-    `model.safetensors` goes before an index, as in transformers; a safetensors file of another name is taken when it is alone.
+    `model.safetensors` takes precedence over an index, as in transformers; a safetensors file of another name
+    is used when it is the only one.
 
     Args:
         directory: a directory with a `config.json` and safetensors files.
-        name: what to call it; the directory's path by default.
+        name: the checkpoint's name; the directory's path by default.
 
     Raises:
-        CheckpointNotFoundError: when the directory, its config or its weights are absent.
-        UnsupportedFormatError: when the weights are pickled, GGUF or otherwise not safetensors.
-        ShardCorruptError: when a shard or the index is damaged; with `path`.
-        TensorMissingError: when the index names an absent file, or a tensor that its file does not hold; with `names`.
-        CheckpointError: when files lie outside the directory, hold a tensor twice, or leave open which of them is meant.
+        CheckpointNotFoundError: the directory, its config or its weights are missing.
+        UnsupportedFormatError: the weights are pickled, GGUF or otherwise not safetensors.
+        ShardCorruptError: a shard or the index is damaged; with `path`.
+        TensorMissingError: the index names a missing file, or a tensor that its file does not hold; with
+            `names`.
+        CheckpointError: files are outside the directory, hold a tensor twice, or are ambiguous.
     """
     name = str(directory) if name is None else name
     if not directory.is_dir():
@@ -78,7 +80,7 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
         )
     if not (directory / CONFIG_NAME).is_file():
         raise CheckpointNotFoundError(
-            f"{directory} has no {CONFIG_NAME}, so it is no checkpoint; put the config beside the weights"
+            f"{directory} is not a checkpoint: it has no {CONFIG_NAME}; put the config beside the weights"
         )
     if (directory / SINGLE_NAME).is_file() or not (directory / INDEX_NAME).is_file():
         return _open_single(directory, name)
@@ -89,7 +91,7 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the weight map (tensor name to file name) and the metadata of an index file.
 
     Raises:
-        ShardCorruptError: when it is no such index; with `path`.
+        ShardCorruptError: the file is not such an index; with `path`.
     """
     try:
         index = json.loads(path.read_bytes())
@@ -101,7 +103,7 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardCorruptError(
-            f"{path} is no safetensors index ({error!r}); download it again", path=str(path)
+            f"{path} is not a safetensors index ({error!r}); download it again", path=str(path)
         ) from error
     if not sound or not weight_map:
         raise ShardCorruptError(
@@ -117,23 +119,23 @@ def collect_tensors(
 
     Args:
         shards: each file's tensors, by the file's name.
-        weight_map: the index's file name of each tensor; empty where there is no index.
+        weight_map: the file name of each tensor, from the index; empty where there is no index.
 
     Raises:
-        CheckpointError: when two files hold a tensor of the same name.
-        TensorMissingError: when a file does not hold a tensor that the index says it holds; with `names`.
+        CheckpointError: two files hold a tensor of the same name.
+        TensorMissingError: a file does not hold a tensor that the index says it holds; with `names`.
     """
-    home: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     tensors: dict[str, StoredTensor] = {}
     for shard, entries in shards.items():
         for tensor in entries:
-            if tensor.name in home:
+            if tensor.name in shard_of:
                 raise CheckpointError(
-                    f"tensor {tensor.name!r} is in {home[tensor.name]} and in {shard}; remove the file that is not meant"
+                    f"tensor {tensor.name!r} is in {shard_of[tensor.name]} and in {shard}; remove one of them"
                 )
-            home[tensor.name] = shard
+            shard_of[tensor.name] = shard
             tensors[tensor.name] = tensor
-    missing = tuple(name for name, shard in weight_map.items() if home.get(name) != shard)
+    missing = tuple(name for name, shard in weight_map.items() if shard_of.get(name) != shard)
     if missing:
         raise TensorMissingError(
             f"the index says that {weight_map[missing[0]]} holds {_some(missing)}, but it does not; "
@@ -158,9 +160,10 @@ def _open_sharded(directory: Path, name: str) -> Checkpoint:
     for shard in sorted(set(weight_map.values())):
         path = _inside(directory, shard)
         if not path.is_file():
-            names = tuple(tensor for tensor, home in weight_map.items() if home == shard)
+            names = tuple(tensor for tensor, file in weight_map.items() if file == shard)
             raise TensorMissingError(
-                f"{directory / INDEX_NAME} names {shard}, which is absent; it should hold {_some(names)}; download it again",
+                f"{directory / INDEX_NAME} names {shard}, which is missing; it should hold {_some(names)}; "
+                "download it again",
                 names=names,
             )
         header, data_start = load_header(path)
@@ -172,18 +175,23 @@ def _open_sharded(directory: Path, name: str) -> Checkpoint:
 
 
 def _inside(directory: Path, shard: str) -> Path:
-    """Return the shard's path, unresolved; refuse one that leads out of the directory (in the Hub's cache: the repository)."""
+    """Return the shard's path, unresolved.
+
+    Raises:
+        CheckpointError: it leads out of the directory, or in the Hub's cache, out of the repository.
+    """
     path = directory / shard
     home = directory.resolve()
     repository = home.parent.parent
-    # In the Hub's cache every file is a link to ../../blobs; the name itself must still stay within the snapshot.
+    # In the Hub's cache every file is a link to ../../blobs, but its name must still stay within the
+    # snapshot.
     is_snapshot = home.parent.name == "snapshots" and repository.name.startswith("models--")
     allowed = repository if is_snapshot else home
     try:
         real = path.resolve()
         named_inside = (home / shard).parent.resolve().is_relative_to(home)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path!s} leads nowhere: {error}; copy the file itself there") from error
+        raise CheckpointError(f"{path!s} cannot be resolved: {error}; copy the file itself there") from error
     if (
         ".." in Path(shard).parts
         or Path(shard).is_absolute()
@@ -191,21 +199,28 @@ def _inside(directory: Path, shard: str) -> Path:
         or not real.is_relative_to(allowed)
     ):
         raise CheckpointError(
-            f"{shard!r} in {directory} leads out of it, to {real}; a checkpoint must hold its own files: copy the file there"
+            f"{shard!r} in {directory} leads out of it, to {real}; a checkpoint must contain all its files: "
+            "copy the file there"
         )
     return path
 
 
 def _only_safetensors_name(directory: Path, name: str) -> str:
-    """Return the name of the only safetensors file; say what is there instead when there is none, or more than one."""
-    files = sorted(path.name for path in directory.iterdir() if path.name not in _NO_WEIGHTS)
+    """Return the name of the only safetensors file.
+
+    Raises:
+        CheckpointError: there are several.
+        UnsupportedFormatError: there is none, but there are weights in another format.
+        CheckpointNotFoundError: there are no weights.
+    """
+    files = sorted(path.name for path in directory.iterdir() if path.name not in _NOT_WEIGHTS)
     found = [file for file in files if file.endswith(".safetensors")]
     if len(found) == 1:
         return found[0]
     if found:
         raise CheckpointError(
-            f"{directory} has {len(found)} safetensors files ({_some(found)}) and no {INDEX_NAME} to say how they belong together; "
-            "add the index, or leave one file"
+            f"{directory} has {len(found)} safetensors files ({_some(found)}) and no {INDEX_NAME} that says "
+            "how they belong together; add the index, or keep only one file"
         )
     for suffixes, kind in (
         (_PICKLED, "pickled weights"),
@@ -216,12 +231,15 @@ def _only_safetensors_name(directory: Path, name: str) -> str:
         if other:
             how = _HOW_TO_CONVERT.format(name=name)
             if kind == "GGUF weights":
-                how = f"convert it once with from_pretrained({name!r}, gguf_file={other[0]!r}) and save_pretrained('converted')"
+                how = (
+                    f"convert it once with from_pretrained({name!r}, gguf_file={other[0]!r}) and "
+                    "save_pretrained('converted')"
+                )
             raise UnsupportedFormatError(
-                f"{directory} has only {kind} ({_some(other)}), and only safetensors is read; {how}"
+                f"{directory} has only {kind} ({_some(other)}), but layerstream reads only safetensors; {how}"
             )
     raise CheckpointNotFoundError(
-        f"{directory} holds no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint"
+        f"{directory} has no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint"
     )
 
 

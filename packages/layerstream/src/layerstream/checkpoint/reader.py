@@ -1,9 +1,10 @@
-"""The parallel positional reader: a few threads that keep the disk busy.
+"""Read files in parallel at given places: a few threads that keep the disk busy.
 
-Room: bytes. It knows files, offsets and memory addresses. It deliberately knows no tensors, no dtypes and no torch.
+Room: bytes. It knows files, offsets and memory addresses, but no tensors and no dtypes.
 
-Requests come in tickets. A ticket's requests are sorted by place, merged where they touch both on disk and in memory, and cut
-into chunks; the threads take chunks from one queue, first come first served, so that the disk does not idle between tickets.
+Each call of `submit` makes a ticket. Its requests are sorted by place, merged where they are adjacent both on
+disk and in memory, and cut into chunks. The threads take chunks from one queue, first come, first served, so
+that the disk does not idle between tickets.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from .tickets import ReadRequest, ReadTicket
 __all__ = ["DiskReader", "ReadRequest", "ReadTicket"]
 
 READER_THREADS = 4
-"""Reads under way at a time, unless told otherwise."""
+"""The default number of threads, and so of reads in progress at a time."""
 
 CHUNK_BYTES = 8 * MIB
-"""The largest single read, unless told otherwise. A thread holds a buffer of this size when bytes cannot be read in place."""
+"""The default size of the largest read, and of a thread's buffer when bytes cannot be read in place."""
 
-# How long close() waits for a read that the kernel does not answer, as on a dead network disk.
+# How long close() waits for a read that the kernel does not complete, as on a dead network disk.
 _JOIN_TIMEOUT_S = 10.0
 # Chunks of a delivery begin at multiples of this, so that no element of any dtype is split.
 _DELIVERY_MULTIPLE = 64
@@ -38,14 +39,14 @@ _DELIVERY_MULTIPLE = 64
 
 @dataclass(slots=True)
 class _Run:
-    """Bytes that lie together on disk and, unless delivered, in memory."""
+    """Bytes that are contiguous on disk and, unless delivered, in memory."""
 
     path: str
     offset: int
     num_bytes: int
     address: int
     deliver: Callable[[memoryview, int], None] | None
-    # Keeps the targets' memory alive as long as a thread may write to it.
+    # They keep the targets' memory alive as long as a thread may write to it.
     requests: list[ReadRequest]
 
 
@@ -60,8 +61,9 @@ class _Job:
 class DiskReader:
     """A few threads that read files at given places, in order of submission.
 
-    Reads go past the page cache where the file system allows it, and else leave nothing in it. Files are opened once and stay
-    open until `close()`, which must be called (or the reader used as a context manager): the threads keep the reader alive.
+    Reads go past the page cache where the file system allows it, and otherwise leave nothing in it. Files are
+    opened once and stay open until `close()`. Call it, or use the reader as a context manager: the threads
+    keep the reader alive.
     """
 
     def __init__(
@@ -75,10 +77,10 @@ class DiskReader:
         """Start the threads; no file is opened yet.
 
         Args:
-            num_threads: reads under way at a time.
+            num_threads: the number of reads in progress at a time.
             chunk_bytes: the largest single read; a multiple of 4096, at least 16 KiB.
             direct: try O_DIRECT.
-            opener: opens a path and returns its descriptor, in place of the usual way.
+            opener: replaces the function that opens a path and returns its descriptor.
         """
         assert num_threads > 0
         assert chunk_bytes >= 4 * MAX_ALIGNMENT
@@ -89,7 +91,7 @@ class DiskReader:
         self._row_files: dict[str, OpenFile] = {}
         self._files_lock = threading.Lock()
         self._jobs: deque[_Job] = deque()
-        self._under_way: dict[int, _Job] = {}
+        self._in_progress: dict[int, _Job] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._bytes_read = 0
@@ -115,19 +117,22 @@ class DiskReader:
 
     @property
     def bytes_read(self) -> int:
-        """The bytes that reached their targets so far, alignment not counted."""
+        """The bytes that have reached their targets, without those read for alignment."""
         return self._bytes_read
 
     @property
     def bounce_bytes(self) -> int:
-        """Memory the reader itself holds by now: at most `chunk_bytes` and 16 KiB a thread, 16 KiB where all is read in place."""
+        """The memory that the reader itself holds now.
+
+        At most 16 KiB per thread when everything is read in place, else up to `chunk_bytes` more.
+        """
         return sum(bounce.allocated_bytes for bounce in self._bounces)
 
     def submit(self, requests: Sequence[ReadRequest]) -> ReadTicket:
         """Queue reads behind all earlier ones and return their ticket at once.
 
         Raises:
-            StreamClosedError: when the reader is closed.
+            StreamClosedError: the reader is closed.
         """
         pieces = [
             (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
@@ -141,11 +146,13 @@ class DiskReader:
         return ticket
 
     def read_now(self, path: str, offset: int, target: memoryview) -> None:
-        """Fill `target` from `offset` on this thread, ahead of the queue and through the page cache: for a few rows.
+        """Fill `target` from `offset` on this thread, ahead of the queue and through the page cache.
+
+        Meant for a few rows.
 
         Raises:
-            ReadFailedError: when the file does not give the bytes; with `path` and `offset`.
-            StreamClosedError: when the reader is closed.
+            ReadFailedError: the bytes cannot be read; with `path` and `offset`.
+            StreamClosedError: the reader is closed.
         """
         try:
             self._open(path, self._row_files).read_cached(target, offset)
@@ -155,39 +162,42 @@ class DiskReader:
             self._bytes_read += target.nbytes
 
     def uses_direct(self, path: str) -> bool:
-        """Return whether `path` is read past the page cache, as far as is known by now.
+        """Return whether `path` is read past the page cache, as far as is known now.
 
         Raises:
-            OSError: when the file cannot be opened.
-            StreamClosedError: when the reader is closed.
+            OSError: the file cannot be opened.
+            StreamClosedError: the reader is closed.
         """
         return self._open(path, self._files).direct
 
     def close(self) -> None:
-        """Stop the threads and close the files; tickets not done fail with StreamClosedError. May be called more than once."""
+        """Stop the threads and close the files; unfinished tickets fail with StreamClosedError.
+
+        May be called more than once.
+        """
         with self._changed:
             self._closed = True
             dropped = list(self._jobs)
             self._jobs.clear()
-            under_way = list(self._under_way.values())
+            in_progress = list(self._in_progress.values())
             self._changed.notify_all()
-        for job in (*dropped, *under_way):
+        for job in (*dropped, *in_progress):
             job.ticket.fail(StreamClosedError("the disk reader was closed before the read was done"))
         for job in dropped:
             job.ticket.end()
-        give_up_s = time.monotonic() + _JOIN_TIMEOUT_S
+        deadline_s = time.monotonic() + _JOIN_TIMEOUT_S
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(max(0.0, give_up_s - time.monotonic()))
+                thread.join(max(0.0, deadline_s - time.monotonic()))
         self._release()
 
     def _release(self) -> None:
         with self._changed:
-            hanging = list(self._under_way.values())
+            hanging = list(self._in_progress.values())
         for job in hanging:
             job.ticket.end(job.ticket.jobs_left)
         if hanging:
-            # Closing a descriptor under a read would let the system hand its number to another file.
+            # Closing a descriptor during a read would let the system give its number to another file.
             return
         with self._files_lock:
             for file in (*self._files.values(), *self._row_files.values()):
@@ -208,26 +218,26 @@ class DiskReader:
             return files[path]
 
     def _work(self, bounce: BounceBuffer) -> None:
-        me = threading.get_ident()
-        while (job := self._take(me)) is not None:
+        thread_id = threading.get_ident()
+        while (job := self._take(thread_id)) is not None:
             if job.ticket.begin():
                 try:
                     self._read(job, bounce)
-                # Whatever went wrong, on disk or in a deliver, is handed on to those who wait for the ticket.
+                # Any error, from the disk or from `deliver`, goes to the threads that wait for the ticket.
                 except Exception as error:  # noqa: BLE001
                     job.ticket.fail(_job_failed(job, error))
             with self._changed:
-                del self._under_way[me]
+                del self._in_progress[thread_id]
             job.ticket.end()
 
-    def _take(self, me: int) -> _Job | None:
+    def _take(self, thread_id: int) -> _Job | None:
         with self._changed:
-            # Waits for work: nothing is queued.
+            # Waits for work: the queue is empty.
             while not self._jobs and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return None
-            job = self._under_way[me] = self._jobs.popleft()
+            job = self._in_progress[thread_id] = self._jobs.popleft()
             return job
 
     def _read(self, job: _Job, bounce: BounceBuffer) -> None:
@@ -244,7 +254,7 @@ class DiskReader:
 
 
 def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
-    """Return the requests in the order of their places, those joined that touch both on disk and in memory."""
+    """Return the requests sorted by place, with those merged that are adjacent both on disk and in memory."""
     runs: list[_Run] = []
     for request in sorted(requests, key=lambda request: (request.path, request.offset)):
         last = runs[-1] if runs else None
@@ -273,9 +283,9 @@ def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
 
 
 def _cut(run: _Run, chunk_bytes: int) -> list[tuple[int, int]]:
-    """Return the start and size of a run's chunks, such that the aligned superset of each fits into `chunk_bytes`."""
+    """Return the start and size of a run's chunks; the aligned superset of each fits into `chunk_bytes`."""
     if run.deliver is None:
-        # Cut at aligned places of the file, so that only the run's two ends have edges.
+        # Cut at aligned places of the file, so that only the run's two ends are unaligned.
         lead = run.offset % MAX_ALIGNMENT
         cuts = [0, *range(chunk_bytes - lead, run.num_bytes, chunk_bytes), run.num_bytes]
     else:
@@ -292,8 +302,8 @@ def _job_failed(job: _Job, error: Exception) -> LayerstreamError:
 
 def _read_failed(path: str, offset: int, num_bytes: int, error: Exception) -> ReadFailedError:
     failure = ReadFailedError(
-        f"{num_bytes} bytes at offset {offset} of {path} could not be read: {error}; check the disk, and that the file is still "
-        "whole and in place",
+        f"{num_bytes} bytes at offset {offset} of {path} could not be read: {error}; check the disk, and "
+        "that the file is still complete and in place",
         path=path,
         offset=offset,
     )

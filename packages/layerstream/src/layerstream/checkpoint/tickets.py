@@ -1,6 +1,6 @@
-"""What is asked of the disk reader, and its promise.
+"""A request to the disk reader, and the ticket with which to wait for its completion.
 
-Room: bytes. It knows places in files and in memory. It deliberately knows no file descriptors and no queue; the reader does.
+Room: bytes. It knows places in files and in memory, but no file descriptors and no queue.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ class ReadRequest:
     Attributes:
         path: the file.
         offset: the first byte.
-        num_bytes: how many.
-        target: writable memory of exactly `num_bytes`; the bytes land there and nothing beside it is touched.
-        address: the memory address of `target`. Congruent to `offset` modulo 4096, the read is free of copies.
-        deliver: called on a reader thread with a chunk, valid during the call only, and its first byte's place in the request
-            (a multiple of 64). Chunks come in any order and several at a time.
+        num_bytes: the number of bytes.
+        target: writable memory of exactly `num_bytes`; the bytes land there and no other memory is touched.
+        address: the memory address of `target`. If it is congruent to `offset` modulo 4096, the read needs no
+            copy.
+        deliver: called on a reader thread with a chunk, which is valid only during the call, and the place of
+            its first byte in the request (a multiple of 64). Chunks come in any order and several at a time.
     """
 
     path: str
@@ -37,8 +38,11 @@ class ReadRequest:
     deliver: Callable[[memoryview, int], None] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the request is of one of the two kinds, and the address true: a wrong one would overwrite other memory."""
-        assert (self.target is None) != (self.deliver is None), "give either a target or a deliver"
+        """Check that exactly one destination is given and that the address is right.
+
+        A wrong address would overwrite other memory.
+        """
+        assert (self.target is None) != (self.deliver is None), "give either target or deliver"
         assert min(self.offset, self.num_bytes) >= 0, (self.offset, self.num_bytes)
         if self.target is not None and self.num_bytes:
             assert self.target.nbytes == self.num_bytes, (self.target.nbytes, self.num_bytes)
@@ -48,21 +52,22 @@ class ReadRequest:
 
 
 class ReadTicket:
-    """The promise of a set of reads.
+    """The progress of a set of reads.
 
-    Once `done`, no reader thread touches the targets any more, whether the reads succeeded, failed or were cancelled. The one
-    exception: a read that the system did not answer when the reader was closed; its targets' memory is kept until it is.
+    Once it is `done`, no reader thread touches the targets any more, whether the reads succeeded, failed or
+    were cancelled. The one exception is a read that the system had not completed when the reader was closed:
+    its targets' memory is kept until it completes.
 
     Attributes:
-        num_bytes: the bytes asked for.
-        num_jobs: the chunks they were cut into.
-        started_s: `perf_counter` when the first read began; 0.0 before that.
-        ended_s: `perf_counter` when the last one ended; 0.0 before that.
-        jobs_left: the reads not over yet.
+        num_bytes: the requested bytes.
+        num_jobs: the number of chunks they were cut into.
+        started_s: `perf_counter` when the first read began; 0.0 before.
+        ended_s: `perf_counter` when the last read ended; 0.0 before.
+        jobs_left: the number of reads that have not ended.
     """
 
     def __init__(self, num_bytes: int, num_jobs: int) -> None:
-        """Promise `num_jobs` jobs; with none the ticket is done at once."""
+        """Expect `num_jobs` jobs; without any, the ticket is done at once."""
         self.num_bytes = num_bytes
         self.num_jobs = num_jobs
         self.started_s = 0.0
@@ -78,20 +83,20 @@ class ReadTicket:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to be read."""
+        """Whether all reads have ended."""
         return self._finished.is_set()
 
     @property
     def error(self) -> LayerstreamError | None:
-        """What went wrong first; None while nothing has."""
+        """The first error; None as long as there is none."""
         return self._error
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the reads; return False when `timeout` seconds pass first.
 
         Raises:
-            ReadFailedError: when a read failed; with `path` and `offset`, its cause chained.
-            StreamClosedError: when the ticket was cancelled or the reader closed.
+            ReadFailedError: a read failed; with `path` and `offset`, and its cause chained.
+            StreamClosedError: the ticket was cancelled or the reader closed.
         """
         if not self._finished.wait(timeout):
             return False
@@ -100,11 +105,11 @@ class ReadTicket:
         return True
 
     def cancel(self) -> None:
-        """Begin no more reads; those under way end by themselves, and `done` comes after them."""
+        """Begin no more reads; the ticket is done when those in progress have ended."""
         self.fail(StreamClosedError("the read was cancelled"))
 
     def on_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once when the ticket is done: on a reader thread, or at once when it is done already."""
+        """Call `callback` once the ticket is done: on a reader thread, or at once if it is done already."""
         with self._lock:
             if not self._finished.is_set():
                 self._callbacks.append(callback)
@@ -112,22 +117,22 @@ class ReadTicket:
         callback()
 
     def begin(self) -> bool:
-        """Note the first job's start; return False when the job need not run (called by the reader)."""
+        """Record the first job's start; return False if the job need not run. For the reader."""
         with self._lock:
             if not self.started_s:
                 self.started_s = time.perf_counter()
             return self._error is None
 
     def fail(self, error: LayerstreamError) -> None:
-        """Note the first error; the reader begins no more of the ticket's jobs (called by the reader)."""
+        """Record the first error; the reader then begins no more of the ticket's jobs. For the reader."""
         with self._lock:
             if self._error is None and not self._finished.is_set():
                 self._error = error
 
     def end(self, num_jobs: int = 1) -> None:
-        """Count jobs that are over, run or not (called by the reader)."""
+        """Count jobs that have ended, whether they ran or not. For the reader."""
         with self._lock:
-            # A close() that gave up on a hanging read has ended the ticket before that read comes back.
+            # A close() that gave up on a hanging read has already ended the ticket when that read returns.
             if self._finished.is_set():
                 return
             self.jobs_left -= num_jobs
@@ -141,7 +146,7 @@ class ReadTicket:
 
 
 def _call_guarded(callback: Callable[[], None]) -> None:
-    """Call `callback`; its error goes to `threading.excepthook`, for it must not take the reader thread with it."""
+    """Call `callback`; its error goes to `threading.excepthook`, as it must not end the reader thread."""
     try:
         callback()
     except Exception:  # noqa: BLE001

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Return layerstream's folder, which may not exist yet: `$XDG_CACHE_HOME/layerstream`, else `~/.cache/layerstream`."""
+    """Return layerstream's folder in `$XDG_CACHE_HOME`, else in `~/.cache`; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification says to ignore a relative path.
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "layerstream"

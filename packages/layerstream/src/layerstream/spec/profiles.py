@@ -1,7 +1,7 @@
 """Profiles: the facts about a checkpoint, a model and a machine, as frozen data without torch or I/O.
 
-Room: spec. The architecture room makes `ModelProfile` and `UnitRecipe`, `machine` makes `Machine`; planning and streaming only read
-them. A dtype is torch's name without the `torch.` prefix.
+Room: spec. The architecture room makes `ModelProfile` and `UnitRecipe`, `machine` makes `Machine`; planning
+and streaming only read them. A dtype is torch's name without the `torch.` prefix.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Self
 from .serialize import from_dict, to_dict
 
 HEAD_SLICE_ROWS = 64
-"""A slice of a head has a multiple of this many vocabulary rows, so that kernels block it as they block the whole head."""
+"""A head's slices have a multiple of this many rows, so that kernels block them like the whole head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,8 @@ class Conversion:
     Attributes:
         targets: the names of the model tensors it makes.
         sources: the stored tensors it needs.
-        convert: called with the stored tensors by name (torch tensors in their stored dtype); returns model tensors by name.
+        convert: called with the stored tensors by name (torch tensors in their stored dtype); returns model
+            tensors by name.
     """
 
     targets: tuple[str, ...]
@@ -112,7 +113,8 @@ class UnitProfile:
         block: the index of the decoder block it belongs to; None for the head.
         weight_bytes: its tensors in the run dtype, which is what moves to the device.
         slot_bytes: the space it takes in a slot, including alignment.
-        read_bytes: what is read from the disk to make it; differs from `weight_bytes` when the dtype on disk does.
+        read_bytes: what is read from the disk to make it; differs from `weight_bytes` when the dtype on disk
+            does.
         num_parameters: its number of elements.
     """
 
@@ -126,17 +128,20 @@ class UnitProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationProfile:
-    """How the memory beside the weights grows, in bytes: a parabola in the number of tokens, through three simulated forwards.
+    """How the memory beside the weights grows, in bytes: a parabola in the number of tokens.
 
-    The number of tokens is batch size x tokens in one forward. Logits are included as transformers' `generate()` computes them, for
-    the last position only. The cache grows in straight lines.
+    It goes through three simulated forwards. The number of tokens is batch size x tokens in one forward.
+    Logits are included as transformers' `generate()` computes them, for the last position only. The cache
+    grows in straight lines.
 
     Attributes:
         fixed_bytes: what one forward takes at zero tokens.
         bytes_per_token: what each token in the forward adds at the peak.
-        bytes_per_token_squared: what attention that holds the score matrix adds for each of batch x tokens x context.
+        bytes_per_token_squared: what attention that holds the score matrix adds for each of batch x tokens x
+            context.
         cache_bytes_per_token: KV cache of one token in all full-attention layers together.
-        window_bytes_per_token: KV cache of one token in sliding-window layers, for at most `window_tokens` tokens.
+        window_bytes_per_token: KV cache of one token in sliding-window layers, for at most `window_tokens`
+            tokens.
         window_tokens: the sliding window; 0 without one.
         state_bytes: recurrent state of one sequence.
         cache_layer_share: the largest layer's share of the cache; growing a layer copies it once.
@@ -165,15 +170,19 @@ class ModelProfile:
         parts: the same weights in smaller units (children of blocks); empty when the blocks cannot be split.
         layers: the same weights in the smallest units (single layers); empty when the blocks cannot be split.
         head: the language-model head as a unit; None when it has no separate weight to stream.
-        head_rows: vocabulary rows of the head when it is a plain linear layer and may be streamed in slices; 0 otherwise.
+        head_rows: vocabulary rows of the head when it is a plain linear layer and may be streamed in slices;
+            0 otherwise.
         head_is_tied: the head's weight is the embedding's.
-        embedding_bytes: the input embedding; 0 when it cannot be looked up row by row (then it is in `edge_bytes`).
+        embedding_bytes: the input embedding; 0 when it cannot be looked up row by row (then it is in
+            `edge_bytes`).
         embedding_row_bytes: one row of the embedding.
         edge_bytes: everything else outside the blocks, always on the device.
-        parts_rest_bytes: what stays on the device in addition when parts are the units (small tensors outside every part).
+        parts_rest_bytes: what stays on the device in addition when parts are the units (small tensors outside
+            every part).
         layers_rest_bytes: the same when single layers are the units.
         conversion_bytes: host memory for layout conversions that do more than place tensors side by side.
-        read_buffer_bytes: host memory of the reader threads: large when bytes are cast or moved on the way, else a few pages.
+        read_buffer_bytes: host memory of the reader threads: large when bytes are cast or moved on the way,
+            else a few pages.
         hidden_size: the width of the residual stream.
         vocab_size: the number of tokens in the vocabulary.
         activation: the memory beside the weights.

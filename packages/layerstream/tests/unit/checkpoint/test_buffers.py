@@ -1,4 +1,4 @@
-"""Aligned buffers: where they start, what they hold, and that closing never pulls memory from under a view."""
+"""Aligned buffers: where they start, what they hold, and that views outlive `close()`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_view_outlives_close_and_close_may_be_called_twice() -> None:
     assert bytes(view) == b"abc"
 
 
-def test_closing_gives_the_memory_back() -> None:
+def test_closing_releases_the_memory() -> None:
     def is_mapped(address: int) -> bool:
         with open("/proc/self/maps") as maps:
             ranges = [line.split(" ")[0].split("-") for line in maps]
@@ -60,7 +60,7 @@ def test_a_view_beyond_the_end_is_refused() -> None:
         AlignedBuffer(100).view(99, 2)
 
 
-def test_a_bounce_buffer_takes_memory_only_when_asked_and_only_once() -> None:
+def test_a_bounce_buffer_allocates_on_first_use_and_only_once() -> None:
     bounce = BounceBuffer(HUGE_PAGE_BYTES)
     assert bounce.allocated_bytes == 0
     edge = bounce.at_least(100)

@@ -1,4 +1,4 @@
-"""One file read directly: what happens where the kernel refuses."""
+"""Direct reads of one file, also when the kernel refuses them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def misjudged(path: str) -> Iterator[OpenFile]:
-    """A file opened with O_DIRECT whose alignment is believed to be 1: the kernel answers odd reads with EINVAL."""
+def misaligned(path: str) -> Iterator[OpenFile]:
+    """A file opened with O_DIRECT and a wrong alignment of 1: the kernel refuses unaligned reads (EINVAL)."""
     file = OpenFile(open_direct(path), alignment=1)
     yield file
     file.close()
 
 
-def test_a_read_that_o_direct_refuses_is_done_through_the_page_cache(misjudged: OpenFile) -> None:
+def test_a_read_that_o_direct_refuses_goes_through_the_page_cache(misaligned: OpenFile) -> None:
     buffer = AlignedBuffer(5000)
-    misjudged.read_into(buffer.address + 3, 7, 4000, BounceBuffer(16384))
+    misaligned.read_into(buffer.address + 3, 7, 4000, BounceBuffer(16384))
     assert bytes(buffer.view(3, 4000)) == CONTENT[7:4007]
 
 
-def test_no_place_in_memory_makes_a_direct_file_go_through_the_page_cache(path: str) -> None:
+def test_a_direct_file_stays_direct_for_every_target_address(path: str) -> None:
     file = OpenFile(open_direct(path))
     was_direct = file.direct
     buffer, bounce = AlignedBuffer(90_000), BounceBuffer(106_496)
@@ -52,7 +52,7 @@ def test_no_place_in_memory_makes_a_direct_file_go_through_the_page_cache(path: 
     file.close()
 
 
-def test_the_end_of_the_file_is_told_in_either_way(path: str) -> None:
+def test_reading_past_the_end_fails_both_direct_and_buffered(path: str) -> None:
     for opener in (open_direct, open_buffered):
         file = OpenFile(opener(path))
         buffer, bounce = AlignedBuffer(200_000), BounceBuffer(204_800)
@@ -64,17 +64,17 @@ def test_the_end_of_the_file_is_told_in_either_way(path: str) -> None:
         file.close()
 
 
-def test_a_file_that_wants_more_alignment_than_we_give_is_read_plainly(path: str) -> None:
+def test_a_file_that_needs_a_larger_alignment_is_read_plainly(path: str) -> None:
     file = OpenFile(open_direct(path), alignment=2 * MAX_ALIGNMENT)
     assert not file.direct
     file.close()
 
 
-def test_the_alignment_the_system_tells_is_accepted_by_it(path: str) -> None:
+def test_a_read_with_the_alignment_from_statx_is_accepted(path: str) -> None:
     file = OpenFile(open_direct(path))
     was_direct = file.direct
     buffer = AlignedBuffer(MAX_ALIGNMENT * 2)
-    # One alignment into both: the least that is promised to work.
+    # Offset by one alignment in file and memory: the least that must work.
     file.read_into(buffer.address + file.alignment, file.alignment, file.alignment, BounceBuffer(16384))
     assert bytes(buffer.view(file.alignment, file.alignment)) == CONTENT[file.alignment : 2 * file.alignment]
     assert file.direct == was_direct

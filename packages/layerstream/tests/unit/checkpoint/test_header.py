@@ -1,4 +1,4 @@
-"""Headers of sound files; the unsound ones are in `faults/test_bad_checkpoints.py`."""
+"""Headers of valid files; invalid ones are in `faults/test_bad_checkpoints.py`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_tensors_come_in_file_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", sorted(TORCH_DTYPES))
-def test_every_named_dtype_is_one_the_library_and_we_know(stored: str, tmp_path: Path) -> None:
+def test_every_named_dtype_is_accepted_by_the_library_and_by_us(stored: str, tmp_path: Path) -> None:
     num_bytes = 4 * DTYPE_BITS[TORCH_DTYPES[stored]] // 8
     header = json.dumps({"x": {"dtype": stored, "shape": [4], "data_offsets": [0, num_bytes]}}).encode()
     path = tmp_path / "x.safetensors"
@@ -58,7 +58,7 @@ def test_every_named_dtype_is_one_the_library_and_we_know(stored: str, tmp_path:
     assert (entry.dtype, entry.num_bytes, entry.offset) == (TORCH_DTYPES[stored], num_bytes, 8 + len(header))
 
 
-def test_metadata_is_no_tensor(tmp_path: Path) -> None:
+def test_metadata_is_not_listed_as_a_tensor(tmp_path: Path) -> None:
     save_file({"x": np.zeros(1, np.float32)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
     assert [entry.name for entry in read_header(tmp_path / "x.safetensors")] == ["x"]
 
@@ -76,7 +76,7 @@ _json = st.recursive(
         {"dtype": st.just("F32"), "shape": _json, "data_offsets": st.lists(st.integers() | _json, max_size=3)}
     )
 )
-def test_a_senseless_entry_is_a_corrupt_shard_and_nothing_else(entry: object) -> None:
+def test_a_malformed_entry_raises_only_shard_corrupt_error(entry: object) -> None:
     with contextlib.suppress(ShardCorruptError):
         (tensor,) = header_entries({"x": entry}, 8, "x.safetensors")
         assert tensor.num_bytes == 4 * math.prod(tensor.shape)

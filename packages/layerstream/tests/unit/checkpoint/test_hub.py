@@ -1,4 +1,4 @@
-"""Names to directories: local ones, a fabricated Hub cache, and every way in which the Hub says no."""
+"""From names to directories: local ones, a fabricated Hub cache, and every refusal of the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from layerstream.errors import (
 
 
 class FakeHub:
-    """One repository on disk; downloads copy what the patterns let through, as `snapshot_download` does."""
+    """One repository on disk; downloads copy what the patterns select, as `snapshot_download` does."""
 
     def __init__(self, repository: Path, snapshot: Path) -> None:
         """Serve `repository` into `snapshot`."""
@@ -55,10 +55,10 @@ class FakeHub:
         self.snapshot.mkdir(exist_ok=True)
         for path in self.repository.rglob("*"):
             file = str(path.relative_to(self.repository))
-            wanted = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            selected = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
             if (
                 path.is_file()
-                and wanted
+                and selected
                 and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns)
             ):
                 shutil.copy(path, self.snapshot / file)
@@ -71,7 +71,7 @@ class FakeHub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    """A Hub whose one repository holds a config, a tokenizer, and much that is not needed."""
+    """A Hub with one repository that holds a config, a tokenizer, and many files that are not needed."""
     fake = FakeHub(tmp_path / "repository", tmp_path / "snapshot")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
     for name in (
@@ -107,7 +107,9 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def test_a_local_directory_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(AssertionError("the Hub was asked")))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", raising(AssertionError("a request went to the Hub"))
+    )
     assert resolve_model(str(tmp_path), weights=True) == tmp_path
 
 
@@ -115,13 +117,17 @@ def test_a_local_directory_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyt
     "name",
     ["/no/such/place", "./missing", "../missing", "~/missing-model", "a/b/c", "missing/", "C:\\models\\x"],
 )
-def test_a_path_to_nothing_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(AssertionError("the Hub was asked")))
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", raising(AssertionError("a request went to the Hub"))
+    )
     with pytest.raises(CheckpointNotFoundError, match="no directory"):
         resolve_model(name, weights=False)
 
 
-def test_a_file_in_place_of_a_directory_is_told_so(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointNotFoundError, match="is a file"):
         resolve_model(str(tmp_path / "model.safetensors"), weights=True)
@@ -195,7 +201,7 @@ def test_each_refusal_of_the_hub_is_one_clear_error(
     assert caught.value.__cause__ is error
 
 
-def test_an_impossible_id_is_refused_by_the_real_hub_library() -> None:
+def test_an_invalid_id_is_refused_by_the_real_hub_library() -> None:
     with pytest.raises(CheckpointNotFoundError, match="neither a directory nor a Hub id"):
         resolve_model("org/na me?", weights=False)
 
@@ -232,7 +238,7 @@ def test_an_uncached_model_is_not_found_offline_by_the_real_hub_library(
         resolve_model("org/name", weights=False, offline=True)
 
 
-def test_cached_weights_that_are_absent_are_told_so_offline(
+def test_missing_weights_in_the_cache_are_reported_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -253,7 +259,7 @@ def metadata_of(weight_map: dict[str, str], dtype: str = "BF16") -> SafetensorsR
     )
 
 
-def test_a_remote_checkpoint_is_known_from_headers_alone(
+def test_a_remote_checkpoint_is_listed_from_headers_alone(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = metadata_of({"a": "1.safetensors", "b": "2.safetensors"})
@@ -279,7 +285,9 @@ def test_a_remote_header_is_checked_like_a_local_one(hub: FakeHub, monkeypatch: 
     assert caught.value.path.endswith("1.safetensors")
 
 
-def test_a_remote_index_that_names_too_much_is_refused(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_index_that_names_an_unknown_tensor_is_refused(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metadata = metadata_of({"a": "1.safetensors"})
     metadata.weight_map["ghost"] = "1.safetensors"
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)

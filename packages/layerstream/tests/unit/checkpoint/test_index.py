@@ -1,4 +1,4 @@
-"""Tables of contents of sound checkpoint directories."""
+"""Tables of contents of valid checkpoint directories."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_a_sharded_checkpoint_lists_all_shards_tensors(tmp_path: Path) -> None:
     assert Path(b.path).read_bytes()[b.offset : b.offset + b.num_bytes] == TWO["b"].tobytes()
 
 
-def test_tensors_that_the_index_leaves_out_are_found_all_the_same(tmp_path: Path) -> None:
+def test_tensors_missing_from_the_index_are_still_found(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     save_file({**TWO, "c": np.zeros(1, np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
     assert set(open_checkpoint(tmp_path).tensors) == {"a", "b", "c"}
 
 
-def test_the_single_file_goes_before_the_index_as_in_transformers(tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_the_index_as_in_transformers(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     save_file({"only": np.zeros(2, np.float32)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(tmp_path, name="a name")
@@ -53,14 +53,14 @@ def test_the_single_file_goes_before_the_index_as_in_transformers(tmp_path: Path
     assert set(checkpoint.tensors) == {"only"}
 
 
-def test_a_lone_safetensors_file_of_another_name_is_taken(tmp_path: Path) -> None:
+def test_a_single_safetensors_file_of_another_name_is_used(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     save_file(ONE, tmp_path / "weights.safetensors")
     save_file(TWO, tmp_path / "adapter_model.safetensors")
     assert open_checkpoint(tmp_path).shards == ("weights.safetensors",)
 
 
-def test_a_directory_reached_through_a_link_is_as_good_as_the_directory(tmp_path: Path) -> None:
+def test_a_directory_can_be_opened_through_a_link(tmp_path: Path) -> None:
     write_sharded(tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert set(open_checkpoint(tmp_path / "link").tensors) == {"a", "b"}
@@ -79,7 +79,7 @@ def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> Non
 
 
 def test_eighty_shards_open_without_reading_a_weight(tmp_path: Path) -> None:
-    # Sparse files of 1 GiB each: reading them would be noticed by the test's time limit.
+    # Sparse files of 1 GiB each: reading them would exceed the test's time limit.
     (tmp_path / "config.json").write_text("{}")
     weight_map = {}
     for number in range(80):

@@ -1,4 +1,4 @@
-"""The parallel reader: every byte where it belongs, nothing beside it, and an end to everything."""
+"""The parallel reader: every byte lands in its place, nothing else is touched, and everything ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GUARD = 0xA5
 
 @pytest.fixture(scope="module", params=["disk", "tmpfs"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A file of random bytes, its length no multiple of anything."""
+    """A file of random bytes whose length is not a multiple of any alignment."""
     if request.param == "tmpfs" and not os.path.isdir("/dev/shm"):
         pytest.skip("no tmpfs here")
     folder = (
@@ -45,7 +45,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module", params=[True, False], ids=["direct", "buffered"])
 def reader(request: pytest.FixtureRequest) -> Iterator[DiskReader]:
-    """A reader whose chunks are so small that every read has several."""
+    """A reader whose chunks are small, so that most reads consist of several."""
     with DiskReader(num_threads=3, chunk_bytes=CHUNK_BYTES, direct=request.param) as reader:
         yield reader
 
@@ -70,21 +70,21 @@ places = st.tuples(st.integers(0, FILE_BYTES), st.integers(0, 5 * CHUNK_BYTES)).
 
 @settings(deadline=None)
 @given(place=places, misalignment=st.integers(0, 9000), congruent=st.booleans())
-def test_exactly_the_asked_bytes_land_in_the_target(
+def test_exactly_the_requested_bytes_land_in_the_target(
     place: tuple[int, int], misalignment: int, congruent: bool, reader: DiskReader, path: str
 ) -> None:
     offset, num_bytes = place
     start = offset % 4096 if congruent else misalignment
     buffer = guarded(start + num_bytes + 5000)
     assert reader.submit([into(buffer, start, path, offset, num_bytes)]).wait(30)
-    everything = bytes(buffer.buffer)
-    assert everything[start : start + num_bytes] == CONTENT[offset : offset + num_bytes]
-    assert set(everything[:start] + everything[start + num_bytes :]) == {GUARD}
+    memory = bytes(buffer.buffer)
+    assert memory[start : start + num_bytes] == CONTENT[offset : offset + num_bytes]
+    assert set(memory[:start] + memory[start + num_bytes :]) == {GUARD}
 
 
 @settings(deadline=None)
 @given(place=places)
-def test_delivered_chunks_make_up_exactly_the_asked_bytes(
+def test_delivered_chunks_are_exactly_the_requested_bytes(
     place: tuple[int, int], reader: DiskReader, path: str
 ) -> None:
     offset, num_bytes = place
@@ -106,7 +106,7 @@ def test_delivered_chunks_make_up_exactly_the_asked_bytes(
 @given(
     cuts=st.lists(st.integers(0, 300_000), min_size=2, max_size=8, unique=True).map(sorted), seed=st.randoms()
 )
-def test_requests_that_touch_are_read_as_one_whatever_their_order(
+def test_adjacent_requests_are_read_correctly_in_any_order(
     cuts: list[int], seed: object, reader: DiskReader, path: str
 ) -> None:
     buffer = guarded(310_000)
@@ -117,7 +117,7 @@ def test_requests_that_touch_are_read_as_one_whatever_their_order(
     assert set(bytes(buffer.buffer[: cuts[0]]) + bytes(buffer.buffer[cuts[-1] :])) == {GUARD}
 
 
-def test_touching_requests_take_no_more_reads_than_one_request(path: str) -> None:
+def test_adjacent_requests_take_no_more_reads_than_one_request(path: str) -> None:
     whole, pieces = AlignedBuffer(CHUNK_BYTES), AlignedBuffer(CHUNK_BYTES)
     with DiskReader(num_threads=1, chunk_bytes=CHUNK_BYTES) as reader:
         one = reader.submit([into(whole, 0, path, 0, CHUNK_BYTES)])
@@ -172,7 +172,7 @@ def test_congruent_reads_take_no_bounce_buffers_for_chunks(tmp_path: Path) -> No
     assert bytes(buffer.buffer[5:]) == CONTENT[5:]
 
 
-def test_a_disk_is_read_past_the_page_cache_unless_told_otherwise(tmp_path: Path) -> None:
+def test_a_disk_is_read_past_the_page_cache_by_default(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(CONTENT)
     file = str(tmp_path / "bytes")
     fd = open_direct(file)
@@ -212,7 +212,7 @@ def assert_set(gate: threading.Event) -> None:
     assert gate.wait(30)
 
 
-def test_wait_tells_that_time_ran_out(path: str) -> None:
+def test_wait_returns_false_after_its_timeout(path: str) -> None:
     gate = threading.Event()
     with DiskReader() as reader:
         ticket = reader.submit(
@@ -264,7 +264,7 @@ def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(
     assert [str(error) for error in reported] == ["from the callback"]
 
 
-def test_a_file_cut_short_fails_the_ticket_with_its_place_and_spares_the_next(tmp_path: Path) -> None:
+def test_a_truncated_file_fails_its_ticket_with_the_place_and_not_the_next(tmp_path: Path) -> None:
     short, sound = tmp_path / "short", tmp_path / "sound"
     short.write_bytes(CONTENT)
     sound.write_bytes(CONTENT)
@@ -285,14 +285,16 @@ def test_a_file_cut_short_fails_the_ticket_with_its_place_and_spares_the_next(tm
 
 @pytest.mark.parametrize("missing_bytes", [1, 100, 5000])
 @pytest.mark.parametrize("start", [0, 77])
-def test_even_the_last_byte_is_missed(missing_bytes: int, start: int, path: str, reader: DiskReader) -> None:
+def test_a_file_that_lacks_a_single_byte_fails_the_ticket(
+    missing_bytes: int, start: int, path: str, reader: DiskReader
+) -> None:
     buffer = AlignedBuffer(start + 10_000)
     offset = FILE_BYTES - 10_000 + missing_bytes
     with pytest.raises(ReadFailedError, match="the file ends"):
         reader.submit([into(buffer, start, path, offset, 10_000)]).wait(30)
 
 
-def test_an_absent_file_fails_the_ticket(reader: DiskReader, tmp_path: Path) -> None:
+def test_a_missing_file_fails_the_ticket(reader: DiskReader, tmp_path: Path) -> None:
     ticket = reader.submit([into(AlignedBuffer(9), 0, str(tmp_path / "nothing"), 0, 9)])
     with pytest.raises(ReadFailedError, match="nothing") as caught:
         ticket.wait(30)
@@ -303,7 +305,7 @@ def test_an_absent_file_fails_the_ticket(reader: DiskReader, tmp_path: Path) -> 
 
 def test_a_disk_error_is_chained(path: str) -> None:
     def opener(path: str) -> int:
-        # A descriptor that cannot be read at a position: every read of it fails in the kernel.
+        # A pipe cannot be read at a position: every read of it fails in the kernel.
         read_end, write_end = os.pipe()
         os.close(write_end)
         return read_end
@@ -315,7 +317,7 @@ def test_a_disk_error_is_chained(path: str) -> None:
     assert (caught.value.path, caught.value.offset) == (path, 3)
 
 
-def test_an_error_while_delivering_is_chained(path: str, reader: DiskReader) -> None:
+def test_an_error_in_deliver_is_chained(path: str, reader: DiskReader) -> None:
     def deliver(chunk: memoryview, first_byte: int) -> None:
         raise ZeroDivisionError("in deliver")
 
@@ -348,7 +350,7 @@ def test_cancelling_a_done_ticket_changes_nothing(path: str, reader: DiskReader)
     assert ticket.wait(30)
 
 
-def test_closing_in_the_middle_fails_what_is_left_and_stops_every_thread(path: str) -> None:
+def test_closing_early_fails_unfinished_tickets_and_stops_every_thread(path: str) -> None:
     buffer = AlignedBuffer(FILE_BYTES)
     before = set(os.listdir("/proc/self/fd"))
     reader = DiskReader(num_threads=1, chunk_bytes=CHUNK_BYTES)
@@ -363,7 +365,7 @@ def test_closing_in_the_middle_fails_what_is_left_and_stops_every_thread(path: s
     assert began.wait(30)
     closing = threading.Thread(target=reader.close)
     closing.start()
-    while tickets[-1].error is None:  # the one thread is held until close() has failed what is left
+    while tickets[-1].error is None:  # The only thread is blocked until close() has failed the tickets.
         closing.join(0.001)
     gate.set()
     closing.join(30)
@@ -377,7 +379,7 @@ def test_closing_in_the_middle_fails_what_is_left_and_stops_every_thread(path: s
 
 
 @pytest.mark.parametrize("num_finished", range(0, 60, 7))
-def test_closing_at_any_moment_ends(num_finished: int, path: str) -> None:
+def test_closing_at_any_moment_ends_every_ticket(num_finished: int, path: str) -> None:
     buffer = AlignedBuffer(FILE_BYTES)
     finished = threading.Semaphore(0)
     reader = DiskReader(num_threads=4, chunk_bytes=CHUNK_BYTES)
@@ -390,7 +392,7 @@ def test_closing_at_any_moment_ends(num_finished: int, path: str) -> None:
     assert all(ticket.done for ticket in tickets)
 
 
-def test_a_closed_reader_refuses_and_closes_again(path: str) -> None:
+def test_a_closed_reader_refuses_requests_and_can_be_closed_again(path: str) -> None:
     reader = DiskReader()
     reader.close()
     reader.close()
@@ -418,10 +420,10 @@ def test_closing_from_a_callback_does_not_wait_for_itself(path: str) -> None:
 
 
 def test_a_file_is_opened_once_for_the_queue_and_once_for_rows(path: str) -> None:
-    spec: list[str] = []
+    opened: list[str] = []
 
     def opener(path: str) -> int:
-        spec.append(path)
+        opened.append(path)
         return open_buffered(path)
 
     buffer = AlignedBuffer(FILE_BYTES)
@@ -429,4 +431,4 @@ def test_a_file_is_opened_once_for_the_queue_and_once_for_rows(path: str) -> Non
         for _ in range(3):
             assert reader.submit([into(buffer, 0, path, 0, FILE_BYTES)]).wait(30)
             reader.read_now(path, 0, buffer.view(0, 10))
-    assert spec == [path, path]
+    assert opened == [path, path]

@@ -1,4 +1,4 @@
-"""A read request is checked before anything is read: a wrong address would overwrite other memory."""
+"""A read request is checked before anything is read, since a wrong address would overwrite other memory."""
 
 from __future__ import annotations
 
