@@ -58,7 +58,7 @@ def plan_profile(profile: ModelProfile, options: LoadOptions, machines: Sequence
         budget=options.memory_budget,
         workload=options.workload or Workload(),
         machine=machines[0],
-        beside=machines[1:],
+        other_machines=machines[1:],
     )
 
 

@@ -29,5 +29,5 @@ def test_a_profile_gives_the_same_plan_as_its_config(budget: str) -> None:
 
 def test_a_profile_of_another_dtype_is_refused() -> None:
     profile = ls.profile_model(SHAPE, dtype="float16")
-    with pytest.raises(ls.PlanError, match="is of float16, and float32 was asked for"):
+    with pytest.raises(ls.PlanError, match="is for float16, but float32 was requested"):
         ls.simulate(profile, machine=CARD, dtype="float32")
