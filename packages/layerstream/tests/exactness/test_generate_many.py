@@ -1,4 +1,4 @@
-"""Many requests at once: unpacked equals alone, packed equals `generate()` on the same padded batch, bit for bit."""
+"""Unpacked requests equal requests alone, packed ones `generate()` on the same padded batch, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores equal transformers' own two steps, bit for bit: the prefix, then each suffix on a copy of its cache."""
+"""Scores equal transformers' two steps, bit for bit: the prefix, then each suffix on a copy of its cache."""
 
 from __future__ import annotations
 

@@ -144,9 +144,7 @@ def test_a_machine_file_may_have_sizes_as_text_and_leave_out_rates(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = tmp_path / "machine.json"
-    machine.write_text(
-        '{"device": "cuda:0", "device_memory_bytes": "16GB", "host_memory_bytes": 32e9, "disk_bytes_per_s": 1e9}'
-    )
+    machine.write_text('{"device": "cuda:0", "device_memory_bytes": "16GB", "host_memory_bytes": 32e9}')
     planned, _ = run(capsys, "plan", tiny_llama_dir, "--machine", machine, "--json")
     assert json.loads(planned)["ledger"]["device_budget_bytes"] == 16_000_000_000
 
@@ -274,7 +272,7 @@ def test_a_config_that_transformers_does_not_know_is_one_error_line(
     for text in ('{"model_type": "no-such-thing"}', "[]", "{", '{"hidden_size": 3}'):
         (tmp_path / "config.json").write_text(text)
         _, err = run(capsys, "estimate", tmp_path / "config.json", status=2)
-        assert "is no config that transformers understands" in err
+        assert "is not a config that transformers understands" in err
 
 
 def test_a_checkpoint_without_tokenizer_or_chat_template_is_reported(

@@ -78,7 +78,7 @@ class Screen(io.StringIO):
 
 
 def attached_screen(patch: pytest.MonkeyPatch) -> Screen:
-    """Make stdout and stderr one terminal; called inside a test, since pytest replaces both before each phase."""
+    """Make stdout and stderr one terminal. Call it inside a test: pytest replaces both before each phase."""
     screen = Screen()
     patch.setattr(sys, "stdout", screen)
     patch.setattr(sys, "stderr", screen)

@@ -264,7 +264,7 @@ def test_a_failing_prefix_is_its_requests_error(
 
 
 def test_the_norm_and_the_head_see_only_the_scored_positions(streamed: ls.StreamedModel) -> None:
-    """These are the last token of a prefix, and all tokens of a suffix but the last, which is only looked up."""
+    """A prefix's last token, and all tokens of a suffix but the last, which is only looked up."""
     seen: dict[str, list[int]] = {"norm": [], "head": []}
     handles = [
         streamed.model.model.norm.register_forward_hook(
