@@ -1,4 +1,4 @@
-"""Scores from one sweep equal transformers' own two steps, bit for bit: prefix, then each suffix on a copy of its cache."""
+"""Scores equal transformers' two steps, bit for bit: the prefix, then each suffix on a copy of its cache."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ IN_FP32 = (
     "llama4_text",
 )
 WHOLE = ("jamba", "qwen3_next", "mamba2", "zamba2", "minimax")
-"""Families whose state each continuation changes."""
+"""Families with a state that each continuation changes."""
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +89,9 @@ def head_for(width: int, dtype: torch.dtype) -> nn.Linear:
 def assert_logprobs(
     results: Sequence[ls.ScoringResult], expected: list[list[tuple[torch.Tensor, bool]]]
 ) -> None:
-    for result, wanted in zip(results, expected, strict=True):
+    for result, expected_scores in zip(results, expected, strict=True):
         assert result.error is None, result.error
-        for score, (values, is_greedy) in zip(result.scores, wanted, strict=True):
+        for score, (values, is_greedy) in zip(result.scores, expected_scores, strict=True):
             assert score.token_logprobs.dtype == np.float32
             np.testing.assert_array_equal(score.token_logprobs, values.numpy())
             assert score.is_greedy == is_greedy
@@ -100,9 +100,9 @@ def assert_logprobs(
 
 
 def assert_outputs(results: Sequence[ls.ScoringResult], expected: list[list[torch.Tensor]]) -> None:
-    for result, wanted in zip(results, expected, strict=True):
+    for result, expected_scores in zip(results, expected, strict=True):
         assert result.error is None, result.error
-        for score, values in zip(result.scores, wanted, strict=True):
+        for score, values in zip(result.scores, expected_scores, strict=True):
             np.testing.assert_array_equal(score.outputs, values.float().numpy())
 
 
@@ -114,16 +114,16 @@ def test_scores_equal_two_steps(family: str, dtype: str, tmp_path: Path) -> None
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     plain = reference(path)
     head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
-    asked = requests()
+    scored = requests()
     with load(path, dtype, "min") as streamed:
-        results = ls.score(streamed, asked, batches=1)
+        results = ls.score(streamed, scored, max_rows=64)
         assert streamed.report().sweeps == 1
         assert all(result.is_shared for result in results)
-        assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in asked])
+        assert_logprobs(results, [logprobs_in_two_steps(plain, request) for request in scored])
         streamed.reset_report()
         assert_outputs(
-            ls.score(streamed, asked, head=head, batches=1),
-            [head_in_two_steps(plain, head, each) for each in asked],
+            ls.score(streamed, scored, head=head, max_rows=64),
+            [head_in_two_steps(plain, head, request) for request in scored],
         )
         assert streamed.report().sweeps == 1
 
@@ -135,7 +135,7 @@ def test_scores_equal_two_steps_at_every_budget(family: str, budget: str, tmp_pa
     plain = reference(path)
     with load(path, "auto", budget) as streamed:
         assert_logprobs(
-            ls.score(streamed, requests()), [logprobs_in_two_steps(plain, each) for each in requests()]
+            ls.score(streamed, requests()), [logprobs_in_two_steps(plain, request) for request in requests()]
         )
 
 
@@ -148,20 +148,21 @@ def test_families_with_a_state_score_each_suffix_with_its_prefix(
     path = save_tiny(family, tmp_path, getattr(torch, dtype))
     plain = reference(path)
     head = head_for(plain.get_output_embeddings().weight.shape[-1], plain.dtype)
-    asked = requests()
+    scored = requests()
     with load(path, dtype, "min") as streamed:
-        results = ls.score(streamed, asked, batches=1)
+        results = ls.score(streamed, scored, max_rows=64)
         assert streamed.report().sweeps == 1
         assert not any(result.is_shared for result in results)
-        assert_logprobs(results, [logprobs_whole(plain, each) for each in asked])
+        assert_logprobs(results, [logprobs_whole(plain, request) for request in scored])
         assert_outputs(
-            ls.score(streamed, asked, head=head, batches=1), [head_whole(plain, head, each) for each in asked]
+            ls.score(streamed, scored, head=head, max_rows=64),
+            [head_whole(plain, head, request) for request in scored],
         )
 
 
 @pytest.mark.parametrize("family", IN_FP32)
-def test_two_steps_mean_what_one_text_means(family: str, tmp_path: Path) -> None:
-    """Positions and masks behind the prefix are right: in fp32 the two ways agree up to rounding."""
+def test_two_steps_agree_with_one_text(family: str, tmp_path: Path) -> None:
+    """Positions and masks after the prefix are right: in fp32 the two ways agree up to rounding."""
     plain = reference(save_tiny(family, tmp_path, torch.float32))
     for request in requests():
         for (steps, _), (whole, _) in zip(
@@ -170,33 +171,33 @@ def test_two_steps_mean_what_one_text_means(family: str, tmp_path: Path) -> None
             torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_all_questions_read_the_weights_once(tmp_path: Path) -> None:
+def test_all_requests_together_read_the_weights_once(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     with load(path, "auto", "min") as streamed:
         streamed.model(input_ids=torch.tensor([[5, 6, 7]]))
         once = settled_reads(streamed)
     with load(path, "auto", "min") as streamed:
-        ls.score(streamed, requests() * 20, batches=1)
+        ls.score(streamed, requests() * 20, max_rows=64)
         assert settled_reads(streamed) == once
 
 
-def test_batches_are_sweeps(tmp_path: Path) -> None:
+def test_max_rows_limits_the_requests_per_sweep(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.bfloat16)
     plain = reference(path)
-    asked = requests() * 2
+    scored = requests() * 2
     with load(path, "auto", "min") as streamed:
-        results = ls.score(streamed, asked, batches=3)
+        results = ls.score(streamed, scored, max_rows=2)
         assert streamed.report().sweeps == 3
-        assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in asked])
+        assert_logprobs(results, [logprobs_in_two_steps(plain, request) for request in scored])
 
 
-def test_a_head_from_a_file_scores_as_the_module(tmp_path: Path) -> None:
-    """In fp32 on a bf16 model: the hidden state is cast to the head's dtype."""
+def test_a_head_from_a_file_scores_like_the_module(tmp_path: Path) -> None:
+    """The head is in fp32 and the model in bf16: the hidden state is cast to the head's dtype."""
     path = save_tiny("llama", tmp_path / "model", torch.bfloat16)
     head = head_for(64, torch.float32)
     save_file({"score.weight": head.weight.data, "score.bias": head.bias.data}, tmp_path / "head.safetensors")
     plain = reference(path)
-    expected = [head_in_two_steps(plain, head, each) for each in requests()]
+    expected = [head_in_two_steps(plain, head, request) for request in requests()]
     with load(path, "auto", "min") as streamed:
         results = ls.score(streamed, requests(), head=tmp_path / "head.safetensors")
     assert_outputs(results, expected)
@@ -205,9 +206,9 @@ def test_a_head_from_a_file_scores_as_the_module(tmp_path: Path) -> None:
     assert score.mean == float(score.outputs.astype(np.float64).sum()) / 8
 
 
-def test_scores_keep_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
+def test_scores_respect_every_wait_of_an_asynchronous_device(tiny_llama_dir: Path) -> None:
     plain = reference(tiny_llama_dir)
     budget = ls.MemoryBudget(device="min", host="min")
     with ls.load(tiny_llama_dir, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0005)) as streamed:
         results = ls.score(streamed, requests())
-    assert_logprobs(results, [logprobs_in_two_steps(plain, each) for each in requests()])
+    assert_logprobs(results, [logprobs_in_two_steps(plain, request) for request in requests()])

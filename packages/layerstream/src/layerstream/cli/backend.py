@@ -1,7 +1,7 @@
-"""What the commands need of torch and transformers, imported on first use.
+"""What the commands need of the slow parts of the library, imported on first use.
 
-Commands write `backend.load_with(...)`. So `--help`, `--version` and a mistyped option load neither library.
-The first use also silences what the libraries would print.
+Commands write `backend.load_with(...)`. So `--help`, `--version` and a mistyped option load neither torch nor
+transformers. The first use also silences what these libraries would print.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..engine.tokenizer import load_tokenizer
     from ..loading import load_with, plan_with, profile_model
     from ..machine import probe_machine
+    from ..planning.simulate import simulate_spans
+    from ..simulation import plan_profile
     from ..uses.batching.generate import generate_many
     from ..uses.batching.progress import BatchProgress
     from ..uses.scoring.requests import ScoringTokenizer
@@ -42,11 +44,13 @@ __all__ = [
     "load_tokenizer",
     "load_with",
     "manual_seed",
+    "plan_profile",
     "plan_with",
     "probe_machine",
     "profile_model",
     "score",
     "silence_libraries",
+    "simulate_spans",
 ]
 
 _import, __dir__ = lazy_exports(
@@ -65,6 +69,8 @@ _import, __dir__ = lazy_exports(
         "layerstream.engine.tokenizer": ("load_tokenizer",),
         "layerstream.loading": ("load_with", "plan_with", "profile_model"),
         "layerstream.machine": ("probe_machine",),
+        "layerstream.planning.simulate": ("simulate_spans",),
+        "layerstream.simulation": ("plan_profile",),
         "layerstream.uses.batching.generate": ("generate_many",),
         "layerstream.uses.batching.progress": ("BatchProgress",),
         "layerstream.uses.scoring.requests": ("ScoringTokenizer",),

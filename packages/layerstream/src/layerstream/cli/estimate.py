@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from ..planning.estimate import bytes_by_precision
 from ..spec.sizes import parse_size
-from . import backend
+from . import backend, lazy_rich
 from .options import KNOWN_MODELS, AsJson
 from .printing import out_console, print_json
 
@@ -81,10 +79,12 @@ def _parameters(name: str) -> tuple[str, int]:
     return name, backend.profile_model(name).num_parameters
 
 
-def estimate_table(estimates: list[Estimate], memory: str | None) -> Table:
-    """Return the estimates as a table, in decimal gigabytes as on model cards; what fits into `memory` is ticked."""
+def estimate_table(estimates: list[Estimate], memory: str | None) -> lazy_rich.Table:
+    """Return a table in decimal gigabytes, as on model cards, with a tick where `memory` is enough."""
     caption = "decimal GB, weights alone" + (f"; ✓ fits into {memory}" if memory is not None else "")
-    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left", header_style="bold")
+    table = lazy_rich.Table(
+        box=None, pad_edge=False, caption=caption, caption_justify="left", header_style="bold"
+    )
     longest_name = max(len(estimate.name) for estimate in estimates)
     table.add_column("model", overflow="fold", min_width=min(32, longest_name))
     table.add_column("parameters", justify="right", no_wrap=True)
@@ -96,9 +96,13 @@ def estimate_table(estimates: list[Estimate], memory: str | None) -> Table:
     return table
 
 
-def _cell(estimate: Estimate, precision: str) -> Text:
+def _cell(estimate: Estimate, precision: str) -> lazy_rich.Text:
     gigabytes = estimate.weight_bytes[precision] / 1e9
     text = f"{gigabytes:.0f}" if gigabytes >= 100 else f"{gigabytes:.3g}"
     if not estimate.fits:
-        return Text(text)
-    return Text(f"{text} ✓", style="green") if estimate.fits[precision] else Text(f"{text}  ", style="dim")
+        return lazy_rich.Text(text)
+    return (
+        lazy_rich.Text(f"{text} ✓", style="green")
+        if estimate.fits[precision]
+        else lazy_rich.Text(f"{text}  ", style="dim")
+    )

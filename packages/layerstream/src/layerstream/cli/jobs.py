@@ -48,8 +48,6 @@ class JobRow:
 def read_rows(path: Path) -> list[JobRow]:
     """Return the rows of a JSON-lines file, without empty lines. A line that is not an object has an error.
 
-
-
     Raises:
         JobError: the file cannot be read.
     """

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..simulation import plan_profile
 from ..spec.options import LoadOptions, Workload
-from ..spec.plans import PlacementPlan
-from ..spec.profiles import Machine, ModelProfile
 from . import backend
 from .machine_text import machine_from_text
 from .options import KNOWN_MODELS, AsJson, MachineText, Model, model_or_default, takes_load_options
 from .printing import out_console, print_json
+
+if TYPE_CHECKING:
+    from ..spec.plans import PlacementPlan
+    from ..spec.profiles import Machine, ModelProfile
 
 PromptTokens = Annotated[int, typer.Option(help="The longest prompt, in tokens.", min=1)]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Tokens generated after it.", min=0)]
@@ -59,4 +60,4 @@ def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple
     """
     source = backend.known_config(model) if model in KNOWN_MODELS else model
     profile = backend.inspect_any(source, options, on_host=machine.device_is_host).profile
-    return plan_profile(profile, options, [machine]), profile
+    return backend.plan_profile(profile, options, [machine]), profile

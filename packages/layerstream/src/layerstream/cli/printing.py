@@ -9,17 +9,17 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
+from . import lazy_rich
 
 
-def out_console() -> Console:
+def out_console() -> lazy_rich.Console:
     """Return a console on the current stdout, which tests and shells replace."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    return lazy_rich.Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
 
-def err_console() -> Console:
+def err_console() -> lazy_rich.Console:
     """Return a console on the current stderr."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    return lazy_rich.Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from ..spec.profiles import Machine
 from ..spec.sizes import format_bytes, format_rate
-from . import backend
+from . import backend, lazy_rich
 from .options import AsJson, Device
 from .printing import err_console, out_console, print_json
+
+if TYPE_CHECKING:
+    from ..spec.profiles import Machine
 
 DiskPath = Annotated[
     Path | None,
@@ -35,9 +36,11 @@ def probe_command(path: DiskPath = None, device: Device = "auto", as_json: AsJso
         out_console().print(machine_table(machine))
 
 
-def machine_table(machine: Machine) -> Table:
+def machine_table(machine: Machine) -> lazy_rich.Table:
     """Return the figures of `machine` as a table."""
-    table = Table(title=machine.name, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = lazy_rich.Table(
+        title=machine.name, title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column(style="dim")

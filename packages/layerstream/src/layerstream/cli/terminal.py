@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-from rich.cells import cell_len, set_cell_size
+from . import lazy_rich
 
 _DOWN_KEEPING_COLUMN = "\x1bD\x1b[A"  # scrolls on the last row, so that there is a row below the text
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
@@ -88,7 +88,7 @@ class StatusLine:
 
     def _track_column(self, text: str) -> None:
         _, newline, rest = text.rpartition("\n")
-        self._column = cell_len(rest) if newline else self._column + cell_len(rest)
+        self._column = lazy_rich.cell_len(rest) if newline else self._column + lazy_rich.cell_len(rest)
 
     def _erase(self) -> None:
         if self._is_drawn:
@@ -104,7 +104,7 @@ class StatusLine:
             # The cursor hangs after the last column: moving it or erasing would lose the last character.
             return
         line = self._render()
-        line = line if cell_len(line) < columns else set_cell_size(line, columns - 1)
+        line = line if lazy_rich.cell_len(line) < columns else lazy_rich.set_cell_size(line, columns - 1)
         start, end = self._style
         self._err.write(f"{_DOWN_KEEPING_COLUMN}{_SAVE}{_NEXT_ROW}{_ERASE_BELOW}{start}{line}{end}{_RESTORE}")
         self._err.flush()

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..planning.simulate import simulate_spans
 from ..spec.options import LoadOptions, Workload
-from ..spec.timeline import Span
 from ..uses.batching.requests import GenerationRequest
 from . import backend
 from .machine_text import machine_from_text
@@ -19,6 +17,9 @@ from .options import KNOWN_MODELS, MachineText, Model, model_or_default, takes_l
 from .plan import plan_on_machine
 from .printing import err_console, out_console
 from .trace_files import check_trace_path, write_trace
+
+if TYPE_CHECKING:
+    from ..spec.timeline import Span
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Write OUT.json (for Perfetto) and OUT.html (a web page).")
@@ -83,5 +84,5 @@ def _simulate(
         machine = machine_from_text(machine_text)
     workload = Workload(prompt_tokens=1, new_tokens=sweeps)
     plan, profile = plan_on_machine(model, machine, replace(options, workload=workload))
-    spans = simulate_spans(plan, profile, machine, 1, sweeps)
+    spans = backend.simulate_spans(plan, profile, machine, 1, sweeps)
     return spans, f"Simulated for {machine.name} in {plan.dtype}, one token per sweep; nothing was run."

@@ -121,7 +121,8 @@ def gantt_svg(spans: Iterable[Span], *, width_px: int = 1180, label: str = "time
             f'<svg class="gantt" xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}" '
             f'width="{width_px}" height="{height}" viewBox="0 0 {width_px} {height}">',
             f"<style>{_STYLE}</style>",
-            '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+            '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
+            'patternTransform="rotate(45)">'
             '<line class="hatch" x1="0" y1="0" x2="0" y2="5"/></pattern></defs>',
             *body,
             "</svg>",
@@ -136,13 +137,15 @@ def gantt_html(spans: Iterable[Span], *, title: str, subtitle: str = "") -> str:
     width_px = min(12_000, max(1180, 3 * len(spans)))
     return "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-            f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_PAGE_STYLE}</style></head><body>',
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width">',
+            f'<title>{escape(title)}</title><link rel="icon" href="data:,">',
+            f"<style>{_PAGE_STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>",
             f'<div class="scroll" tabindex="0">{gantt_svg(spans, width_px=width_px, label=title)}</div>',
             _totals_table(spans),
-            "<p>Point at a bar for its block, sweep, length and rate. Dashed lines mark the starts of sweeps.</p>",
-            "</body></html>",
+            "<p>Point at a bar for its block, sweep, length and rate. Dashed lines mark the starts of sweeps."
+            "</p></body></html>",
         ]
     )
 
@@ -174,7 +177,7 @@ def _pack(spans: Iterable[Span]) -> tuple[_Track, ...]:
 
 
 def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
-    """Put overlapping spans into different rows, as few as possible; a span takes the row free the longest."""
+    """Put overlapping spans into different rows, as few as possible; a span takes the row idle longest."""
     rows: list[list[Span]] = []
     ends: list[tuple[float, int]] = []
     for span in sorted(spans, key=lambda span: (span.start_s, span.end_s)):
@@ -252,12 +255,14 @@ def _draw_track(track: _Track, top: int, scale: _Scale) -> list[str]:
     height = len(track.rows) * _ROW
     name = track.activity.value
     lines = [
-        f'<text class="track" x="{_LEFT - 12}" y="{top + height / 2 + 4:.0f}" text-anchor="end">{name}</text>',
+        f'<text class="track" x="{_LEFT - 12}" y="{top + height / 2 + 4:.0f}" text-anchor="end">'
+        f"{name}</text>",
     ]
     for index, row in enumerate(track.rows):
         y = top + index * _ROW
         lines.append(
-            f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" height="{_ROW - 2}"/>'
+            f'<rect class="band" x="{_LEFT}" y="{y + 1}" width="{scale.width_px - _LEFT - _RIGHT}" '
+            f'height="{_ROW - 2}"/>'
         )
         for span in row:
             width = max(_MIN_WIDTH_PX, span.duration_s * scale.px_per_s)
@@ -265,8 +270,9 @@ def _draw_track(track: _Track, top: int, scale: _Scale) -> list[str]:
             # a border would make a wait of almost nothing look like a bar
             shade += " thin" if span.activity is Activity.WAIT and width < 2 else ""
             lines.append(
-                f'<rect class="span {name}{shade}" x="{scale.x(span.start_s):.2f}" y="{y + 1}" width="{width:.2f}" '
-                f'height="{_ROW - 2}" rx="1.5"><title>{escape(_hover(span))}</title></rect>'
+                f'<rect class="span {name}{shade}" x="{scale.x(span.start_s):.2f}" y="{y + 1}" '
+                f'width="{width:.2f}" height="{_ROW - 2}" rx="1.5">'
+                f"<title>{escape(_hover(span))}</title></rect>"
             )
     return lines
 

@@ -14,8 +14,6 @@ from .trace_export import gantt_html, gantt_svg, perfetto_json
 def write_trace(spans: Sequence[Span], path: Path, *, model: str, subtitle: str = "") -> None:
     """Write `spans` of `model` to `path`, in the format of its suffix: `.json` (Perfetto), `.html` or `.svg`.
 
-
-
     Raises:
         PlanError: the suffix is another one, or the file cannot be written.
     """

@@ -86,7 +86,7 @@ class StreamedLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of `string`, with the tokenizer's special tokens unless the text begins with BOS."""
+        """Return the tokens of `string`; special tokens are added unless it begins with the BOS text."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(bos))
@@ -129,7 +129,7 @@ class StreamedLM(TemplateLM):
         return [answers[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return each whole text's log-probability, in windows of `max_length` that are all scored together."""
+        """Return the log-probability of each whole text, in windows that are all scored together."""
         windows: list[TokenizedPair] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):

@@ -1,4 +1,4 @@
-"""`layerstream batch` on a real tiny checkpoint: every row once, answers as the library gives them, killed and resumed."""
+"""`layerstream batch` on a real tiny checkpoint: each row once, the library's answers, killed and resumed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(*arguments: object) -> int:
     return main(["batch", *map(str, arguments)])
 
 
-def test_every_row_gets_the_answer_that_the_library_gives(
+def test_every_row_gets_the_librarys_answer(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -54,25 +54,25 @@ def test_every_row_gets_the_answer_that_the_library_gives(
         for number, prompt in enumerate(PROMPTS)
     ]
     source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    assert run(source, target, "-m", tiny_llama_dir, "--budget", "min", "--isolate") == 0
+    assert run(source, target, "-m", tiny_llama_dir, "--budget", "min", "--no-packed") == 0
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        asked = [
+        requests = [
             ls.GenerationRequest(prompt=row["prompt"], max_new_tokens=row["max_new_tokens"]) for row in rows
         ]
-        expected = ls.generate_many(streamed, asked, isolate=True)
+        expected = ls.generate_many(streamed, requests, packed=False)
     results = results_of(target)
     assert [(results[n + 1]["id"], results[n + 1]["text"]) for n in range(4)] == [
-        (row["id"], each.text) for row, each in zip(rows, expected, strict=True)
+        (row["id"], result.text) for row, result in zip(rows, expected, strict=True)
     ]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "4 of 4 rows have their result" in captured.err
+    assert "4 of 4 rows have a result" in captured.err
 
 
-def test_several_devices_share_the_rows_and_one_reading(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_several_devices_share_the_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
     source = write_rows(tmp_path / "in.jsonl", rows)
-    options = ("-m", tiny_llama_dir, "--budget", "min", "--isolate", "--quiet")
+    options = ("-m", tiny_llama_dir, "--budget", "min", "--no-packed", "--quiet")
     assert run(source, tmp_path / "one.jsonl", *options) == 0
     assert run(source, tmp_path / "two.jsonl", *options, "--device", "cpu,cpu") == 0
     one, two = results_of(tmp_path / "one.jsonl"), results_of(tmp_path / "two.jsonl")
@@ -82,7 +82,7 @@ def test_several_devices_share_the_rows_and_one_reading(tiny_llama_dir: Path, tm
 
 
 @pytest.mark.parametrize("devices", ["cpu,", "cpu,abacus", "cpu,cuda:99"])
-def test_a_device_that_is_not_there_is_told(
+def test_a_device_that_does_not_exist_is_reported(
     devices: str, tiny_llama_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
@@ -93,18 +93,20 @@ def test_a_device_that_is_not_there_is_told(
 def test_progress_with_the_time_left_goes_to_stderr(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line now and then where stderr is no terminal; here after every step."""
-    monkeypatch.setattr("layerstream.cli.row_job._LINE_EVERY_S", 0.0)
+    """If stderr is not a terminal, there is a line every few seconds; here after every step."""
+    monkeypatch.setattr("layerstream.cli.row_job._LOG_EVERY_S", 0.0)
     source = write_rows(
         tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
     )
-    assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--batches", "2") == 0
+    assert (
+        run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--max-rows", "2") == 0
+    )
     lines = [line for line in capsys.readouterr().err.splitlines() if "rows · " in line]
-    assert "tokens · sweep 1 · about" in lines[0] and lines[0].startswith("0/4 rows")
-    assert lines[-1].startswith("4/4 rows") and "left at most" in lines[-1]
+    assert "tokens · sweep 1 · at most" in lines[0] and lines[0].startswith("0/4 rows")
+    assert lines[-1].startswith("4/4 rows") and lines[-1].endswith("left")
 
 
-def test_settings_of_every_kind_are_each_rows_own(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_every_row_has_its_own_settings(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": "hello", "temperature": 0.7, "seed": 3, "max_new_tokens": 4},
         {"prompt": "hello", "num_beams": 2, "max_new_tokens": 4},
@@ -149,18 +151,18 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
         9,
     ]
     assert "unknown key max_new_token" in results[5]["error"]
-    assert "10 of 10 rows have their result, 8 of them an error" in capsys.readouterr().err
+    assert "10 of 10 rows have a result, 8 of them an error" in capsys.readouterr().err
     before = target.read_bytes()
     assert run(source, target, "-m", tiny_llama_dir) == 1
     assert target.read_bytes() == before
 
 
-def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_started_again_it_answers_the_remaining_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
     source = write_rows(
         tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
     )
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
-    arguments = ("-m", tiny_llama_dir, "--budget", "min", "--isolate", "--quiet")
+    arguments = ("-m", tiny_llama_dir, "--budget", "min", "--no-packed", "--quiet")
     assert run(source, whole, *arguments) == 0
     lines = whole.read_bytes().splitlines(keepends=True)
     resumed.write_bytes(lines[0] + lines[1] + lines[2][:20])
@@ -169,10 +171,9 @@ def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path
     assert resumed.read_bytes().startswith(lines[0] + lines[1])
 
 
-def test_a_disk_that_fails_leaves_the_rows_open(
+def test_a_disk_that_fails_leaves_the_rows_for_the_next_start(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rows are not to blame: they are done at the next start."""
     checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
     source, target = (
@@ -191,8 +192,8 @@ def test_a_disk_that_fails_leaves_the_rows_open(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_at_random_instants_it_loses_and_repeats_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    """kill -9, as often as it takes for a few results to be there at the time; the answers are the uninterrupted run's."""
+def test_killed_at_random_times_it_loses_and_repeats_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """kill -9, each time after some new results; the answers are those of an uninterrupted run."""
     rng = random.Random(3)
     rows = [
         {"id": number, "prompt": "hello" * (1 + number % 5), "max_new_tokens": 10 + number % 20}
@@ -203,7 +204,7 @@ def test_killed_at_random_instants_it_loses_and_repeats_nothing(tiny_llama_dir: 
         tmp_path / "killed.jsonl",
         tmp_path / "whole.jsonl",
     )
-    arguments = ["-m", str(tiny_llama_dir), "--budget", "min", "--isolate", "--batches", "6", "--quiet"]
+    arguments = ["-m", str(tiny_llama_dir), "--budget", "min", "--no-packed", "--max-rows", "4", "--quiet"]
     program = [sys.executable, "-c", "import sys; from layerstream.cli.app import main; sys.exit(main())"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for _ in range(2):

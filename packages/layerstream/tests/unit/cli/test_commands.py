@@ -1,4 +1,4 @@
-"""Every command on a real tiny checkpoint, in this process; what is shown is compared with the library's own answer."""
+"""Every command on a real tiny checkpoint, in this process, compared with what the library returns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import layerstream
 from layerstream.cli.app import main
+from layerstream.cli.options import KNOWN_MODELS
 
 pytestmark = pytest.mark.usefixtures("_quiet_terminal")
 
@@ -38,36 +39,36 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0)
     return captured.out, captured.err
 
 
-def test_run_streams_the_resident_models_text_to_stdout_alone(
+def test_run_streams_the_resident_models_text_and_nothing_else_to_stdout(
     tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--budget", "min")
     assert out == expected_text + "\n"
     assert "predicted peak" in err
-    assert "tokens after 5 of the prompt" in err
+    assert "5 prompt tokens, 6 new tokens: the first after" in err
     assert "waiting" in err
 
 
-def test_run_quiet_says_nothing_but_the_answer(
+def test_run_quiet_prints_only_the_answer(
     tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--quiet")
     assert (out, err) == (expected_text + "\n", "")
 
 
-def test_run_as_json_has_answer_plan_and_report(
+def test_run_json_has_answer_plan_and_report(
     tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 6, "--budget", "min", "--json")
-    told = json.loads(out)
-    assert told["prompt"] == "hello"
-    assert told["answer"]["text"] == expected_text
-    assert told["answer"]["prompt_tokens"] == 5
-    assert told["report"]["sweeps"] == told["answer"]["new_tokens"]
-    assert told["plan"]["ledger"]["device_bytes"] <= told["plan"]["ledger"]["device_budget_bytes"]
+    printed = json.loads(out)
+    assert printed["prompt"] == "hello"
+    assert printed["answer"]["text"] == expected_text
+    assert printed["answer"]["prompt_tokens"] == 5
+    assert printed["report"]["sweeps"] == printed["answer"]["new_tokens"]
+    assert printed["plan"]["ledger"]["device_bytes"] <= printed["plan"]["ledger"]["device_budget_bytes"]
 
 
-def test_run_takes_the_prompt_from_a_pipe(
+def test_run_reads_the_prompt_from_a_pipe(
     tiny_llama_dir: Path,
     expected_text: str,
     capsys: pytest.CaptureFixture[str],
@@ -78,7 +79,7 @@ def test_run_takes_the_prompt_from_a_pipe(
     assert out == expected_text + "\n"
 
 
-def test_run_with_a_seed_samples_the_same_twice_and_differs_from_greedy(
+def test_run_with_a_seed_repeats_its_sample_which_is_not_the_greedy_text(
     tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampled = ["run", tiny_llama_dir, "-p", "hello", "-n", 6, "-q", "--temperature", 5.0, "--seed"]
@@ -89,7 +90,7 @@ def test_run_with_a_seed_samples_the_same_twice_and_differs_from_greedy(
     assert first != expected_text + "\n"
 
 
-def test_run_in_the_chat_template_has_the_templates_tokens_more(
+def test_run_with_chat_counts_the_templates_tokens_too(
     tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 1, "--chat", "--json")
@@ -97,13 +98,13 @@ def test_run_in_the_chat_template_has_the_templates_tokens_more(
 
 
 @pytest.mark.parametrize("suffix", [".json", ".html", ".svg"])
-def test_run_writes_the_trace_that_the_suffix_names(
+def test_run_writes_the_trace_in_the_format_of_its_suffix(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
     trace = tmp_path / f"trace{suffix}"
     run(capsys, "run", tiny_llama_dir, "-p", "hello", "-n", 2, "-q", "--budget", "min", "--trace", trace)
-    begins = {".json": '{"traceEvents"', ".html": "<!doctype html>", ".svg": "<svg"}
-    assert trace.read_text().startswith(begins[suffix])
+    beginnings = {".json": '{"traceEvents"', ".html": "<!doctype html>", ".svg": "<svg"}
+    assert trace.read_text().startswith(beginnings[suffix])
     assert "model.layers.3" in trace.read_text()
 
 
@@ -111,20 +112,22 @@ def test_plan_prints_what_the_library_explains(
     tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min", "--json")
-    told = json.loads(out)
+    printed = json.loads(out)
     plan = layerstream.plan(tiny_llama_dir, budget="min")
-    assert [unit["name"] for unit in told["units"]] == [unit.name for unit in plan.units]
-    assert told["ledger"]["device_bytes"] == plan.ledger.device_bytes
+    assert [unit["name"] for unit in printed["units"]] == [unit.name for unit in plan.units]
+    assert printed["ledger"]["device_bytes"] == plan.ledger.device_bytes
     shown, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min")
     assert shown.splitlines()[0] == plan.explain().splitlines()[0]
 
 
-def test_plan_answers_for_a_machine_and_a_model_that_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_works_for_a_machine_and_a_known_model_that_are_not_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out, _ = run(capsys, "plan", "llama-2-70b", "--machine", "gpu=16GB,ram=32GB,disk=2.5GB/s", "--json")
-    told = json.loads(out)
-    assert told["device"] == "cuda:0"
-    assert told["ledger"]["device_bytes"] <= 16_000_000_000
-    assert told["cost"]["limited_by"] == "disk"
+    printed = json.loads(out)
+    assert printed["device"] == "cuda:0"
+    assert printed["ledger"]["device_bytes"] <= 16_000_000_000
+    assert printed["cost"]["limited_by"] == "disk"
 
 
 def test_a_machine_written_by_probe_can_be_planned_for(
@@ -132,19 +135,47 @@ def test_a_machine_written_by_probe_can_be_planned_for(
 ) -> None:
     out, _ = run(capsys, "probe", "--path", tmp_path, "--device", "cpu", "--json")
     machine = tmp_path / "machine.json"
-    machine.write_text(json.dumps({**json.loads(out), "host_memory_bytes": "8 GiB"}))
-    told, _ = run(capsys, "plan", tiny_llama_dir, "--machine", machine, "--json")
-    assert json.loads(told)["device"] == "cpu"
+    machine.write_text(out)
+    planned, _ = run(capsys, "plan", tiny_llama_dir, "--machine", machine, "--json")
+    assert json.loads(planned)["device"] == "cpu"
 
 
-def test_probe_shows_every_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_file_may_have_sizes_as_text_and_leave_out_rates(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = tmp_path / "machine.json"
+    machine.write_text('{"device": "cuda:0", "device_memory_bytes": "16GB", "host_memory_bytes": 32e9}')
+    planned, _ = run(capsys, "plan", tiny_llama_dir, "--machine", machine, "--json")
+    assert json.loads(planned)["ledger"]["device_budget_bytes"] == 16_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "a JSON object"),
+        ('{"device_memory_bytes": "16GB"}', "lacks host_memory_bytes"),
+        ('{"device_memory_bytes": "16GB", "host_memory_bytes": "1GB", "gpu": 1}', "gpu"),
+        ('{"device_memory_bytes": "16GB", "host_memory_bytes": "1GB", "flops_per_s": "fast"}', "flops_per_s"),
+    ],
+)
+def test_a_machine_file_with_a_wrong_field_is_refused(
+    content: str, message: str, tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = tmp_path / "machine.json"
+    machine.write_text(content)
+    _, err = run(capsys, "plan", tiny_llama_dir, "--machine", machine, status=2)
+    assert "cannot use the machine" in err
+    assert message in err
+
+
+def test_probe_shows_every_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, "probe", "--path", tmp_path, "--device", "cpu")
     assert all(word in out for word in ("disk", "GB/s", "GFLOP/s", "host memory free"))
 
 
 def test_estimate_computes_the_known_models_from_their_configs(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, "estimate", "--json")
-    gigabytes = {each["name"]: each["weight_bytes"]["float16"] / 1e9 for each in json.loads(out)}
+    gigabytes = {estimate["name"]: estimate["weight_bytes"]["float16"] / 1e9 for estimate in json.loads(out)}
     published = {
         "GPT-3 175B": 350,
         "BLOOM 176B": 352,
@@ -158,7 +189,7 @@ def test_estimate_computes_the_known_models_from_their_configs(capsys: pytest.Ca
         assert gigabytes[name] == pytest.approx(about, rel=0.04)
 
 
-def test_estimate_ticks_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_ticks_the_precisions_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, "estimate", "starcoder-15.5b", "--memory", "16GB")
     row = next(line for line in out.splitlines() if line.startswith("StarCoder"))
     assert row.split()[4:] == ["62.1", "31", "15.5", "✓", "7.76", "✓", "5.82", "✓", "3.88", "✓"]
@@ -214,7 +245,7 @@ def test_trace_simulates_without_running(
         (["plan", "TINY", "--budget", "many"], "'many' is not a size"),
         (["plan", "TINY", "--budget", "1KiB"], "give at least"),
         (["plan", "TINY", "--machine", "gpu=16GB"], "lacks ram"),
-        (["plan", "TINY", "--machine", "cpu=16GB"], "'cpu' in the machine"),
+        (["plan", "TINY", "--machine", "cpu=16GB"], "unknown key 'cpu'"),
         (["plan", "TINY", "--machine", "absent.json"], "cannot read the machine"),
         (["run", "TINY", "-p", "  "], "the prompt is empty"),
         (["run", "TINY", "-p", "hello", "--trace", "t.txt"], "not 't.txt'"),
@@ -226,14 +257,16 @@ def test_trace_simulates_without_running(
 def test_an_error_is_one_line_on_stderr_and_status_2(
     arguments: list[str], message: str, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = run(capsys, *(each.replace("TINY", str(tiny_llama_dir)) for each in arguments), status=2)
+    out, err = run(
+        capsys, *(argument.replace("TINY", str(tiny_llama_dir)) for argument in arguments), status=2
+    )
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
 
 
-def test_a_config_of_an_unknown_kind_is_an_error_of_ours(
+def test_a_config_that_transformers_does_not_know_is_one_error_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text in ('{"model_type": "no-such-thing"}', "[]", "{", '{"hidden_size": 3}'):
@@ -242,13 +275,13 @@ def test_a_config_of_an_unknown_kind_is_an_error_of_ours(
         assert "is not a config that transformers understands" in err
 
 
-def test_a_checkpoint_without_chat_template_or_tokenizer_says_so(
+def test_a_checkpoint_without_tokenizer_or_chat_template_is_reported(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(tiny_llama_dir / name)
     _, err = run(capsys, "run", tmp_path, "-p", "hello", status=2)
-    assert "no tokenizer can be read" in err
+    assert "cannot read a tokenizer" in err
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
@@ -256,7 +289,7 @@ def test_a_checkpoint_without_chat_template_or_tokenizer_says_so(
     assert "no chat template" in err
 
 
-def test_ctrl_c_in_the_middle_of_an_answer_is_status_130_and_frees_everything(
+def test_ctrl_c_during_an_answer_has_status_130_and_closes_the_model(
     tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = []
@@ -265,21 +298,25 @@ def test_ctrl_c_in_the_middle_of_an_answer_is_status_130_and_frees_everything(
         layerstream.StreamedModel, "close", lambda self: (closed.append(self), close(self))[1]
     )
 
-    class Impatient(io.StringIO):
+    class Interrupting(io.StringIO):
         def write(self, text: str) -> int:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "stdout", Impatient())
+    monkeypatch.setattr(sys, "stdout", Interrupting())
     assert main(["run", str(tiny_llama_dir), "-p", "hello", "-n", "40", "--budget", "min"]) == 130
     assert "Traceback" not in capsys.readouterr().err
     assert closed
 
 
-def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_the_packages_version(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = run(capsys, "--version")
     assert out == f"layerstream {layerstream.__version__}\n"
 
 
-def test_a_misspelt_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_option_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = run(capsys, "plan", "--bugdet", "3", status=2)
     assert "--bugdet" in err
+
+
+def test_the_listed_names_of_known_models_are_the_librarys() -> None:
+    assert tuple(layerstream.KNOWN_MODELS) == KNOWN_MODELS

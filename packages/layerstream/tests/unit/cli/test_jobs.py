@@ -1,4 +1,4 @@
-"""Rows in, results out, each once, whatever instant the process was killed at."""
+"""Rows in, results out, each exactly once, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINES = [
     '{"id": "a", "prompt": "x"}',
     "",
     '{"prompt": "Ünïcödé"}',
-    "no json",
+    "not json",
     "[1, 2]",
     '{"id": {"deep": 1}, "prompt": "y"}',
 ]
@@ -35,14 +35,14 @@ def test_rows_have_numbers_ids_and_errors(rows_path: Path) -> None:
     assert rows[1].fields == {"prompt": "Ünïcödé"}
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ls.JobError, match="cannot read the rows"):
         read_rows(tmp_path / "nothing.jsonl")
     with pytest.raises(ls.JobError, match="cannot open the results"):
         ResultFile(tmp_path / "no" / "folder.jsonl", [])
 
 
-def test_cut_off_at_any_byte_every_whole_result_counts_and_no_other(rows_path: Path, tmp_path: Path) -> None:
+def test_cut_off_at_any_byte_only_whole_results_count(rows_path: Path, tmp_path: Path) -> None:
     rows, path = read_rows(rows_path), tmp_path / "out.jsonl"
     with ResultFile(path, rows) as file:
         for row in rows:
@@ -60,7 +60,7 @@ def test_cut_off_at_any_byte_every_whole_result_counts_and_no_other(rows_path: P
         assert len({result["digest"] for result in results}) == len(rows)
 
 
-def test_two_processes_do_not_write_to_one_file(rows_path: Path, tmp_path: Path) -> None:
+def test_a_result_file_in_use_is_refused(rows_path: Path, tmp_path: Path) -> None:
     rows, path = read_rows(rows_path), tmp_path / "out.jsonl"
     with ResultFile(path, rows), pytest.raises(ls.JobError, match="another process"):
         ResultFile(path, rows)
@@ -71,7 +71,9 @@ def test_two_processes_do_not_write_to_one_file(rows_path: Path, tmp_path: Path)
     "content",
     ["my precious notes\n", "my precious notes", '{"other": 1}\n', '{"row": 99, "digest": "x"}\n', "[]\n"],
 )
-def test_a_file_of_something_else_is_not_touched(content: str, rows_path: Path, tmp_path: Path) -> None:
+def test_a_file_that_holds_something_else_is_not_changed(
+    content: str, rows_path: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
     with pytest.raises(ls.JobError, match="is not a result of this job"):
@@ -79,20 +81,20 @@ def test_a_file_of_something_else_is_not_touched(content: str, rows_path: Path, 
     assert path.read_text() == content
 
 
-def test_results_of_rows_that_were_changed_meanwhile_are_refused(rows_path: Path, tmp_path: Path) -> None:
+def test_results_of_rows_that_have_changed_are_refused(rows_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     rows = read_rows(rows_path)
     with ResultFile(path, rows) as file:
         file.write(rows[0], {"text": "answer"})
     rows_path.write_text("\n".join(['{"id": "a", "prompt": "another"}', *LINES[1:]]), encoding="utf-8")
-    with pytest.raises(ls.JobError, match="row 1 is another one now"):
+    with pytest.raises(ls.JobError, match="row 1 has changed since"):
         ResultFile(path, read_rows(rows_path))
     rows_path.write_text("\n".join([*LINES, '{"prompt": "one more"}']), encoding="utf-8")
     with ResultFile(path, read_rows(rows_path)) as file:
         assert file.done == {1}
 
 
-def test_a_disk_that_refuses_is_told(
+def test_a_disk_that_refuses_to_write_is_reported(
     rows_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: int) -> None:
@@ -101,6 +103,6 @@ def test_a_disk_that_refuses_is_told(
     rows = read_rows(rows_path)
     with ResultFile(tmp_path / "out.jsonl", rows) as file:
         monkeypatch.setattr(os, "fsync", refuse)
-        with pytest.raises(ls.JobError, match="No space left on device; start again"):
+        with pytest.raises(ls.JobError, match="No space left on device; start again to continue"):
             file.write(rows[0], {"text": "answer"})
         assert file.done == set()

@@ -1,4 +1,4 @@
-"""`layerstream score` on a real tiny checkpoint: every row once, scores as the library gives them, resumed where it was."""
+"""`layerstream score` on a real tiny checkpoint: each row once, the library's scores, resumed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def expected_for(path: Path, **settings: Any) -> list[ls.ScoringResult]:
 
 
 @pytest.mark.parametrize("command", ["score", "batch"])
-def test_every_row_gets_the_scores_that_the_library_gives(
+def test_every_row_gets_the_librarys_scores(
     command: str, tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
@@ -54,13 +54,13 @@ def test_every_row_gets_the_scores_that_the_library_gives(
     results = results_of(target)
     for number, expected in enumerate(expected_for(tiny_llama_dir), start=1):
         assert results[number]["best"] == expected.best
-        for told, score in zip(results[number]["scores"], expected.scores, strict=True):
-            assert told["sum"] == score.sum
-            assert told["token_logprobs"] == score.token_logprobs.tolist()
+        for fields, score in zip(results[number]["scores"], expected.scores, strict=True):
+            assert fields["logprob"] == fields["sum"] == score.sum
+            assert fields["token_logprobs"] == score.token_logprobs.tolist()
     assert [results[n]["id"] for n in (1, 2, 3)] == ["sky", "sum", 3]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "3 of 3 rows have their result" in captured.err
+    assert "3 of 3 rows have a result" in captured.err
 
 
 def test_a_head_from_a_file_scores(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -72,10 +72,11 @@ def test_a_head_from_a_file_scores(tiny_llama_dir: Path, tmp_path: Path) -> None
     )
     results = results_of(target)
     for number, expected in enumerate(expected_for(tiny_llama_dir, head=head), start=1):
-        assert [told["outputs"] for told in results[number]["scores"]] == [
+        assert [fields["outputs"] for fields in results[number]["scores"]] == [
             score.outputs.tolist() for score in expected.scores
         ]
         assert results[number]["scores"][0]["mean"] == expected.scores[0].mean
+        assert "logprob" not in results[number]["scores"][0]
 
 
 def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: P
         {"prefix": "a", "suffixes": "b"},
         {"prefix": [500], "suffixes": [[5]]},
         {"prompt": "a"},
-        "no json",
+        "not json",
     ]
     source, target = write_rows(tmp_path / "in.jsonl", [*bad, ROWS[0]]), tmp_path / "out.jsonl"
     assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 1
@@ -97,17 +98,17 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: P
     assert "a prefix and suffixes" in results[6]["error"]
 
 
-def test_started_again_it_does_what_is_left(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_started_again_it_scores_the_remaining_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
     source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
     assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
     lines = target.read_bytes().splitlines(keepends=True)
-    # as a kill in the middle of the second line leaves it
+    # a kill in the middle of the second line leaves this
     target.write_bytes(lines[0] + lines[1][: len(lines[1]) // 2])
     assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
     assert sorted(target.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
-def test_prompts_and_questions_share_a_batch(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_rows_of_both_kinds_share_a_batch(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "hello", "max_new_tokens": 3}, ROWS[0]]
     source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert main(["batch", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0

@@ -1,4 +1,4 @@
-"""The status line never damages the text above it: what a terminal shows is computed by a small terminal made here."""
+"""The status line never damages the text above it, as a small terminal emulator shows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TOKENS = re.compile(r"\x1b(?:\[[0-9;]*[A-Za-z]|[78D])|.", re.DOTALL)
 
 
 class Screen(io.StringIO):
-    """A terminal of 20 by 6 that understands what the status line uses; rows that scroll out are kept."""
+    """A terminal of 20 by 6 that knows the sequences the status line uses, and keeps rows that scroll out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gone: list[str] = []
+        self.scrolled_out: list[str] = []
         self.rows = [[" "] * WIDTH for _ in range(HEIGHT)]
         self.row = self.column = 0
-        self.hangs = False  # a character was put into the last column; the next one wraps first
+        self.is_wrap_pending = False  # the last column is full; the next character wraps first
         self.saved = (0, 0, False)
 
     def isatty(self) -> bool:
@@ -38,9 +38,9 @@ class Screen(io.StringIO):
 
     def _obey(self, token: str) -> None:
         if token == "\x1b7":
-            self.saved = (self.row, self.column, self.hangs)
+            self.saved = (self.row, self.column, self.is_wrap_pending)
         elif token == "\x1b8":
-            self.row, self.column, self.hangs = self.saved
+            self.row, self.column, self.is_wrap_pending = self.saved
         elif token == "\x1b[J":
             self.rows[self.row][self.column :] = [" "] * (WIDTH - self.column)
             self.rows[self.row + 1 :] = [[" "] * WIDTH for _ in self.rows[self.row + 1 :]]
@@ -51,61 +51,61 @@ class Screen(io.StringIO):
 
     def _move_or_put(self, token: str) -> None:
         if token in ("\n", "\r", "\x1bD", "\x1b[A", "\x1b[B"):
-            self.hangs = False
+            self.is_wrap_pending = False
             self.column = 0 if token in "\n\r" else self.column
             if token in ("\n", "\x1bD"):
                 self._down()
             self.row += {"\x1b[A": -1, "\x1b[B": 1}.get(token, 0)
             self.row = min(max(self.row, 0), HEIGHT - 1)
             return
-        assert not token.startswith("\x1b"), f"a terminal would have to understand {token!r}"
-        if self.hangs:
+        assert not token.startswith("\x1b"), f"unknown sequence {token!r}"
+        if self.is_wrap_pending:
             self.column = 0
             self._down()
         self.rows[self.row][self.column] = token
-        self.hangs = self.column == WIDTH - 1
+        self.is_wrap_pending = self.column == WIDTH - 1
         self.column = min(self.column + 1, WIDTH - 1)
 
     def _down(self) -> None:
         if self.row < HEIGHT - 1:
             self.row += 1
             return
-        self.gone.append("".join(self.rows.pop(0)))
+        self.scrolled_out.append("".join(self.rows.pop(0)))
         self.rows.append([" "] * WIDTH)
 
     def shown(self) -> list[str]:
-        return [row.rstrip() for row in [*self.gone, *("".join(row) for row in self.rows)]]
+        return [row.rstrip() for row in [*self.scrolled_out, *("".join(row) for row in self.rows)]]
 
 
 def attached_screen(patch: pytest.MonkeyPatch) -> Screen:
-    """Make stdout and stderr one terminal, from inside a test: pytest puts its own in place before each phase."""
-    made = Screen()
-    patch.setattr(sys, "stdout", made)
-    patch.setattr(sys, "stderr", made)
+    """Make stdout and stderr one terminal. Call it inside a test: pytest replaces both before each phase."""
+    screen = Screen()
+    patch.setattr(sys, "stdout", screen)
+    patch.setattr(sys, "stderr", screen)
     patch.setenv("COLUMNS", str(WIDTH))
     patch.setenv("TERM", "xterm")
-    return made
+    return screen
 
 
-def without_blank_end(rows: list[str]) -> list[str]:
+def without_trailing_blanks(rows: list[str]) -> list[str]:
     while rows and not rows[-1]:
         rows = rows[:-1]
     return rows
 
 
-def test_the_status_stands_on_the_line_below_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_is_on_the_line_below_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = attached_screen(monkeypatch)
     with StatusLine(lambda: "12 % done") as status:
         status.write("one two")
-        assert without_blank_end(screen.shown()) == ["one two", "12 % done"]
+        assert without_trailing_blanks(screen.shown()) == ["one two", "12 % done"]
         status.write(" three\nfour")
-        assert without_blank_end(screen.shown()) == ["one two three", "four", "12 % done"]
-    assert without_blank_end(screen.shown()) == ["one two three", "four"]
+        assert without_trailing_blanks(screen.shown()) == ["one two three", "four", "12 % done"]
+    assert without_trailing_blanks(screen.shown()) == ["one two three", "four"]
 
 
 @settings(deadline=None)
 @given(pieces=st.lists(st.text(alphabet="ab \n", max_size=30), max_size=12))
-def test_whatever_is_written_the_text_is_what_it_would_be_without_a_status(pieces: list[str]) -> None:
+def test_the_text_is_the_same_as_without_a_status(pieces: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         alone = Screen()
         alone.write("".join(pieces))
@@ -113,26 +113,26 @@ def test_whatever_is_written_the_text_is_what_it_would_be_without_a_status(piece
         with StatusLine(lambda: "status " * 9) as status:
             for piece in pieces:
                 status.write(piece)
-    assert without_blank_end(both.shown()) == without_blank_end(alone.shown())
+    assert without_trailing_blanks(both.shown()) == without_trailing_blanks(alone.shown())
 
 
-def test_a_text_that_ends_with_the_last_column_keeps_that_character(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_ends_in_the_last_column_keeps_its_last_character(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = attached_screen(monkeypatch)
     with StatusLine(lambda: "12 % done") as status:
         status.write("a" * WIDTH)
         status.write("b")
-        assert without_blank_end(screen.shown()) == ["a" * WIDTH, "b", "12 % done"]
+        assert without_trailing_blanks(screen.shown()) == ["a" * WIDTH, "b", "12 % done"]
 
 
-def test_text_below_an_old_status_has_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_overwrites_an_old_status_completely(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = attached_screen(monkeypatch)
     with StatusLine(lambda: "12 % done") as status:
         for _ in range(HEIGHT + 2):
             status.write("x\n")
-    assert without_blank_end(screen.shown()) == ["x"] * (HEIGHT + 2)
+    assert without_trailing_blanks(screen.shown()) == ["x"] * (HEIGHT + 2)
 
 
-def test_the_line_is_redrawn_while_no_text_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_is_redrawn_while_there_is_no_new_text(monkeypatch: pytest.MonkeyPatch) -> None:
     attached_screen(monkeypatch)
     drawn_twice = threading.Event()
     calls = []
@@ -147,7 +147,7 @@ def test_the_line_is_redrawn_while_no_text_comes(monkeypatch: pytest.MonkeyPatch
         assert drawn_twice.wait(timeout=30)
 
 
-def test_an_error_inside_leaves_no_status_and_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_leaves_no_status_and_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = attached_screen(monkeypatch)
     before = threading.active_count()
 
@@ -158,18 +158,18 @@ def test_an_error_inside_leaves_no_status_and_no_thread_behind(monkeypatch: pyte
 
     with pytest.raises(RuntimeError):
         fail_while_drawing()
-    assert without_blank_end(screen.shown()) == ["text"]
+    assert without_trailing_blanks(screen.shown()) == ["text"]
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("settings_", [{"TERM": "dumb"}, {}])
-def test_without_a_capable_terminal_only_the_text_is_written(
-    settings_: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {}])
+def test_without_a_capable_terminal_only_text_is_written(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, err = io.StringIO(), Screen() if settings_ else io.StringIO()
+    out, err = io.StringIO(), Screen() if environment else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    for name, value in settings_.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with StatusLine(lambda: "busy") as status:
         status.write("text")
@@ -177,7 +177,7 @@ def test_without_a_capable_terminal_only_the_text_is_written(
     assert err.getvalue() == ""
 
 
-def test_text_that_is_piped_away_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped_text_has_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     attached_screen(monkeypatch)
     piped = io.StringIO()
     monkeypatch.setattr(sys, "stdout", piped)

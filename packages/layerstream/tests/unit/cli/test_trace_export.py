@@ -1,4 +1,4 @@
-"""Traces lose no span, keep every length, and need nothing from outside."""
+"""Traces contain every span with its length, and load nothing from outside."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 @st.composite
 def any_spans(draw: st.DrawFn) -> list[Span]:
     times = st.floats(min_value=0, max_value=1e5, allow_nan=False)
-    made = []
+    spans = []
     for _ in range(draw(st.integers(0, 40))):
         start_s = draw(times)
-        made.append(
+        spans.append(
             span(
                 draw(st.sampled_from(list(Activity))),
                 start_s,
@@ -56,7 +56,7 @@ def any_spans(draw: st.DrawFn) -> list[Span]:
                 num_bytes=7,
             )
         )
-    return made
+    return spans
 
 
 def complete_events(trace: dict[str, object]) -> list[dict[str, object]]:
@@ -69,7 +69,7 @@ def test_every_span_is_an_event_in_microseconds_from_the_first_one() -> None:
     assert min(event["ts"] for event in events) == 0
     copy = next(event for event in events if event["cat"] == "copy")
     assert (copy["ts"], copy["dur"]) == (pytest.approx(400_000), pytest.approx(100_000))
-    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20, "track": 0}
+    assert copy["args"] == {"sweep": 0, "unit_index": 0, "num_bytes": 2**20, "replica": 0}
 
 
 @given(any_spans())
@@ -81,7 +81,7 @@ def test_events_of_one_track_never_overlap(spans: list[Span]) -> None:
         assert all(following[0] >= previous[1] - 0.01 for previous, following in pairwise(own))
 
 
-def test_overlapping_reads_come_on_two_named_tracks() -> None:
+def test_overlapping_reads_are_on_two_named_tracks() -> None:
     names = [
         event["args"]["name"]
         for event in perfetto_json(PIPELINE)["traceEvents"]
@@ -91,7 +91,7 @@ def test_overlapping_reads_come_on_two_named_tracks() -> None:
 
 
 @given(any_spans())
-def test_the_chart_is_wellformed_and_draws_every_span_inside_itself(spans: list[Span]) -> None:
+def test_the_chart_is_well_formed_and_every_span_lies_inside_it(spans: list[Span]) -> None:
     root = ET.fromstring(gantt_svg(spans, width_px=800))
     drawn = [each for each in root.iter(f"{SVG}rect") if "span" in each.get("class", "").split()]
     assert len(drawn) == len(spans)
@@ -100,13 +100,13 @@ def test_the_chart_is_wellformed_and_draws_every_span_inside_itself(spans: list[
         assert float(each.get("x")) + float(each.get("width")) <= 800
 
 
-def test_a_bar_tells_block_sweep_length_bytes_and_rate() -> None:
+def test_a_bars_title_has_block_sweep_length_bytes_and_rate() -> None:
     titles = [each.text for each in ET.fromstring(gantt_svg(PIPELINE)).iter(f"{SVG}title")]
     assert "read model.layers.0 · sweep 0 · 400.00 ms · 1 MiB · 0.00 GB/s" in titles
     assert "compute model.layers.0 · sweep 1 · 500.00 ms" in titles
 
 
-def test_lanes_without_spans_are_left_out() -> None:
+def test_tracks_without_spans_are_left_out() -> None:
     root = ET.fromstring(gantt_svg([each for each in PIPELINE if each.activity is not Activity.COPY]))
     assert [each.text for each in root.iter(f"{SVG}text") if each.get("class") == "track"] == [
         "read",
@@ -115,13 +115,13 @@ def test_lanes_without_spans_are_left_out() -> None:
     ]
 
 
-def test_no_spans_make_an_empty_chart_and_an_empty_trace() -> None:
+def test_without_spans_chart_and_trace_are_empty() -> None:
     ET.fromstring(gantt_svg([]))
     assert complete_events(perfetto_json([])) == []
     assert "<svg" in gantt_html([], title="nothing")
 
 
-def test_the_page_asks_for_nothing_from_outside() -> None:
+def test_the_page_loads_nothing_from_outside() -> None:
     page = gantt_html(PIPELINE, title="a run")
     outside = [
         url
@@ -133,7 +133,7 @@ def test_the_page_asks_for_nothing_from_outside() -> None:
     assert "prefers-color-scheme:dark" in page
 
 
-def test_names_cannot_break_out_of_the_page() -> None:
+def test_names_are_escaped_in_the_page() -> None:
     nasty = Span(
         activity=Activity.READ, unit="<script>x</script>", unit_index=0, sweep=0, start_s=0.0, end_s=1.0
     )

@@ -1,6 +1,6 @@
-"""The real lm-evaluation-harness on a streamed model gives what its own model for transformers gives.
+"""lm-evaluation-harness on a streamed model agrees with the harness's own model for transformers.
 
-Skipped where the extra `lm-eval` is not installed; `nox -s tests` installs it.
+Skipped if the extra `lm-eval` is not installed; `nox -s tests` installs it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
     return [
-        Instance(request_type=kind, doc={}, arguments=each, idx=place) for place, each in enumerate(arguments)
+        Instance(request_type=kind, doc={}, arguments=pair, idx=index) for index, pair in enumerate(arguments)
     ]
 
 
@@ -67,7 +67,7 @@ def assert_close(mine: list[tuple[float, bool]], theirs: list[tuple[float, bool]
     assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
 
 
-def test_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
+def test_loglikelihoods_are_the_harnesss(plain: Any, streamed: ls.StreamedModel) -> None:
     pairs = [
         ("The sky is", " blue"),
         ("The sky is ", "green"),
@@ -76,48 +76,48 @@ def test_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedMod
         ("x", "y"),
         ("a" * 600, "bcd"),
     ]
-    asked = requests("loglikelihood", pairs)
+    instances = requests("loglikelihood", pairs)
     streamed.reset_report()
-    mine = StreamedLM(streamed, batches=1).loglikelihood(asked)
+    mine = StreamedLM(streamed, max_rows=64).loglikelihood(instances)
     assert streamed.report().sweeps == 1
-    assert_close(mine, plain.loglikelihood(asked))
+    assert_close(mine, plain.loglikelihood(instances))
 
 
-def test_a_greedy_continuation_is_told(plain: Any, streamed: ls.StreamedModel) -> None:
-    (made,) = StreamedLM(streamed).generate_until(
+def test_a_greedy_continuation_is_recognized(plain: Any, streamed: ls.StreamedModel) -> None:
+    (continuation,) = StreamedLM(streamed).generate_until(
         requests("generate_until", [("once upon", {"max_gen_toks": 4, "until": []})])
     )
-    (mine,) = StreamedLM(streamed).loglikelihood(requests("loglikelihood", [("once upon", made)]))
-    (theirs,) = plain.loglikelihood(requests("loglikelihood", [("once upon", made)]))
+    (mine,) = StreamedLM(streamed).loglikelihood(requests("loglikelihood", [("once upon", continuation)]))
+    (theirs,) = plain.loglikelihood(requests("loglikelihood", [("once upon", continuation)]))
     assert mine[1] == theirs[1]
 
 
-def test_rolling_loglikelihoods_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
-    asked = requests("loglikelihood_rolling", [("a longer text than one window holds; " * 20,), ("short",)])
-    mine, theirs = (
-        StreamedLM(streamed, batches=1).loglikelihood_rolling(asked),
-        plain.loglikelihood_rolling(asked),
+def test_rolling_loglikelihoods_are_the_harnesss(plain: Any, streamed: ls.StreamedModel) -> None:
+    instances = requests(
+        "loglikelihood_rolling", [("a longer text than one window holds; " * 20,), ("short",)]
     )
+    mine = StreamedLM(streamed, max_rows=64).loglikelihood_rolling(instances)
+    theirs = plain.loglikelihood_rolling(instances)
     assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-def test_generations_are_the_harness_own(plain: Any, streamed: ls.StreamedModel) -> None:
+def test_generations_are_the_harnesss(plain: Any, streamed: ls.StreamedModel) -> None:
     settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
-    asked = requests(
+    instances = requests(
         "generate_until",
         [("The sky is", settings), ("Two", settings), ("once upon", {**settings, "until": ["e"]})],
     )
-    mine = StreamedLM(streamed, isolate=True).generate_until(asked)
-    assert mine == plain.generate_until(asked)
+    mine = StreamedLM(streamed, packed=False).generate_until(instances)
+    assert mine == plain.generate_until(instances)
 
 
 @pytest.mark.timeout(300)
-def test_a_whole_task_takes_one_sweep_and_has_the_harness_own_figures(
+def test_a_whole_task_takes_one_sweep_and_gives_the_harnesss_figures(
     plain: Any, streamed: ls.StreamedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "questions.json"
-    data.write_text("\n".join(json.dumps(each) for each in QUESTIONS), encoding="utf-8")
+    data.write_text("\n".join(json.dumps(question) for question in QUESTIONS), encoding="utf-8")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tiny_choices.yaml").write_text(TASK.format(data=data), encoding="utf-8")
     tasks = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
@@ -128,7 +128,7 @@ def test_a_whole_task_takes_one_sweep_and_has_the_harness_own_figures(
         "log_samples": True,
         "bootstrap_iters": 0,
     }
-    mine = lm_eval.simple_evaluate(model=StreamedLM(streamed, batches=1), **settings)
+    mine = lm_eval.simple_evaluate(model=StreamedLM(streamed, max_rows=64), **settings)
     assert streamed.report().sweeps == 1
     theirs = lm_eval.simple_evaluate(model=plain, **settings)
     for metric in ("acc,none", "acc_norm,none"):

@@ -47,8 +47,6 @@ def generate_many(
 ) -> list[GenerationResult]:
     """Answer many requests, each with its own settings, in as few sweeps as the longest answer needs.
 
-
-
     Requests that run at the same time share every sweep. By default, requests of the same kind and of similar
     length are packed into one left-padded tensor, a micro-batch, which is much faster. Each micro-batch
     returns what transformers' `generate()` returns for that tensor. With `packed=False` every request has a

@@ -87,7 +87,7 @@ class CountTokens(StoppingCriteria):
     """A stopping criterion that never stops; it reports how many tokens each step has made."""
 
     def __init__(self, prompt_tokens: int, rows: int, on_tokens: Callable[[int], object]) -> None:
-        """Count tokens after the first `prompt_tokens`, for `rows` requests in one tensor (beams not counted)."""
+        """Count tokens after the first `prompt_tokens`; the tensor has `rows` requests (without beams)."""
         self._length, self._rows, self._on_tokens = prompt_tokens, rows, on_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

@@ -121,8 +121,6 @@ def plan_scores(
 ) -> ScoringPlan:
     """Return which requests would share a sweep in `score`, and the heaviest sweep's memory; runs nothing.
 
-
-
     With several devices, this is the plan for the first one's share.
 
     Raises:

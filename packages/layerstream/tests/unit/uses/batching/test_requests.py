@@ -1,4 +1,4 @@
-"""What a request says is checked before anything runs, and the complaint says what to do."""
+"""A request is checked before anything runs, and the error says what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import layerstream as ls
 
 
 @pytest.mark.parametrize(
-    ("wrong", "complaint"),
+    ("wrong", "message"),
     [
         ({"prompt": ""}, "empty"),
         ({"prompt": []}, "empty"),
@@ -22,28 +22,28 @@ import layerstream as ls
         ({"num_beams": 0}, "num_beams must be"),
         ({"temperature": 0.7}, "needs do_sample"),
         ({"temperature": -1.0, "do_sample": True}, "above 0"),
-        ({"seed": -1}, "seed is a whole number"),
+        ({"seed": -1}, "seed must be an integer"),
         ({"stop": "x"}, "tuple of texts"),
         ({"stop": ("",)}, "none of them empty"),
         ({"options": {"max_length": 5, "streamer": None}}, "max_length, streamer"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused(wrong: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ls.PlanError, match=complaint):
+def test_a_malformed_request_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ls.PlanError, match=message):
         ls.GenerationRequest(**{"prompt": "hello", **wrong})
 
 
-def test_a_request_that_the_model_cannot_read_is_named(tiny_llama_dir: Path) -> None:
+def test_a_request_that_the_model_cannot_take_is_named(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         with pytest.raises(ls.PlanError, match="request 1 has token 100000, but the vocabulary ends at 127"):
             ls.generate_many(streamed, ["fine", ls.GenerationRequest(prompt=[100_000])])
-        with pytest.raises(ls.PlanError, match="batches must be at least 1"):
-            ls.generate_many(streamed, ["fine"], batches=0)
-        with pytest.raises(ls.PlanError, match="request 0 has text: give a tokenizer"):
+        with pytest.raises(ls.PlanError, match="max_rows must be at least 1"):
+            ls.generate_many(streamed, ["fine"], max_rows=0)
+        with pytest.raises(ls.PlanError, match="request 0 has text: pass a tokenizer"):
             ls.plan_requests(streamed, [ls.GenerationRequest(prompt="text")])
 
 
-def test_what_may_share_a_tensor_has_one_kind() -> None:
+def test_requests_that_may_share_a_tensor_have_the_same_kind() -> None:
     def kind(**settings: Any) -> Any:
         return ls.GenerationRequest(prompt="hello", **settings).kind()
 

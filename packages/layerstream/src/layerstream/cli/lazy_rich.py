@@ -1,0 +1,25 @@
+"""What the commands need of rich, imported on first use: `layerstream --version` does not need it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from rich.cells import cell_len, set_cell_size
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = ["Console", "Table", "Text", "cell_len", "set_cell_size"]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "rich.cells": ("cell_len", "set_cell_size"),
+        "rich.console": ("Console",),
+        "rich.table": ("Table",),
+        "rich.text": ("Text",),
+    },
+)

@@ -1,0 +1,52 @@
+"""Commands that need no model load no model library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_RUN = """
+import json, sys
+from layerstream.cli.app import main
+status = main(sys.argv[1:])
+loaded = sorted({"torch", "transformers", "huggingface_hub", "numpy"} & set(sys.modules))
+sys.stderr.write("\\n" + json.dumps({"status": status, "loaded": loaded}))
+"""
+
+
+def run(*arguments: str) -> tuple[int, list[str]]:
+    """Run the command in a new process; return its status and which of the slow libraries it has loaded."""
+    command = [sys.executable, "-c", _RUN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    report = json.loads(done.stderr.splitlines()[-1])
+    return report["status"], report["loaded"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["plan", "--help"], 0),
+        (["estimate", "--help"], 0),
+        (["plan", "--bugdet", "3"], 2),
+        (["nonsense"], 2),
+        (["plan", "some/model", "--budget", "many"], 2),
+        (["plan", "some/model", "--machine", "gpu=16GB"], 2),
+        (["run", "some/model", "--prompt", " "], 2),
+        (["batch", "absent.jsonl", "results.jsonl", "-m", "some/model"], 2),
+    ],
+)
+def test_help_and_errors_load_no_model_library(arguments: list[str], status: int) -> None:
+    assert run(*arguments) == (status, [])
+
+
+def test_a_finished_job_loads_no_model_library(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("")
+    arguments = ["batch", str(rows), str(tmp_path / "results.jsonl"), "-m", "some/model", "--quiet"]
+    assert run(*arguments) == (0, [])
