@@ -30,31 +30,47 @@ Results = Annotated[
     typer.Argument(help="JSON lines, one result each. If the file exists, only missing results are added."),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A checkpoint's directory or Hub id.", show_default=False)
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="A checkpoint's directory or Hub id.", show_default=False
+    ),
 ]
 NewTokens = Annotated[
     int,
     typer.Option(
-        "--max-new-tokens", "-n", help="The maximum number of new tokens, unless a row has its own.", min=1
+        "--max-new-tokens",
+        "-n",
+        help="The maximum number of new tokens, unless a row has its own.",
+        metavar="N",
+        min=1,
     ),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="Sample at this temperature, unless a row has its own.", min=0.01, show_default=False),
+    typer.Option(
+        help="Sample at this temperature, unless a row has its own.",
+        metavar="X",
+        min=0.01,
+        show_default=False,
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Make sampling repeatable.", min=0, show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option(help="Make sampling repeatable.", metavar="N", min=0, show_default=False)
+]
 Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the checkpoint's chat template.")]
 Packed = Annotated[
     bool,
     typer.Option(
         "--packed/--no-packed",
-        help="Let similar rows share a padded tensor. Without it, each row gets what it would get alone, "
-        "bit for bit; much slower.",
+        help="Let similar rows share a padded tensor. With --no-packed, each row gets what it would get "
+        "alone, bit for bit; much slower.",
     ),
 ]
 MaxRows = Annotated[
     int | None,
-    typer.Option(help="At most this many rows share a sweep.", min=1, show_default="as memory allows"),
+    typer.Option(
+        help="At most this many rows share a sweep.", metavar="N", min=1, show_default="as memory allows"
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 

@@ -33,7 +33,10 @@ Models = Annotated[
     ),
 ]
 Memory = Annotated[
-    str | None, typer.Option(help="Mark what fits into this much memory, such as 16GB.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Mark what fits into this much memory, such as 16GB.", show_default=False
+    ),
 ]
 
 

@@ -31,40 +31,73 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+_LOADING = "Loading the model"
+
 Budget = Annotated[
     str,
     typer.Option(
-        help="Memory limit: auto (what is free), min (the least that works), or a size such as 6GiB."
+        help="Memory limit: auto (what is free), min (the least that works), or a size such as 6GiB.",
+        metavar="SIZE",
+        rich_help_panel=_LOADING,
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(help="A torch device such as cpu or cuda:0. auto is the accelerator if there is one."),
+    typer.Option(
+        help="A torch device such as cpu or cuda:0. auto is the accelerator if there is one.",
+        metavar="NAME",
+        rich_help_panel=_LOADING,
+    ),
 ]
 Devices = Annotated[
     str,
     typer.Option(
         help="A torch device such as cpu or cuda:0, or several, such as cuda:0,cuda:1. "
-        "auto is the accelerator if there is one."
+        "auto is the accelerator if there is one.",
+        metavar="NAME",
+        rich_help_panel=_LOADING,
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float16, bfloat16 or float32. auto keeps the checkpoint's dtype.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float16, bfloat16 or float32. auto keeps the checkpoint's dtype.",
+        metavar="NAME",
+        rich_help_panel=_LOADING,
+    ),
+]
 Attention = Annotated[
     str | None,
     typer.Option(
         help="Attention implementation: sdpa, eager, flash_attention_2, ...",
+        metavar="NAME",
         show_default="transformers' choice",
+        rich_help_panel=_LOADING,
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit on the Hub.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=_LOADING,
+    ),
+]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code from the checkpoint's repository.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code from the checkpoint's repository.",
+        rich_help_panel=_LOADING,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
     typer.Option(
         "--machine",
+        metavar="TEXT",
         help="Plan for another machine: a file from 'probe --json', or text "
         "such as gpu=16GB,ram=32GB,disk=2.5GB.",
         show_default=False,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from ..spec.plans import PlacementPlan
     from ..spec.profiles import Machine, ModelProfile
 
-PromptTokens = Annotated[int, typer.Option(help="The longest prompt, in tokens.", min=1)]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Tokens generated after it.", min=0)]
-BatchSize = Annotated[int, typer.Option(help="Sequences at once.", min=1)]
+PromptTokens = Annotated[int, typer.Option(help="The longest prompt, in tokens.", metavar="N", min=1)]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", help="Tokens generated after it.", metavar="N", min=0)
+]
+BatchSize = Annotated[int, typer.Option(help="Sequences at once.", metavar="N", min=1)]
 
 
 @takes_load_options()

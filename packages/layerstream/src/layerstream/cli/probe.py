@@ -19,6 +19,7 @@ DiskPath = Annotated[
     Path | None,
     typer.Option(
         "--path",
+        metavar="PATH",
         help="A large file to read, or a directory on the disk to measure.",
         show_default="a temporary file",
         exists=True,

@@ -22,10 +22,12 @@ from .trace_files import check_trace_path, write_trace
 
 Prompt = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", help="The prompt; by default, what is piped in.", show_default=False),
+    typer.Option(
+        "--prompt", "-p", metavar="TEXT", help="The prompt; by default, what is piped in.", show_default=False
+    ),
 ]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", help="The maximum number of new tokens.", min=1)
+    int, typer.Option("--max-new-tokens", "-n", metavar="N", help="The maximum number of new tokens.", min=1)
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the checkpoint's chat template.")]
 Temperature = Annotated[
@@ -33,16 +35,21 @@ Temperature = Annotated[
     typer.Option(
         help="Sample at this temperature; without one, take the likeliest token.",
         min=0.01,
+        metavar="X",
         show_default=False,
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Make sampling repeatable.", min=0, show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option(help="Make sampling repeatable.", metavar="N", min=0, show_default=False)
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the answer: no plan, progress or report.")
 ]
 TraceFile = Annotated[
     Path | None,
-    typer.Option(help="Write the timeline to this .json, .html or .svg file.", show_default=False),
+    typer.Option(
+        metavar="FILE", help="Write the timeline to this .json, .html or .svg file.", show_default=False
+    ),
 ]
 
 

@@ -26,6 +26,7 @@ HeadFile = Annotated[
     Path | None,
     typer.Option(
         "--head",
+        metavar="FILE",
         help="Score by the outputs of this head: a safetensors file with a weight (outputs, hidden size).",
         show_default=False,
     ),

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from ..spec.timeline import Span
 
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Write OUT.json (for Perfetto) and OUT.html (a web page).")
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="OUT", help="Write OUT.json (for Perfetto) and OUT.html (a web page)."
+    ),
 ]
-Prompt = Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")]
+Prompt = Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")]
 Sweeps = Annotated[
-    int, typer.Option(help="Sweeps to draw: the prompt's, then one per token.", min=1, max=100)
+    int, typer.Option(help="Sweeps to draw: the prompt's, then one per token.", metavar="N", min=1, max=100)
 ]
 Simulate = Annotated[
     bool, typer.Option("--simulate", help="Draw what the plan predicts: nothing is run, no weights are read.")
