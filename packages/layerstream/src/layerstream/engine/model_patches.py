@@ -53,7 +53,7 @@ def refuse_unsupported(model: PreTrainedModel, device: torch.device) -> None:
         def refused(*args: Any, **kwargs: Any) -> Any:
             raise UnsupportedModelError(
                 f"model.{name}() cannot be used on a streamed model, whose weights come and go: "
-                "choose device and dtype in load(), and use transformers' from_pretrained to train, resize or save"
+                "choose device and dtype in load(), and train, resize or save with transformers' own model"
             )
 
         return refused

@@ -62,7 +62,7 @@ class ReplicaControl:
         return sum(table.bytes_read for table in self._parts.tables)
 
     def stop(self, error: BaseException) -> None:
-        """Make the current forward fail at its next unit and later ones at once: another device has failed."""
+        """Make the current forward fail at its next unit, and later ones at once: another device failed."""
         self._stopped_by = error
         # Before its tasks find out one by one and report the error as their own.
         self.replica.group.stop(_stopped(error), timeout_s=0.0)

@@ -81,17 +81,17 @@ def generate_many(
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
     """
-    requests = [
+    prompts = [
         request if isinstance(request, GenerationRequest) else GenerationRequest(prompt=request)
         for request in requests
     ]
-    has_text = any(isinstance(request.prompt, str) or request.stop for request in requests)
+    has_text = any(isinstance(request.prompt, str) or request.stop for request in prompts)
     tokenizer = tokenizer_for(streamed, tokenizer, is_needed=has_text)
-    shares = _shares(streamed, requests, tokenizer)
+    shares = _shares(streamed, prompts, tokenizer)
     plans = [_plan(streamed, share, packed, max_rows) for share in shares]
     counter = BatchCounter(
-        len(requests),
-        sum(request.max_new_tokens for request in requests),
+        len(prompts),
+        sum(request.max_new_tokens for request in prompts),
         lambda: max(replica.group.sweeps for replica in streamed.replicas),
         on_progress or ignore,
     )
@@ -153,16 +153,18 @@ def _tokenize(
 ) -> TokenizedRequest:
     if tokenizer is None and (isinstance(request.prompt, str) or request.stop):
         raise PlanError(f"request {index} has text: pass a tokenizer")
-    ids = request.prompt
-    if isinstance(ids, str) and tokenizer is not None:
-        ids = tokenizer(ids)["input_ids"]
+    ids: Sequence[int]
+    if isinstance(request.prompt, str) and tokenizer is not None:
+        ids = tokenizer(request.prompt)["input_ids"]
+    else:
+        ids = [int(token) for token in request.prompt]
     if not len(ids):
         raise PlanError(f"the prompt of request {index} has no tokens")
     if max(ids) >= vocab_size:
         raise PlanError(
             f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocab_size - 1}"
         )
-    return TokenizedRequest(index=index, request=request, ids=tuple(int(token) for token in ids))
+    return TokenizedRequest(index=index, request=request, ids=tuple(ids))
 
 
 def _plan(

@@ -99,6 +99,6 @@ class ScoringCounter:
             return 0.0
         by_units = self._unit / self._units if self._units else 0.0
         by_tasks = self._tasks_done / self._num_tasks if self._num_tasks else 0.0
-        tokens = sum(self._sweep_tokens[: self._sweep])
-        tokens += max(by_units, by_tasks) * self._sweep_tokens[self._sweep]
-        return tokens / max(1, sum(self._sweep_tokens))
+        before = sum(self._sweep_tokens[: self._sweep])
+        now = max(by_units, by_tasks) * self._sweep_tokens[self._sweep]
+        return (before + now) / max(1, sum(self._sweep_tokens))
