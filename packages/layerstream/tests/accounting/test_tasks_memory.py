@@ -51,12 +51,12 @@ def streamed_in(path: Path, granularity: ls.Granularity) -> ls.StreamedModel:
     return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
 
 
-@pytest.mark.parametrize("isolate", [True, False], ids=["isolated", "packed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["not packed", "packed"])
 @pytest.mark.parametrize(
     "granularity", [ls.Granularity.BLOCK, ls.Granularity.LAYER], ids=lambda granularity: granularity.value
 )
 def test_running_tasks_take_at_most_their_ledger_and_not_much_less(
-    path: Path, granularity: ls.Granularity, isolate: bool, monkeypatch: pytest.MonkeyPatch
+    path: Path, granularity: ls.Granularity, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [
         ls.GenerationRequest(prompt=[5 + row] * PROMPT_TOKENS, max_new_tokens=NEW_TOKENS)
@@ -70,8 +70,8 @@ def test_running_tasks_take_at_most_their_ledger_and_not_much_less(
                 return plain(*args, **kwargs)
 
         monkeypatch.setitem(streamed.model.__dict__, "generate", watched)
-        plan = ls.plan_requests(streamed, requests, isolate=isolate)
-        results = ls.generate_many(streamed, requests, isolate=isolate)
+        plan = ls.plan_requests(streamed, requests, packed=packed)
+        results = ls.generate_many(streamed, requests, packed=packed)
     assert all(result.error is None for result in results)
     promised = sum(line.num_bytes for line in plan.lines)
     assert promised <= plan.room_bytes

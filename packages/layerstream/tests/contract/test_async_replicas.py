@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 from layerstream.spec.plans import LedgerKind
@@ -51,8 +51,8 @@ def reference(tiny_llama_dir: Path) -> list[torch.Tensor]:
         return [model(ids).logits for ids in IDS]
 
 
-def forwards(replica: PreTrainedModel, index: int) -> list[torch.Tensor]:
-    return [replica(IDS[index]).logits for _ in range(SWEEPS)]
+def forwards(replica: ls.Replica) -> list[torch.Tensor]:
+    return [replica.model(IDS[replica.index]).logits for _ in range(SWEEPS)]
 
 
 def is_exact(results: list[list[torch.Tensor]], reference: list[torch.Tensor], index: int) -> bool:
@@ -155,11 +155,11 @@ def test_an_asynchronous_replica_that_fails_stops_the_other(
     threads = set(threading.enumerate())
     with load(tiny_llama_dir, FakeAsyncRuntime(), FakeAsyncRuntime(name="fake:1")) as streamed:
 
-        def fail_at_once(replica: PreTrainedModel, index: int) -> None:
-            if index == 1:
+        def fail_at_once(replica: ls.Replica) -> None:
+            if replica.index == 1:
                 raise ValueError("this device fails")
             for _ in range(1000):
-                replica(IDS[index])
+                replica.model(IDS[replica.index])
 
         with pytest.raises(ValueError, match="this device fails"):
             streamed.run_on_devices(fail_at_once)

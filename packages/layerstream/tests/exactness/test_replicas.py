@@ -11,7 +11,6 @@ import torch
 from kit.budgets import BUDGETS, load
 from kit.compare import ReferenceResults, assert_equals_reference, compute_reference, reference
 from kit.families import save_tiny
-from transformers import PreTrainedModel
 
 import layerstream as ls
 
@@ -32,9 +31,10 @@ PROGRAMS = (("logits", "greedy", "beam"), ("static_cache", "hidden_states", "gre
 NEEDED = sorted({name for program in PROGRAMS for name in program})
 
 
-def computing(results: ReferenceResults, what: str) -> Callable[[PreTrainedModel, int], None]:
-    def work(replica: PreTrainedModel, index: int) -> None:
-        assert_equals_reference(replica, results, PROGRAMS[index % 2], f"{what}, replica {index}")
+def computing(results: ReferenceResults, what: str) -> Callable[[ls.Replica], None]:
+    def work(replica: ls.Replica) -> None:
+        program = PROGRAMS[replica.index % 2]
+        assert_equals_reference(replica.model, results, program, f"{what}, replica {replica.index}")
 
     return work
 
@@ -48,17 +48,17 @@ def test_each_replica_equals_the_plain_model_in_every_bit(family: str, dtype: st
     results = compute_reference(reference(path, getattr(torch, dtype)), NEEDED)
     for budget in BUDGETS:
         with load(path, dtype, budget, replicas=2) as streamed:
-            assert len({id(replica) for replica in streamed.replicas}) == 2
+            assert len({id(replica.model) for replica in streamed.replicas}) == 2
             streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}"))
             if budget == "min":
                 # once more, after works of unequal length; and one replica after the other
                 streamed.run_on_devices(computing(results, f"{family} {dtype} at {budget}, again"))
-                for index, replica in enumerate(streamed.replicas):
+                for replica in streamed.replicas:
                     assert_equals_reference(
-                        replica,
+                        replica.model,
                         results,
                         ("logits",),
-                        f"{family} {dtype} at {budget}, replica {index} alone",
+                        f"{family} {dtype} at {budget}, replica {replica.index} alone",
                     )
 
 
@@ -70,7 +70,7 @@ def test_replicas_used_from_user_threads_are_exact(tmp_path: Path) -> None:
 
         def run(index: int) -> None:
             try:
-                computing(results, "user threads")(streamed.replicas[index], index)
+                computing(results, "user threads")(streamed.replicas[index])
             except BaseException as error:  # noqa: BLE001 - the test checks it
                 failed.append(error)
 
@@ -88,7 +88,7 @@ def test_chunked_prefill_works_on_every_replica(tmp_path: Path) -> None:
     workload = ls.Workload(batch_size=2, prompt_tokens=12, new_tokens=4, prefill_chunk_tokens=4)
     ids = torch.arange(5, 29).reshape(2, 12)
     with ls.load(path, devices=["cpu", "cpu"], budget="min", workload=workload) as streamed:
-        one, other = streamed.run_on_devices(lambda replica, _: replica(ids).logits)
+        one, other = streamed.run_on_devices(lambda replica: replica.model(ids).logits)
         assert torch.equal(one, other)
     with ls.load(path, device="cpu", budget="min", workload=workload) as streamed:
         assert torch.equal(streamed(ids).logits, one)
@@ -104,11 +104,13 @@ def test_several_replicas_read_the_disk_once(family: str, replicas: int, tmp_pat
         """Return the bytes read for units, and the bytes that may be prefetched for a seventh sweep."""
         with load(path, "float32", "min", replicas=count) as streamed:
             streamed.run_on_devices(
-                lambda replica, _: replica.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+                lambda replica: replica.model.generate(
+                    ids, max_new_tokens=6, min_new_tokens=6, do_sample=False
+                )
             )
-            report, reader_bytes = streamed.report(), streamed._built.reader.bytes_read
+            report, reader_bytes = streamed.report(), streamed._reader.bytes_read
             # each replica looks up the embedding rows of its own tokens
-            rows_bytes = sum(replica.bytes_looked_up for replica in streamed._replicas)
+            rows_bytes = sum(control.bytes_looked_up for control in streamed._controls)
             assert (report.sweeps, rows_bytes > 0) == (6, family == "llama")
             prefetched = max(unit.read_bytes for unit in streamed.plan.units) * 2 * streamed.plan.num_slots
             assert rows_bytes < report.bytes_read <= reader_bytes
@@ -123,7 +125,7 @@ def test_several_replicas_read_the_disk_once(family: str, replicas: int, tmp_pat
 def test_replicas_on_the_cpu_share_resident_weights(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     with load(path, "float32", "resident", replicas=2) as streamed:
-        first, second = (dict(replica.named_parameters()) for replica in streamed.replicas)
+        first, second = (dict(replica.model.named_parameters()) for replica in streamed.replicas)
         assert first.keys() == second.keys()
         assert all(first[name].data_ptr() == second[name].data_ptr() for name in first)
         assert not any(first[name] is second[name] for name in first)

@@ -23,9 +23,9 @@ def test_the_groups_of_all_replicas_share_the_reads(tiny_llama_dir: Path) -> Non
     expected = [answer(plain, ids) for ids in PROMPTS]
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
 
-        def work(replica: PreTrainedModel, index: int) -> list[torch.Tensor]:
-            tasks = [partial(answer, replica, ids) for ids in PROMPTS[index::2]]
-            return [result.value for result in streamed.groups[index].run(tasks)]
+        def work(replica: ls.Replica) -> list[torch.Tensor]:
+            tasks = [partial(answer, replica.model, ids) for ids in PROMPTS[replica.index :: 2]]
+            return [result.value for result in replica.group.run(tasks)]
 
         found = streamed.run_on_devices(work)
         report = streamed.report()
@@ -43,13 +43,13 @@ def test_a_failing_replica_ends_the_others_run_as_a_whole(tiny_llama_dir: Path) 
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         ended: list[BaseException] = []
 
-        def work(replica: PreTrainedModel, index: int) -> None:
-            if index == 1:
-                replica(PROMPTS[0])
+        def work(replica: ls.Replica) -> None:
+            if replica.index == 1:
+                replica.model(PROMPTS[0])
                 raise ValueError("this device fails")
-            tasks = [partial(answer, replica, ids) for ids in PROMPTS * 100]
+            tasks = [partial(answer, replica.model, ids) for ids in PROMPTS * 100]
             try:
-                streamed.groups[index].run(tasks)
+                replica.group.run(tasks)
             except ls.ReplicaStoppedError as error:
                 ended.append(error)
                 raise
@@ -58,7 +58,7 @@ def test_a_failing_replica_ends_the_others_run_as_a_whole(tiny_llama_dir: Path) 
             streamed.run_on_devices(work)
         assert len(ended) == 1
         assert [
-            len(rows) for rows in streamed.run_on_devices(lambda replica, _: answer(replica, PROMPTS[0]))
+            len(rows) for rows in streamed.run_on_devices(lambda replica: answer(replica.model, PROMPTS[0]))
         ] == [1, 1]
 
 
@@ -70,19 +70,19 @@ def requests() -> list[ls.GenerationRequest]:
 
 def test_requests_get_the_same_answers_on_several_devices_as_on_one(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as alone:
-        expected = ls.generate_many(alone, requests(), isolate=True)
+        expected = ls.generate_many(alone, requests(), packed=False)
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         reported: list[int] = []
         progress: list[ls.BatchProgress] = []
         found = ls.generate_many(
             streamed,
             requests(),
-            isolate=True,
-            batches=1,
+            packed=False,
+            max_rows=7,
             on_result=lambda result: reported.append(result.index),
             on_progress=progress.append,
         )
-        assert all(group.sweeps > 0 for group in streamed.groups)
+        assert all(replica.group.sweeps > 0 for replica in streamed.replicas)
         assert streamed.report().sweeps == 5
     assert [result.tokens for result in found] == [result.tokens for result in expected]
     assert [result.error for result in found] == [None] * 7
@@ -103,26 +103,26 @@ def test_a_callback_that_fails_ends_the_work_of_every_device(tiny_llama_dir: Pat
 
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         with pytest.raises(BrokenPipeError):
-            ls.generate_many(streamed, requests() * 20, isolate=True, on_result=fail)
+            ls.generate_many(streamed, requests() * 20, packed=False, on_result=fail)
         assert all(result.error is None for result in ls.generate_many(streamed, requests()))
 
 
 def test_several_devices_score_as_one_device_does_and_in_one_sweep(tiny_llama_dir: Path) -> None:
     requested = [(ids[0].tolist(), [[5, 6], [7], [8, 9, 10]]) for ids in PROMPTS]
     with ls.load(tiny_llama_dir, budget="min") as alone:
-        expected = ls.score(alone, requested, batches=1)
+        expected = ls.score(alone, requested, max_rows=6)
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         reported: list[int] = []
-        progress: list[ls.ScoreProgress] = []
+        progress: list[ls.ScoringProgress] = []
         found = ls.score(
             streamed,
             requested,
-            batches=1,
+            max_rows=6,
             on_result=lambda result: reported.append(result.index),
             on_progress=progress.append,
         )
         assert streamed.report().sweeps == 1
-        assert [group.sweeps for group in streamed.groups] == [1, 1]
+        assert [replica.group.sweeps for replica in streamed.replicas] == [1, 1]
     for ours, theirs in zip(found, expected, strict=True):
         assert [score.sum for score in ours.scores] == [score.sum for score in theirs.scores]
     assert [result.index for result in found] == sorted(reported) == list(range(6))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.threads import no_thread_left
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 
@@ -47,10 +47,10 @@ def streamed(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> Iterator[l
 
 
 def assert_usable(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
-    for logits in streamed.run_on_devices(lambda replica, _: replica(IDS).logits):
+    for logits in streamed.run_on_devices(lambda replica: replica.model(IDS).logits):
         assert torch.equal(logits, reference)
     for replica in streamed.replicas:
-        assert torch.equal(replica(IDS).logits, reference)
+        assert torch.equal(replica.model(IDS).logits, reference)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -63,19 +63,19 @@ def test_a_failing_replica_stops_the_other_with_its_error(
     def fail(*_: object) -> None:
         raise ValueError("deep inside")
 
-    def work(replica: PreTrainedModel, index: int) -> None:
-        if index == failing:
-            replica(IDS)
+    def work(replica: ls.Replica) -> None:
+        if replica.index == failing:
+            replica.model(IDS)
             if where == "inside a block":
-                handle = replica.model.layers[2].mlp.register_forward_pre_hook(fail)
+                handle = replica.model.model.layers[2].mlp.register_forward_pre_hook(fail)
                 try:
-                    replica(IDS)
+                    replica.model(IDS)
                 finally:
                     handle.remove()
             fail()
         try:
             for _ in range(MANY):
-                replica(IDS)
+                replica.model(IDS)
         except ls.ReplicaStoppedError as error:
             stopped.append(error)
             raise
@@ -97,7 +97,7 @@ def test_a_read_error_ends_both_works_and_a_repaired_disk_serves_both(
         with shard.open("r+b") as file:
             file.truncate(len(whole) // 2)
         with pytest.raises(ls.ReadFailedError):
-            streamed.run_on_devices(lambda replica, _: [replica(IDS) for _ in range(3)])
+            streamed.run_on_devices(lambda replica: [replica.model(IDS) for _ in range(3)])
         for _ in range(5):  # no error loses a buffer
             with pytest.raises(ls.ReadFailedError):
                 streamed.model(IDS)
@@ -123,8 +123,8 @@ def test_a_read_error_while_loading_leaves_nothing(checkpoint: Path) -> None:
 def test_replicas_with_unequal_numbers_of_sweeps_do_not_wait_for_each_other(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
-    def work(replica: PreTrainedModel, index: int) -> int:
-        return sum(torch.equal(replica(IDS).logits, reference) for _ in range((7, 0, 2)[index]))
+    def work(replica: ls.Replica) -> int:
+        return sum(torch.equal(replica.model(IDS).logits, reference) for _ in range((7, 0, 2)[replica.index]))
 
     assert streamed.run_on_devices(work) == [7, 0]
     assert_usable(streamed, reference)
@@ -147,7 +147,7 @@ def test_replicas_used_in_turn_from_one_thread_never_wait_for_each_other(
 ) -> None:
     for _ in range(5):
         for replica in reversed(streamed.replicas):
-            assert torch.equal(replica(IDS).logits, reference)
+            assert torch.equal(replica.model(IDS).logits, reference)
 
 
 def test_close_while_both_replicas_run_ends_them_with_a_clear_error(tiny_llama_dir: Path) -> None:
@@ -155,11 +155,11 @@ def test_close_while_both_replicas_run_ends_them_with_a_clear_error(tiny_llama_d
         streamed = ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min")
         running = threading.Barrier(3)
 
-        def work(replica: PreTrainedModel, _: int) -> None:
-            replica(IDS)
+        def work(replica: ls.Replica) -> None:
+            replica.model(IDS)
             running.wait(30)
             for _ in range(MANY):
-                replica(IDS)
+                replica.model(IDS)
 
         raised: list[BaseException] = []
 
@@ -180,19 +180,19 @@ def test_close_while_both_replicas_run_ends_them_with_a_clear_error(tiny_llama_d
             raised[0], ls.StreamClosedError | ls.ReplicaStoppedError | RuntimeError | NotImplementedError
         )
     with pytest.raises(ls.StreamClosedError):
-        streamed.run_on_devices(lambda replica, _: replica(IDS))
+        streamed.run_on_devices(lambda replica: replica.model(IDS))
     with pytest.raises(ls.StreamClosedError):
-        streamed.replicas[1](IDS)
-    assert all(parameter.is_meta for replica in streamed.replicas for parameter in replica.parameters())
+        streamed.replicas[1].model(IDS)
+    assert all(parameter.is_meta for replica in streamed.replicas for parameter in replica.model.parameters())
 
 
 def test_ctrl_c_stops_every_replica(streamed: ls.StreamedModel, reference: torch.Tensor) -> None:
-    def work(replica: PreTrainedModel, index: int) -> None:
-        replica(IDS)
-        if index == 0:
-            replica.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
+    def work(replica: ls.Replica) -> None:
+        replica.model(IDS)
+        if replica.index == 0:
+            replica.model.model.layers[3].register_forward_pre_hook(lambda *_: _thread.interrupt_main())
         for _ in range(MANY):
-            replica(IDS)
+            replica.model(IDS)
 
     with pytest.raises(KeyboardInterrupt):
         streamed.run_on_devices(work)
@@ -203,12 +203,12 @@ def test_ctrl_c_stops_every_replica(streamed: ls.StreamedModel, reference: torch
 def test_ctrl_c_stops_a_replica_that_the_calling_thread_waits_for(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
-    def work(replica: PreTrainedModel, index: int) -> None:
-        if index == 0:
+    def work(replica: ls.Replica) -> None:
+        if replica.index == 0:
             return
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         for _ in range(MANY):
-            replica(IDS)
+            replica.model(IDS)
 
     with pytest.raises(KeyboardInterrupt):
         streamed.run_on_devices(work)
@@ -219,14 +219,14 @@ def test_works_that_wait_for_each_other_outside_forwards_end_after_a_while(tiny_
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
         done = threading.Event()
 
-        def work(replica: PreTrainedModel, index: int) -> None:
-            replica(IDS)
-            if index == 1:
+        def work(replica: ls.Replica) -> None:
+            replica.model(IDS)
+            if replica.index == 1:
                 assert done.wait(60)
-                replica(IDS)
+                replica.model(IDS)
                 return
             for _ in range(3):
-                replica(IDS)
+                replica.model(IDS)
             done.set()
 
         streamed.run_on_devices(work)
@@ -236,9 +236,9 @@ def test_a_run_on_devices_inside_another_is_refused(
     streamed: ls.StreamedModel, reference: torch.Tensor
 ) -> None:
     for index in (0, 1):
-        with pytest.raises(ls.StreamError, match="under way already"):
+        with pytest.raises(ls.StreamError, match="already running"):
             streamed.run_on_devices(
-                lambda replica, number, index=index: number == index and streamed.run_on_devices(print)
+                lambda replica, index=index: replica.index == index and streamed.run_on_devices(print)
             )
     assert_usable(streamed, reference)
 
@@ -247,7 +247,7 @@ def test_the_report_of_two_replicas_counts_reads_once_and_the_busiest_ones_sweep
     tiny_llama_dir: Path,
 ) -> None:
     with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
-        streamed.run_on_devices(lambda replica, index: [replica(IDS) for _ in range(3 + index)])
+        streamed.run_on_devices(lambda replica: [replica.model(IDS) for _ in range(3 + replica.index)])
         report = streamed.report()
         assert (report.sweeps, report.device) == (4, "cpu, cpu")
         assert 0 < report.wait_s + report.compute_s <= report.elapsed_s * 1.001

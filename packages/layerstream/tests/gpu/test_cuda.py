@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 from layerstream.spec.plans import LedgerKind
@@ -104,8 +104,9 @@ def test_every_device_equals_the_resident_model_with_shared_reads(
     rows = resident.generate(IDS.to(devices[0]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
     budget = ls.MemoryBudget(device="min", host=host)
 
-    def generate(replica: PreTrainedModel, _: int) -> torch.Tensor:
-        return replica.generate(IDS.to(replica.device), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    def generate(replica: ls.Replica) -> torch.Tensor:
+        ids = IDS.to(replica.device)
+        return replica.model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
 
     with ls.load(tiny_llama_dir, devices=devices, budget=budget, dtype=dtype, workload=WORKLOAD) as streamed:
         assert not streamed.plan.is_resident
