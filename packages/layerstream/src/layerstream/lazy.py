@@ -1,7 +1,7 @@
 """Lazy exports of a package: a name is imported when it is first used (PEP 562).
 
 A package lists its exports twice: as imports under `TYPE_CHECKING`, for editors and type checkers, and as a
-table for `lazy_exports`, for the running program. `tests/test_public_api.py` compares the two.
+table for `lazy_exports`, for the running program. `tests/test_lazy_import.py` compares the two.
 """
 
 from __future__ import annotations

@@ -189,3 +189,21 @@ def is_plain_cache_layer(layer: Any) -> bool:
 def is_placeholder(layer: Any) -> bool:
     """Return whether a cache layer stands for a layer of the model that has no cache of its own."""
     return DummyLayer is not None and type(layer) is DummyLayer
+
+
+# State that transformers keeps outside the cache, and that each of several interleaved generate() calls must
+# have to itself.
+STATE_OF_MODEL = ("_previous_max_cache_length",)
+"""generate() makes a static cache no shorter than the last one."""
+
+STATE_OF_CONFIG = ("_experts_implementation_internal",)
+"""generate() switches to another experts kernel for decoding on accelerators, and back at its end."""
+
+STATE_OF_ROTARY = ("max_seq_len_cached",)
+"""A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
+
+
+def remembers_lengths(module: nn.Module) -> bool:
+    """Return whether a rotary embedding changes with the longest text that it has seen."""
+    has_state = all(name in module.__dict__ for name in STATE_OF_ROTARY)
+    return has_state and "dynamic" in str(getattr(module, "rope_type", ""))

@@ -9,19 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from ..architecture import compat
 from ..architecture.module_state import ModuleState
-
-_OF_THE_MODEL = ("_previous_max_cache_length",)
-"""generate() makes a static cache no shorter than the last one."""
-
-_OF_A_CONFIG = ("_experts_implementation_internal",)
-"""generate() switches to another experts kernel for decoding on accelerators, and back at its end."""
-
-_OF_A_ROTARY = ("max_seq_len_cached",)
-"""A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
 
 _ABSENT: Any = object()
 
@@ -53,16 +44,19 @@ class ModelTaskState:
         self._module: Any = module if hasattr(module, "get_rng_state") else None
         configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
         self._configs = list(configs.values())
-        self._rotary = [module for module in model.modules() if _remembers_lengths(module)]
+        self._rotary = [module for module in model.modules() if compat.remembers_lengths(module)]
         self._state = [(model.get_submodule(path), names) for path, names in state]
 
     def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
         """Return the present state."""
-        values = [_values_of(self._model.__dict__, _OF_THE_MODEL)]
-        values += [_values_of(config.__dict__, _OF_A_CONFIG) for config in self._configs]
+        values = [_values_of(self._model.__dict__, compat.STATE_OF_MODEL)]
+        values += [_values_of(config.__dict__, compat.STATE_OF_CONFIG) for config in self._configs]
         values += [_values_of(module.__dict__, names) for module, names in self._state]
         for module in self._rotary:
-            values += [_values_of(module.__dict__, _OF_A_ROTARY), (module._buffers, dict(module._buffers))]
+            values += [
+                _values_of(module.__dict__, compat.STATE_OF_ROTARY),
+                (module._buffers, dict(module._buffers)),
+            ]
         on_device = None if self._module is None else self._module.get_rng_state(self._device)
         return torch.get_rng_state() if self._has_host_random else None, on_device, values
 
@@ -79,12 +73,6 @@ class ModelTaskState:
                     place.pop(name, None)
                 else:
                     place[name] = value
-
-
-def _remembers_lengths(module: nn.Module) -> bool:
-    return all(name in module.__dict__ for name in _OF_A_ROTARY) and "dynamic" in str(
-        getattr(module, "rope_type", "")
-    )
 
 
 def _values_of(place: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
