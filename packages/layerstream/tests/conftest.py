@@ -1,8 +1,11 @@
-"""What all tests of layerstream share: the test kit on the import path, and a tiny checkpoint on disk."""
+"""What all tests of layerstream share: the test kit on the import path, and a tiny checkpoint on disk,
+and a check that no thread outlives its test.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from kit.threads import no_thread_left
 from kit.tiny_llama import save_tiny_llama
 
 # a busy machine is no failure
@@ -21,3 +25,10 @@ settings.load_profile("without deadline")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A read-only Llama of 4 blocks (hidden 64, vocabulary 128) with tokenizer and chat template."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """Fail the test if a thread that it started does not end."""
+    with no_thread_left():
+        yield

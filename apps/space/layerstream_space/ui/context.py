@@ -14,7 +14,7 @@ from ..run_state import RunState
 from ..view.curves import curves_view
 from ..view.elements import escape, title_of
 from .run_loop import Pictures, RunPage, wire_run
-from .services import Services, block, queue_line
+from .services import Services, block, queue_line, run_buttons
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TEXT = "A river carries what it is given: leaves, light, and the sound of the stones below. "
@@ -35,8 +35,7 @@ def context(services: Services) -> None:
     with gr.Row(elem_classes=["ls-controls"]), gr.Column(elem_classes=["ls-panel"]):
         attention, lengths = _choices(services)
         with gr.Row(elem_classes=["ls-actions"]):
-            start = gr.Button("Measure", variant="primary", scale=3, min_width=120, elem_id="context-run")
-            stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="context-stop")
+            start, stop = run_buttons("Measure", start_id="context-run", stop_id="context-stop")
     queue = queue_line("context-queue")
     status = "Each point runs in its own process and takes a few seconds; long prompts take more."
     curves = block(curves_view([], status), elem_id="context")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -34,6 +35,11 @@ DTYPES = {
     "32-bit": "float32",
 }
 
+_EVENT_OPTIONS: dict[str, Any] = {
+    "show_progress": "minimal",
+    "trigger_mode": "always_last",
+    "api_visibility": "private",
+}
 _STARTING = status_line("<span>The planner is starting. The first plan takes a few seconds.</span>")
 _INTRO = (
     "<p class=\"ls-intro\">The planner needs only a model's <b>config</b> and a machine's <b>figures</b>. "
@@ -42,9 +48,31 @@ _INTRO = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Controls:
+    """What the visitor chooses, and the button."""
+
+    origin: gr.Radio
+    known: gr.Dropdown
+    hub: gr.Textbox
+    config: gr.Textbox
+    dtype: gr.Radio
+    machine: gr.Dropdown
+    prompt_tokens: gr.Slider
+    new_tokens: gr.Slider
+    start: gr.Button
+
+
 def fit(services: Services) -> dict[str, Any]:
     """Lay out and wire the page; return the event that makes the plan, for when the page is opened."""
     block(_INTRO)
+    controls = _controls(services)
+    result = block(_STARTING, elem_id="fit")
+    _sizes_on_request(services)
+    return _wire_plan(services, controls, result)
+
+
+def _controls(services: Services) -> _Controls:
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
             origin, known, hub, config, dtype = _model_panel(services)
@@ -55,13 +83,29 @@ def fit(services: Services) -> dict[str, Any]:
             prompt_tokens = gr.Slider(16, 32_768, value=512, step=16, label="Prompt tokens")
             new_tokens = gr.Slider(1, 4096, value=128, step=1, label="New tokens")
             start = gr.Button("Plan it", variant="primary", elem_id="plan")
-    result = block(_STARTING, elem_id="fit")
+    return _Controls(
+        origin=origin,
+        known=known,
+        hub=hub,
+        config=config,
+        dtype=dtype,
+        machine=machine,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        start=start,
+    )
+
+
+def _sizes_on_request(services: Services) -> None:
     with gr.Row():
-        table_button = gr.Button(
+        show = gr.Button(
             "Show the sizes of well-known models", size="sm", scale=0, min_width=300, elem_id="count"
         )
     table = block("", elem_id="known-table")
+    show.click(lambda: _known_table(services), None, table, **_EVENT_OPTIONS)
 
+
+def _wire_plan(services: Services, controls: _Controls, result: gr.HTML) -> dict[str, Any]:
     def on_plan(
         origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float
     ) -> str:
@@ -75,23 +119,19 @@ def fit(services: Services) -> dict[str, Any]:
             return notice("This cannot be planned", strip_paths(str(error)), kind="error")
         return fit_view(answer, machine)
 
-    inputs = [origin, known, hub, config, dtype, machine, prompt_tokens, new_tokens]
-    options: dict[str, Any] = {
-        "show_progress": "minimal",
-        "trigger_mode": "always_last",
-        "api_visibility": "private",
-    }
+    model = [controls.origin, controls.known, controls.hub, controls.config, controls.dtype]
+    inputs = [*model, controls.machine, controls.prompt_tokens, controls.new_tokens]
     changes = [
-        known.change,
-        machine.change,
-        dtype.change,
-        prompt_tokens.release,
-        new_tokens.release,
-        hub.submit,
+        controls.known.change,
+        controls.machine.change,
+        controls.dtype.change,
+        controls.prompt_tokens.release,
+        controls.new_tokens.release,
+        controls.hub.submit,
     ]
-    gr.on([start.click, *changes], on_plan, inputs, result, **options)
-    table_button.click(lambda: _known_table(services), None, table, **options)
-    return {"fn": on_plan, "inputs": inputs, "outputs": result, **options}
+    event = {"fn": on_plan, "inputs": inputs, "outputs": result, **_EVENT_OPTIONS}
+    gr.on([controls.start.click, *changes], **event)
+    return event
 
 
 def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox, gr.Textbox, gr.Radio]:

@@ -9,7 +9,7 @@ import gradio as gr
 from ..job_runner import CaseRunner, JobRunner
 from ..models import Catalogue
 from ..planner import Planner
-from ..settings import Settings
+from ..settings import Limits, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +55,23 @@ def block(value: str = "", *classes: str, **options: object) -> gr.HTML:
 def queue_line(elem_id: str) -> gr.HTML:
     """Return the line that shows the place in the queue; it covers the first line of the block below it."""
     return block("", "ls-queue", elem_id=elem_id)
+
+
+def prompt_box(text: str, limits: Limits, *, lines: int, max_lines: int) -> gr.Textbox:
+    """Return the box for a prompt."""
+    return gr.Textbox(
+        text,
+        label="Prompt",
+        lines=lines,
+        max_lines=max_lines,
+        max_length=limits.prompt_characters,
+        elem_classes=["ls-prompt"],
+    )
+
+
+def run_buttons(label: str, *, start_id: str, stop_id: str) -> tuple[gr.Button, gr.Button]:
+    """Return the button that starts a run and the one that stops it."""
+    return (
+        gr.Button(label, variant="primary", scale=3, min_width=120, elem_id=start_id),
+        gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id=stop_id),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -11,12 +12,13 @@ from layerstream_compare import list_variants
 
 from ..job_runner import RunRequest
 from ..run_state import RunState
+from ..settings import Limits
 from ..view.bars import plots_view
 from ..view.columns import columns_view, empty_columns
 from ..view.downloads import downloads_view
 from ..view.elements import title_of
 from .run_loop import Pictures, RunPage, wire_run
-from .services import Services, block, queue_line
+from .services import Services, block, prompt_box, queue_line, run_buttons
 
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
@@ -39,6 +41,11 @@ class Controls:
     quality: gr.Radio
     model: gr.Dropdown
 
+    @property
+    def inputs(self) -> list[Any]:
+        """The arguments of a request, in their order."""
+        return [self.prompt, self.variants, self.new_tokens, self.budget, self.quality, self.model]
+
 
 def available_variants() -> list[tuple[str, str]]:
     """Return the variants that can run on this machine, as pairs of title and name."""
@@ -52,51 +59,47 @@ def available_variants() -> list[tuple[str, str]]:
 def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
     """Lay out and wire the page; return its controls and the button that copies a link."""
     limits = services.settings.limits
-    available = {name for _, name in available_variants()}
-    chosen = [name for name in DEFAULT_VARIANTS if name in available][: limits.variants]
+    chosen = _first_choice(limits)
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
-            prompt = gr.Textbox(
-                EXAMPLES[0],
-                label="Prompt",
-                lines=4,
-                max_lines=10,
-                max_length=limits.prompt_characters,
-                elem_classes=["ls-prompt"],
-            )
-            gr.Examples(
-                [[text] for text in EXAMPLES], [prompt], label="Or pick an example", examples_per_page=4
-            )
-            with gr.Row(elem_classes=["ls-actions"]):
-                start = gr.Button("Compare", variant="primary", scale=3, min_width=120, elem_id="compare")
-                stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="stop")
-                share = gr.Button("Copy link", scale=1, min_width=110, elem_id="share")
+            prompt, start, stop, share = _prompt_panel(limits)
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
     queue = queue_line("queue")
-    blocks = (
-        block(empty_columns(chosen), elem_id="answers"),
-        block(plots_view([]), elem_id="plots"),
-        block(downloads_view([]), elem_id="downloads"),
-    )
+    blocks = _empty_results(chosen)
     page = RunPage(
         make_request=_request,
         draw=_draw,
-        inputs=[
-            controls.prompt,
-            controls.variants,
-            controls.new_tokens,
-            controls.budget,
-            controls.quality,
-            controls.model,
-        ],
+        inputs=controls.inputs,
         blocks=blocks,
         start=start,
         stop=stop,
         queue=queue,
     )
-    wire_run(services, page, controls.prompt.submit)
+    wire_run(services, page, prompt.submit)
     return controls, share
+
+
+def _first_choice(limits: Limits) -> list[str]:
+    available = {name for _, name in available_variants()}
+    return [name for name in DEFAULT_VARIANTS if name in available][: limits.variants]
+
+
+def _prompt_panel(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
+    prompt = prompt_box(EXAMPLES[0], limits, lines=4, max_lines=10)
+    gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or pick an example", examples_per_page=4)
+    with gr.Row(elem_classes=["ls-actions"]):
+        start, stop = run_buttons("Compare", start_id="compare", stop_id="stop")
+        share = gr.Button("Copy link", scale=1, min_width=110, elem_id="share")
+    return prompt, start, stop, share
+
+
+def _empty_results(chosen: list[str]) -> list[gr.HTML]:
+    return [
+        block(empty_columns(chosen), elem_id="answers"),
+        block(plots_view([]), elem_id="plots"),
+        block(downloads_view([]), elem_id="downloads"),
+    ]
 
 
 def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Controls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -19,7 +20,7 @@ from ..view.elements import format_bytes, format_seconds, notice, status_line
 from ..view.plan import ledger_bar, strip_view
 from ..view.timeline import watch_view
 from .run_loop import Pictures, RunPage, wire_run
-from .services import Services, block, queue_line
+from .services import Services, block, prompt_box, queue_line, run_buttons
 
 PROMPT = "Tell a short story about a lighthouse keeper who reads one page at a time."
 TEMPLATE_TOKENS = 64
@@ -34,88 +35,97 @@ _INTRO = (
 _STARTING = status_line("<span>The planner is starting. The plan appears in a few seconds.</span>")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Controls:
+    """What the visitor chooses, and the buttons."""
+
+    prompt: gr.Textbox
+    share: gr.Slider
+    new_tokens: gr.Slider
+    start: gr.Button
+    stop: gr.Button
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The arguments of a plan and of a request, in their order."""
+        return [self.prompt, self.share, self.new_tokens]
+
+
 def watch(services: Services) -> dict[str, Any]:
     """Lay out and wire the page; return the event that makes the plan, for when the page is opened."""
     block(_INTRO)
-    prompt, start, stop, share, new_tokens = _panels(services.settings.limits)
+    controls = _controls(services.settings.limits)
     queue = queue_line("watch-queue")
     plan = block(_STARTING, elem_id="watch-plan")
     idle = watch_view(TimelineState(), [], "Press Run it, and the answer appears here.", is_over=False)
     live = block(idle, elem_id="watch")
-    model = services.catalogue.names[0]
-
-    def on_change(prompt: str, share: float, new_tokens: float) -> str:
-        try:
-            return _plan_html(_plan(services, model, prompt, share, int(new_tokens)))
-        except VisitorError as error:
-            return notice("No plan", strip_paths(str(error)), kind="error")
 
     def make_request(prompt: str, share: float, new_tokens: float) -> RunRequest:
-        planned = _plan(services, model, prompt, share, int(new_tokens))
-        return RunRequest(
-            model=model,
-            prompt=prompt,
-            variants=("streamed",),
-            new_tokens=int(new_tokens),
-            budget=f"{planned.ledger.device_budget_bytes} B",
-            quality="none",
-            timeline=True,
-        )
+        return _request(services, prompt, share, int(new_tokens))
 
-    inputs = [prompt, share, new_tokens]
     page = RunPage(
         make_request=make_request,
         draw=_draw,
-        inputs=inputs,
+        inputs=controls.inputs,
         blocks=[live, plan],
-        start=start,
-        stop=stop,
+        start=controls.start,
+        stop=controls.stop,
         queue=queue,
     )
     wire_run(services, page)
-    replan = {
+    return _wire_plan(services, controls, plan)
+
+
+def _controls(limits: Limits) -> _Controls:
+    with gr.Row(elem_classes=["ls-controls"]):
+        with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
+            prompt = prompt_box(PROMPT, limits, lines=2, max_lines=6)
+            with gr.Row(elem_classes=["ls-actions"]):
+                start, stop = run_buttons("Run it", start_id="watch-run", stop_id="watch-stop")
+        with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
+            share = gr.Slider(
+                0, 100, value=25, step=5, label="Memory, from the minimum to all", elem_id="watch-share"
+            )
+            new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
+    return _Controls(prompt=prompt, share=share, new_tokens=new_tokens, start=start, stop=stop)
+
+
+def _wire_plan(services: Services, controls: _Controls, plan: gr.HTML) -> dict[str, Any]:
+    def on_change(prompt: str, share: float, new_tokens: float) -> str:
+        try:
+            return _plan_html(_plan(services, prompt, share, int(new_tokens)))
+        except VisitorError as error:
+            return notice("No plan", strip_paths(str(error)), kind="error")
+
+    event = {
         "fn": on_change,
-        "inputs": inputs,
+        "inputs": controls.inputs,
         "outputs": plan,
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    gr.on([share.change, new_tokens.release], trigger_mode="always_last", **replan)
-    return replan
+    gr.on([controls.share.change, controls.new_tokens.release], trigger_mode="always_last", **event)
+    return event
 
 
-def _panels(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Slider, gr.Slider]:
-    with gr.Row(elem_classes=["ls-controls"]):
-        with gr.Column(scale=3, min_width=320, elem_classes=["ls-panel"]):
-            prompt = gr.Textbox(
-                PROMPT,
-                label="Prompt",
-                lines=2,
-                max_lines=6,
-                max_length=limits.prompt_characters,
-                elem_classes=["ls-prompt"],
-            )
-            with gr.Row(elem_classes=["ls-actions"]):
-                start = gr.Button("Run it", variant="primary", scale=3, min_width=120, elem_id="watch-run")
-                stop = gr.Button("Stop", scale=1, min_width=90, interactive=False, elem_id="watch-stop")
-        with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
-            share = gr.Slider(
-                0,
-                100,
-                value=25,
-                step=5,
-                label="Memory, from the minimum to all",
-                elem_id="watch-share",
-            )
-            new_tokens = gr.Slider(4, min(limits.new_tokens, 128), value=24, step=1, label="New tokens")
-    return prompt, start, stop, share, new_tokens
+def _request(services: Services, prompt: str, share: float, new_tokens: int) -> RunRequest:
+    planned = _plan(services, prompt, share, new_tokens)
+    return RunRequest(
+        model=services.catalogue.names[0],
+        prompt=prompt,
+        variants=("streamed",),
+        new_tokens=new_tokens,
+        budget=f"{planned.ledger.device_budget_bytes} B",
+        quality="none",
+        timeline=True,
+    )
 
 
-def _plan(services: Services, model: str, prompt: str, share: float, new_tokens: int) -> PlacementPlan:
+def _plan(services: Services, prompt: str, share: float, new_tokens: int) -> PlacementPlan:
     # The tokenizer is in the worker. A character is at most one token in any vocabulary of bytes or letters.
     prompt_tokens = len(prompt) + TEMPLATE_TOKENS
     answer = services.planner.plan(
-        ModelSource(model=services.job_runner.source_of(model)),
+        ModelSource(model=services.job_runner.source_of(services.catalogue.names[0])),
         machine=None,
         workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens),
         share=share / 100,

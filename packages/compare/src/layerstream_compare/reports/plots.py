@@ -234,21 +234,22 @@ def _length_plot(variant: str, lines: dict[str, list[Row]]) -> str:
 
 def _length_panel(lines: dict[str, list[Row]], key: str, x_range: tuple[float, float]) -> list[str]:
     metric = BY_KEY[key]
-    top, bottom = 78, 312
-    rows = [row for line in lines.values() for row in line if _value(row, key) > 0]
+    measured = [[row for row in line if _value(row, key) > 0] for line in lines.values()]
+    rows = [row for line in measured for row in line]
     if not rows:
         return [svg.text(x_range[0], 60, f"{metric.title}: not measured", kind="muted")]
-    is_bytes = key.endswith("_bytes")
-    show = _bytes_tick if is_bytes else _seconds_tick
-    y_scale = svg.logarithmic(
-        [_value(row, key) for row in rows],
-        bottom,
-        top,
-        base=4 if is_bytes else 10,
-        unit=_MIB if is_bytes else 1,
-    )
+    x_scale = _length_scale(rows, x_range)
+    y_scale = _amount_scale(rows, key)
+    parts = [svg.text(x_range[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
+    parts += _length_axes(x_scale, y_scale, _bytes_tick if key.endswith("_bytes") else _seconds_tick)
+    for number, line in enumerate(measured):
+        parts += _length_line(line, key, number, (x_scale, y_scale))
+    return parts
+
+
+def _length_scale(rows: Sequence[Row], x_range: tuple[float, float]) -> svg.Scale:
     lengths = sorted({row.shown.prompt_tokens for row in rows})
-    x_scale = svg.Scale(
+    return svg.Scale(
         minimum=lengths[0] / 1.1,
         maximum=lengths[-1] * 1.1,
         start=x_range[0],
@@ -256,23 +257,35 @@ def _length_panel(lines: dict[str, list[Row]], key: str, x_range: tuple[float, f
         is_log=True,
         ticks=tuple(lengths),
     )
-    parts = [svg.text(x_range[0], 60, f"{metric.title} against prompt tokens", tip=metric.includes)]
+
+
+def _amount_scale(rows: Sequence[Row], key: str) -> svg.Scale:
+    bottom, top = 312, 78
+    base, unit = (4, _MIB) if key.endswith("_bytes") else (10, 1)
+    return svg.logarithmic([_value(row, key) for row in rows], bottom, top, base=base, unit=unit)
+
+
+def _length_axes(x_scale: svg.Scale, y_scale: svg.Scale, show: Callable[[float], str]) -> list[str]:
+    left, right, bottom = x_scale.start, x_scale.end, y_scale.start
+    parts = []
     for tick in y_scale.ticks:
-        parts.append(svg.line(x_range[0], y_scale(tick), x_range[1], y_scale(tick), kind="grid"))
-        parts.append(svg.text(x_range[0] - 6, y_scale(tick) + 4, show(tick), kind="muted", anchor="end"))
+        parts.append(svg.line(left, y_scale(tick), right, y_scale(tick), kind="grid"))
+        parts.append(svg.text(left - 6, y_scale(tick) + 4, show(tick), kind="muted", anchor="end"))
     for tick in _apart(x_scale, 44):
         parts.append(svg.text(x_scale(tick), bottom + 17, f"{tick:.0f}", kind="muted", anchor="middle"))
-    for number, line in enumerate(lines.values()):
-        points = [
-            (row, x_scale(row.shown.prompt_tokens), y_scale(_value(row, key)))
-            for row in line
-            if _value(row, key) > 0
-        ]
-        parts.append(svg.path([(x, y) for _, x, y in points], kind=f"line s{number % svg.SERIES}"))
-        for row, x, y in points:
-            figure = f"{metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens"
-            tip = f"{row.label}: {figure}. {metric.includes}"
-            parts.append(svg.marker(x, y, number, kind=f"s{number % svg.SERIES}", tip=tip))
+    return parts
+
+
+def _length_line(
+    rows: Sequence[Row], key: str, number: int, scales: tuple[svg.Scale, svg.Scale]
+) -> list[str]:
+    metric, (x_scale, y_scale) = BY_KEY[key], scales
+    points = [(x_scale(row.shown.prompt_tokens), y_scale(_value(row, key))) for row in rows]
+    parts = [svg.path(points, kind=f"line s{number % svg.SERIES}")]
+    for row, (x, y) in zip(rows, points, strict=True):
+        figure = f"{metric.title} {row.text_of(metric)} at {row.shown.prompt_tokens} prompt tokens"
+        tip = f"{row.label}: {figure}. {metric.includes}"
+        parts.append(svg.marker(x, y, number, kind=f"s{number % svg.SERIES}", tip=tip))
     return parts
 
 

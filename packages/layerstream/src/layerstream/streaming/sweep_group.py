@@ -9,7 +9,8 @@ It knows units by number and tasks as callables: no tokens, no weights, and not 
 A task's end, result or exception, concerns this task alone; the others go on. A task that waits to be
 admitted starts as soon as there is capacity, at its own first unit. Room: streaming.
 
-Invariants (each with the test that holds it, in tests/unit/streaming/test_sweep_group.py):
+Invariants (each with the test that holds it; 1 to 5 in tests/unit/streaming/test_sweep_group.py, 6 and 7 in
+tests/unit/streaming/test_sweep_group_faults.py):
  1. One thread runs at a time: a task, or the caller in its callback (test_only_one_thread_runs_at_a_time).
  2. A visit serves tasks in task order, each once (test_a_visit_serves_tasks_in_order_of_admission).
  3. A unit is acquired once per visit and released after its last task

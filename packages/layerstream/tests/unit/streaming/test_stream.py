@@ -11,47 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from kit.byte_units import NUM_UNITS, UNIT_BYTES, byte_unit, visit
 
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
-from layerstream.spec.profiles import Piece, StoredTensor, TensorRecipe, UnitRecipe
 from layerstream.spec.timeline import Activity, Timeline
 from layerstream.streaming.device_buffers import DeviceBuffers
-from layerstream.streaming.fetches import StreamedUnit
 from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.streaming.runtime import TorchRuntime
-from layerstream.streaming.sources import UnitSource
 from layerstream.streaming.stream import WeightStream
-
-NUM_UNITS = 5
-UNIT_BYTES = 40_000
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "weights"
-    path.write_bytes(b"".join(bytes([index + 1]) * UNIT_BYTES for index in range(NUM_UNITS)))
-    return path
-
-
-def unit(path: Path, index: int) -> StreamedUnit:
-    source = StoredTensor(
-        name=f"t{index}",
-        dtype="uint8",
-        shape=(UNIT_BYTES,),
-        path=str(path),
-        offset=index * UNIT_BYTES,
-        num_bytes=UNIT_BYTES,
-    )
-    pieces = (Piece(source=source),)
-    tensor = TensorRecipe(
-        name=f"t{index}", dtype="uint8", shape=(UNIT_BYTES,), num_bytes=UNIT_BYTES, pieces=pieces
-    )
-    return StreamedUnit(
-        name=f"unit{index}",
-        position=index,
-        source=UnitSource(UnitRecipe(name=f"unit{index}", tensors=(tensor,))),
-    )
 
 
 @pytest.fixture
@@ -63,7 +31,7 @@ def timeline() -> Timeline:
 def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
     with DiskReader() as reader:
         prefetcher = Prefetcher(
-            [unit(file, index) for index in range(NUM_UNITS)],
+            [byte_unit(file, index) for index in range(NUM_UNITS)],
             reader,
             num_buffers=2,
             buffer_bytes=UNIT_BYTES + 8192,
@@ -74,13 +42,6 @@ def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
         yield stream
         stream.close()
         prefetcher.close()
-
-
-def visit(stream: WeightStream, index: int) -> None:
-    lease = stream.acquire(index)
-    (tensor,) = stream.views(lease).values()
-    assert torch.equal(tensor, torch.full((UNIT_BYTES,), index + 1, dtype=torch.uint8))
-    stream.release(lease)
 
 
 def test_sweeps_in_order_are_served(stream: WeightStream, timeline: Timeline) -> None:
@@ -138,7 +99,7 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
     os.mkfifo(fifo)
     with DiskReader(opener=lambda path: os.open(path, os.O_RDWR)) as reader:
         prefetcher = Prefetcher(
-            [unit(fifo, 0), unit(fifo, 1)],
+            [byte_unit(fifo, 0), byte_unit(fifo, 1)],
             reader,
             num_buffers=2,
             buffer_bytes=UNIT_BYTES + 8192,
