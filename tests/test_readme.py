@@ -66,7 +66,7 @@ def test_a_command_of_the_readme_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("layerstream.cli.options.default_model_path", lambda: tiny_llama_dir)
+    monkeypatch.setattr("layerstream.cli.backend.default_model_path", lambda: tiny_llama_dir)
     program, *arguments = shlex.split(PLACEHOLDERS.sub(str(tiny_llama_dir), command))
     # a budget that is sensible for the model named may be anything to the tiny one
     arguments = [

@@ -18,14 +18,7 @@ from ..view.plan import fit_view, known_table
 from .services import Services, block
 
 FROM_LIST, FROM_HUB, FROM_CONFIG = "A known model", "A Hub id", "A config.json"
-KNOWN = {
-    "Llama-2-70B": "llama-2-70b",
-    "BLOOM 176B": "bloom-176b",
-    "GPT-3 175B": "gpt-3-175b",
-    "Falcon-40B": "falcon-40b",
-    "MPT-30B": "mpt-30b",
-    "StarCoder 15.5B": "starcoder-15.5b",
-}
+KNOWN = {known.title: name for name, known in KNOWN_MODELS.items()}
 """Titles of well-known models, and layerstream's names for them."""
 
 DTYPES = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .architecture.known_models import KNOWN_MODELS, KnownModel, known_config
+    from .architecture.configs import known_config
     from .default_model import default_model_path
     from .engine.replica import Replica
     from .errors import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .model import StreamedModel
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
+    from .spec.known_models import KNOWN_MODELS, KnownModel
     from .spec.options import LoadOptions, MemoryBudget, Workload
     from .spec.plans import (
         BatchPlan,
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    ".architecture.known_models": ("KNOWN_MODELS", "KnownModel", "known_config"),
+    ".architecture.configs": ("known_config",),
     ".default_model": ("default_model_path",),
     ".engine.replica": ("Replica",),
     ".errors": (
@@ -101,6 +102,7 @@ _EXPORTS = {
     ".model": ("StreamedModel",),
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
+    ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
     ".spec.options": ("LoadOptions", "MemoryBudget", "Workload"),
     ".spec.plans": (
         "BatchPlan",

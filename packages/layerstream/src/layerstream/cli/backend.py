@@ -13,7 +13,7 @@ from ..lazy import lazy_exports
 if TYPE_CHECKING:
     from torch import manual_seed
 
-    from ..architecture.known_models import KNOWN_MODELS, config_from_file, count_parameters, known_config
+    from ..architecture.configs import config_from_file, count_parameters, known_config
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
-    "KNOWN_MODELS",
     "BatchProgress",
     "ScoringTokenizer",
     "config_from_file",
@@ -56,12 +55,7 @@ __all__ = [
 _import, __dir__ = lazy_exports(
     __name__,
     {
-        "layerstream.architecture.known_models": (
-            "KNOWN_MODELS",
-            "config_from_file",
-            "count_parameters",
-            "known_config",
-        ),
+        "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
         "layerstream.cli.quiet": ("silence_libraries",),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
         "layerstream.default_model": ("default_model_path",),

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from ..planning.estimate import bytes_by_precision
+from ..spec.known_models import KNOWN_MODELS
 from ..spec.sizes import parse_size
 from . import backend, lazy_rich
-from .options import KNOWN_MODELS, AsJson
+from .options import AsJson
 from .printing import out_console, print_json
 
 _COLUMNS = {
@@ -76,7 +77,7 @@ def _estimate(name: str, memory_bytes: int | None) -> Estimate:
 
 def _parameters(name: str) -> tuple[str, int]:
     if name in KNOWN_MODELS:
-        return backend.KNOWN_MODELS[name].title, backend.count_parameters(backend.known_config(name))
+        return KNOWN_MODELS[name].title, backend.count_parameters(backend.known_config(name))
     if name.endswith(".json"):
         return name, backend.count_parameters(backend.config_from_file(Path(name)))
     return name, backend.profile_model(name).num_parameters

@@ -14,16 +14,6 @@ from ..spec.options import LoadOptions
 from . import backend
 from .printing import err_console
 
-KNOWN_MODELS = (
-    "gpt-3-175b",
-    "bloom-176b",
-    "llama-2-70b",
-    "falcon-40b",
-    "mpt-30b",
-    "starcoder-15.5b",
-)
-"""The names in `layerstream.KNOWN_MODELS`, which needs transformers. A test compares the two."""
-
 Model = Annotated[
     str | None,
     typer.Argument(

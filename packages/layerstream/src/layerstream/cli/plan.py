@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..spec.known_models import KNOWN_MODELS
 from ..spec.options import LoadOptions, Workload
 from . import backend
 from .machine_text import machine_from_text
-from .options import KNOWN_MODELS, AsJson, MachineText, Model, model_or_default, takes_load_options
+from .options import AsJson, MachineText, Model, model_or_default, takes_load_options
 from .printing import out_console, print_json
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..spec.known_models import KNOWN_MODELS
 from ..spec.options import LoadOptions, Workload
 from ..uses.batching.requests import GenerationRequest
 from . import backend
 from .machine_text import machine_from_text
-from .options import KNOWN_MODELS, MachineText, Model, model_or_default, takes_load_options
+from .options import MachineText, Model, model_or_default, takes_load_options
 from .plan import plan_on_machine
 from .printing import err_console, out_console
 from .trace_files import check_trace_path, write_trace

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import layerstream
 from layerstream.cli.app import main
-from layerstream.cli.options import KNOWN_MODELS
 
 pytestmark = pytest.mark.usefixtures("_quiet_terminal")
 
@@ -316,7 +315,3 @@ def test_version_is_the_packages_version(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_mistyped_option_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = run(capsys, "plan", "--bugdet", "3", status=2)
     assert "--bugdet" in err
-
-
-def test_the_listed_names_of_known_models_are_the_librarys() -> None:
-    assert tuple(layerstream.KNOWN_MODELS) == KNOWN_MODELS
