@@ -1,7 +1,7 @@
 """Plans for any model on any machine, made in this process from profiles.
 
-Only profiling needs torch, so a child process does it. Profiles and the figures of this machine are kept, and
-every further plan is arithmetic that takes no question to the child.
+Only profiling needs torch, so a child process does it. Profiles and the figures of this machine are kept, so
+later plans are plain arithmetic and need no child process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Planner:
         )
 
     def profile(self, source: ModelSource, *, dtype: str = "auto", device: str = "cpu") -> ls.ModelProfile:
-        """Return a model's profile; the child is asked only for one that is not kept.
+        """Return a model's profile, from the child process unless an earlier one was kept.
 
         Raises:
             VisitorError: why the model cannot be profiled.

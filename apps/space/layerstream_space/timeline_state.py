@@ -1,4 +1,4 @@
-"""What a streamed run reads, copies, computes and waits for, collected from events while it runs.
+"""The reads, copies, computation and waits of a streamed run, collected from events while it runs.
 
 It has no clock and knows neither gradio nor HTML.
 """

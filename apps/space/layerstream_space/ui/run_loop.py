@@ -105,7 +105,7 @@ def wire_run(services: Services, page: RunPage, *more_triggers: Any) -> None:
     Args:
         services: for the limits and the job runner.
         page: the page.
-        more_triggers: events that start a run, beside a click on `page.start`.
+        more_triggers: events that start a run, in addition to a click on `page.start`.
     """
     sessions = Sessions()
     triggers = [page.start.click, *more_triggers]

@@ -1,4 +1,4 @@
-"""What surrounds the tools: the masthead, and the page about how everything is measured."""
+"""The page around the tools: the masthead, and the page about how everything is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .elements import escape, format_bytes
 
 
 def masthead(models: Sequence[str], host: HostInfo) -> str:
-    """Return the head of the page: what this is, and what it runs on.
+    """Return the head of the page: the app's purpose, its models and its machine.
 
     Args:
         models: names of the models that can be run.

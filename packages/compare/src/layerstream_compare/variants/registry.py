@@ -140,7 +140,7 @@ _VARIANTS = (
     ),
     _autoround(3),
     _autoround(2),
-    Variant(name="default", kind="attention", title="whatever transformers chooses"),
+    Variant(name="default", kind="attention", title="the implementation that transformers chooses"),
     Variant(
         name="eager", kind="attention", title="matmul, softmax, matmul, in Python", implementation="eager"
     ),
@@ -188,7 +188,7 @@ def find_variant(name: str, kind: str) -> Variant:
     """
     variants = {variant.name: variant for variant in list_variants(kind)}
     if name not in variants:
-        raise ValueError(f"no {kind} variant is called {name!r}; there are {', '.join(variants)}")
+        raise ValueError(f"no {kind} variant is called {name!r}; choose one of {', '.join(variants)}")
     return variants[name]
 
 

@@ -1,4 +1,4 @@
-"""What is patched on a transformers model whose weights come and go, and how it is taken off again.
+"""Apply and remove the patches that a transformers model needs while its weights come and go.
 
 Every patch is on the instance; no class is changed.
 """

@@ -54,12 +54,12 @@ class PlanningProblem:
         return weight_copies(self.machine, self.replicas_per_device)
 
     def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
-        """Return the device lines of `configuration` with no more residents than it must have."""
+        """Return the device lines of `configuration` with as few residents as possible."""
         units = units_at(self.profile, configuration.granularity)
         return self._device_lines(configuration, 0 if configuration.num_slots else all_unit_bytes(units))
 
     def least_device_bytes(self, configuration: Configuration) -> int:
-        """Return the device memory of `configuration` with no more residents than it must have."""
+        """Return the device memory of `configuration` with as few residents as possible."""
         return total_bytes(self.least_device_lines(configuration))
 
     def least_host_bytes(self, configuration: Configuration, resident_bytes: int) -> int:

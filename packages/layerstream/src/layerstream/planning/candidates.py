@@ -77,7 +77,7 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
         and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows
     ):
         slices *= 2
-    # a slice smaller than a page can take more room than the whole head
+    # a slice smaller than a page can take more memory than the whole head
     return (
         slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
     )

@@ -1,8 +1,8 @@
 """Plan a batch: which requests share a micro-batch, and how many micro-batches may be admitted at once.
 
 Every admitted micro-batch holds its KV cache, and what its forward carries from unit to unit while others
-run. Only one at a time is inside a unit, where it also needs room for its activations. The ledger of a batch
-counts all three.
+run. Only one at a time is inside a unit, where it also needs memory for its activations. The ledger of a
+batch counts all three.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def plan_batch(
         requests: in the order given by the user.
         packed: put requests of one kind and of similar lengths into one tensor; False gives each its own
             micro-batch.
-        max_rows: at most this many rows share a sweep, whatever memory says; None lets the budget decide.
+        max_rows: at most this many rows share a sweep, regardless of memory; None lets the budget
+            decide.
 
     Returns:
         The micro-batches in order of admission. One that exceeds the capacity by itself runs alone.
@@ -114,7 +115,7 @@ def plan_batch(
         return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=room)
     groups = _grouped(requests, memory, packed, most_bytes=room)
     if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > room:
-        # half of the room each, so that one micro-batch can start while another finishes
+        # half of the memory each, so that one micro-batch can start while another finishes
         groups = _grouped(requests, memory, packed, most_bytes=room // 2)
     micro_batches = tuple(
         _as_micro_batch(requests, group, memory.kept_bytes(_size(requests, group))) for group in groups
@@ -191,7 +192,7 @@ def _as_micro_batch(
 
 
 def _lines(micro_batches: Sequence[MicroBatch], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
-    """Return the ledger of the moment at which as much is admitted as may be."""
+    """Return the ledger at full capacity."""
     weights = [micro_batch.weight for micro_batch in micro_batches]
     admitted = max(min(capacity, sum(weights)), max(weights, default=0))
     return (

@@ -66,7 +66,7 @@ def plan_scoring_sweeps(
         plan: the plan of the loaded model; tasks may take what its budget leaves after the weights.
         profile: the profile of the same model.
         requests: in the order given by the user.
-        max_rows: at most this many requests share a sweep, whatever memory says; None lets the budget decide.
+        max_rows: at most this many requests share a sweep, regardless of memory; None lets the budget decide.
 
     Returns:
         The sweeps. A request that exceeds the memory by itself gets a sweep of its own.
@@ -151,7 +151,7 @@ def _inside_bytes(
     activation, size = profile.activation, Workload(prompt_tokens=tokens, new_tokens=0)
     working = activation_bytes(activation, size)
     if own_cache:
-        # prefix and suffix are concatenated for the length of a call, and once more when heads are repeated
+        # prefix and suffix are concatenated for the duration of a call, and once more when heads are repeated
         # for each query
         whole = cache_bytes(activation, Workload(prompt_tokens=context, new_tokens=0))
         working += math.ceil(activation.cache_layer_share * whole)

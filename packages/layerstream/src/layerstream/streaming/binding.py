@@ -90,7 +90,7 @@ class StreamedModule:
 
 
 class StreamHooks:
-    """Hooks that acquire a unit before its module's forward and release it afterwards, also when it raised.
+    """Hooks that acquire a unit before its module's forward and release it afterwards, even if it raised.
 
     A task of `group` waits for its turn before each unit, and shares the unit with the visit's other tasks.
     """
