@@ -140,7 +140,7 @@ class Planner:
         return profile
 
     def this_machine(self) -> ls.Machine:
-        """Return this machine's figures, measured anew if they are old, which takes seconds."""
+        """Return this machine's figures, measured again if they are old, which takes seconds."""
         if self._machine is None or time.monotonic() - self._probed_s > PROBE_EVERY_S:
             self._machine = ls.Machine.from_dict(self._profiler.ask("this_machine")["machine"])
             self._probed_s = time.monotonic()

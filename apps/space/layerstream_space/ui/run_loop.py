@@ -77,7 +77,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPage:
-    """What one page adds to the loop.
+    """One page's part of the loop.
 
     Attributes:
         make_request: makes a request from the values of `inputs`; a `VisitorError` is shown in place of the

@@ -89,7 +89,7 @@ class PlanError(LayerstreamError, ValueError):
 
 
 class BudgetTooSmallError(PlanError, MemoryError):
-    """The budget is smaller than the least that works.
+    """The budget is too small for any plan.
 
     Attributes:
         needed_bytes: the smallest budget that would work.

@@ -193,7 +193,7 @@ def find_variant(name: str, kind: str) -> Variant:
 
 
 def has_package(name: str) -> bool:
-    """Return whether `name` can be imported, without importing it; `a.b` is sought in the folders of `a`."""
+    """Return whether `name` can be imported, without importing it; `a.b` is looked up in `a`'s folders."""
     top, *inner = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not inner:

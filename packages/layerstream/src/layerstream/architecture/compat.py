@@ -150,7 +150,7 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
 
 
 def keeps_state(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps state other than keys and values: recurrent, convolutional or compressed."""
+    """Return whether the model keeps recurrent, convolutional or compressed state besides keys and values."""
     return bool(model._is_stateful)
 
 

@@ -201,7 +201,7 @@ def _finer_units(
         covered = sum(tensor.num_bytes for unit in units for tensor in unit.tensors)
         total = sum(tensor.num_bytes for block in blocks for tensor in block.tensors)
         largest = max((_weight_bytes(unit) for unit in units), default=0)
-        # What is left over stays on the device permanently, so splitting must be worth it.
+        # The rest stays on the device permanently, so splitting must be worth it.
         if covered >= 0.98 * total and largest < max(_weight_bytes(block) for block in blocks):
             finer[granularity] = tuple(units)
     return finer

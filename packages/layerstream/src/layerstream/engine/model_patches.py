@@ -47,7 +47,7 @@ def add_placeholders(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def refuse_unsupported(model: PreTrainedModel, device: torch.device) -> None:
-    """Make methods that would break a model whose weights come and go raise, with the reason."""
+    """Make methods that would break a streamed model raise an error that gives the reason."""
 
     def refuse(name: str) -> Callable[..., Any]:
         def refused(*args: Any, **kwargs: Any) -> Any:

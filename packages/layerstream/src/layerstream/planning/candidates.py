@@ -65,7 +65,7 @@ def head_slice_bytes(head: UnitProfile, rows: int, slices: int) -> int:
 
 
 def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
-    """Return the least power of two of slices that makes the head fit a slot of `largest_bytes`.
+    """Return the fewest slices, a power of two, with which the head fits a slot of `largest_bytes`.
 
     A head that cannot be sliced, or that slicing would not make smaller, gives 1.
     """

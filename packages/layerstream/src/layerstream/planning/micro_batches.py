@@ -26,13 +26,13 @@ from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
-"""The most padding in a micro-batch, as a share of its tokens, answers included.
+"""The maximum padding in a micro-batch, as a share of its tokens, answers included.
 
 Beyond it, the wasted computation outweighs the gain of a larger matrix product.
 """
 
 MOST_ROWS = 256
-"""The most rows in a micro-batch; matrix products gain nothing from more."""
+"""The maximum number of rows in a micro-batch; matrix products gain nothing from more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,25 +108,25 @@ def plan_batch(
     if max_rows is not None and max_rows < 1:
         raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     memory = _Memory(profile=profile, granularity=plan.granularity)
-    room = room_bytes(plan)
+    available_bytes = room_bytes(plan)
     if max_rows is not None:
         groups = _grouped(requests, memory, packed, most_rows=max_rows)
         micro_batches = tuple(_as_micro_batch(requests, group) for group in groups)
-        return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=room)
-    groups = _grouped(requests, memory, packed, most_bytes=room)
-    if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > room:
+        return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=available_bytes)
+    groups = _grouped(requests, memory, packed, most_bytes=available_bytes)
+    if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > available_bytes:
         # half of the memory each, so that one micro-batch can start while another finishes
-        groups = _grouped(requests, memory, packed, most_bytes=room // 2)
+        groups = _grouped(requests, memory, packed, most_bytes=available_bytes // 2)
     micro_batches = tuple(
         _as_micro_batch(requests, group, memory.kept_bytes(_size(requests, group))) for group in groups
     )
     inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
-    capacity = max(0, room - inside)
+    capacity = max(0, available_bytes - inside)
     return BatchPlan(
         micro_batches=micro_batches,
         capacity=capacity,
         lines=_lines(micro_batches, capacity, inside),
-        room_bytes=room,
+        room_bytes=available_bytes,
     )
 
 

@@ -77,8 +77,8 @@ def plan_scoring_sweeps(
     if max_rows is not None and max_rows < 1:
         raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     needs = [_Needs.of(request, plan, profile) for request in requests]
-    room = room_bytes(plan)
-    sweeps = _fill_sweeps(needs, room) if max_rows is None else _chunks(len(requests), max_rows)
+    available_bytes = room_bytes(plan)
+    sweeps = _fill_sweeps(needs, available_bytes) if max_rows is None else _chunks(len(requests), max_rows)
     heaviest = max(
         (_combined(needs, sweep) for sweep in sweeps),
         key=lambda need: need.carried + need.inside,
@@ -88,12 +88,12 @@ def plan_scoring_sweeps(
         LedgerLine(kind=LedgerKind.ADMITTED_TASKS, where=MemoryTier.DEVICE, num_bytes=heaviest.carried),
         LedgerLine(kind=LedgerKind.RUNNING_TASK, where=MemoryTier.DEVICE, num_bytes=heaviest.inside),
     )
-    return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=room)
+    return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=available_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Needs:
-    """What a request carries while it waits, and the most it takes while a forward is inside a unit."""
+    """The memory that a request holds while it waits, and its peak while a forward is inside a unit."""
 
     carried: int = 0
     inside: int = 0
@@ -169,12 +169,12 @@ def _combined(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
     )
 
 
-def _fill_sweeps(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
+def _fill_sweeps(needs: Sequence[_Needs], available_bytes: int) -> tuple[tuple[int, ...], ...]:
     sweeps: list[list[int]] = []
     carried = inside = 0
     for index, need in enumerate(needs):
         carried, inside = carried + need.carried, max(inside, need.inside)
-        if sweeps and carried + inside <= room:
+        if sweeps and carried + inside <= available_bytes:
             sweeps[-1].append(index)
         else:
             sweeps.append([index])

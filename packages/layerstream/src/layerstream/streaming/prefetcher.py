@@ -19,8 +19,8 @@ tests/unit/streaming/test_several_consumers.py):
  1. A unit is read once for all attached replicas (test_replicas_in_step_read_each_unit_once).
  2. A buffer is read into only when every replica is done with it
     (test_removing_any_wait_of_one_replica_breaks_a_result).
- 3. A replica that does not ask for units holds up no other (test_an_idle_replica_does_not_hold_up_another,
-    test_patience_with_an_expected_replica_ends).
+ 3. A replica that does not request units does not hold up another
+    (test_an_idle_replica_does_not_hold_up_another, test_patience_with_an_expected_replica_ends).
  4. A detached or restarting replica gets every unit that it requests (test_replicas_in_any_order_are_served).
 """
 
