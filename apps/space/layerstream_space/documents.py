@@ -9,7 +9,7 @@ NAMES = ("measuring", "exactness", "performance", "glossary")
 
 _HERE = Path(__file__).resolve().parent
 _FOLDERS = (_HERE / "documents", _HERE / "../../../docs")
-"""Where they are: beside this file in a Space's folder, in `docs` in a checkout."""
+"""Where they are: next to this file in a Space's folder, in `docs` in a checkout."""
 
 
 def read_documents() -> dict[str, str]:

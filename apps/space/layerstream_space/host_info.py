@@ -1,4 +1,4 @@
-"""What this machine is, in a few figures for the masthead, read from the system's own files."""
+"""Read a few figures about this machine, for the masthead, from the system's own files."""
 
 from __future__ import annotations
 

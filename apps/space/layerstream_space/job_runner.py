@@ -1,6 +1,6 @@
-"""Run what a visitor asks for: check it against the limits, run case after case, stop at any moment.
+"""Run a visitor's request: check it against the limits, run case after case, stop at any moment.
 
-This module uses compare's public names and the limits. It deliberately knows neither gradio nor HTML. To end
+This module uses compare's public names and the limits. It knows neither gradio nor HTML. To end
 a run, close its iterator: the worker ends with it, and the iterator is never silent for longer than a
 heartbeat.
 """
@@ -49,7 +49,7 @@ def run_in_app_process(case: Case) -> Generator[Event, None, None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What a visitor asks for.
+    """A visitor's request.
 
     Attributes:
         model: name of a model in the catalogue.

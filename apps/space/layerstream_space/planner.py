@@ -1,7 +1,7 @@
 """Plans for any model on any machine, made in this process from profiles.
 
-Only profiling needs torch, so a child process does it. Profiles and the figures of this machine are kept, and
-every further plan is arithmetic that takes no question to the child.
+Only profiling needs torch, so a child process does it. Profiles and the figures of this machine are kept, so
+later plans are plain arithmetic and need no child process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Planner:
         )
 
     def profile(self, source: ModelSource, *, dtype: str = "auto", device: str = "cpu") -> ls.ModelProfile:
-        """Return a model's profile; the child is asked only for one that is not kept.
+        """Return a model's profile, from the child process unless an earlier one was kept.
 
         Raises:
             VisitorError: why the model cannot be profiled.
@@ -140,7 +140,7 @@ class Planner:
         return profile
 
     def this_machine(self) -> ls.Machine:
-        """Return this machine's figures, measured anew if they are old, which takes seconds."""
+        """Return this machine's figures, measured again if they are old, which takes seconds."""
         if self._machine is None or time.monotonic() - self._probed_s > PROBE_EVERY_S:
             self._machine = ls.Machine.from_dict(self._profiler.ask("this_machine")["machine"])
             self._probed_s = time.monotonic()

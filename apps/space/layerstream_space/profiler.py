@@ -36,8 +36,8 @@ class Profiler:
 
         Args:
             command: the child's command line.
-            answer_within_s: the child is ended when a question takes longer, so that a monstrous config
-                blocks no other visitor.
+            answer_within_s: the child is ended when a question takes longer, so that an enormous
+                config does not block other visitors.
         """
         self._command = tuple(command)
         self._answer_within_s = answer_within_s

@@ -66,7 +66,7 @@ def _config(text: str) -> PreTrainedConfig:
     fields.pop("auto_map", None)  # never run code from a repository
     if fields.get("quantization_config"):
         raise QuestionError(
-            "This config is of a quantized checkpoint. Paste the config of the original weights."
+            "This config belongs to a quantized checkpoint. Paste the config of the original weights."
         )
     try:
         config: PreTrainedConfig = AutoConfig.for_model(**fields)

@@ -1,6 +1,6 @@
 """The state of one visitor's run: a column for each case, filled from events.
 
-It has no clock of its own and knows neither gradio nor processes. How it looks is decided in `view`.
+It has no clock of its own and knows neither gradio nor processes. `view` decides how it looks.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that one visitor may ask for.
+    """Limits on the requests of one visitor.
 
     Attributes:
         prompt_characters: length of a prompt.
@@ -58,7 +58,7 @@ class Settings:
         any_model: visitors may name any Hub id or directory. Use it on a private machine only.
         is_public: strangers can open this page, so nothing about this machine's folders is shown.
         in_process: run cases in this process, for hosts where child processes cannot use the GPU (ZeroGPU).
-        limits: the most that one visitor may ask for.
+        limits: limits on the requests of one visitor.
     """
 
     models: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a streamed run reads, copies, computes and waits for, collected from events while it runs.
+"""The reads, copies, computation and waits of a streamed run, collected from events while it runs.
 
 It has no clock and knows neither gradio nor HTML.
 """
@@ -24,7 +24,7 @@ class Span:
         unit: index of the unit in the plan.
         sweep: number of the sweep.
         start_s: seconds after the measured generation began; negative during the warm-up.
-        end_s: likewise.
+        end_s: when it ended, on the same scale.
         num_bytes: bytes moved.
     """
 

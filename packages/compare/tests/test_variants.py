@@ -52,9 +52,8 @@ def test_names_are_unique_within_a_kind_and_every_module_is_there():
 
 
 def test_an_unknown_variant_is_rejected_with_the_valid_names():
-    with pytest.raises(
-        ValueError, match=r"no weights variant is called 'bnb-nf5'; there are streamed, resident, .*bnb-nf4"
-    ):
+    message = r"no weights variant is called 'bnb-nf5'; choose one of streamed, resident, .*bnb-nf4"
+    with pytest.raises(ValueError, match=message):
         find_variant("bnb-nf5", "weights")
 
 

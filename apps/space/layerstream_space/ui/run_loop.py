@@ -77,7 +77,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPage:
-    """What one page adds to the loop.
+    """One page's part of the loop.
 
     Attributes:
         make_request: makes a request from the values of `inputs`; a `VisitorError` is shown in place of the
@@ -105,7 +105,7 @@ def wire_run(services: Services, page: RunPage, *more_triggers: Any) -> None:
     Args:
         services: for the limits and the job runner.
         page: the page.
-        more_triggers: events that start a run, beside a click on `page.start`.
+        more_triggers: events that start a run, in addition to a click on `page.start`.
     """
     sessions = Sessions()
     triggers = [page.start.click, *more_triggers]

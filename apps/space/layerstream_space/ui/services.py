@@ -1,4 +1,4 @@
-"""What all pages share: the services behind them, and the blocks of HTML that show the views."""
+"""The parts that all pages share: the services behind them, and the blocks of HTML that show the views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Services:
         settings: how the app was started.
         catalogue: the models that may be run.
         planner: makes placement plans.
-        job_runner: runs what visitors ask for.
+        job_runner: runs visitors' requests.
     """
 
     settings: Settings

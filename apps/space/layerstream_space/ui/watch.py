@@ -24,7 +24,7 @@ from .services import Services, block, prompt_box, queue_line, run_buttons
 
 PROMPT = "Tell a short story about a lighthouse keeper who reads one page at a time."
 TEMPLATE_TOKENS = 64
-"""At most this many tokens are added to a prompt by a chat template."""
+"""A chat template adds at most this many tokens to a prompt."""
 
 _INTRO = (
     '<p class="ls-intro">Choose how much memory the model may use: 0 is the smallest amount that works, 100 '

@@ -1,4 +1,4 @@
-"""What surrounds the tools: the masthead, and the page about how everything is measured."""
+"""The page around the tools: the masthead, and the page about how everything is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .elements import escape, format_bytes
 
 
 def masthead(models: Sequence[str], host: HostInfo) -> str:
-    """Return the head of the page: what this is, and what it runs on.
+    """Return the head of the page: the app's purpose, its models and its machine.
 
     Args:
         models: names of the models that can be run.
@@ -172,8 +172,7 @@ CAVEATS = (
     "than the number of bits suggests.",
     "A margin near 0 at the first different token means that rounding decided it like a coin flip. A large "
     "margin means damage.",
-    "Greedy answers diverge for good at the first different token. What follows it says nothing about "
-    "quality.",
+    "Greedy answers diverge for good at the first different token. Later tokens say nothing about quality.",
     "Bytes read from disk are bytes that the disk really delivered. Reads served from the system's cache "
     "are not counted.",
     "On the long-context page, the memory of prompts up to 512 tokens reads too low: the warm-up already "

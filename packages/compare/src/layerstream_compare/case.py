@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What one worker process runs.
+    """The work of one worker process.
 
     Attributes:
         model: directory or Hub id.

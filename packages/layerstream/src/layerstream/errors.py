@@ -1,8 +1,8 @@
 """The errors that layerstream raises, in one tree.
 
-Room: spec. Every error a user can meet is a `LayerstreamError`. A message says what was asked, what was found
-(numbers with units) and what to do; the numbers are also fields, so that a program need not parse prose.
-Errors survive pickling.
+Room: spec. Every error a user can meet is a `LayerstreamError`. A message says what was requested, what was
+found (numbers with units) and what to do; the numbers are also fields, so that a program need not parse
+prose. Errors survive pickling.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ShardCorruptError(CheckpointError, ValueError):
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
-        """Keep `path` beside the message."""
+        """Store the message and `path`."""
         super().__init__(message)
         self.path = path
 
@@ -59,7 +59,7 @@ class TensorMissingError(CheckpointError, KeyError):
     """
 
     def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
-        """Keep `names` beside the message."""
+        """Store the message and `names`."""
         super().__init__(message)
         self.names = names
 
@@ -89,7 +89,7 @@ class PlanError(LayerstreamError, ValueError):
 
 
 class BudgetTooSmallError(PlanError, MemoryError):
-    """The budget is smaller than the least that works.
+    """The budget is too small for any plan.
 
     Attributes:
         needed_bytes: the smallest budget that would work.
@@ -98,7 +98,7 @@ class BudgetTooSmallError(PlanError, MemoryError):
     """
 
     def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int, where: str = "device") -> None:
-        """Keep the numbers beside the message."""
+        """Store the message and the numbers."""
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
@@ -118,7 +118,7 @@ class ReadFailedError(StreamError, OSError):
     """
 
     def __init__(self, message: str, *, path: str = "", offset: int = 0) -> None:
-        """Keep the place beside the message."""
+        """Store the message and the place."""
         super().__init__(message)
         self.path = path
         self.offset = offset

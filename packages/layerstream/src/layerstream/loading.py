@@ -1,7 +1,7 @@
 """Plan and load a model on this machine: the public verbs `plan`, `load` and `profile_model`.
 
-Each inspects the model, lets planning decide, and `load` then has the plan carried out. The module is not
-called `load` because a submodule of that name would hide the lazily exported function.
+Each of them inspects the model and plans; `load` also carries out the plan. The module is not called `load`
+because a submodule of that name would hide the lazily exported function.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def plan(
         devices: several devices in place of `device`. They share each read; the budget applies per device.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
         workload: batch, prompt and answer lengths to plan for, per device.
-        machine: plan for this machine's figures in place of the ones found here; its device counts, not
-            `device`. For several devices, one machine per device.
+        machine: plan for this machine's figures in place of the ones found here, and for its device,
+            not `device`. For several devices, one machine per device.
         attn_implementation: transformers' name of the attention implementation.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
-        CheckpointError, ModelError, PlanError: what is wrong with the files, the model or the options.
+        CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
     """
     options = LoadOptions(
         budget=budget,
@@ -119,8 +119,7 @@ def load(
 
     What fits stays in memory; the rest is read from the original safetensors in every sweep. Use the result
     as a context manager, or call `close()`. Streaming on a CPU also makes glibc return freed memory at once,
-    for the whole process:
-    a tight budget needs it.
+    for the whole process, because a tight budget needs it.
 
     Args:
         model: a directory or a Hub id.
@@ -129,7 +128,7 @@ def load(
         device: torch device string; `"auto"` is the accelerator if there is one.
         devices: several devices in place of `device`. They share each read; the budget applies per device.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
-        workload: batch, prompt and answer lengths to keep room for, per device.
+        workload: batch, prompt and answer lengths to reserve memory for, per device.
         attn_implementation: transformers' name of the attention implementation.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
@@ -140,7 +139,7 @@ def load(
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
-        CheckpointError, ModelError, PlanError: what is wrong with the files, the model or the options.
+        CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
         ReadFailedError: the disk did not return the bytes it holds.
     """
     options = LoadOptions(
@@ -189,7 +188,7 @@ def resolve_devices(options: LoadOptions) -> list[torch.device]:
     """Return the torch devices that `options` name.
 
     Raises:
-        PlanError: one of them is not here.
+        PlanError: this machine lacks one of them.
     """
     if options.devices is None:
         return [resolve_device(options.device)]

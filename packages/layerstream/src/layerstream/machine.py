@@ -1,6 +1,6 @@
 """Measure this machine: free memory, disk, copies, memory bandwidth and arithmetic.
 
-Knows hardware and no models. Free memory is queried each time. `probe_machine` measures the rates and keeps
+It knows hardware, not models. Free memory is queried each time. `probe_machine` measures the rates and keeps
 them in the user's cache, so that planning takes no time; until then they are assumed, and `Machine.measured`
 is False.
 """
@@ -33,7 +33,7 @@ _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
 """Allowance, not measured, for a CUDA context, its libraries' workspaces and the allocator's rounding."""
 
 _HOST_RUNTIME_BYTES = 40 * MIB
-"""How much a process on the CPU grows beside weights and activations.
+"""How much a process on the CPU grows in addition to weights and activations.
 
 Pages of library code that the first forward touches (17 to 21 MiB), the model's Python objects and what the
 first forward keeps (8 MiB), and on a machine's first run, Python compiling its imports (a few MiB). It is the
@@ -272,7 +272,7 @@ def _measure_products(device: torch.device, dtype: str, tokens: int) -> tuple[fl
 
 
 def _shortest_s(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that `work` takes, the least of four times."""
+    """Return the seconds that `work` takes, the shortest of four runs."""
     module = torch.get_device_module(device)
     shortest_s = float("inf")
     for _ in range(4):

@@ -86,9 +86,9 @@ class StreamedModel:
 
         The first device's work runs in the calling thread, each other one in a thread of its own. Forwards of
         different devices keep in step: one that runs ahead waits until the others have caught up, failed or
-        returned. A device whose work has returned holds up no other. Works must not wait for one another; a
-        device whose work stays outside a forward while the others wait is passed over after two seconds,
-        which costs extra reads.
+        returned. A device whose work has returned does not hold up the others. Calls of `work` must not wait
+        for one another. If a device's work stays outside a forward while the others wait, they go on without
+        it after two seconds, which costs extra reads.
 
         Args:
             work: called with each device's replica. It may run any number of forwards and `generate()` calls

@@ -31,11 +31,11 @@ def simulate(
     budget: str | int | MemoryBudget = "auto",
     dtype: str | torch.dtype = "auto",
 ) -> PlacementPlan:
-    """Return the plan for a machine that need not be this one, nor exist.
+    """Return the plan for the given machine, which does not have to exist.
 
     Args:
-        model: a directory, a Hub id, a transformers config, or a profile from `profile_model`, which is
-            planned at once.
+        model: a directory, a Hub id, a transformers config, or a profile from `profile_model`, which needs
+            no inspection.
         machine: the machine's figures; for several devices that share each read, one machine per device.
         workload: batch, prompt and answer lengths.
         budget: as for `plan`.

@@ -186,7 +186,7 @@ def _mapped(memory: Memory) -> int | None:
 
 def _prefill_extra(memory: Memory) -> int | None:
     phases = {phase.phase: phase for phase in memory.phases}
-    # the warm-up brings mapped weights into memory; after it they are not part of the prompt's cost
+    # the warm-up loads mapped weights into memory; after it they are not part of the prompt's cost
     before = phases.get("warm-up") or phases.get("load")
     if before is None or "first-token" not in phases:
         return None

@@ -1,6 +1,6 @@
 """Run each case in a fresh process: started by exec, read through its own pipe, killed with all its children.
 
-It deliberately does not know what the lines mean (`protocol` does) or what happens in the worker. The parent
+It does not know what the lines mean (`protocol` does) or what the worker does. The parent
 sleeps in the kernel until the worker writes, exits or exceeds its time limit, so that it takes no CPU time
 from the measurement.
 

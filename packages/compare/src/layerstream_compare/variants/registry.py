@@ -140,7 +140,7 @@ _VARIANTS = (
     ),
     _autoround(3),
     _autoround(2),
-    Variant(name="default", kind="attention", title="whatever transformers chooses"),
+    Variant(name="default", kind="attention", title="the implementation that transformers chooses"),
     Variant(
         name="eager", kind="attention", title="matmul, softmax, matmul, in Python", implementation="eager"
     ),
@@ -188,12 +188,12 @@ def find_variant(name: str, kind: str) -> Variant:
     """
     variants = {variant.name: variant for variant in list_variants(kind)}
     if name not in variants:
-        raise ValueError(f"no {kind} variant is called {name!r}; there are {', '.join(variants)}")
+        raise ValueError(f"no {kind} variant is called {name!r}; choose one of {', '.join(variants)}")
     return variants[name]
 
 
 def has_package(name: str) -> bool:
-    """Return whether `name` can be imported, without importing it; `a.b` is sought in the folders of `a`."""
+    """Return whether `name` can be imported, without importing it; `a.b` is looked up in `a`'s folders."""
     top, *inner = name.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not inner:

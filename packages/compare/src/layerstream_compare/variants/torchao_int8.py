@@ -1,4 +1,4 @@
-"""The `torchao-int8` variant: 8-bit weights only, a second opinion to bitsandbytes. Runs in the worker."""
+"""The `torchao-int8` variant: 8-bit weights only, an alternative to bitsandbytes. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUP_COLUMNS = 64
 
 def load(case: Case) -> Loaded:
     """Load the case's model with 8-bit weights: one scale per row, or per 64 columns in float16."""
-    # with one scale per row, torchao 0.18 sums unscaled products first: beyond float16's 65504, NaN follows
+    # with one scale per row, torchao 0.18 sums unscaled products first: above float16's 65504 this gives NaN
     granularity = PerGroup(GROUP_COLUMNS) if run_dtype(case) is torch.float16 else PerRow()
     config = TorchAoConfig(Int8WeightOnlyConfig(granularity=granularity))
     loaded = load_with_transformers(case, quantization_config=config)

@@ -1,7 +1,7 @@
 """Accumulate how well two models' logits agree, position by position.
 
 Nothing is clipped and no logits are kept, only a few floats per position for percentiles and margins. It
-deliberately does not know models. Runs in the worker.
+does not know models. Runs in the worker.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def divergences(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
         log_q: the same shape.
     """
     terms = log_p.exp() * (log_p - log_q)
-    # a token with p = 0 contributes nothing, whatever q is
+    # a token with p = 0 contributes nothing, regardless of q
     return torch.where(log_p == -math.inf, 0.0, terms).sum(-1)
 
 

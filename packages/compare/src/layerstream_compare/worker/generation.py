@@ -168,7 +168,7 @@ def generate_greedily(loaded: Loaded, prompt: Prompt, max_new_tokens: int, on_to
 
 
 def greedy_arguments(max_new_tokens: int) -> dict[str, Any]:
-    """Return arguments that make generate greedy, whatever the checkpoint's generation settings are."""
+    """Return arguments that make generate greedy, regardless of the checkpoint's generation settings."""
     # None removes the checkpoint's sampling settings, about which generate would warn
     return {
         "max_new_tokens": max_new_tokens,

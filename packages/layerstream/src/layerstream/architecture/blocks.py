@@ -84,7 +84,7 @@ def find_row_tables(model: PreTrainedModel, block_paths: tuple[str, ...]) -> tup
 
 
 def _looks_up_rows(module: nn.Embedding) -> bool:
-    """Try it: a table in another order, read with ids in that order, must give the same result."""
+    """Try it out: permuting the table's rows and the ids alike must not change the result."""
     if module.max_norm is not None or len(list(module.parameters())) != 1:
         return False
     if type(module).forward is nn.Embedding.forward:

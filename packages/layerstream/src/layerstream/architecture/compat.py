@@ -150,7 +150,7 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
 
 
 def keeps_state(model: PreTrainedModel) -> bool:
-    """Return whether the model keeps recurrent, convolutional or compressed state beside keys and values."""
+    """Return whether the model keeps recurrent, convolutional or compressed state besides keys and values."""
     return bool(model._is_stateful)
 
 
@@ -191,19 +191,18 @@ def is_placeholder(layer: Any) -> bool:
     return DummyLayer is not None and type(layer) is DummyLayer
 
 
-# State that transformers keeps outside the cache, and that each of several interleaved generate() calls must
-# have to itself.
+# State that transformers keeps outside the cache; generate() calls that interleave each need their own copy.
 STATE_OF_MODEL = ("_previous_max_cache_length",)
-"""generate() makes a static cache no shorter than the last one."""
+"""generate() never makes a static cache shorter than the previous one."""
 
 STATE_OF_CONFIG = ("_experts_implementation_internal",)
-"""generate() switches to another experts kernel for decoding on accelerators, and back at its end."""
+"""generate() uses another experts kernel for decoding on accelerators, and restores the first at its end."""
 
 STATE_OF_ROTARY = ("max_seq_len_cached",)
-"""A rotary embedding that scales with the length remembers the longest, with its frequencies as buffers."""
+"""A rotary embedding that scales with the length remembers the longest; its frequencies are buffers."""
 
 
 def remembers_lengths(module: nn.Module) -> bool:
-    """Return whether a rotary embedding changes with the longest text that it has seen."""
+    """Return whether a rotary embedding depends on the longest text it has seen."""
     has_state = all(name in module.__dict__ for name in STATE_OF_ROTARY)
     return has_state and "dynamic" in str(getattr(module, "rope_type", ""))

@@ -31,7 +31,7 @@ from .weight_usage import WeightUsage
 
 _PROMPT_TOKENS = (64, 128, 256)
 _EDGE_BYTES = 64 * KIB
-"""Allowance for a reader thread whose reads land in place: it needs only the pages at a read's edges."""
+"""Allowance for a reader thread whose reads land in place: it buffers only the pages at a read's edges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +201,7 @@ def _finer_units(
         covered = sum(tensor.num_bytes for unit in units for tensor in unit.tensors)
         total = sum(tensor.num_bytes for block in blocks for tensor in block.tensors)
         largest = max((_weight_bytes(unit) for unit in units), default=0)
-        # What is left over stays on the device permanently, so splitting must be worth it.
+        # The rest stays on the device permanently, so splitting must be worth it.
         if covered >= 0.98 * total and largest < max(_weight_bytes(block) for block in blocks):
             finer[granularity] = tuple(units)
     return finer
@@ -266,8 +266,8 @@ def describe_model(
     Args:
         model: the skeleton.
         units: its tensors in units.
-        forwards: the memory of forwards at three prompt lengths, or none (then memory beside the weights is
-            estimated from the config's widths).
+        forwards: the memory of forwards at three prompt lengths, or none (then the memory other than weights
+            is estimated from the config's widths).
         name: path or Hub id.
         dtype: the run dtype.
         slot_bytes: returns the space that a unit takes in a slot, including alignment.
@@ -339,7 +339,7 @@ def _conversion_bytes(units: ModelUnits) -> int:
 
 
 def _fit_activation(forwards: tuple[ForwardMemory, ...]) -> ActivationProfile:
-    """Fit a parabola through the memory beside weights and cache at three lengths."""
+    """Fit a parabola through the memory at three lengths, weights and cache excluded."""
     x0, x1, x2 = (memory.num_tokens for memory in forwards)
     y0, y1, y2 = (memory.peak_bytes - memory.cache_bytes - memory.window_bytes for memory in forwards)
     slope01, slope12 = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)

@@ -57,7 +57,7 @@ def _has_vectors_only(module: nn.Module) -> bool:
 
 
 class LastPositions:
-    """Narrows a model's final norm to the last positions, for the threads that ask for it and no other."""
+    """Narrows a model's final norm to the last positions, only in threads that request it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Find the norm; nothing changes before `attached`."""

@@ -27,7 +27,7 @@ class ForwardMemory:
 
     Attributes:
         num_tokens: the length of the prompt.
-        peak_bytes: the most memory alive at once beside parameters and buffers, including the cache.
+        peak_bytes: the most memory alive at once, cache included, parameters and buffers excluded.
         cache_bytes: what the cache holds afterwards, except in sliding-window layers.
         window_bytes: what the cache holds in sliding-window layers.
         window_tokens: the window; 0 without one.
@@ -84,7 +84,7 @@ def forward_on_meta(model: PreTrainedModel, num_tokens: int, cache: Any = None) 
 
 
 class _ResultsOnly(TorchFunctionMode):
-    """Replace attention and grouped matrix products by an empty tensor of their result's shape.
+    """Replace attention and grouped matrix products with an empty tensor of the result's shape.
 
     The attention kernels in use hold no score matrix, but the decomposition on meta tensors would. Grouped
     products on meta tensors refuse all dtypes but one.

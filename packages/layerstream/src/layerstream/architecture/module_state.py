@@ -1,8 +1,8 @@
-"""Find the state that modules keep in their own attributes, instead of in the cache that is passed on.
+"""Find the state that modules keep in their own attributes instead of in the cache.
 
-Room: architecture. Found by structure: run forwards on shapes and see which attributes hold a new tensor.
-That state must be removed before the model runs on values, and where several computations interleave, each
-needs its own.
+Room: architecture. The state is found by structure: run forwards on shapes, and see which attributes then
+hold a new tensor. It must be removed before the model runs on values, and when several computations
+interleave, each needs its own copy.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Share a prefix's keys and values among the forwards of many suffixes, none of which stores anything.
 
 Room: architecture. Works on transformers' cache layers and decides by their classes whether a model's cache
-can be shared. It does not know who runs when: the suffixes' caches may be made before the prefix has run,
-since they need its length only; they look for its keys and values when a block asks for them.
+can be shared. It does not know the order of the forwards: a suffix's cache may be made before the prefix has
+run, because it needs only the prefix's length; it looks up the keys and values when a block asks for them.
 
 A layer's keys and values are dropped as soon as the last suffix has read them. When every suffix goes through
 a block before the next block is visited (layer-major), a prefix therefore never holds more than the layers
@@ -109,7 +109,7 @@ class _PrefixLayer(compat.CacheLayerMixin):
 
 
 class _SuffixLayer(compat.CacheLayerMixin):
-    """One layer's cache of a suffix: its own keys and values after the prefix's, for the length of a call."""
+    """One layer's cache of a suffix: its keys and values after the prefix's, for the duration of a call."""
 
     def __init__(self, own: Any, prefix: _PrefixLayer, prefix_tokens: int) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
         "is_floating_point",
     )
 )
-"""Questions that a tensor on the meta device answers truthfully."""
+"""Attributes and methods that a tensor on the meta device answers correctly."""
 
 _PROMPT_TOKENS = 16
 _DEVICE = torch.Tensor.device.__get__
@@ -91,7 +91,7 @@ class WeightUsage(TorchFunctionMode):
         return all(module in scopes.get(weight, (module,)) for scopes in (self.scopes, self.device_scopes))
 
     def values_move_with(self, weight: str, module: str) -> bool:
-        """Return whether the values of `weight`, if not its device, are needed only while `module` runs."""
+        """Like `moves_with`, but reads of the weight's device do not count."""
         return module in self.scopes.get(weight, (module,))
 
     def _entering(self, path: str) -> Callable[..., None]:
@@ -123,8 +123,8 @@ def find_weight_usage(model: PreTrainedModel) -> WeightUsage | None:
         if output is None:
             return None
         prefill_calls = list(usage.calls)
-        # A single token takes another path through recurrent layers, even when they keep their state to
-        # themselves.
+        # A single token takes another path through recurrent layers, even when they keep their state in
+        # their own attributes.
         if forward_on_meta(model, 1, compat.cache_of(model, output)) is None:
             return None
     usage.calls = prefill_calls

@@ -98,7 +98,7 @@ class BounceBuffer:
         return sum(buffer.allocated_bytes for buffer in (self._edge, self._chunk) if buffer is not None)
 
     def at_least(self, num_bytes: int) -> AlignedBuffer:
-        """Return a buffer of at least `num_bytes`, which may hold what the last call put there.
+        """Return a buffer of at least `num_bytes`, which may still hold data from the last call.
 
         Raises:
             StreamError: the system refuses the memory.
@@ -122,7 +122,7 @@ def _fault_in(memory: mmap.mmap, start: int, address: int, num_bytes: int) -> No
 
 
 def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:
-    """Give the kernel the advice; return whether it knows it."""
+    """Give the kernel the advice; return whether the kernel supports it."""
     if not hasattr(memory, "madvise") or not num_bytes:
         return False
     try:

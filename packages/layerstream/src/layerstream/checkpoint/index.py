@@ -28,7 +28,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FOREIGN = (".h5", ".msgpack", ".onnx")
-# Files beside a model's weights that are not its weights, whatever their suffix.
+# Files next to a model's weights that do not hold its weights, regardless of their suffix.
 _NOT_WEIGHTS = ("adapter_model.safetensors", "optimizer.safetensors", "training_args.bin")
 _HOW_TO_CONVERT = (
     "convert it once, if you trust it: AutoModelForCausalLM.from_pretrained({name!r})"
@@ -80,7 +80,7 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
         )
     if not (directory / CONFIG_NAME).is_file():
         raise CheckpointNotFoundError(
-            f"{directory} is not a checkpoint: it has no {CONFIG_NAME}; put the config beside the weights"
+            f"{directory} is not a checkpoint: it has no {CONFIG_NAME}; put the config next to the weights"
         )
     if (directory / SINGLE_NAME).is_file() or not (directory / INDEX_NAME).is_file():
         return _open_single(directory, name)

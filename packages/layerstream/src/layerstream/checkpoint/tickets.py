@@ -105,7 +105,7 @@ class ReadTicket:
         return True
 
     def cancel(self) -> None:
-        """Begin no more reads; the ticket is done when those in progress have ended."""
+        """Start no further reads; the ticket is done when those in progress have ended."""
         self.fail(StreamClosedError("the read was cancelled"))
 
     def on_done(self, callback: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ class ReadTicket:
             return self._error is None
 
     def fail(self, error: LayerstreamError) -> None:
-        """Record the first error; the reader then begins no more of the ticket's jobs. For the reader."""
+        """Record the first error; the reader then starts no further job of the ticket. For the reader."""
         with self._lock:
             if self._error is None and not self._finished.is_set():
                 self._error = error

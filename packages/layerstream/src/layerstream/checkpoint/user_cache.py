@@ -1,6 +1,6 @@
-"""The user's cache, where layerstream keeps what it can make again.
+"""Locate the user's cache, where layerstream keeps files that it can recreate.
 
-Room: bytes. Knows only the place.
+Room: bytes.
 
 Source: the XDG base directory specification, https://specifications.freedesktop.org/basedir/latest/
 """

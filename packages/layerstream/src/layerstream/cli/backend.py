@@ -1,4 +1,4 @@
-"""What the commands need of the slow parts of the library, imported on first use.
+"""The slow-to-import parts of the library that the commands use, imported on first use.
 
 Commands write `backend.load_with(...)`. So `--help`, `--version` and a mistyped option load neither torch nor
 transformers. The first use also silences what these libraries would print.

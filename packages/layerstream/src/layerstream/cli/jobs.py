@@ -22,7 +22,7 @@ from ..errors import JobError
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there, two processes on one job are not told apart
+except ImportError:  # Windows has none: there, nothing stops two processes from running one job
     fcntl = None  # type: ignore[assignment]
 
 
@@ -32,7 +32,7 @@ class JobRow:
 
     Attributes:
         number: its line, from 1.
-        digest: a hash of the line, so that a result is never taken for that of another row.
+        digest: a hash of the line, so that a result is never attributed to another row.
         id: the row's own id, or its number if it has none.
         fields: its contents, without the id.
         error: why it cannot be read; None if it can.

@@ -1,4 +1,4 @@
-"""What the commands need of rich, imported on first use: `layerstream --version` does not need it."""
+"""The parts of rich that the commands use, imported on first use: `--version` does not need them."""
 
 from __future__ import annotations
 

@@ -54,12 +54,12 @@ def plan_command(
 
 
 def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple[PlacementPlan, ModelProfile]:
-    """Return the plan of a model on a machine that need not be this one, and the model's profile.
+    """Return the plan of a model on the given machine, and the model's profile.
 
     Args:
         model: a checkpoint, a Hub id, or one of `KNOWN_MODELS`.
         machine: the machine.
-        options: their `device` does not count; the machine's does.
+        options: their `device` is ignored; the machine's device is used.
     """
     source = backend.known_config(model) if model in KNOWN_MODELS else model
     profile = backend.inspect_any(source, options, on_host=machine.device_is_host).profile

@@ -1,6 +1,6 @@
 """Print for people (notes, tables) and for programs (JSON).
 
-Answers go to stdout. What accompanies them (plans before an answer, reports, errors) goes to stderr.
+Answers go to stdout. Everything else (plans, reports, errors) goes to stderr.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class ProgressState:
         max_new_tokens: the maximum number of new tokens.
         bytes_per_s: the read rate over the last seconds; 0 if nothing was read.
         sweep_s: seconds for one more token: observed, or predicted before anything was observed.
-        eta_s: the most seconds to the last token; None while nothing is known.
+        eta_s: an upper bound on the seconds left; None until there is an estimate.
     """
 
     sweep: int | None
@@ -122,7 +122,7 @@ class ProgressTracker:
         for start_s, end_s, num_bytes in self._reads:
             if end_s <= since_s or end_s <= start_s:
                 continue
-            # of a read that began before the window, only the share inside counts
+            # if a read began before the window, count only the share inside it
             moved += num_bytes * (end_s - max(start_s, since_s)) / (end_s - start_s)
             first_s = min(first_s, max(start_s, since_s))
         return moved / (now_s - first_s) if now_s > first_s else 0.0

@@ -73,7 +73,7 @@ class PromptRows:
         """Add `row` to those to answer.
 
         Raises:
-            PlanError: it makes no sense.
+            PlanError: the row is invalid.
         """
         if unknown := sorted(set(row.fields) - set(_KEYS)):
             raise PlanError(f"unknown key {', '.join(unknown)}: a row may have id, {', '.join(_KEYS)}")
@@ -114,7 +114,7 @@ class PromptRows:
         return ids
 
     def workload(self, max_rows: int) -> Workload | None:
-        """Return room for the longest prompts and answers, `max_rows` at once."""
+        """Return the workload of the longest prompts and answers, at most `max_rows` at once."""
         if not self._requests:
             return None
         beams = [request.num_beams for request in self._requests]

@@ -1,7 +1,7 @@
-"""Run a job, a file of rows: what `batch` and `score` have in common.
+"""Run a job, a file of rows: the part that `batch` and `score` share.
 
-It opens the rows and the results, loads the model with room for the rows, lets each kind of row answer its
-own, and shows the progress.
+It opens the rows and the results, loads the model with enough memory for the rows, has each kind of row
+answered, and shows the progress.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WriteResult = Callable[[JobRow, Mapping[str, Any]], None]
 
 _MAX_ROWS = 64
-"""Rows that memory is reserved for, at most."""
+"""The largest number of rows that memory is reserved for."""
 
 _LOG_EVERY_S = 10.0
 
@@ -49,10 +49,10 @@ class RowKind(Protocol):
         """Return whether `row` is of this kind."""
 
     def add(self, row: JobRow) -> None:
-        """Add `row` to those to answer; raise PlanError if it makes no sense."""
+        """Add `row` to those to answer; raise PlanError if it is invalid."""
 
     def workload(self, max_rows: int) -> Workload | None:
-        """Return room for the added rows, at most `max_rows` at once; None if there are none."""
+        """Return the workload of the added rows, at most `max_rows` at once; None if there are none."""
 
     def run(
         self, streamed: StreamedModel, write: WriteResult, on_progress: Callable[[Progress], None]
@@ -131,8 +131,8 @@ def error_fields(error: Exception) -> dict[str, Any]:
     """Return the result of a row that failed.
 
     Raises:
-        StreamError, MemoryError: `error` itself, if the row is not the cause. It keeps no result, so the next
-            start runs it again.
+        StreamError, MemoryError: `error` itself, if the row is not the cause. The row then has no result,
+            and the next start runs it again.
     """
     if isinstance(error, StreamError | MemoryError):
         raise error
@@ -140,7 +140,7 @@ def error_fields(error: Exception) -> dict[str, Any]:
 
 
 def _load(model: str, options: LoadOptions, kinds: list[RowKind], max_rows: int | None) -> StreamedModel:
-    """Load the model with room for as many rows at once as the budget allows."""
+    """Load the model with memory for as many rows at once as the budget allows."""
     num_rows = min(max_rows or _MAX_ROWS, _MAX_ROWS)
     with err_console().status("planning and loading"):
         while True:

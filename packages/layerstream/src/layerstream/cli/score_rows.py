@@ -52,7 +52,7 @@ class ScoreRows:
         """Add `row` to those to score.
 
         Raises:
-            PlanError: it makes no sense.
+            PlanError: the row is invalid.
         """
         if set(row.fields) != set(_KEYS):
             raise PlanError(
@@ -68,7 +68,7 @@ class ScoreRows:
         self._requests.append(request)
 
     def workload(self, max_rows: int) -> Workload | None:
-        """Return room for the longest texts, `max_rows` at once. Scoring keeps no cache, so it takes less."""
+        """Return the workload of the longest texts, at most `max_rows` at once; scoring keeps no cache."""
         if not self._requests:
             return None
         longest = max(len(request.prefix) + max(map(len, request.suffixes)) for request in self._requests)

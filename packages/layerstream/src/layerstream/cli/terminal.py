@@ -37,8 +37,8 @@ class StatusLine:
         """Set up; nothing is drawn before the context is entered.
 
         Args:
-            render: returns the line to show, which is cut to the terminal's width. It is called on a thread
-                of its own and on the writing one.
+            render: returns the line to show, which is cut to the terminal's width. It is called on the
+                drawing thread and on the thread that writes.
             shown: False never draws; `write` still works.
         """
         self._render = render

@@ -64,13 +64,13 @@ def perfetto_json(spans: Iterable[Span], *, process_name: str = "layerstream") -
     Overlapping spans of one activity get separate tracks, because in this format the events of a track may
     only nest. Times are microseconds from the first span.
     """
-    packed = _pack(spans)
-    begin_s = min((span.start_s for track in packed for row in track.rows for span in row), default=0.0)
+    tracks = _tracks_of(spans)
+    begin_s = min((span.start_s for track in tracks for row in track.rows for span in row), default=0.0)
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": process_name}}
     ]
     tid = 0
-    for track in packed:
+    for track in tracks:
         for index, row in enumerate(track.rows):
             tid += 1
             name = track.activity.value if len(track.rows) == 1 else f"{track.activity.value} {index + 1}"
@@ -108,12 +108,12 @@ def gantt_svg(spans: Iterable[Span], *, width_px: int = 1180, label: str = "time
         width_px: the width of the drawing.
         label: the text for screen readers.
     """
-    packed = _pack(spans)
-    scale = _scale(packed, width_px)
-    height = _TOP + sum(len(track.rows) * _ROW + _GAP for track in packed) + _AXIS
-    body = [*_axis(scale, height), *_sweep_marks(packed, scale, height)]
+    tracks = _tracks_of(spans)
+    scale = _scale(tracks, width_px)
+    height = _TOP + sum(len(track.rows) * _ROW + _GAP for track in tracks) + _AXIS
+    body = [*_axis(scale, height), *_sweep_marks(tracks, scale, height)]
     y = _TOP
-    for track in packed:
+    for track in tracks:
         body += _draw_track(track, y, scale)
         y += len(track.rows) * _ROW + _GAP
     return "\n".join(
@@ -167,7 +167,7 @@ class _Scale:
         return _LEFT + (time_s - self.begin_s) * self.px_per_s
 
 
-def _pack(spans: Iterable[Span]) -> tuple[_Track, ...]:
+def _tracks_of(spans: Iterable[Span]) -> tuple[_Track, ...]:
     by_activity: dict[Activity, list[Span]] = {}
     for span in spans:
         by_activity.setdefault(span.activity, []).append(span)
@@ -191,8 +191,8 @@ def _rows(spans: Sequence[Span]) -> tuple[tuple[Span, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _scale(packed: Sequence[_Track], width_px: int) -> _Scale:
-    spans = [span for track in packed for row in track.rows for span in row]
+def _scale(tracks: Sequence[_Track], width_px: int) -> _Scale:
+    spans = [span for track in tracks for row in track.rows for span in row]
     begin_s = min((span.start_s for span in spans), default=0.0)
     total_s = max((span.end_s for span in spans), default=1.0) - begin_s or 1.0
     return _Scale(
@@ -232,9 +232,9 @@ def _tick(time_s: float, step_s: float) -> str:
     return f"{time_s:.{decimals}f} s"
 
 
-def _sweep_marks(packed: Sequence[_Track], scale: _Scale, height: int) -> list[str]:
+def _sweep_marks(tracks: Sequence[_Track], scale: _Scale, height: int) -> list[str]:
     starts: dict[int, float] = {}
-    for track in packed:
+    for track in tracks:
         if track.activity in (Activity.COMPUTE, Activity.WAIT):
             for row in track.rows:
                 for span in row:

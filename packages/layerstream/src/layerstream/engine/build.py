@@ -1,4 +1,4 @@
-"""Carry a plan out: read the weights that stay, once for all devices, and prefetch those that move."""
+"""Carry out a plan: read the weights that stay, once for all devices, and prefetch those that move."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build(spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime
 
 
 class _Builder:
-    """Carries one plan out, step by step. When a step fails, everything opened so far is closed."""
+    """Carries out one plan, step by step. When a step fails, everything opened so far is closed."""
 
     def __init__(
         self, spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime], on_failure: ExitStack

@@ -28,7 +28,7 @@ from ..spec.profiles import ModelProfile
 from ..streaming.layout import slot_bytes
 
 DEFAULTS = LoadOptions()
-"""Loads a model as its checkpoint says."""
+"""Load a model as its checkpoint describes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +72,12 @@ def inspect_model(
 
     Args:
         name: a directory or a Hub id.
-        options: dtype, attention, revision, remote code and chunked prefill count; the rest is not looked at.
+        options: only dtype, attention, revision, remote code and chunked prefill are used.
         on_host: the weights will be used from host memory, so slots have the host layout.
         weights: fetch a Hub id's weight files too, not only config and headers.
 
     Raises:
-        CheckpointError, ModelError, PlanError: what is wrong with the checkpoint, the model or the options.
+        CheckpointError, ModelError, PlanError: the checkpoint, the model or the options cannot be used.
     """
     checkpoint, directory = _open_checkpoint(str(name), options.revision, weights=weights)
     config = read_config(directory, trust_remote_code=options.trust_remote_code)
@@ -121,7 +121,7 @@ def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class _Skeletons:
-    """Makes the empty model, as often as there are devices.
+    """Makes the empty model, once for each device.
 
     Attributes:
         make: builds it on the meta device.

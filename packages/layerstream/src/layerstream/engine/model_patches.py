@@ -1,4 +1,4 @@
-"""What is patched on a transformers model whose weights come and go, and how it is taken off again.
+"""Apply and remove the patches that a transformers model needs while its weights come and go.
 
 Every patch is on the instance; no class is changed.
 """
@@ -47,7 +47,7 @@ def add_placeholders(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def refuse_unsupported(model: PreTrainedModel, device: torch.device) -> None:
-    """Make methods that would break a model whose weights come and go raise, with the reason."""
+    """Make methods that would break a streamed model raise an error that gives the reason."""
 
     def refuse(name: str) -> Callable[..., Any]:
         def refused(*args: Any, **kwargs: Any) -> Any:

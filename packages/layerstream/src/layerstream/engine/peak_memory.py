@@ -31,7 +31,7 @@ class PeakMemory:
         self._process = psutil.Process()
 
     def sample(self) -> None:
-        """Look at the memory now."""
+        """Record the memory in use now."""
         self._sampled_bytes = max(self._sampled_bytes, self._process.memory_info().rss)
 
     def bytes(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class ReplicaControl:
     """Starts, stops and closes one replica.
 
     Attributes:
-        replica: what users see of it.
+        replica: the part that users see.
         gate: lets one forward in at a time, and counts sweeps.
         peak: the memory it took.
     """
@@ -90,7 +90,7 @@ class ReplicaControl:
             self._parts.stream.close()
 
     def unload(self) -> None:
-        """Take everything off the model and free its weights; call it after `stop_streaming`."""
+        """Remove every hook and patch from the model and free its weights; call it after `stop_streaming`."""
         self._parts.detach_all()
         unload_weights(self.replica.model)
         allow_again(self.replica.model)

@@ -30,7 +30,7 @@ class _Outcome(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, error: BaseException) -> bool:
-        """Note an error; return whether it is the first."""
+        """Record an error; return whether it is the first."""
         with self.lock:
             if self.first_error is not None:
                 return False
@@ -71,7 +71,7 @@ def run_in_parallel(
         for thread in threads:
             thread.start()
         run(0)
-    except KeyboardInterrupt as interrupt:  # between two lines of ours
+    except KeyboardInterrupt as interrupt:  # between two lines of this function
         if outcome.fail(interrupt):
             on_failure(0, interrupt)
     _join_all(threads, outcome, on_failure)

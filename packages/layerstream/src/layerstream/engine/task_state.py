@@ -1,7 +1,7 @@
 """State that is global to the process or the model, but that each interleaved task must have to itself.
 
 These are torch's random generators, and the few attributes that transformers changes on the model in the
-middle of a `generate()` call. A generator object that a task brings along is its own anyway.
+middle of a `generate()` call. A generator object that a task passes in belongs to that task anyway.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ModelTaskState:
         self._state = [(model.get_submodule(path), names) for path, names in state]
 
     def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
-        """Return the present state."""
+        """Return the current state."""
         values = [_values_of(self._model.__dict__, compat.STATE_OF_MODEL)]
         values += [_values_of(config.__dict__, compat.STATE_OF_CONFIG) for config in self._configs]
         values += [_values_of(module.__dict__, names) for module, names in self._state]

@@ -34,7 +34,7 @@ class StreamedLM(TemplateLM):
 
     Attributes:
         tokenizer: the tokenizer in use.
-        max_length: the longest context in tokens; longer ones lose their beginning.
+        max_length: the longest context in tokens; longer ones are cut at the start.
         max_gen_toks: the maximum number of new tokens if a task does not set one.
     """
 

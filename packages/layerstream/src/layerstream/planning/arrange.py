@@ -54,16 +54,16 @@ class PlanningProblem:
         return weight_copies(self.machine, self.replicas_per_device)
 
     def least_device_lines(self, configuration: Configuration) -> tuple[LedgerLine, ...]:
-        """Return the device lines of `configuration` with no more residents than it must have."""
+        """Return the device lines of `configuration` with as few residents as possible."""
         units = units_at(self.profile, configuration.granularity)
         return self._device_lines(configuration, 0 if configuration.num_slots else all_unit_bytes(units))
 
     def least_device_bytes(self, configuration: Configuration) -> int:
-        """Return the device memory of `configuration` with no more residents than it must have."""
+        """Return the device memory of `configuration` with as few residents as possible."""
         return total_bytes(self.least_device_lines(configuration))
 
     def least_host_bytes(self, configuration: Configuration, resident_bytes: int) -> int:
-        """Return the least host memory of `configuration` with `resident_bytes` of units on the device.
+        """Return the smallest host memory of `configuration` with `resident_bytes` of units on the device.
 
         The other units either pass through staging buffers or, where that takes less, all live in host
         memory.
@@ -144,8 +144,12 @@ class PlanningProblem:
         if rest and self.head_is_free_in_host(configuration):
             free = {rest.pop()}
         sizes = [units[index].slot_bytes for index in rest]
-        room = host_budget_bytes - total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
-        if sum(sizes) <= room:
+        available_bytes = host_budget_bytes - total_bytes(
+            host_lines(self.profile, self.machine, configuration, 0, 0)
+        )
+        if sum(sizes) <= available_bytes:
             return free | set(rest), 0
-        room -= configuration.num_slots * configuration.slot_bytes
-        return free | {rest[index] for index in spread_within(sizes, room)}, configuration.num_slots
+        available_bytes -= configuration.num_slots * configuration.slot_bytes
+        return free | {
+            rest[index] for index in spread_within(sizes, available_bytes)
+        }, configuration.num_slots

@@ -65,7 +65,7 @@ def head_slice_bytes(head: UnitProfile, rows: int, slices: int) -> int:
 
 
 def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
-    """Return the least power of two of slices that makes the head fit a slot of `largest_bytes`.
+    """Return the fewest slices, a power of two, with which the head fits a slot of `largest_bytes`.
 
     A head that cannot be sliced, or that slicing would not make smaller, gives 1.
     """
@@ -77,7 +77,7 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
         and slices * 2 * HEAD_SLICE_ROWS <= profile.head_rows
     ):
         slices *= 2
-    # a slice smaller than a page can take more room than the whole head
+    # a slice smaller than a page can take more memory than the whole head
     return (
         slices if head_slice_bytes(profile.head, profile.head_rows, slices) < profile.head.slot_bytes else 1
     )

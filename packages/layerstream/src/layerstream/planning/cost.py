@@ -70,7 +70,7 @@ def sweep_cost(times: WorkloadTimes, residencies: Sequence[Residency], buffers: 
         read_s=seconds["disk"],
         copy_s=seconds["copy"],
         compute_s=seconds["compute"],
-        # the pipeline's rhythm can be longer than three sweeps; never promise more than the bandwidths allow
+        # the pipeline's period may exceed three sweeps; never promise more than the bandwidths allow
         sweep_s=max(steady_s, *seconds.values()),
         prefill_s=sweep_ends(prefill, residencies, buffers, 1)[0],
         limited_by=max(seconds, key=lambda name: seconds[name]),

@@ -20,9 +20,9 @@ class DeviceGroup:
     """The devices of one plan.
 
     Attributes:
-        machine: the least of the devices' memory and rates; `device` is the one with the least memory.
+        machine: the minimum of the devices' memory and rates; `device` is the one with the least memory.
         names: the devices in order; a device named twice holds two replicas.
-        replicas_per_device: the most replicas that one device holds.
+        replicas_per_device: the largest number of replicas on one device.
     """
 
     machine: Machine

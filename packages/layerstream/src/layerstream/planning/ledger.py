@@ -18,7 +18,7 @@ residual connection adds back. Between single layers it may hold anything up to 
 """
 
 WORKLOAD_KINDS = frozenset({LedgerKind.KV_CACHE, LedgerKind.KV_CACHE_GROWTH, LedgerKind.ACTIVATIONS})
-"""Lines that depend on the workload; batches and scoring spend this memory by plans of their own."""
+"""Lines that depend on the workload; batches and scoring divide this memory by their own plans."""
 
 
 def cache_bytes(activation: ActivationProfile, workload: Workload) -> int:

@@ -1,8 +1,8 @@
 """Plan a batch: which requests share a micro-batch, and how many micro-batches may be admitted at once.
 
 Every admitted micro-batch holds its KV cache, and what its forward carries from unit to unit while others
-run. Only one at a time is inside a unit, where it also needs room for its activations. The ledger of a batch
-counts all three.
+run. Only one at a time is inside a unit, where it also needs memory for its activations. The ledger of a
+batch counts all three.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 
 MOST_PADDING = 0.5
-"""The most padding in a micro-batch, as a share of its tokens, answers included.
+"""The maximum padding in a micro-batch, as a share of its tokens, answers included.
 
 Beyond it, the wasted computation outweighs the gain of a larger matrix product.
 """
 
 MOST_ROWS = 256
-"""The most rows in a micro-batch; matrix products gain nothing from more."""
+"""The maximum number of rows in a micro-batch; matrix products gain nothing from more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,8 @@ def plan_batch(
         requests: in the order given by the user.
         packed: put requests of one kind and of similar lengths into one tensor; False gives each its own
             micro-batch.
-        max_rows: at most this many rows share a sweep, whatever memory says; None lets the budget decide.
+        max_rows: at most this many rows share a sweep, regardless of memory; None lets the budget
+            decide.
 
     Returns:
         The micro-batches in order of admission. One that exceeds the capacity by itself runs alone.
@@ -107,25 +108,25 @@ def plan_batch(
     if max_rows is not None and max_rows < 1:
         raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     memory = _Memory(profile=profile, granularity=plan.granularity)
-    room = room_bytes(plan)
+    available_bytes = room_bytes(plan)
     if max_rows is not None:
         groups = _grouped(requests, memory, packed, most_rows=max_rows)
         micro_batches = tuple(_as_micro_batch(requests, group) for group in groups)
-        return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=room)
-    groups = _grouped(requests, memory, packed, most_bytes=room)
-    if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > room:
-        # half of the room each, so that one micro-batch can start while another finishes
-        groups = _grouped(requests, memory, packed, most_bytes=room // 2)
+        return BatchPlan(micro_batches=micro_batches, capacity=max_rows, lines=(), room_bytes=available_bytes)
+    groups = _grouped(requests, memory, packed, most_bytes=available_bytes)
+    if sum(memory.kept_bytes(_size(requests, group)) for group in groups) > available_bytes:
+        # half of the memory each, so that one micro-batch can start while another finishes
+        groups = _grouped(requests, memory, packed, most_bytes=available_bytes // 2)
     micro_batches = tuple(
         _as_micro_batch(requests, group, memory.kept_bytes(_size(requests, group))) for group in groups
     )
     inside = max((memory.inside_bytes(_size(requests, group)) for group in groups), default=0)
-    capacity = max(0, room - inside)
+    capacity = max(0, available_bytes - inside)
     return BatchPlan(
         micro_batches=micro_batches,
         capacity=capacity,
         lines=_lines(micro_batches, capacity, inside),
-        room_bytes=room,
+        room_bytes=available_bytes,
     )
 
 
@@ -191,7 +192,7 @@ def _as_micro_batch(
 
 
 def _lines(micro_batches: Sequence[MicroBatch], capacity: int, inside: int) -> tuple[LedgerLine, ...]:
-    """Return the ledger of the moment at which as much is admitted as may be."""
+    """Return the ledger at full capacity."""
     weights = [micro_batch.weight for micro_batch in micro_batches]
     admitted = max(min(capacity, sum(weights)), max(weights, default=0))
     return (

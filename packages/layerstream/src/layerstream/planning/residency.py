@@ -17,8 +17,8 @@ def spread(num_units: int, num_chosen: int) -> tuple[int, ...]:
 def spread_sizes(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Return (bytes, number chosen) of every even choice among units of `sizes`, the largest first.
 
-    With units of unequal size, more units can be fewer bytes. A binary search would miss that; hence the
-    whole table.
+    With units of unequal size, more units can take fewer bytes. A binary search would miss that, so the
+    whole table is computed.
     """
     count = len(sizes)
     table = [(0, 0)]

@@ -66,7 +66,7 @@ def plan_scoring_sweeps(
         plan: the plan of the loaded model; tasks may take what its budget leaves after the weights.
         profile: the profile of the same model.
         requests: in the order given by the user.
-        max_rows: at most this many requests share a sweep, whatever memory says; None lets the budget decide.
+        max_rows: at most this many requests share a sweep, regardless of memory; None lets the budget decide.
 
     Returns:
         The sweeps. A request that exceeds the memory by itself gets a sweep of its own.
@@ -77,8 +77,8 @@ def plan_scoring_sweeps(
     if max_rows is not None and max_rows < 1:
         raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
     needs = [_Needs.of(request, plan, profile) for request in requests]
-    room = room_bytes(plan)
-    sweeps = _fill_sweeps(needs, room) if max_rows is None else _chunks(len(requests), max_rows)
+    available_bytes = room_bytes(plan)
+    sweeps = _fill_sweeps(needs, available_bytes) if max_rows is None else _chunks(len(requests), max_rows)
     heaviest = max(
         (_combined(needs, sweep) for sweep in sweeps),
         key=lambda need: need.carried + need.inside,
@@ -88,12 +88,12 @@ def plan_scoring_sweeps(
         LedgerLine(kind=LedgerKind.ADMITTED_TASKS, where=MemoryTier.DEVICE, num_bytes=heaviest.carried),
         LedgerLine(kind=LedgerKind.RUNNING_TASK, where=MemoryTier.DEVICE, num_bytes=heaviest.inside),
     )
-    return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=room)
+    return ScoringPlan(sweeps=sweeps, lines=lines, room_bytes=available_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Needs:
-    """What a request carries while it waits, and the most it takes while a forward is inside a unit."""
+    """The memory that a request holds while it waits, and its peak while a forward is inside a unit."""
 
     carried: int = 0
     inside: int = 0
@@ -151,7 +151,7 @@ def _inside_bytes(
     activation, size = profile.activation, Workload(prompt_tokens=tokens, new_tokens=0)
     working = activation_bytes(activation, size)
     if own_cache:
-        # prefix and suffix are concatenated for the length of a call, and once more when heads are repeated
+        # prefix and suffix are concatenated for the duration of a call, and once more when heads are repeated
         # for each query
         whole = cache_bytes(activation, Workload(prompt_tokens=context, new_tokens=0))
         working += math.ceil(activation.cache_layer_share * whole)
@@ -169,12 +169,12 @@ def _combined(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:
     )
 
 
-def _fill_sweeps(needs: Sequence[_Needs], room: int) -> tuple[tuple[int, ...], ...]:
+def _fill_sweeps(needs: Sequence[_Needs], available_bytes: int) -> tuple[tuple[int, ...], ...]:
     sweeps: list[list[int]] = []
     carried = inside = 0
     for index, need in enumerate(needs):
         carried, inside = carried + need.carried, max(inside, need.inside)
-        if sweeps and carried + inside <= room:
+        if sweeps and carried + inside <= available_bytes:
             sweeps[-1].append(index)
         else:
             sweeps.append([index])

@@ -64,7 +64,7 @@ class Search:
     _times: dict[tuple[Granularity, int, Residency | None], WorkloadTimes] = field(default_factory=dict)
 
     def least_host_bytes(self, configuration: Configuration) -> int:
-        """Return the least host memory with which `configuration` can run."""
+        """Return the smallest host memory with which `configuration` can run."""
         resident_bytes, _ = self._resident_choices(configuration)[0]
         return self.problem.least_host_bytes(configuration, resident_bytes)
 
@@ -114,10 +114,10 @@ class Search:
         table = self._tables[granularity]
         if not configuration.num_slots:
             return table[:1]
-        room = (
+        available_bytes = (
             self.device_budget_bytes - self.problem.least_device_bytes(configuration)
         ) // self.problem.weight_copies
-        fitting = table[bisect_left(table, -room, key=lambda row: -row[0]) :]
+        fitting = table[bisect_left(table, -available_bytes, key=lambda row: -row[0]) :]
         streams_head = self.problem.profile.head is not None and not configuration.head_on_device
         # slots that no unit passes through are wasted; the configuration without slots covers that case
         return fitting if streams_head else [row for row in fitting if row[1] < len(units)]

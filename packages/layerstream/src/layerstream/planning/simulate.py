@@ -1,6 +1,6 @@
 """Simulate the pipeline of reads, copies and computation, for hardware you own or not.
 
-A recurrence over visits that wraps from each sweep into the next, as the stream does. What waits for what:
+A recurrence over visits that wraps from each sweep into the next, as the stream does. The waits are:
 
 1. A read waits for the previous read and for a buffer. That is a staging buffer, which is free once its last
    copy is done, or the slot itself where there are no staging buffers (CPU device).

@@ -31,7 +31,7 @@ class MemoryBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What will be run, as far as memory and time depend on it.
+    """The size of a run, which determines its memory and time.
 
     Attributes:
         batch_size: sequences in one forward (beams included).
@@ -48,7 +48,7 @@ class Workload:
     prefill_chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts that make no sense."""
+        """Refuse counts that are out of range."""
         if self.batch_size < 1 or self.prompt_tokens < 1 or self.new_tokens < 0:
             raise PlanError(
                 "a workload needs batch_size >= 1, prompt_tokens >= 1 and new_tokens >= 0; "

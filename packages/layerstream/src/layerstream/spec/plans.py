@@ -35,7 +35,7 @@ class MemoryTier(Enum):
 
 
 class LedgerKind(Enum):
-    """What a line of the ledger is for; the values are stable."""
+    """The purpose of a ledger line; the values are stable."""
 
     EDGES = "edges"
     EMBEDDING = "embedding"
@@ -116,7 +116,7 @@ class LedgerLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLedger:
-    """What takes memory, and how much it may take.
+    """The uses of memory, and the budgets that bound them.
 
     Attributes:
         lines: every use, in bytes.
@@ -147,7 +147,7 @@ class MemoryLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepCost:
-    """What one sweep moves and how long that takes, computed from the machine's rates.
+    """The bytes that one sweep moves and the time that takes, computed from the machine's rates.
 
     Attributes:
         read_bytes: read from disk.

@@ -128,11 +128,11 @@ class UnitProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationProfile:
-    """How the memory beside the weights grows, in bytes: a parabola in the number of tokens.
+    """How the memory other than weights grows, in bytes: a parabola in the number of tokens.
 
     It goes through three simulated forwards. The number of tokens is batch size x tokens in one forward.
     Logits are included as transformers' `generate()` computes them, for the last position only. The cache
-    grows in straight lines.
+    grows linearly.
 
     Attributes:
         fixed_bytes: what one forward takes at zero tokens.
@@ -185,7 +185,7 @@ class ModelProfile:
             else a few pages.
         hidden_size: the width of the residual stream.
         vocab_size: the number of tokens in the vocabulary.
-        activation: the memory beside the weights.
+        activation: the memory other than weights.
     """
 
     name: str

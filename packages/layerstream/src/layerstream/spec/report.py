@@ -11,7 +11,7 @@ from .sizes import format_bytes, format_rate, format_seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamReport:
-    """What a streamed model has done since it was loaded, or since `reset_report()`.
+    """The work of a streamed model since it was loaded, or since `reset_report()`.
 
     With several devices, seconds are the mean over them, since they work in parallel. Bytes are the sum;
     shared reads count once.

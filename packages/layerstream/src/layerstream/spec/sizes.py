@@ -100,5 +100,5 @@ def dtype_bytes(dtype: str, num_elements: int = 1) -> int:
 
 
 def align_up(value: int, alignment: int) -> int:
-    """Return the least multiple of `alignment` that is at least `value`."""
+    """Return the smallest multiple of `alignment` that is at least `value`."""
     return -(-value // alignment) * alignment

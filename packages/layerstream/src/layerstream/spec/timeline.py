@@ -14,7 +14,7 @@ from enum import Enum
 
 
 class Activity(Enum):
-    """What was done during a span."""
+    """The kind of work done in a span."""
 
     READ = "read"
     COPY = "copy"

@@ -1,8 +1,8 @@
 """Put a unit's tensors into its modules before they run, and take them out again afterwards.
 
 A module is a dictionary of parameters and buffers here. Hooks are the only way in: no class is replaced and
-no forward is copied. What is installed is a view of the slot: nothing is copied and, after the first time,
-nothing is allocated. Room: streaming.
+no forward is copied. The installed tensors are views of the slot: nothing is copied and, after the first
+time, nothing is allocated. Room: streaming.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class StreamedModule:
 
 
 class StreamHooks:
-    """Hooks that acquire a unit before its module's forward and release it afterwards, also when it raised.
+    """Hooks that acquire a unit before its module's forward and release it afterwards, even if it raised.
 
     A task of `group` waits for its turn before each unit, and shares the unit with the visit's other tasks.
     """

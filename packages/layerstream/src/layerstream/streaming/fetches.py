@@ -127,7 +127,7 @@ class Consumer(ABC):
     @property
     @abstractmethod
     def num_queued(self) -> int:
-        """How many units were fetched for it that it has not asked for yet."""
+        """The number of units fetched for it that it has not requested yet."""
 
     @property
     @abstractmethod
@@ -144,7 +144,7 @@ class Consumer(ABC):
 
     @abstractmethod
     def drop_queue(self) -> None:
-        """Drop everything that was fetched for it and that it has not asked for yet."""
+        """Drop everything that was fetched for it and not requested yet."""
 
     @property
     def is_starving(self) -> bool:
@@ -163,5 +163,5 @@ class Consumer(ABC):
         self.is_attached = False
 
     def attach(self) -> None:
-        """Deliver to it whatever is fetched from now on."""
+        """Deliver to it everything that is fetched from now on."""
         self.is_attached, self.rejoin_unit, self.num_missed = True, None, 0

@@ -5,22 +5,23 @@ every fetched unit to each attached replica's stream, and the buffer is free aga
 done with it. The prefetcher knows the order in which units were visited, not the reason for it; what a
 replica does with a unit is up to its stream.
 
-Replicas keep in step because a replica that runs ahead finds no free buffer. Whom the others wait for:
- - a replica inside a forward: as long as it takes, because it will ask for its unit or fail;
- - a replica between two forwards: not at all, or up to `patience_s` if its next forward is expected soon
-   (`start_in_step`);
- - a replica that does not run therefore never holds up another one. It is detached: what was read for it is
-   dropped. When it asks again, it waits until the others come round to the unit that it asks for; if no other
-   replica reads, the prefetcher turns to this unit at once.
+Replicas keep in step because a replica that runs ahead finds no free buffer. How long the others wait:
+ - for a replica inside a forward: as long as it takes, because it will ask for its unit or fail;
+ - for a replica between two forwards: not at all, or up to `patience_s` if its next forward is expected soon
+   (`start_in_step`).
+
+A replica that does not run therefore never holds up another one. It is detached: what was read for it is
+dropped. At its next request, it waits until the others come round to the unit that it requests; if no other
+replica reads, the prefetcher turns to this unit at once.
 
 Room: streaming. Invariants (each with the test that holds it, in tests/contract/test_async_replicas.py and
 tests/unit/streaming/test_several_consumers.py):
  1. A unit is read once for all attached replicas (test_replicas_in_step_read_each_unit_once).
  2. A buffer is read into only when every replica is done with it
     (test_removing_any_wait_of_one_replica_breaks_a_result).
- 3. A replica that does not ask for units holds up no other (test_an_idle_replica_does_not_hold_up_another,
-    test_patience_with_an_expected_replica_ends).
- 4. A detached or restarting replica gets every unit that it asks for (test_replicas_in_any_order_are_served).
+ 3. A replica that does not request units does not hold up another
+    (test_an_idle_replica_does_not_hold_up_another, test_patience_with_an_expected_replica_ends).
+ 4. A detached or restarting replica gets every unit that it requests (test_replicas_in_any_order_are_served).
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class Prefetcher:
         starving = [other for other in self._consumers if other is consumer or other.is_starving]
         held = set().union(*(other.leased_buffers() for other in starving))
         if len(held) >= self.num_buffers > 0:
-            raise StreamError(f"another unit was asked for while all {self.num_buffers} slots are in use")
+            raise StreamError(f"another unit was requested while all {self.num_buffers} slots are in use")
 
     # -- for consumers, without the lock -------------------------------------------------------------------
 

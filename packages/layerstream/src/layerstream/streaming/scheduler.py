@@ -6,12 +6,12 @@ decisions out. `Task` and `TaskResult` are what callers hand in and get back. Ro
 
 The rules:
  - Tasks are admitted in the given order, as soon as their weight fits into the capacity that is left. When
-   no task is running, the next one is admitted whatever its weight: a task that is heavier than the whole
-   capacity runs alone.
+   no task is running, the next one is admitted regardless of its weight: a task that is heavier than the
+   whole capacity runs alone.
  - A *visit* of a unit serves every task that requests this unit, once each, in task order.
  - The next visit goes to the next requested unit in cyclic order. Tasks that request the same units share
-   their visits; a task that takes another way (an early exit, fewer sweeps, a later start) waits until the
-   sweep comes round to its unit.
+   their visits; a task that takes a different path (an early exit, fewer sweeps, a later start) waits until
+   the sweep comes round to its unit.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Scheduler:
 
     Attributes:
         running: the admitted tasks that have not finished, in task order.
-        visit: the number of the present visit.
+        visit: the number of the current visit.
         is_stopped: running tasks have to end, and no other task is admitted.
     """
 
@@ -91,7 +91,7 @@ class Scheduler:
         """Return the task that runs next; None when it is the caller's turn.
 
         The first of these: None, while a finished task has not been taken; a task that can be admitted now;
-        the next task in the present visit; the first task of the next visit; None, when no task is left.
+        the next task in the current visit; the first task of the next visit; None, when no task is left.
         After `stop`: the first running task, or None.
         """
         if self.is_stopped:
@@ -111,7 +111,7 @@ class Scheduler:
         return task
 
     def request(self, task: int, unit: int) -> None:
-        """Let `task` wait for `unit`: in the present visit, if it visits this unit and has not served it."""
+        """Let `task` wait for `unit`: in the current visit, if it visits this unit and has not served it."""
         self._requested[task] = unit
         if unit == self._unit and self._last_visit.get(task) != self.visit:
             bisect.insort(self._queue, task)
@@ -147,7 +147,7 @@ class Scheduler:
         return self._finished.popleft() if self._finished else None
 
     def releasable(self, units: Iterable[int]) -> list[int]:
-        """Return those of `units` that no task is inside of, nor about to enter in the present visit."""
+        """Return those of `units` that no task is inside of, nor about to enter in the current visit."""
         visited = self._unit if self._queue else None
         return [unit for unit in units if unit != visited and not self._inside.get(unit)]
 

@@ -10,7 +10,7 @@ tests/contract/test_async_device.py and tests/faults/test_life_cycle.py):
     (test_removing_any_wait_breaks_the_result).
  2. A slot is copied into only when the last computation that used it is done (the same test).
  3. A computation starts only when the copy into its slot is done (the same test).
- 4. Units come in the order in which they are asked for; an unexpected unit restarts the prefetch there
+ 4. Units come in the order in which they are requested; an unexpected unit restarts the prefetch there
     (test_any_order_is_served).
  5. Nothing is allocated for a unit once the stream runs (test_a_thousand_sweeps_leak_nothing).
  6. After `close()`, from any state, no thread is left and every buffer is free
@@ -75,7 +75,7 @@ class Lease:
 
 
 class WeightStream(Consumer):
-    """Delivers units to one replica, in the order in which it asks for them."""
+    """Delivers units to one replica, in the order in which it requests them."""
 
     def __init__(self, prefetcher: Prefetcher, buffers: DeviceBuffers, *, index: int = 0) -> None:
         """Start the delivery thread; nothing is fetched before the prefetcher is started.
@@ -117,7 +117,7 @@ class WeightStream(Consumer):
             ReadFailedError: the unit's bytes could not be read; the next `acquire` tries again.
             StreamClosedError: the stream is closed.
             ReplicaStoppedError: the work of another replica failed.
-            StreamError: every slot is leased already, so the unit could never come.
+            StreamError: every slot is leased already, so the unit could never arrive.
         """
         start_s = perf_counter()
         with self._lock:
@@ -249,7 +249,7 @@ class WeightStream(Consumer):
     def _refuse_deadlock(self, unit: int) -> None:
         if len(self._leased) >= self._num_slots:
             raise StreamError(
-                f"unit {self.units[unit].name!r} was asked for while all {self._num_slots} slots are in use"
+                f"unit {self.units[unit].name!r} was requested while all {self._num_slots} slots are in use"
             )
         if self._is_host:
             self._prefetcher.refuse_deadlock(self)
@@ -268,7 +268,7 @@ class WeightStream(Consumer):
 
     @property
     def num_queued(self) -> int:
-        """How many units were fetched for this replica that it has not asked for yet."""
+        """The number of units fetched for this replica that it has not requested yet."""
         return len(self._queue)
 
     @property
@@ -281,14 +281,14 @@ class WeightStream(Consumer):
         return {lease.buffer_index for lease in self._leased if lease.slot is None}
 
     def enqueue(self, fetch: Fetch) -> Callable[[], None]:
-        """Queue a lease for `fetch`; return what to call, without the lock, once the read is submitted."""
+        """Queue a lease for `fetch`; return a callback to run, without the lock, after the submission."""
         lease = Lease(unit=fetch.unit, sweep=fetch.sweep, fetch=fetch)
         self._queue.append(lease)
         self._finished.notify_all()
         return partial(self._on_submitted, lease, fetch)
 
     def drop_queue(self) -> None:
-        """Cancel what was fetched for this replica and not asked for yet."""
+        """Cancel everything fetched for this replica and not requested yet."""
         for lease in self._queue:
             self._cancel(lease)
         self._queue.clear()

@@ -6,8 +6,8 @@ time, and the turn changes hands where a task enters a unit. `Scheduler` decides
 `SweepGroup` owns the threads, wakes them, captures and restores task state, and acquires and releases units.
 It knows units by number and tasks as callables: no tokens, no weights, and not what a task computes.
 
-A task's end, result or exception, concerns this task alone; the others go on. A task that waits to be
-admitted starts as soon as there is capacity, at its own first unit. Room: streaming.
+A task's result or exception ends only that task; the others go on. A task that waits to be admitted starts as
+soon as there is capacity, at its own first unit. Room: streaming.
 
 Invariants (each with the test that holds it; 1 to 5 in tests/unit/streaming/test_sweep_group.py, 6 and 7 in
 tests/unit/streaming/test_sweep_group_faults.py):
@@ -15,7 +15,7 @@ tests/unit/streaming/test_sweep_group_faults.py):
  2. A visit serves tasks in task order, each once (test_a_visit_serves_tasks_in_order_of_admission).
  3. A unit is acquired once per visit and released after its last task
     (test_a_unit_is_acquired_once_per_visit_however_many_tasks_share_it).
- 4. Every task is served again after finitely many visits, whatever units the others request
+ 4. Every task is served again after finitely many visits, regardless of which units the others request
     (test_tasks_with_different_ways_through_the_units_all_finish).
  5. Task state (random state, say) is each task's own at every step (test_each_task_has_its_own_task_state).
  6. However a task ends, the next one gets its turn (test_a_task_that_raises_ends_and_the_others_go_on).
@@ -125,7 +125,7 @@ class SweepGroup:
         return sorted(results, key=lambda result: result.number)
 
     def stop(self, reason: BaseException, *, timeout_s: float = 10.0) -> None:
-        """End the present run, if there is one: every task ends, and `run` raises `reason`.
+        """End the current run, if there is one: every task ends, and `run` raises `reason`.
 
         Returns when the last task has ended; at once when called by a task or by `on_result`; after
         `timeout_s` if a task is stuck in its own code.
@@ -213,7 +213,7 @@ class SweepGroup:
             StreamClosedError: the model was closed.
             TaskAbandonedError: the run was abandoned.
         """
-        run, running = self._present()
+        run, running = self._current()
         run.raise_if_abandoned()
         run.scheduler.request(running.number, unit)
         self._wait_for_turn(run, running)
@@ -229,13 +229,13 @@ class SweepGroup:
 
     def leave(self, unit: int) -> None:
         """Record that the calling task has left `unit`, if it was inside; the last task releases the unit."""
-        run, running = self._present()
+        run, running = self._current()
         if run.scheduler.leave(running.number, unit):
             run.release(run.scheduler.releasable(run.releases))
 
     # -- turns -------------------------------------------------------------------------------------------
 
-    def _present(self) -> tuple[SweepRun, RunningTask]:
+    def _current(self) -> tuple[SweepRun, RunningTask]:
         run = self._run
         assert run is not None, "a run is over only when its last task has ended"
         return run, self._here.running

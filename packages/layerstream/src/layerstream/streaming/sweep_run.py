@@ -21,10 +21,10 @@ class TaskState(Protocol):
     """State that is global to the process or the model, although each task needs its own."""
 
     def capture(self) -> Any:
-        """Return the present state."""
+        """Return the current state."""
 
     def restore(self, state: Any) -> None:
-        """Make `state` the present one."""
+        """Make `state` the current one."""
 
 
 class NoTaskState:

@@ -1,4 +1,4 @@
-"""Run many requests on every device of a streamed model: what batching and scoring have in common.
+"""Run many requests on every device of a streamed model: the part that batching and scoring share.
 
 The requests are split among the devices. Each device runs its share as tasks that share sweeps, and every
 result is reported as soon as it is ready. What a task computes is up to the strategy.

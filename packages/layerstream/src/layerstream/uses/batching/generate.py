@@ -52,7 +52,7 @@ def generate_many(
     returns what transformers' `generate()` returns for that tensor. With `packed=False` every request has a
     tensor of its own and returns, bit for bit, what it returns alone.
 
-    How many run at once depends on the memory that the plan leaves beside the weights: reserve it in `load`
+    How many run at once depends on the memory that the plan leaves after the weights: reserve it in `load`
     with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
     of that memory runs alone, as in `generate()`. With several devices, each one gets a share of the
     requests. Requests that sample run on the first device, because all threads share torch's random
@@ -62,7 +62,7 @@ def generate_many(
         streamed: an open model.
         requests: requests, or texts; a text is a request with a prompt and nothing else.
         packed: let similar requests share a tensor.
-        max_rows: at most this many rows share a sweep, whatever memory would allow; None lets memory decide.
+        max_rows: at most this many rows share a sweep, regardless of memory; None lets memory decide.
             To split 100 requests into 4 batches, use 25.
         tokenizer: for prompts, stop texts and answers as text; by default the checkpoint's own if a request
             has text.
@@ -76,7 +76,7 @@ def generate_many(
         affected.
 
     Raises:
-        PlanError: a request or `max_rows` makes no sense. Names the request.
+        PlanError: a request or `max_rows` is invalid; the message names the request.
         CheckpointError: a request has text and the checkpoint has no tokenizer.
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
@@ -125,7 +125,7 @@ def plan_requests(
     With several devices, this is the plan for the first one's share.
 
     Raises:
-        PlanError: a request or `max_rows` makes no sense.
+        PlanError: a request or `max_rows` is invalid.
     """
     return _plan(streamed, _shares(streamed, requests, tokenizer)[0], packed, max_rows)
 

@@ -1,4 +1,4 @@
-"""Pack requests into padded tensors, and read answers out of what `generate()` returns."""
+"""Pack requests into padded tensors, and read the answers from the output of `generate()`."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ class BatchProgress:
         done: requests that have finished.
         total: all requests.
         tokens: tokens generated so far, including padding after an early end.
-        most_tokens: the most tokens there can be.
+        most_tokens: the largest number of tokens that there can be.
         sweeps: sweeps so far.
         elapsed_s: seconds since the start.
-        eta_s: the most seconds to the end, at the rate so far; None while nothing is known.
+        eta_s: an upper bound on the seconds left, at the rate so far; None until there is an estimate.
     """
 
     done: int
@@ -69,7 +69,7 @@ class BatchCounter:
         self._on_progress(self.state())
 
     def state(self) -> BatchProgress:
-        """Return the present progress."""
+        """Return the current progress."""
         share = self._tokens / max(self._tokens, self._most_tokens, 1)
         elapsed_s, eta_s = self._clock.elapsed_and_eta(share, is_over=self._done == self._total)
         return BatchProgress(

@@ -52,7 +52,7 @@ class GenerationRequest:
         seed: the seed for sampling. Requests with different seeds do not share a tensor. Without one, torch's
             generator supplies it.
         temperature: the temperature for sampling.
-        num_beams: beams of a beam search; 1 is no beam search.
+        num_beams: beams of a beam search; 1 turns beam search off.
         stop: texts that end the answer; the answer includes the one that ended it.
         options: any other keywords of transformers' `generate()`, such as `top_p` or `repetition_penalty`.
     """
@@ -67,7 +67,7 @@ class GenerationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Refuse invalid values."""
         if not len(self.prompt):
             raise PlanError("the prompt is empty: give text, or at least one token id")
         if not isinstance(self.prompt, str) and not all(
@@ -108,7 +108,7 @@ class GenerationRequest:
         return chosen | dict(self.options)
 
     def kind(self) -> tuple[Any, ...]:
-        """Return what must be equal in requests that share a tensor."""
+        """Return a key that is equal for requests that may share a tensor."""
         # A beam search depends on the length it may reach; other ways of generating can just be cut off.
         length = self.max_new_tokens if self.num_beams > 1 else None
         seed = self.seed if self.do_sample else None

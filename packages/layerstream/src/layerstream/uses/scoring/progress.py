@@ -21,7 +21,7 @@ class ScoringProgress:
         unit: streamed units that the sweep has visited.
         units: streamed units that the sweep visits; 0 if nothing is streamed.
         elapsed_s: seconds since the start.
-        eta_s: seconds to the end at the rate so far; None while nothing is known.
+        eta_s: seconds left at the rate so far; None until there is an estimate.
     """
 
     done: int
@@ -81,7 +81,7 @@ class ScoringCounter:
         self._on_progress(self.state())
 
     def state(self) -> ScoringProgress:
-        """Return the present progress."""
+        """Return the current progress."""
         elapsed_s, eta_s = self._clock.elapsed_and_eta(self._share_done(), is_over=self._done == self._total)
         return ScoringProgress(
             done=self._done,

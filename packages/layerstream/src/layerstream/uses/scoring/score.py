@@ -62,8 +62,7 @@ def score(
         head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module
             that takes the last hidden state (1, hidden size), or a safetensors file with its weight. The
             hidden state is cast to the head's dtype.
-        max_rows: at most this many requests share a sweep, whatever memory would allow; None lets memory
-            decide.
+        max_rows: at most this many requests share a sweep, regardless of memory; None lets memory decide.
         tokenizer: for text; by default the checkpoint's own if a request has text.
         on_result: called with each result as soon as it is ready; may raise. The model cannot run during the
             call. Runs in the calling thread; with several devices also in the other devices' threads, one
@@ -76,17 +75,17 @@ def score(
         are not affected.
 
     Raises:
-        PlanError: a request, the head or `max_rows` makes no sense; nothing has run. Names the request.
+        PlanError: a request, the head or `max_rows` is invalid; the message names the request. Nothing ran.
         CheckpointError: the head's file cannot be used, or a request has text and there is no tokenizer.
         UnsupportedModelError: there is a head, but the model has no backbone apart from its own head.
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
     """
     is_shared = why_not_shared(streamed.model) is None
-    tails = [LastPositions(replica.model) for replica in streamed.replicas]
+    all_last_positions = [LastPositions(replica.model) for replica in streamed.replicas]
     scorers = [
-        _scorer(replica.model, tail, head, is_shared)
-        for replica, tail in zip(streamed.replicas, tails, strict=True)
+        _scorer(replica.model, last_positions, head, is_shared)
+        for replica, last_positions in zip(streamed.replicas, all_last_positions, strict=True)
     ]
     shares = _shares(streamed, requests, scorers[0], tokenizer, has_head=head is not None)
     plans = [_plan(streamed, share, scorers[0], max_rows) for share in shares]
@@ -104,8 +103,8 @@ def score(
         for index, (share, scorer, plan) in enumerate(zip(shares, scorers, plans, strict=True))
     ]
     with ExitStack() as attached:
-        for tail in tails:
-            attached.enter_context(tail.attached())
+        for last_positions in all_last_positions:
+            attached.enter_context(last_positions.attached())
         attached.callback(streamed.timeline.subscribe(counter.observe))
         run_tasks(streamed, lambda replica: runs[replica.index].batches())
     return collector.in_order()
@@ -124,7 +123,7 @@ def plan_scores(
     With several devices, this is the plan for the first one's share.
 
     Raises:
-        PlanError: a request, the head or `max_rows` makes no sense.
+        PlanError: a request, the head or `max_rows` is invalid.
     """
     model = streamed.model
     scorer = _scorer(model, LastPositions(model), head, why_not_shared(model) is None)
@@ -132,9 +131,11 @@ def plan_scores(
     return _plan(streamed, shares[0], scorer, max_rows)
 
 
-def _scorer(model: PreTrainedModel, tail: LastPositions, head: Head | None, is_shared: bool) -> Scorer:
+def _scorer(
+    model: PreTrainedModel, last_positions: LastPositions, head: Head | None, is_shared: bool
+) -> Scorer:
     if head is None:
-        return LogProbabilities(model, tail, is_shared=is_shared)
+        return LogProbabilities(model, last_positions, is_shared=is_shared)
     if backbone(model) is model:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no backbone apart from its head: score by log-probabilities"
@@ -143,7 +144,7 @@ def _scorer(model: PreTrainedModel, tail: LastPositions, head: Head | None, is_s
     width = own.weight.shape[-1] if own is not None else model.config.get_text_config().hidden_size
     return HeadOutputs(
         model,
-        tail,
+        last_positions,
         ScoringHead(head, width=width, dtype=model.dtype, device=model.device),
         is_shared=is_shared,
     )

@@ -2,11 +2,10 @@
 
 Each forward is a task of its own, with the same shape (1, tokens) as in the plain computation in two steps.
 
-    shared   the prefix, on an empty cache                    once; its last row gives each suffix's first
-             token suffix k without its last token, on that cache   gives the later tokens; not run for a
-             one-token suffix head     the prefix; then suffix k, whole, on its cache   the head takes the
-             last row whole    prefix and suffix k as one text                  if the model's cache cannot be
-             shared
+    shared   the prefix, on an empty cache                    once; its last row gives each first token
+             suffix k without its last token, on that cache   gives the later tokens; skipped for one token
+    head     the prefix; then all of suffix k, on its cache   the head takes the last row
+    whole    prefix and suffix k as one text                  if the model's cache cannot be shared
 """
 
 from __future__ import annotations
@@ -82,9 +81,9 @@ def token_values(logits: torch.Tensor, targets: Sequence[int]) -> TokenValues:
 class LogProbabilities:
     """Scores suffixes by the log-probabilities of their tokens."""
 
-    def __init__(self, model: PreTrainedModel, tail: LastPositions, *, is_shared: bool) -> None:
+    def __init__(self, model: PreTrainedModel, last_positions: LastPositions, *, is_shared: bool) -> None:
         """Score with the model's own head."""
-        self._model, self._tail, self._is_shared = model, tail, is_shared
+        self._model, self._last_positions, self._is_shared = model, last_positions, is_shared
         self._keeps_rows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
     def size(self, request: TokenizedScoring) -> ScoringSize:
@@ -119,7 +118,7 @@ class LogProbabilities:
     def _logits(self, ids: Sequence[int], rows: int, cache: DynamicCache | None) -> torch.Tensor:
         """Return the logits of the last `rows` positions: (rows, vocabulary)."""
         keep = {"logits_to_keep": rows} if self._keeps_rows else {}
-        with self._tail.last_rows(rows):
+        with self._last_positions.last_rows(rows):
             logits: torch.Tensor = self._model(**_inputs(self._model, ids, cache), **keep).logits[0, -rows:]
         return logits
 
@@ -139,10 +138,11 @@ class HeadOutputs:
     """Scores suffixes by a custom head on the last hidden state of their last token."""
 
     def __init__(
-        self, model: PreTrainedModel, tail: LastPositions, head: ScoringHead, *, is_shared: bool
+        self, model: PreTrainedModel, last_positions: LastPositions, head: ScoringHead, *, is_shared: bool
     ) -> None:
         """Score with `head`; the model's own head does not run."""
-        self._model, self._tail, self._head, self._is_shared = model, tail, head, is_shared
+        self._model, self._last_positions = model, last_positions
+        self._head, self._is_shared = head, is_shared
 
     def size(self, request: TokenizedScoring) -> ScoringSize:
         """Return the lengths of the request's forwards, in order of admission."""
@@ -162,11 +162,11 @@ class HeadOutputs:
         return [first, *(partial(self._outputs, suffix, shared.reader()) for suffix in request.suffixes)]
 
     def _fill(self, ids: Sequence[int], cache: DynamicCache) -> None:
-        with self._tail.last_rows(0):
+        with self._last_positions.last_rows(0):
             backbone(self._model)(**_inputs(self._model, ids, cache))
 
     def _outputs(self, ids: Sequence[int], cache: DynamicCache | None) -> np.ndarray:
-        with self._tail.last_rows(1):
+        with self._last_positions.last_rows(1):
             hidden: torch.Tensor = backbone(self._model)(**_inputs(self._model, ids, cache)).last_hidden_state
         outputs = self._head(hidden[:, -1])[0]
         values: np.ndarray = (outputs if outputs.dtype is torch.float64 else outputs.float()).cpu().numpy()
