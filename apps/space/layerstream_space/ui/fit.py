@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from layerstream import Workload
+from layerstream import KNOWN_MODELS, Workload
 
 from ..errors import VisitorError
 from ..machines import MACHINES

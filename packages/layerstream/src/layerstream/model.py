@@ -114,7 +114,7 @@ class StreamedModel:
             )
         try:
             if self._prefetcher is not None:
-                self._prefetcher.gather()
+                self._prefetcher.start_in_step()
             works = [partial(self._run_on, work, replica) for replica in self.replicas]
             return run_in_parallel(works, on_failure=self._stop_others)
         finally:
@@ -127,7 +127,7 @@ class StreamedModel:
             with self._runtimes[replica.index].current():
                 return work(replica)
         finally:
-            self._controls[replica.index].expect_no_more()
+            self._controls[replica.index].leave_step()
 
     def _stop_others(self, failed: int, error: BaseException) -> None:
         for index, control in enumerate(self._controls):

@@ -75,10 +75,10 @@ class ReplicaControl:
         if self._parts.stream is not None:
             self._parts.stream.resume()
 
-    def expect_no_more(self) -> None:
+    def leave_step(self) -> None:
         """Tell the other devices not to wait for this one: it starts no further forward soon."""
         if self._parts.stream is not None:
-            self._parts.stream.expect_no_more()
+            self._parts.stream.leave_step()
 
     def stop_streaming(self) -> None:
         """Refuse further forwards and end the current one."""

@@ -20,7 +20,7 @@ _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
 class ModelTaskState:
-    """Captures and restores that state; implements `streaming.sweep_group.TaskState`."""
+    """Captures and restores that state; implements `streaming.sweep_run.TaskState`."""
 
     def __init__(
         self,

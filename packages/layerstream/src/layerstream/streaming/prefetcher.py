@@ -128,8 +128,6 @@ class Prefetcher:
             self.upcoming = 0
             self.wake()
 
-    gather = start_in_step  # the name that `model` still calls
-
     # -- for consumers, under the lock ---------------------------------------------------------------------
 
     def wake(self) -> None:

@@ -177,8 +177,6 @@ class WeightStream(Consumer):
             self.is_expected = False
             self._prefetcher.wake()
 
-    expect_no_more = leave_step  # the name that `engine.replica` still calls
-
     def stop(self, error: BaseException) -> None:
         """Make every `acquire` fail until `resume`, waiting ones too: another replica failed with `error`."""
         with self._lock:
