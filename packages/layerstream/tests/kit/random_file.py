@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from layerstream.checkpoint.buffers import AlignedBuffer
-from layerstream.checkpoint.reader import ReadRequest
+from layerstream.checkpoint.reader import DiskReader, ReadRequest
 
 FILE_BYTES = 1_000_003
 CHUNK_BYTES = 16 * 1024
@@ -27,3 +27,13 @@ def guarded(num_bytes: int) -> AlignedBuffer:
     buffer = AlignedBuffer(num_bytes)
     buffer.buffer[:] = bytes([GUARD]) * num_bytes
     return buffer
+
+
+def uses_direct(reader: DiskReader, path: str) -> bool:
+    """Return whether `reader` reads `path` past the page cache."""
+    return reader._open(path, reader._files).direct
+
+
+def bounce_bytes(reader: DiskReader) -> int:
+    """Return the memory that the reader's own buffers hold now."""
+    return sum(bounce.allocated_bytes for bounce in reader._bounces)

@@ -20,7 +20,7 @@ from ..errors import (
     UnsupportedFormatError,
 )
 from ..spec.profiles import StoredTensor
-from .header import header_entries, load_header
+from .header import header_entries, load_header, read_header
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -166,8 +166,7 @@ def _open_sharded(directory: Path, name: str) -> Checkpoint:
                 "download it again",
                 names=names,
             )
-        header, data_start = load_header(path)
-        shards[shard] = header_entries(header, data_start, str(path))
+        shards[shard] = read_header(path)
     tensors = collect_tensors(shards, weight_map)
     return Checkpoint(
         name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=metadata

@@ -120,14 +120,6 @@ class DiskReader:
         """The bytes that have reached their targets, without those read for alignment."""
         return self._bytes_read
 
-    @property
-    def bounce_bytes(self) -> int:
-        """The memory that the reader itself holds now.
-
-        At most 16 KiB per thread when everything is read in place, else up to `chunk_bytes` more.
-        """
-        return sum(bounce.allocated_bytes for bounce in self._bounces)
-
     def submit(self, requests: Sequence[ReadRequest]) -> ReadTicket:
         """Queue reads behind all earlier ones and return their ticket at once.
 
@@ -160,15 +152,6 @@ class DiskReader:
             raise _read_failed(path, offset, target.nbytes, error) from error
         with self._changed:
             self._bytes_read += target.nbytes
-
-    def uses_direct(self, path: str) -> bool:
-        """Return whether `path` is read past the page cache, as far as is known now.
-
-        Raises:
-            OSError: the file cannot be opened.
-            StreamClosedError: the reader is closed.
-        """
-        return self._open(path, self._files).direct
 
     def close(self) -> None:
         """Stop the threads and close the files; unfinished tickets fail with StreamClosedError.

@@ -161,7 +161,6 @@ def test_a_closed_reader_refuses_requests_and_can_be_closed_again(path: str) -> 
     uses: list[Callable[[], object]] = [
         lambda: reader.submit([]),
         lambda: reader.read_now(path, 0, memoryview(bytearray(1))),
-        lambda: reader.uses_direct(path),
     ]
     for use in uses:
         with pytest.raises(StreamClosedError):
