@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-from .serialize import from_dict, to_dict
+from .serialize import JsonValue
 from .sizes import format_bytes, format_rate, format_seconds
 
 
@@ -171,7 +171,7 @@ class SweepCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementPlan:
+class PlacementPlan(JsonValue):
     """Where everything lives.
 
     Attributes:
@@ -216,19 +216,6 @@ class PlacementPlan:
     def is_resident(self) -> bool:
         """True when no weights move while the model runs."""
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as a JSON-ready dict, with the sums of the ledger."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the plan that `to_dict` wrote.
-
-        Raises:
-            PlanError: the version or a field is not what this version writes.
-        """
-        return from_dict(cls, data)
 
     def explain(self) -> str:
         """Return the plan as text for people: placement, ledger, predicted time, what limits it."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from .serialize import from_dict, to_dict
+from .serialize import JsonValue
 
 HEAD_SLICE_ROWS = 64
 """A head's slices have a multiple of this many rows, so that kernels block them like the whole head."""
@@ -158,7 +158,7 @@ class ActivationProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelProfile:
+class ModelProfile(JsonValue):
     """A model as numbers: everything that planning and simulation need.
 
     Attributes:
@@ -215,22 +215,9 @@ class ModelProfile:
         head = 0 if self.head is None or self.head_is_tied else self.head.weight_bytes
         return sum(unit.weight_bytes for unit in self.blocks) + self.embedding_bytes + self.edge_bytes + head
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the profile as a JSON-ready dict."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the profile that `to_dict` wrote.
-
-        Raises:
-            PlanError: the version or a field is not what this version writes.
-        """
-        return from_dict(cls, data)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(JsonValue):
     """A machine as numbers, measured or assumed.
 
     Attributes:
@@ -261,16 +248,3 @@ class Machine:
     def device_is_host(self) -> bool:
         """Whether device and host share one memory."""
         return self.device.split(":")[0] == "cpu"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the machine as a JSON-ready dict."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the machine that `to_dict` wrote.
-
-        Raises:
-            PlanError: the version or a field is not what this version writes.
-        """
-        return from_dict(cls, data)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from .serialize import to_dict
+from .serialize import JsonValue
 from .sizes import format_bytes, format_rate, format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamReport:
+class StreamReport(JsonValue):
     """The work of a streamed model since it was loaded, or since `reset_report()`.
 
     With several devices, seconds are the mean over them, since they work in parallel. Bytes are the sum;
@@ -63,10 +63,6 @@ class StreamReport:
     def read_bytes_per_s(self) -> float:
         """Bytes read per second of forwards: the disk's throughput over the whole run."""
         return self.bytes_read / self.elapsed_s if self.elapsed_s else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-ready dict, with `read_bytes_per_s`."""
-        return to_dict(self)
 
     def explain(self) -> str:
         """Return the report as text for people."""

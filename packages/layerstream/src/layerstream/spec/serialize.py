@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import PlanError
 
@@ -25,6 +25,25 @@ VERSION = 1
 _T = TypeVar("_T")
 _SCALARS: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+class JsonValue:
+    """A frozen dataclass that travels between processes as JSON."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this value as a JSON-ready dict with a `version`, and with its derived keys."""
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the value that `to_dict` wrote.
+
+        Raises:
+            PlanError: the version or a field is not what this version writes; the message names its path.
+        """
+        return from_dict(cls, data)
 
 
 def to_dict(value: Any) -> dict[str, Any]:
