@@ -155,7 +155,7 @@ def test_an_unavailable_variant_names_the_missing_package(tiny_model):
 
 def test_an_unknown_variant_fails_and_lists_the_valid_names():
     last = _messages(Case(model="anything", variant="bnb-nf5", **QUICK))[-1]
-    assert (last["kind"], "there are streamed" in last["reason"]) == ("failed", True)
+    assert (last["kind"], "choose one of streamed" in last["reason"]) == ("failed", True)
 
 
 def test_a_case_that_is_not_json_ends_the_worker_with_a_message():

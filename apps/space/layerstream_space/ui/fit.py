@@ -21,6 +21,9 @@ FROM_LIST, FROM_HUB, FROM_CONFIG = "A known model", "A Hub id", "A config.json"
 KNOWN = {known.title: name for name, known in KNOWN_MODELS.items()}
 """Titles of well-known models, and layerstream's names for them."""
 
+FIRST = KNOWN_MODELS["llama-2-70b"].title
+"""The model that is chosen at first."""
+
 DTYPES = {
     "as published": "auto",
     "16-bit (fp16)": "float16",
@@ -132,7 +135,7 @@ def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox,
     origin = gr.Radio(
         [FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"]
     )
-    known = gr.Dropdown(names, value=names[0], label="Known model", elem_id="fit-model")
+    known = gr.Dropdown(names, value=FIRST, label="Known model", elem_id="fit-model")
     hub = gr.Textbox(
         label="Hub id", placeholder="owner/name", max_length=200, visible=False, elem_id="fit-hub"
     )

@@ -53,6 +53,7 @@ def test_chunked_prefill_shrinks_the_activations_in_the_profile() -> None:
     config = LlamaConfig(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=2048, vocab_size=512
     )
-    plain = inspect_config(config, dtype="float16").profile.activation
-    chunked = inspect_config(config, dtype="float16", prefill_chunk_tokens=32).profile.activation
+    chunks = ls.Workload(prefill_chunk_tokens=32)
+    plain = inspect_config(config, ls.LoadOptions(dtype="float16")).profile.activation
+    chunked = inspect_config(config, ls.LoadOptions(dtype="float16", workload=chunks)).profile.activation
     assert chunked.bytes_per_token < 0.5 * plain.bytes_per_token
