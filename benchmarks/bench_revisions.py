@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CASES = {
     "decode, resident": "12 tokens of the 0.5 GB model, everything resident",
     "sweep, streamed": "4 tokens of the 0.5 GB model, everything streamed",
-    "batch, streamed": "32 requests of 8 tokens in shared sweeps, everything streamed",
+    "batch, streamed": "8 requests of 4 tokens in shared sweeps, everything streamed",
     "small blocks, resident": "16 tokens of 32 blocks of hidden size 64, everything resident",
     "small blocks, streamed": "16 tokens of the same, everything streamed",
 }
@@ -64,6 +64,7 @@ def main() -> int:
         workers = {name: stack.enter_context(worker(tree, work)) for name, tree in trees.items()}
         for case in CASES:
             compare(outcome, case, workers, rounds)
+            print(outcome.verdicts[-1], file=sys.stderr, flush=True)
     return publish(outcome, options, facts)
 
 

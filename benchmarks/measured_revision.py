@@ -16,7 +16,7 @@ import torch
 import layerstream as ls
 
 PROMPT = list(range(3, 19))
-REQUESTS = 32
+REQUESTS = 8
 
 
 def main() -> None:
@@ -57,9 +57,9 @@ def decode(streamed: ls.StreamedModel, tokens: int) -> object:
 
 
 def batch(streamed: ls.StreamedModel) -> object:
-    """Generate 8 tokens for each of many prompts in shared sweeps."""
+    """Generate 4 tokens for each of several prompts in shared sweeps."""
     requests = [
-        ls.GenerationRequest(prompt=[3 + index, *PROMPT], max_new_tokens=8) for index in range(REQUESTS)
+        ls.GenerationRequest(prompt=[3 + index, *PROMPT], max_new_tokens=4) for index in range(REQUESTS)
     ]
     results = ls.generate_many(streamed, requests)
     assert all(result.error is None for result in results)
