@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from kit.compare import cache_argument
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig
 
 import layerstream as ls
+from layerstream.architecture.compat import cache_of
 from layerstream.engine.inspect import ModelSpec, inspect_config
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.plans import Granularity
@@ -155,9 +157,11 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     ):
         ids = torch.zeros((1, PROMPT_TOKENS), dtype=torch.long)
         output = spec.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        cache = cache_of(spec.model, output)
         del output
-        spec.model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        spec.model(
+            input_ids=ids[:, :1], **cache_argument(spec.model, cache), use_cache=True, logits_to_keep=1
+        )
     return counter.peak_bytes
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kit.budgets import BUDGETS, load
-from kit.compare import reference
+from kit.compare import cache_argument, reference
 from kit.families import save_tiny, save_tiny_config
 from kit.shrink import shrunken_config
 from kit.tasks import LONGEST, Call, generation, many_kinds, settled_reads, together
@@ -201,12 +201,12 @@ def test_suffixes_read_the_cache_of_a_prefix_in_the_same_sweep(budget: str, tmp_
             own = DynamicCache(config=model.config)
             own.layers = [ReadsPrefix(layer, prefix.shape[1]) for layer in cache.layers]
             with torch.no_grad():
-                logits: torch.Tensor = model(input_ids=suffix, past_key_values=own).logits
+                logits: torch.Tensor = model(input_ids=suffix, **cache_argument(model, own)).logits
             return logits
 
         def read() -> torch.Tensor:
             with torch.no_grad():
-                logits: torch.Tensor = model(input_ids=prefix, past_key_values=cache).logits
+                logits: torch.Tensor = model(input_ids=prefix, **cache_argument(model, cache)).logits
             return logits
 
         return [read, *(partial(score, suffix) for suffix in suffixes)]

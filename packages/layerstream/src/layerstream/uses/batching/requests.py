@@ -32,6 +32,7 @@ _RESERVED_OPTIONS = frozenset(
 _SINGLE_SEQUENCE_OPTIONS = frozenset(
     {
         "assistant_model",
+        "cache",
         "logits_processor",
         "past_key_values",
         "prompt_lookup_num_tokens",
