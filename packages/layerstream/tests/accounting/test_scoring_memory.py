@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from kit.storages import Alive, Watch
+from kit.wide_llama import save_wide_llama, stream_in
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
-from layerstream.engine.build import build
-from layerstream.engine.inspect import inspect_model
-from layerstream.machine import describe_machine
-from layerstream.planning.placement import plan_placement
 from layerstream.planning.scoring_sweeps import TASK_BYTES
-from layerstream.streaming.runtime import TorchRuntime
 
 NUM_REQUESTS, PREFIX_TOKENS, SUFFIX_TOKENS = 6, 192, (12, 7, 1, 20)
 NUM_TASKS = NUM_REQUESTS * (1 + sum(tokens > 1 for tokens in SUFFIX_TOKENS))
@@ -30,31 +23,8 @@ WORKLOAD = ls.Workload(
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A Llama wide enough to make rounding and masks negligible, and the attention to run it with."""
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=512,
-        eos_token_id=None,
-    )
-    directory = tmp_path_factory.mktemp("wide")
-    LlamaForCausalLM(config).save_pretrained(directory)
-    return directory, request.param
-
-
-def streamed_in(path: tuple[Path, str], granularity: ls.Granularity) -> ls.StreamedModel:
-    spec = inspect_model(path[0], ls.LoadOptions(attn_implementation=path[1]))
-    if granularity is ls.Granularity.BLOCK:
-        spec = replace(spec, profile=replace(spec.profile, parts=(), layers=()))
-    machine = describe_machine(torch.device("cpu"))
-    plan = plan_placement(
-        profile=spec.profile, budget=ls.MemoryBudget(device="min"), workload=WORKLOAD, machine=machine
-    )
-    assert plan.granularity is granularity
-    return ls.StreamedModel(build(spec, plan, [TorchRuntime(torch.device("cpu"))]), baseline_bytes=0)
+    """The checkpoint, and the attention to run it with."""
+    return save_wide_llama(tmp_path_factory.mktemp("wide")), request.param
 
 
 def watch(part: nn.Module, alive: Alive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +47,7 @@ def test_a_sweep_takes_no_more_than_its_ledger_and_not_much_less(
         ([5 + row] * PREFIX_TOKENS, [[6 + row] * tokens for tokens in SUFFIX_TOKENS])
         for row in range(NUM_REQUESTS)
     ]
-    with streamed_in(path, granularity) as streamed:
+    with stream_in(path[0], granularity, WORKLOAD, path[1]) as streamed:
         alive = Alive()
         watch(streamed.model, alive, monkeypatch)
         plan = ls.plan_scores(streamed, requests, max_rows=NUM_REQUESTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,14 @@ from kit.budgets import load
 from kit.compare import reference
 from kit.families import save_tiny
 from kit.tasks import settled_reads
-from kit.threads import no_thread_left
 from transformers import AutoTokenizer, PreTrainedModel
 
 import layerstream as ls
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 FAMILIES = ("llama", "gpt2", "mistral_sliding", "qwen3_moe", "jamba")
 Request = ls.GenerationRequest
-
-
-@pytest.fixture(autouse=True)
-def _nothing_keeps_running() -> Iterator[None]:
-    with no_thread_left():
-        yield
 
 
 def ids(length: int, seed: int = 0) -> list[int]:

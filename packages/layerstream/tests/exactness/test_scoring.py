@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,14 @@ from kit.budgets import BUDGETS, load
 from kit.compare import reference
 from kit.families import save_tiny
 from kit.tasks import settled_reads
-from kit.threads import no_thread_left
 from kit.two_steps import head_in_two_steps, head_whole, logprobs_in_two_steps, logprobs_whole, requests
 from safetensors.torch import save_file
 from torch import nn
 
 import layerstream as ls
 from layerstream.testing import FakeAsyncRuntime
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 SHARED = (
     "llama",
@@ -72,12 +73,6 @@ IN_FP32 = (
 )
 WHOLE = ("jamba", "qwen3_next", "mamba2", "zamba2", "minimax")
 """Families with a state that each continuation changes."""
-
-
-@pytest.fixture(autouse=True)
-def _nothing_keeps_running() -> Iterator[None]:
-    with no_thread_left():
-        yield
 
 
 def head_for(width: int, dtype: torch.dtype) -> nn.Linear:

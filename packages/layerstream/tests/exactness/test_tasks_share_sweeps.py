@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from kit.compare import cache_argument, reference
 from kit.families import save_tiny, save_tiny_config
 from kit.shrink import shrunken_config
 from kit.tasks import LONGEST, Call, generation, many_kinds, settled_reads, together
-from kit.threads import no_thread_left
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 import layerstream as ls
 from layerstream.streaming.scheduler import Task
 from layerstream.testing import FakeAsyncRuntime
+
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 FAMILIES = (
     "llama",
@@ -42,12 +43,6 @@ FAMILIES = (
 )
 NO_BEAMS = ("mamba2",)
 """Families whose cache transformers cannot reorder for beams."""
-
-
-@pytest.fixture(autouse=True)
-def _nothing_keeps_running() -> Iterator[None]:
-    with no_thread_left():
-        yield
 
 
 def calls_for(family: str, plain: PreTrainedModel) -> tuple[list[Call], list[torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,13 @@ from kit.budgets import load
 from kit.compare import assert_same, greedy, logits, reference
 from kit.damage import rewrite_config, rewrite_tensors
 from kit.families import FAMILIES, save_tiny, save_tiny_config
-from kit.threads import no_thread_left
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import layerstream as ls
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 BUDGETS = ("min", "resident")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_keeps_running() -> Iterator[None]:
-    with no_thread_left():
-        yield
 
 
 @pytest.fixture

@@ -16,19 +16,14 @@ import psutil
 import pytest
 import torch
 from kit.tasks import Call, generation, many_kinds, together
-from kit.threads import no_thread_left
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 import layerstream as ls
 from layerstream.streaming.scheduler import Task, TaskResult
 
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
+
 IDS = torch.arange(1, 13).reshape(2, 6)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_keeps_running() -> Iterator[None]:
-    with no_thread_left():
-        yield
 
 
 @pytest.fixture(scope="module")
