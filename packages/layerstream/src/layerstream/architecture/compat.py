@@ -149,6 +149,19 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
     model.initialize_weights()
 
 
+def never_compile(model: PreTrainedModel) -> Callable[[], object]:
+    """Keep `generate()` from compiling the model by itself; return a function that undoes this.
+
+    It would do so on an accelerator with a static cache.
+
+    transformers asks this private method (5.20 to 5.24). A device map with weights on disk would also do, but
+    `load_adapter` would then leave the adapter on disk too.
+    """
+    name = "_valid_auto_compile_criteria"
+    model.__dict__[name] = lambda *_, **__: False
+    return lambda: model.__dict__.pop(name, None)
+
+
 def keeps_state(model: PreTrainedModel) -> bool:
     """Return whether the model keeps recurrent, convolutional or compressed state besides keys and values."""
     return bool(model._is_stateful)

@@ -74,6 +74,8 @@ class _Builder:
     def build(self) -> BuiltModel:
         """Build everything, and start the prefetcher last, when all that it feeds is in place."""
         self._make_residents()
+        for replica in self.replicas:
+            replica.place_absent_weights(self.reader)
         self._attach_rows()
         prefetcher = self._start_prefetcher()
         return BuiltModel(

@@ -12,10 +12,10 @@ from functools import wraps
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import StreamClosedError, StreamError
+from ..streaming.no_backward import without_backward
 from ..streaming.sweep_group import SweepGroup
 
 
@@ -47,11 +47,10 @@ class ForwardGate:
 
         @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            # Slots are overwritten while a graph would still point at them: streaming is for inference.
-            with self._together() if group.is_task_thread() else self._alone(), torch.no_grad():
+            with self._together() if group.is_task_thread() else self._alone():
                 return original(*args, **kwargs)
 
-        model.__dict__["forward"] = forward
+        model.__dict__["forward"] = without_backward(forward)
 
     @property
     def sweeps(self) -> int:

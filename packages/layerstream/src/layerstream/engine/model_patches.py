@@ -1,88 +1,125 @@
 """Apply and remove the patches that a transformers model needs while its weights come and go.
 
-Every patch is on the instance; no class is changed.
+Every patch is on an instance; no class is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..streaming.absent_weight import AbsentWeight
+from ..streaming.binding import is_streaming_hook
 
-_PLACEHOLDER = "layerstream_placeholder"
-_REFUSED = (
-    "half",
-    "float",
-    "bfloat16",
-    "double",
-    "cuda",
-    "cpu",
-    "save_pretrained",
-    "resize_token_embeddings",
-    "tie_weights",
+_REFUSED = {
+    "save_pretrained": "copy the checkpoint's files, or save a model loaded with transformers",
+    "push_to_hub": "upload the checkpoint's files",
+    "resize_token_embeddings": "resize a model loaded with transformers, save it, and stream that",
+    "tie_weights": "they are tied as the checkpoint says",
+    "share_memory": "load the model in each process",
+    "__deepcopy__": "it would read all of them into memory: call load() again",
+    "__reduce_ex__": "pickle the arguments of load() and call it in the other process",
+}
+"""Methods that cannot work on the whole model, with what to do instead."""
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
 )
 
+_ON_INSTANCES = ("forward", "_apply", "__deepcopy__")
+"""What layerstream puts into the dictionary of a single module."""
 
-def add_placeholders(model: PreTrainedModel, device: torch.device) -> None:
-    """Give every (sub)model whose first parameter is streamed an empty first parameter on the device.
 
-    `model.device` and `model.dtype` are those of the first parameter, and transformers asks for them: on the
-    meta device, generate() would pick another experts kernel and create its inputs there.
+class ModelPatches:
+    """The patches of one model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Patch `model`, whose absent weights are in place."""
+        self._undo: list[Callable[[], object]] = []
+        for name, advice in _REFUSED.items():
+            self._set(model, name, partial(_refuse, name, advice))
+        self._set(model, "compile", _warn_about_compile)
+        self._set(model, "_apply", partial(_apply_if_unchanged, model))
+        for module in _modules_with_absent_weights(model):
+            if module is not model:
+                self._set(module, "_apply", partial(_apply_if_unchanged, module))
+                self._set(module, "__deepcopy__", partial(_copy_without_streaming, module))
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        module.__dict__[name] = value
+        self._undo.append(lambda: module.__dict__.pop(name, None))
+
+    def remove(self) -> None:
+        """Remove every patch."""
+        while self._undo:
+            self._undo.pop()()
+
+
+def _refuse(name: str, advice: str, *_: Any, **__: Any) -> NoReturn:
+    raise UnsupportedModelError(
+        f"{name.strip('_')} does not work on a streamed model, whose weights come and go: {advice}"
+    )
+
+
+def _warn_about_compile(*_: Any, **__: Any) -> None:
+    warnings.warn(
+        "a streamed model is not compiled and runs eagerly: its weights come and go between graphs",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _modules_with_absent_weights(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module that has an absent weight, itself or below."""
+    for module in model.modules():
+        state = [*module.parameters(), *module.buffers()]
+        if any(isinstance(tensor, AbsentWeight) for tensor in state):
+            yield module
+
+
+def _apply_if_unchanged(
+    module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
+    """Run `module._apply(function)`, which is what `to()`, `half()`, `type()` and others call.
+
+    It is refused, before anything is changed, if `function` would make other tensors of absent weights, or of
+    any weight where all are resident.
     """
-    for module in model.modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
-        first = next(module.parameters(), None)
-        if first is not None and first.is_meta:
-            empty = torch.empty(0, dtype=first.dtype, device=device)
-            module._parameters = {
-                _PLACEHOLDER: nn.Parameter(empty, requires_grad=False),
-                **module._parameters,
-            }
-
-
-def refuse_unsupported(model: PreTrainedModel, device: torch.device) -> None:
-    """Make methods that would break a streamed model raise an error that gives the reason."""
-
-    def refuse(name: str) -> Callable[..., Any]:
-        def refused(*args: Any, **kwargs: Any) -> Any:
+    weights = list(module.parameters())
+    absent = [tensor for tensor in weights if isinstance(tensor, AbsentWeight)]
+    for dtype, device in {(tensor.dtype, tensor.device) for tensor in absent or weights}:
+        probe = torch.empty(0, dtype=dtype, device=device)
+        result = function(probe)
+        if result is not probe:
             raise UnsupportedModelError(
-                f"model.{name}() cannot be used on a streamed model, whose weights come and go: "
-                "choose device and dtype in load(), and train, resize or save with transformers' own model"
+                f"the weights of this streamed {type(module).__name__} stay {dtype} on {device}; "
+                f"{result.dtype} on {result.device} was asked for: choose device and dtype in load()"
             )
-
-        return refused
-
-    def to(*args: Any, **kwargs: Any) -> PreTrainedModel:
-        target, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if (target is None or target == device) and dtype in (None, model.dtype):
-            return model
-        raise UnsupportedModelError(
-            f"model.to({target or dtype}) cannot move a streamed model: choose device and dtype in load()"
-        )
-
-    for name in _REFUSED:
-        model.__dict__[name] = refuse(name)
-    model.__dict__["to"] = to
+    return type(module)._apply(module, function, recurse)
 
 
-def allow_again(model: PreTrainedModel) -> None:
-    """Undo `refuse_unsupported`."""
-    for name in (*_REFUSED, "to"):
-        model.__dict__.pop(name, None)
-
-
-def unload_weights(model: nn.Module) -> None:
-    """Put meta tensors in place of all weights, which frees their memory, and remove the placeholders."""
-    for module in model.modules():
-        module._parameters.pop(_PLACEHOLDER, None)
-        for name, tensor in module._parameters.items():
-            if tensor is not None and not tensor.is_meta:
-                module._parameters[name] = nn.Parameter(
-                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
-                )
+def _copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a resident copy of `module`: its weights are read from the checkpoint, and no hook streams."""
+    copied = type(module).__new__(type(module))
+    memo[id(module)] = copied
+    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
+    ours = {number for number, hook in hooks.items() if is_streaming_hook(hook)}
+    for name, value in module.__dict__.items():
+        if name in _ON_INSTANCES:
+            continue
+        if name in _HOOKS:
+            value = type(value)((number, hook) for number, hook in value.items() if number not in ours)
+        copied.__dict__[name] = deepcopy(value, memo)
+    return copied

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from ..errors import ReplicaStoppedError, StreamClosedError
 from ..streaming.sweep_group import SweepGroup
 from .forward_gate import ForwardGate
-from .model_patches import add_placeholders, allow_again, refuse_unsupported, unload_weights
+from .model_patches import ModelPatches
+from .absent_weights import unload_weights
 from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
 
@@ -53,8 +54,7 @@ class ReplicaControl:
         self.peak = PeakMemory(parts.runtime, baseline_bytes)
         self._parts = parts
         self._stopped_by: BaseException | None = None
-        add_placeholders(model, device)
-        refuse_unsupported(model, device)
+        self._patches = ModelPatches(model)
 
     @property
     def bytes_looked_up(self) -> int:
@@ -92,8 +92,8 @@ class ReplicaControl:
     def unload(self) -> None:
         """Remove every hook and patch from the model and free its weights; call it after `stop_streaming`."""
         self._parts.detach_all()
+        self._patches.remove()
         unload_weights(self.replica.model)
-        allow_again(self.replica.model)
 
     def _before_forward(self) -> None:
         if self._stopped_by is not None:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..architecture import compat
 from ..architecture.skeleton import load_generation_config, materialize_buffers
 from ..checkpoint.reader import DiskReader
-from ..spec.plans import PlacementPlan, Residency
+from ..spec.plans import PlacementPlan
 from ..spec.profiles import UnitRecipe
 from ..streaming.binding import StreamedModule, StreamHooks, UnitBinding, as_installed, places_of
 from ..streaming.device_buffers import DeviceBuffers
@@ -25,6 +26,7 @@ from ..streaming.runtime import DeviceRuntime
 from ..streaming.sources import UnitSource
 from ..streaming.stream import WeightStream
 from ..streaming.sweep_group import SweepGroup
+from .absent_weights import place_absent_weights
 from .inspect import ModelSpec
 from .task_state import ModelTaskState
 
@@ -61,6 +63,7 @@ class ReplicaParts:
             self.hooks.detach()
         for undo in self.undo:
             undo()
+        self.undo.clear()
         self.tables.clear()
 
 
@@ -96,20 +99,23 @@ class ReplicaBuilder:
 
     def _put_in_place(self, source: UnitSource, views: dict[str, torch.Tensor]) -> None:
         for tensor in source.unit.tensors:
-            place, name = places_of(self.parts.model, tensor)
+            place, name = places_of(self.parts.model, tensor.name)
             place[name] = as_installed(views[tensor.name], is_buffer=tensor.is_buffer)
 
     def share_ties(self, moving: set[str]) -> None:
         """Let tied names share one tensor object wherever it stays; tensors in `moving` are left alone."""
-        tensors = self._spec.recipe.tensors
         for name, source_name in self._spec.recipe.tied.items():
-            here, attribute = places_of(self.parts.model, tensors[name])
-            there, source_attribute = places_of(self.parts.model, tensors[source_name])
+            here, attribute = places_of(self.parts.model, name)
+            there, source_attribute = places_of(self.parts.model, source_name)
             tied, source = here[attribute], there[source_attribute]
             if tied.is_meta and not source.is_meta and name not in moving:
                 here[attribute] = source
             elif source.is_meta and not tied.is_meta and source_name not in moving:
                 there[source_attribute] = tied
+
+    def place_absent_weights(self, reader: DiskReader) -> None:
+        """Put stand-ins in the places of all weights that are not installed by now."""
+        place_absent_weights(self.parts.model, self._spec.recipe, reader, self._runtime.device)
 
     def attach_rows(self, reader: DiskReader, host_tables: Mapping[str, torch.Tensor]) -> None:
         """Look the input embedding up by row: in `host_tables` if it is in host memory, else on disk."""
@@ -142,7 +148,6 @@ class ReplicaBuilder:
 
     def finish(self) -> ReplicaParts:
         """Tell transformers where the model is, so that it neither moves nor compiles it by itself."""
-        where = {Residency.DEVICE: str(self._runtime.device), Residency.HOST: "cpu", Residency.DISK: "disk"}
-        moving = {p.name: where[p.residency] for p in self._plan.units if p.residency is not Residency.DEVICE}
-        self.parts.model.hf_device_map = {"": str(self._runtime.device), **moving}
+        self.parts.model.hf_device_map = {"": self._runtime.device}
+        self.parts.undo.append(compat.never_compile(self.parts.model))
         return self.parts

@@ -18,55 +18,98 @@ from torch import nn
 
 from ..spec.profiles import TensorRecipe
 from ..spec.timeline import Activity, Timeline
+from .absent_weight import AbsentWeight, GuardedTensors
+from .no_backward import without_backward
 from .stream import Lease, WeightStream
 from .sweep_group import SweepGroup
 
 Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""
 
+_MARK = "_streams_weights"
 
-def places_of(model: nn.Module, tensor: TensorRecipe, name: str | None = None) -> Place:
-    """Return where `tensor` (or another `name` for it) sits in the model."""
-    path, _, attribute = (name or tensor.name).rpartition(".")
+
+def places_of(model: nn.Module, name: str) -> Place:
+    """Return where the tensor `name` sits in the model."""
+    path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     return (module._buffers if attribute in module._buffers else module._parameters), attribute
 
 
 def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
-    """Return `view` as `from_pretrained` would have installed it.
+    """Return `view` as `from_pretrained` would have installed it, whatever mode the caller is in.
 
-    The flag `requires_grad` of a weight selects ATen's matmul path, even under no_grad: it must be as in the
-    resident model.
+    A kernel may depend on two things besides values: on the weight's `requires_grad`, and on whether it is an
+    inference tensor. Both must be as in the resident model.
     """
-    if is_buffer:
-        return view
-    return nn.Parameter(view, requires_grad=view.is_floating_point() or view.is_complex())
+    with torch.inference_mode(False), torch.no_grad():
+        # Its own version counter: that of the buffer changes with every unit read into it.
+        tensor = view.data
+        if not is_buffer:
+            tensor = nn.Parameter(tensor, requires_grad=view.is_floating_point() or view.is_complex())
+    # Adapters load into a model that is already there: transformers would initialize unmarked weights anew.
+    tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def as_streaming_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark `hook` as one of layerstream's, which a copy of its module must not have."""
+    hook.__dict__[_MARK] = True
+    return hook
+
+
+def is_streaming_hook(hook: Callable[..., Any]) -> bool:
+    """Return whether `hook` is one of layerstream's."""
+    return _MARK in getattr(hook, "__dict__", ())
 
 
 class UnitBinding:
-    """The places of one unit's tensors, and the meta tensors that fill them while the unit is away."""
+    """The places of one unit's tensors, and the stand-ins that fill them while the unit is away."""
 
     def __init__(self, model: nn.Module, tensors: Sequence[TensorRecipe]) -> None:
-        """Find the places of `tensors`, and keep the meta tensors in them."""
+        """Find the places of `tensors`, which hold absent weights."""
         self._tensors = tuple(tensors)
-        self._places = [places_of(model, tensor) for tensor in tensors]
-        self._meta_tensors = [place[name] for place, name in self._places]
+        self._places: list[tuple[GuardedTensors, str]] = []
+        self._absent: list[AbsentWeight] = []
+        for tensor in tensors:
+            place, name = places_of(model, tensor.name)
+            assert isinstance(place, GuardedTensors)
+            self._places.append((place, name))
+            self._absent.append(place[name])
         self._installed: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._current: list[torch.Tensor] = []
 
     def install(self, key: tuple[int, int], views: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Put the tensors in; `views` is called once for each `key`, that is, each memory the unit is in."""
         installed = self._installed.get(key)
         if installed is None:
-            by_name = views()
+            with torch.inference_mode(False):
+                by_name = views()
             installed = [as_installed(by_name[t.name], is_buffer=t.is_buffer) for t in self._tensors]
             self._installed[key] = installed
-        for (place, name), value in zip(self._places, installed, strict=True):
-            place[name] = value
+        for (place, name), value, absent in zip(self._places, installed, self._absent, strict=True):
+            if value.requires_grad is not absent.requires_grad:
+                value.requires_grad_(absent.requires_grad)
+            place.put(name, value)
+        self._current = installed
 
-    def release(self) -> None:
-        """Put the meta tensors back."""
-        for (place, name), value in zip(self._places, self._meta_tensors, strict=True):
-            place[name] = value
+    def release(self) -> AbsentWeight | None:
+        """Put the stand-ins back; return that of a weight that was changed or replaced meanwhile."""
+        changed = None
+        for (place, name), absent, value in zip(self._places, self._absent, self._current, strict=False):
+            if value._version or place.get(name) is not value:
+                changed = changed or self._check_change(place.get(name), value, absent)
+            place.put(name, absent)
+        self._current = []
+        return changed
+
+    def _check_change(self, found: Any, value: torch.Tensor, absent: AbsentWeight) -> AbsentWeight | None:
+        """Return `absent` if its weight was changed; None if an equal view of the same memory is there."""
+        is_same_memory = isinstance(found, torch.Tensor) and found.data_ptr() == value.data_ptr()
+        if is_same_memory and not value._version:
+            return None
+        self._installed.clear()
+        return absent
 
     def forget(self) -> None:
         """Drop every view, so that the memory behind them can be freed."""
@@ -111,36 +154,47 @@ class StreamHooks:
             before, after = self._before(streamed), self._after(streamed)
             self._handles.append(streamed.module.register_forward_pre_hook(before, prepend=True))
             self._handles.append(streamed.module.register_forward_hook(after, always_call=True))
+            self._replace_forward(streamed.module, without_backward(streamed.module.forward))
 
     def enter(self, index: int, binding: UnitBinding) -> None:
         """Install unit `index` in `binding` once it is on the device; a task first waits for its turn."""
         if self._group.is_task_thread():
-            self._group.enter(index, partial(self._acquire, index, binding), partial(self._release, index))
+            self._group.enter(index, partial(self._acquire, index, binding), partial(self._release_unchanged, index))
         else:
             self._group.refuse_outsiders()
             self._acquire(index, binding)
 
     def leave(self, index: int) -> None:
-        """Release unit `index`, if it is in place and no other task needs it in this visit."""
+        """Release unit `index`, if it is in place and no other task needs it in this visit.
+
+        Raises:
+            UnsupportedModelError: a weight of the unit was changed, which the next visit would undo.
+        """
         if self._group.is_task_thread():
             self._group.leave(index)
         else:
-            self._release(index)
+            self._release_unchanged(index)
 
     def _acquire(self, index: int, binding: UnitBinding) -> None:
         lease = self._stream.acquire(index)
         binding.install(lease.key, lambda: self._stream.views(lease))
         self._open[index] = (lease, binding, perf_counter())
 
-    def _release(self, index: int) -> None:
+    def _release_unchanged(self, index: int) -> None:
+        changed = self._release(index)
+        if changed is not None:
+            changed.refuse_write("an operation during the forward")
+
+    def _release(self, index: int) -> AbsentWeight | None:
         entry = self._open.pop(index, None)
         if entry is None:
-            return
+            return None
         lease, binding, start_s = entry
-        binding.release()
+        changed = binding.release()
         span = self._stream.units[index].span(Activity.COMPUTE, lease.sweep, start_s, perf_counter())
         self._stream.release(lease)
         self._timeline.record(span)
+        return changed
 
     def leave_all(self) -> None:
         """Release every unit that an interrupted forward left in place."""
@@ -176,6 +230,9 @@ class StreamHooks:
             return torch.cat(results, dim=-1)
 
         self._bindings += [binding for _, binding in slices]
+        self._replace_forward(module, without_backward(forward))
+
+    def _replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         module.__dict__["forward"] = forward
         self._handles.append(_ForwardHandle(lambda: module.__dict__.pop("forward", None)))
 
@@ -183,13 +240,13 @@ class StreamHooks:
         def before(*_: Any) -> None:
             self.enter(streamed.index, streamed.binding)
 
-        return before
+        return as_streaming_hook(before)
 
     def _after(self, streamed: StreamedModule) -> Callable[..., None]:
         def after(*_: Any) -> None:
             self.leave(streamed.index)
 
-        return after
+        return as_streaming_hook(after)
 
 
 @dataclass(slots=True)

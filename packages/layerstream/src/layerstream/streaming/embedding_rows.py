@@ -14,7 +14,8 @@ from torch import nn
 
 from ..checkpoint.reader import DiskReader
 from ..spec.profiles import TensorRecipe
-from .binding import as_installed, places_of
+from .absent_weight import AbsentWeight, GuardedTensors
+from .binding import as_installed, as_streaming_hook, places_of
 
 
 class RowTable:
@@ -61,16 +62,12 @@ def attach_rows(
 
     A token id outside the vocabulary raises IndexError, as in torch.
     """
-    path, _, _ = tensor.name.rpartition(".")
-    module = model.get_submodule(path)
+    module = model.get_submodule(tensor.name.rpartition(".")[0])
     assert isinstance(module, nn.Embedding)
-    place, name = places_of(model, tensor)
-    original, padding = place[name], module.padding_idx
-    # Some models send their inputs to this weight's device: it has the right device and shape, but no memory.
-    nan = torch.full((1,), float("nan"), dtype=original.dtype, device=device).expand(original.shape)
-    placeholder = place[name] = nn.Parameter(nan, requires_grad=False)
-    # The padding row matters for gradients only, and its number is meaningless among renumbered rows.
-    module.padding_idx = None
+    place, name = places_of(model, tensor.name)
+    assert isinstance(place, GuardedTensors)
+    absent: AbsentWeight = place[name]
+    padding = module.padding_idx
 
     def before(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -80,21 +77,26 @@ def attach_rows(
         if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
             outside = int(unique[-1] if unique[0] >= 0 else unique[0])
             raise IndexError(f"token id {outside} is outside the vocabulary of {tensor.shape[0]} tokens")
-        place[name] = as_installed(table.fetch(unique).to(device), is_buffer=False)
+        with torch.inference_mode(False):
+            rows = as_installed(table.fetch(unique.clone()).to(device), is_buffer=False)
+        place.put(name, rows.requires_grad_(absent.requires_grad))
+        # The padding row matters for gradients only, and its number is meaningless among renumbered rows.
+        module.padding_idx = None
         renumbered = renumbered.to(ids.device)
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
 
     def after(*_: Any) -> None:
-        place[name] = placeholder
+        place.put(name, absent)
+        module.padding_idx = padding
 
     handles = [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, always_call=True),
+        module.register_forward_pre_hook(as_streaming_hook(before), with_kwargs=True),
+        module.register_forward_hook(as_streaming_hook(after), always_call=True),
     ]
 
     def detach() -> None:
         for handle in handles:
             handle.remove()
-        place[name], module.padding_idx = original, padding
+        after()
 
     return detach

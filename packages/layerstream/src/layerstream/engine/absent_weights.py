@@ -1,0 +1,72 @@
+"""Put stand-ins in the places of all weights that are not resident, and take them out again."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..architecture.recipe import ModelRecipe
+from ..checkpoint.reader import DiskReader
+from ..spec.profiles import UnitRecipe
+from ..streaming.absent_weight import AbsentWeight, GuardedTensors
+from ..streaming.binding import places_of
+from ..streaming.buffers import HostBuffer
+from ..streaming.sources import UnitSource
+
+
+def place_absent_weights(
+    model: nn.Module, recipe: ModelRecipe, reader: DiskReader, device: torch.device
+) -> None:
+    """Replace every meta tensor that `recipe` makes by an `AbsentWeight`; tied names share one."""
+    absent: dict[str, AbsentWeight] = {}
+    for name, tensor in recipe.tensors.items():
+        place, attribute = places_of(model, name)
+        like = place[attribute]
+        if not like.is_meta:
+            continue
+        source = recipe.tied.get(name, name)
+        if source not in absent:
+            absent[source] = AbsentWeight(
+                name, like, device, partial(_read, recipe, name, reader, device),
+                is_parameter=not tensor.is_buffer,
+            )
+            absent[source]._is_hf_initialized = True  # type: ignore[attr-defined]
+        _guard(model.get_submodule(name.rpartition(".")[0]))
+        places_of(model, name)[0].put(attribute, absent[source])  # type: ignore[attr-defined]
+
+
+def _read(recipe: ModelRecipe, name: str, reader: DiskReader, device: torch.device) -> torch.Tensor:
+    """Return one weight, read and converted in memory of its own."""
+    conversion = recipe.conversions.get(name)
+    conversions = () if conversion is None else (conversion,)
+    source = UnitSource(UnitRecipe(name=name, tensors=(recipe.tensors[name],), conversions=conversions))
+    buffer = HostBuffer.allocate(source.layout.host_bytes)
+    reader.submit(source.requests(buffer)).wait()
+    source.convert(buffer, reader)
+    return source.host_views(buffer.bytes)[name].to(device)
+
+
+def _guard(module: nn.Module) -> None:
+    for kind in ("_parameters", "_buffers"):
+        if not isinstance(module.__dict__[kind], GuardedTensors):
+            module.__dict__[kind] = GuardedTensors(module.__dict__[kind])
+
+
+def unload_weights(model: nn.Module) -> None:
+    """Put meta tensors in place of all weights, which frees their memory."""
+    for module in model.modules():
+        for kind in ("_parameters", "_buffers"):
+            tensors = module.__dict__[kind]
+            if isinstance(tensors, GuardedTensors):
+                module.__dict__[kind] = {name: _on_meta(tensor) for name, tensor in tensors.items()}
+        for name, tensor in module._parameters.items():
+            if tensor is not None and not tensor.is_meta:
+                module._parameters[name] = nn.Parameter(
+                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
+                )
+
+
+def _on_meta(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor.on_meta() if isinstance(tensor, AbsentWeight) else tensor
