@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import StreamClosedError, StreamError
+from ..streaming.eager import warn_when_compiled
 from ..streaming.no_backward import without_backward
 from ..streaming.sweep_group import SweepGroup
 
@@ -50,7 +51,7 @@ class ForwardGate:
             with self._together() if group.is_task_thread() else self._alone():
                 return original(*args, **kwargs)
 
-        model.__dict__["forward"] = without_backward(forward)
+        model.__dict__["forward"] = warn_when_compiled(without_backward(forward))
 
     @property
     def sweeps(self) -> int:

@@ -6,7 +6,7 @@ Every patch is on an instance; no class is changed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any, NoReturn
@@ -18,15 +18,16 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from ..streaming.absent_weight import AbsentWeight
 from ..streaming.binding import is_streaming_hook
+from ..streaming.eager import EAGER_WARNING
 
 _REFUSED = {
-    "save_pretrained": "copy the checkpoint's files, or save a model loaded with transformers",
-    "push_to_hub": "upload the checkpoint's files",
-    "resize_token_embeddings": "resize a model loaded with transformers, save it, and stream that",
-    "tie_weights": "they are tied as the checkpoint says",
-    "share_memory": "load the model in each process",
-    "__deepcopy__": "it would read all of them into memory: call load() again",
-    "__reduce_ex__": "pickle the arguments of load() and call it in the other process",
+    "save_pretrained": "save_pretrained(): copy the checkpoint's files, or save a model loaded with transformers",
+    "push_to_hub": "push_to_hub(): upload the checkpoint's files",
+    "resize_token_embeddings": "resize_token_embeddings(): resize a model loaded with transformers, save it, "
+    "and stream that",
+    "share_memory": "share_memory(): load the model in each process",
+    "__deepcopy__": "copy.deepcopy(): it would read all weights into memory; call load() again",
+    "__reduce_ex__": "pickling or copying: call load() again, in the other process if there is one",
 }
 """Methods that cannot work on the whole model, with what to do instead."""
 
@@ -38,7 +39,7 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
 )
 
-_ON_INSTANCES = ("forward", "_apply", "__deepcopy__")
+_ON_INSTANCES = ("forward", "_apply", "__deepcopy__", "load_state_dict", "compile")
 """What layerstream puts into the dictionary of a single module."""
 
 
@@ -48,14 +49,17 @@ class ModelPatches:
     def __init__(self, model: PreTrainedModel) -> None:
         """Patch `model`, whose absent weights are in place."""
         self._undo: list[Callable[[], object]] = []
+        for module in _modules_with_absent_weights(model):
+            self._set(module, "__deepcopy__", partial(_copy_without_streaming, module))
+            self._set(module, "load_state_dict", partial(_load_other_weights, module))
+            self._set(module, "compile", _warn_about_compile)
+            self._set(module, "_apply", partial(_apply_if_unchanged, module))
         for name, advice in _REFUSED.items():
-            self._set(model, name, partial(_refuse, name, advice))
+            self._set(model, name, partial(_refuse, advice))
         self._set(model, "compile", _warn_about_compile)
         self._set(model, "_apply", partial(_apply_if_unchanged, model))
-        for module in _modules_with_absent_weights(model):
-            if module is not model:
-                self._set(module, "_apply", partial(_apply_if_unchanged, module))
-                self._set(module, "__deepcopy__", partial(_copy_without_streaming, module))
+        # They are tied as the checkpoint says, and transformers ties again whenever it loads an adapter.
+        self._set(model, "tie_weights", lambda *_, **__: None)
 
     def _set(self, module: nn.Module, name: str, value: Any) -> None:
         module.__dict__[name] = value
@@ -67,18 +71,27 @@ class ModelPatches:
             self._undo.pop()()
 
 
-def _refuse(name: str, advice: str, *_: Any, **__: Any) -> NoReturn:
+def _refuse(advice: str, *_: Any, **__: Any) -> NoReturn:
+    what, _, instead = advice.partition(": ")
     raise UnsupportedModelError(
-        f"{name.strip('_')} does not work on a streamed model, whose weights come and go: {advice}"
+        f"{what} does not work on a streamed model, whose weights come and go: {instead}"
     )
+
+
+def _load_other_weights(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+) -> Any:
+    """Run `module.load_state_dict` unless it would change an absent weight; nothing is changed before that."""
+    own = module.state_dict(keep_vars=True)
+    for name, value in state_dict.items():
+        absent = own.get(name)
+        if isinstance(absent, AbsentWeight) and (assign or not absent.equals(value)):
+            absent.refuse_write("load_state_dict()")
+    return type(module).load_state_dict(module, state_dict, strict=strict, assign=assign)
 
 
 def _warn_about_compile(*_: Any, **__: Any) -> None:
-    warnings.warn(
-        "a streamed model is not compiled and runs eagerly: its weights come and go between graphs",
-        UserWarning,
-        stacklevel=2,
-    )
+    warnings.warn(EAGER_WARNING, UserWarning, stacklevel=2)
 
 
 def _modules_with_absent_weights(model: nn.Module) -> Iterator[nn.Module]:

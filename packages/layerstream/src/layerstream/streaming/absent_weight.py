@@ -9,6 +9,7 @@ Source: https://docs.pytorch.org/docs/stable/notes/extending.html (subclasses wi
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NoReturn
@@ -50,6 +51,8 @@ class AbsentWeight(torch.Tensor):
     weight_name: str
     _shape_on_meta: torch.Tensor
     _read: Callable[[], torch.Tensor]
+    _keeps_identity: weakref.ref[AbsentWeight]
+    """A tensor with a weak reference is refused by `torch.utils.swap_tensors`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -77,6 +80,7 @@ class AbsentWeight(torch.Tensor):
                 cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
             )
         weight.weight_name, weight._shape_on_meta, weight._read = name, like, read
+        weight._keeps_identity = weakref.ref(weight)
         if is_parameter:
             weight._is_param = True
             weight.requires_grad_(like.is_floating_point() or like.is_complex())
@@ -87,6 +91,10 @@ class AbsentWeight(torch.Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return self._read()
 
+    def equals(self, value: torch.Tensor) -> bool:
+        """Return whether `value` holds exactly this weight."""
+        return value.shape == self.shape and torch.equal(self.read(), value.to(self.device, self.dtype))
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -94,7 +102,7 @@ class AbsentWeight(torch.Tensor):
         """Run `func` on the values, or refuse it if it writes to them."""
         kwargs = kwargs or {}
         for written in _written(func, args, kwargs):
-            if func is _aten.copy_.default and torch.equal(written.read(), args[1].to(written)):
+            if func is _aten.copy_.default and written.equals(args[1]):
                 return written  # An adapter's file may hold the weights of the layer it is on.
             written.refuse_write(f"{func.overloadpacket.__name__}()")
         if func.overloadpacket in _SHAPE_ONLY:
@@ -174,6 +182,13 @@ class AbsentWeight(torch.Tensor):
         raise UnsupportedModelError(
             f"{self.weight_name!r} cannot be shared between processes: this weight is streamed and has no memory of "
             "its own. Load the model in each process"
+        )
+
+    def data_ptr(self) -> NoReturn:
+        """Refuse: there is no memory to point at. Writers of files ask for it."""
+        raise UnsupportedModelError(
+            f"{self.weight_name!r} has no memory to point at: this weight is streamed from the checkpoint, "
+            "where it already is. Copy the checkpoint's files, or save a model loaded with transformers"
         )
 
     def untyped_storage(self) -> torch.UntypedStorage:

@@ -19,6 +19,7 @@ from torch import nn
 from ..spec.profiles import TensorRecipe
 from ..spec.timeline import Activity, Timeline
 from .absent_weight import AbsentWeight, GuardedTensors
+from .eager import run_eagerly
 from .no_backward import without_backward
 from .stream import Lease, WeightStream
 from .sweep_group import SweepGroup
@@ -36,6 +37,20 @@ def places_of(model: nn.Module, name: str) -> Place:
     return (module._buffers if attribute in module._buffers else module._parameters), attribute
 
 
+class InstalledWeight(nn.Parameter):
+    """A streamed weight while it is in memory: a view of a slot.
+
+    It is a plain parameter whose `.data` shares its version counter, so that writes through it are noticed.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        """The weight without its history."""
+        return self.detach()
+
+
 def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
     """Return `view` as `from_pretrained` would have installed it, whatever mode the caller is in.
 
@@ -46,7 +61,8 @@ def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
         # Its own version counter: that of the buffer changes with every unit read into it.
         tensor = view.data
         if not is_buffer:
-            tensor = nn.Parameter(tensor, requires_grad=view.is_floating_point() or view.is_complex())
+            needs_grad = view.is_floating_point() or view.is_complex()
+            tensor = torch.Tensor._make_subclass(InstalledWeight, tensor, needs_grad)
     # Adapters load into a model that is already there: transformers would initialize unmarked weights anew.
     tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     return tensor
@@ -54,6 +70,7 @@ def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
 
 def as_streaming_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark `hook` as one of layerstream's, which a copy of its module must not have."""
+    hook = run_eagerly(hook)
     hook.__dict__[_MARK] = True
     return hook
 
@@ -105,7 +122,7 @@ class UnitBinding:
 
     def _check_change(self, found: Any, value: torch.Tensor, absent: AbsentWeight) -> AbsentWeight | None:
         """Return `absent` if its weight was changed; None if an equal view of the same memory is there."""
-        is_same_memory = isinstance(found, torch.Tensor) and found.data_ptr() == value.data_ptr()
+        is_same_memory = isinstance(found, nn.Parameter) and found.data_ptr() == value.data_ptr()
         if is_same_memory and not value._version:
             return None
         self._installed.clear()
@@ -233,7 +250,7 @@ class StreamHooks:
         self._replace_forward(module, without_backward(forward))
 
     def _replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        module.__dict__["forward"] = forward
+        module.__dict__["forward"] = run_eagerly(forward)
         self._handles.append(_ForwardHandle(lambda: module.__dict__.pop("forward", None)))
 
     def _before(self, streamed: StreamedModule) -> Callable[..., None]:
