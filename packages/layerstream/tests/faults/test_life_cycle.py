@@ -186,9 +186,9 @@ def test_operations_that_would_break_a_streamed_model_are_refused(
     tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        with pytest.raises(ls.UnsupportedModelError, match="stay torch.float32 on cpu"):
+        with pytest.raises(ls.UnsupportedModelError, match=r"stay torch\.float32 on cpu"):
             streamed.model.half()
-        with pytest.raises(ls.UnsupportedModelError, match="save_pretrained does not work"):
+        with pytest.raises(ls.UnsupportedModelError, match=r"save_pretrained\(\) does not work"):
             streamed.model.save_pretrained(tmp_path)
         with pytest.raises(ls.UnsupportedModelError, match="choose device and dtype"):
             streamed.model.to(torch.float16)

@@ -21,6 +21,7 @@ from peft import (
 )
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 TASK = "CAUSAL_LM"
 
@@ -43,14 +44,8 @@ def _lora(model: PreTrainedModel, **settings: Any) -> PeftConfig:
 def _blocks_linears(model: PreTrainedModel) -> list[str]:
     head = model.get_output_embeddings()
     named = {name: module for name, module in model.named_modules() if module is not head}
-    kinds = (nn.Linear, _conv1d())
+    kinds = (nn.Linear, Conv1D)
     return sorted({name.rpartition(".")[2] for name, module in named.items() if isinstance(module, kinds)})
-
-
-def _conv1d() -> type[nn.Module]:
-    from transformers.pytorch_utils import Conv1D
-
-    return Conv1D
 
 
 def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:

@@ -29,7 +29,10 @@ def place_absent_weights(
         source = recipe.tied.get(name, name)
         if source not in absent:
             absent[source] = AbsentWeight(
-                name, like, device, partial(_read, recipe, name, reader, device),
+                name,
+                like,
+                device,
+                partial(_read, recipe, name, reader, device),
                 is_parameter=not tensor.is_buffer,
             )
             absent[source]._is_hf_initialized = True  # type: ignore[attr-defined]

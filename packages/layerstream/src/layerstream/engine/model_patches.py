@@ -21,7 +21,8 @@ from ..streaming.binding import is_streaming_hook
 from ..streaming.eager import EAGER_WARNING
 
 _REFUSED = {
-    "save_pretrained": "save_pretrained(): copy the checkpoint's files, or save a model loaded with transformers",
+    "save_pretrained": "save_pretrained(): copy the checkpoint's files, or save a model loaded with "
+    "transformers",
     "push_to_hub": "push_to_hub(): upload the checkpoint's files",
     "resize_token_embeddings": "resize_token_embeddings(): resize a model loaded with transformers, save it, "
     "and stream that",
@@ -81,7 +82,7 @@ def _refuse(advice: str, *_: Any, **__: Any) -> NoReturn:
 def _load_other_weights(
     module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
 ) -> Any:
-    """Run `module.load_state_dict` unless it would change an absent weight; nothing is changed before that."""
+    """Run `module.load_state_dict` unless it would change an absent weight; then nothing is changed."""
     own = module.state_dict(keep_vars=True)
     for name, value in state_dict.items():
         absent = own.get(name)

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from ..errors import ReplicaStoppedError, StreamClosedError
 from ..streaming.sweep_group import SweepGroup
+from .absent_weights import unload_weights
 from .forward_gate import ForwardGate
 from .model_patches import ModelPatches
-from .absent_weights import unload_weights
 from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
 

@@ -69,6 +69,7 @@ class AbsentWeight(torch.Tensor):
         """Return a stand-in for the weight `name`.
 
         Args:
+            cls: this class.
             name: the weight's name in the model.
             like: a meta tensor of its shape and dtype.
             device: where the weight is whenever it is in memory.
@@ -140,9 +141,9 @@ class AbsentWeight(torch.Tensor):
     def refuse_write(self, what: str) -> NoReturn:
         """Raise the error for `what`, which would change the weight."""
         raise UnsupportedModelError(
-            f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads it from "
-            "the checkpoint again. Change the checkpoint, put an adapter on the model, or load the model with "
-            "a budget that keeps all weights resident"
+            f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads it "
+            "from the checkpoint again. Change the checkpoint, put an adapter on the model, or load the model "
+            "with a budget that keeps all weights resident"
         )
 
     # -- what never reaches __torch_dispatch__ -------------------------------------------------------------
@@ -159,29 +160,31 @@ class AbsentWeight(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:
         """Return what it is, without reading it."""
-        shape = tuple(self.shape)
-        return f"AbsentWeight({self.weight_name!r}, shape={shape}, dtype={self.dtype}, device={str(self.device)!r})"
+        what = f"shape={tuple(self.shape)}, dtype={self.dtype}, device={str(self.device)!r}"
+        return f"AbsentWeight({self.weight_name!r}, {what})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         """Return the weight itself, read into memory of its own."""
         if id(self) not in memo:
             # In fresh memory, as a copy of the resident weight would be: kernels depend on the alignment.
             copy = self.read().clone()
-            memo[id(self)] = nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
+            memo[id(self)] = (
+                nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
+            )
         return memo[id(self)]  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse to be pickled."""
         raise UnsupportedModelError(
-            f"{self.weight_name!r} cannot be pickled or saved: this weight is streamed from the checkpoint, where it "
-            "already is. Copy the checkpoint's files, or save a model loaded with transformers"
+            f"{self.weight_name!r} cannot be pickled or saved: this weight is streamed from the checkpoint, "
+            "where it already is. Copy the checkpoint's files, or save a model loaded with transformers"
         )
 
     def share_memory_(self) -> NoReturn:
         """Refuse to be shared."""
         raise UnsupportedModelError(
-            f"{self.weight_name!r} cannot be shared between processes: this weight is streamed and has no memory of "
-            "its own. Load the model in each process"
+            f"{self.weight_name!r} cannot be shared between processes: this weight is streamed and has no "
+            "memory of its own. Load the model in each process"
         )
 
     def data_ptr(self) -> NoReturn:
@@ -217,8 +220,10 @@ class GuardedTensors(dict[str, Any]):
         super().__setitem__(name, tensor)
 
     def __setitem__(self, name: str, tensor: Any) -> None:
-        """Set `name`, unless an absent weight is there."""
+        """Set `name`, unless an absent weight is there, or comes here from elsewhere."""
         self._refuse_loss(name, "an assignment", tensor)
+        if isinstance(tensor, AbsentWeight) and tensor is not self.get(name):
+            tensor.refuse_write(f"registering it as {name!r}")
         super().__setitem__(name, tensor)
 
     def __delitem__(self, name: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UnsupportedModelError
 from ..spec.profiles import TensorRecipe
 from ..spec.timeline import Activity, Timeline
 from .absent_weight import AbsentWeight, GuardedTensors
@@ -50,8 +51,16 @@ class InstalledWeight(nn.Parameter):
         """The weight without its history."""
         return self.detach()
 
+    @data.setter
+    def data(self, _: torch.Tensor) -> None:
+        raise UnsupportedModelError(
+            "an assignment to .data cannot change a streamed weight: its block's next visit loads it again"
+        )
 
-def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
+
+def as_installed(
+    view: torch.Tensor, *, is_buffer: bool, parameter: type[nn.Parameter] = nn.Parameter
+) -> torch.Tensor:
     """Return `view` as `from_pretrained` would have installed it, whatever mode the caller is in.
 
     A kernel may depend on two things besides values: on the weight's `requires_grad`, and on whether it is an
@@ -62,7 +71,7 @@ def as_installed(view: torch.Tensor, *, is_buffer: bool) -> torch.Tensor:
         tensor = view.data
         if not is_buffer:
             needs_grad = view.is_floating_point() or view.is_complex()
-            tensor = torch.Tensor._make_subclass(InstalledWeight, tensor, needs_grad)
+            tensor = torch.Tensor._make_subclass(parameter, tensor, needs_grad)
     # Adapters load into a model that is already there: transformers would initialize unmarked weights anew.
     tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     return tensor
@@ -102,7 +111,10 @@ class UnitBinding:
         if installed is None:
             with torch.inference_mode(False):
                 by_name = views()
-            installed = [as_installed(by_name[t.name], is_buffer=t.is_buffer) for t in self._tensors]
+            installed = [
+                as_installed(by_name[t.name], is_buffer=t.is_buffer, parameter=InstalledWeight)
+                for t in self._tensors
+            ]
             self._installed[key] = installed
         for (place, name), value, absent in zip(self._places, installed, self._absent, strict=True):
             if value.requires_grad is not absent.requires_grad:
@@ -176,7 +188,9 @@ class StreamHooks:
     def enter(self, index: int, binding: UnitBinding) -> None:
         """Install unit `index` in `binding` once it is on the device; a task first waits for its turn."""
         if self._group.is_task_thread():
-            self._group.enter(index, partial(self._acquire, index, binding), partial(self._release_unchanged, index))
+            self._group.enter(
+                index, partial(self._acquire, index, binding), partial(self._release_unchanged, index)
+            )
         else:
             self._group.refuse_outsiders()
             self._acquire(index, binding)

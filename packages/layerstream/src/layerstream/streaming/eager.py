@@ -1,8 +1,8 @@
 """Keep `torch.compile` out of functions that wait for weights.
 
 A graph would hold on to weights that have moved, and the compiler cannot follow threads. What such a function
-calls is not compiled either. `torch.compiler.disable` does the same, but every call of every hook would pay for
-its wrapper. Room: streaming.
+calls is not compiled either. `torch.compiler.disable` does the same, but every call of every hook would pay
+for its wrapper. Room: streaming.
 
 Source: `skip_code` and `DisableContext` in torch/_dynamo (torch 2.11 to 2.13).
 """
