@@ -71,14 +71,14 @@ def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def generation_config_of(directory: Path) -> GenerationConfig:
+def generation_config_of(directory: Path, subfolder: str = "") -> GenerationConfig:
     """Return the generation settings of the checkpoint in `directory`, as `from_pretrained` does."""
     try:
-        return GenerationConfig.from_pretrained(directory)
+        return GenerationConfig.from_pretrained(directory, subfolder=subfolder)
     except OSError:
         # Without generation_config.json, transformers derives the settings from config.json.
         return GenerationConfig.from_pretrained(
-            directory, config_file_name="config.json", _from_model_config=True
+            directory, config_file_name="config.json", subfolder=subfolder, _from_model_config=True
         )
 
 

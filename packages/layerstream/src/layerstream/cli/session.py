@@ -74,10 +74,8 @@ def load_text_parts(model: str, options: LoadOptions) -> tuple[PreTrainedTokeniz
     Raises:
         CheckpointError, ModelError: one of them cannot be read.
     """
-    revision, trust = options.revision, options.trust_remote_code
-    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust)
-    directory = resolve_model(model, revision=revision, weights=False)
-    config = read_config(directory, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model, options)
+    config = read_config(resolve_model(model, options, weights=False), options)
     return tokenizer, config.get_text_config(decoder=True)
 
 

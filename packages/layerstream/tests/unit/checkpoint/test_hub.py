@@ -17,6 +17,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 from safetensors.numpy import save_file
 
+from layerstream.checkpoint import hub_reach
 from layerstream.checkpoint.hub import remote_checkpoint, resolve_model
 from layerstream.checkpoint.index import open_checkpoint
 from layerstream.errors import (
@@ -25,6 +26,9 @@ from layerstream.errors import (
     TensorMissingError,
     UnsupportedFormatError,
 )
+from layerstream.spec.options import LoadOptions
+
+OFFLINE = LoadOptions(local_files_only=True)
 
 
 class FakeHub:
@@ -33,6 +37,7 @@ class FakeHub:
     def __init__(self, repository: Path, snapshot: Path) -> None:
         """Serve `repository` into `snapshot`."""
         self.repository, self.snapshot = repository, snapshot
+        self.asked: list[dict[str, Any]] = []
         repository.mkdir()
 
     def add(self, name: str, content: str | None = None) -> None:
@@ -48,10 +53,13 @@ class FakeHub:
         name: str,
         *,
         revision: str | None,
+        token: str | bool | None,
+        cache_dir: str | Path | None,
         local_files_only: bool,
         allow_patterns: list[str],
         ignore_patterns: list[str],
     ) -> str:
+        self.asked.append({"revision": revision, "token": token, "cache_dir": cache_dir})
         self.snapshot.mkdir(exist_ok=True)
         for path in self.repository.rglob("*"):
             file = str(path.relative_to(self.repository))
@@ -61,12 +69,19 @@ class FakeHub:
                 and selected
                 and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns)
             ):
+                (self.snapshot / file).parent.mkdir(exist_ok=True)
                 shutil.copy(path, self.snapshot / file)
         return str(self.snapshot)
 
     @property
     def downloaded(self) -> set[str]:
-        return {path.name for path in self.snapshot.iterdir()}
+        return {str(path.relative_to(self.snapshot)) for path in self.snapshot.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_reach, "_last", hub_reach._Outcome())
+    monkeypatch.setattr(hub_reach, "_ask_hub", lambda: None)
 
 
 @pytest.fixture
@@ -196,7 +211,7 @@ def test_each_refusal_of_the_hub_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
     with pytest.raises(CheckpointNotFoundError, match=says) as caught:
-        resolve_model("org/name", revision="v1", weights=True)
+        resolve_model("org/name", LoadOptions(revision="v1"), weights=True)
     assert "org/name" in str(caught.value)
     assert caught.value.__cause__ is error
 
@@ -225,7 +240,7 @@ def test_a_cached_model_is_found_offline_by_the_real_hub_library(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     snapshot = fabricate_cache(tmp_path)
-    directory = resolve_model("org/name", weights=True, offline=True)
+    directory = resolve_model("org/name", OFFLINE, weights=True)
     assert directory == snapshot
     assert set(open_checkpoint(directory, name="org/name").tensors) == {"w"}
 
@@ -235,7 +250,7 @@ def test_an_uncached_model_is_not_found_offline_by_the_real_hub_library(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointNotFoundError, match="local cache"):
-        resolve_model("org/name", weights=False, offline=True)
+        resolve_model("org/name", OFFLINE, weights=False)
 
 
 def test_missing_weights_in_the_cache_are_reported_offline(
@@ -244,7 +259,7 @@ def test_missing_weights_in_the_cache_are_reported_offline(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (fabricate_cache(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(CheckpointNotFoundError, match="weights of 'org/name' are not in the local cache"):
-        resolve_model("org/name", weights=True, offline=True)
+        resolve_model("org/name", OFFLINE, weights=True)
 
 
 def metadata_of(weight_map: dict[str, str], dtype: str = "BF16") -> SafetensorsRepoMetadata:
@@ -263,8 +278,10 @@ def test_a_remote_checkpoint_is_listed_from_headers_alone(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = metadata_of({"a": "1.safetensors", "b": "2.safetensors"})
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
-    checkpoint = remote_checkpoint("org/name", "v1")
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
+    checkpoint = remote_checkpoint("org/name", LoadOptions(revision="v1"))
     assert (checkpoint.name, checkpoint.directory, checkpoint.shards) == (
         "org/name",
         hub.snapshot,
@@ -279,7 +296,9 @@ def test_a_remote_checkpoint_is_listed_from_headers_alone(
 
 def test_a_remote_header_is_checked_like_a_local_one(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = metadata_of({"a": "1.safetensors"}, dtype="F32")
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
     with pytest.raises(ShardCorruptError, match=r"24 bytes.*12") as caught:
         remote_checkpoint("org/name")
     assert caught.value.path.endswith("1.safetensors")
@@ -290,7 +309,9 @@ def test_a_remote_index_that_names_an_unknown_tensor_is_refused(
 ) -> None:
     metadata = metadata_of({"a": "1.safetensors"})
     metadata.weight_map["ghost"] = "1.safetensors"
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
     with pytest.raises(TensorMissingError) as caught:
         remote_checkpoint("org/name")
     assert caught.value.names == ("ghost",)
