@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeAlias
 
 import psutil
 import torch
@@ -27,7 +27,7 @@ from .spec.profiles import Machine, ModelProfile
 from .streaming.runtime import DeviceRuntime, TorchRuntime
 
 Budget = str | int | MemoryBudget
-ConfigSettings = Mapping[str, Any] | PreTrainedConfig | None
+ConfigSettings: TypeAlias = Mapping[str, Any] | PreTrainedConfig | None
 
 _KEYWORDS = tuple(field.name for field in fields(LoadOptions))
 

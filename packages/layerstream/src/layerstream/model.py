@@ -94,12 +94,14 @@ class StreamedModel:
     @property
     def device(self) -> torch.device:
         """Where the model computes; with several devices, the first."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The run dtype."""
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     if not TYPE_CHECKING:  # A type checker must still find a misspelt name.
 

@@ -55,8 +55,8 @@ def read_config(directory: Path, options: LoadOptions) -> PreTrainedConfig:
         config = _stored_config(directory, options, config)
     else:
         raise PlanError(
-            f"config is a {type(config).__name__}, but must be a mapping of settings, or a transformers config "
-            "such as AutoConfig.from_pretrained returns"
+            f"config is a {type(config).__name__}, but must be a mapping of settings or a transformers "
+            "config such as AutoConfig.from_pretrained returns"
         )
     return check_config(config, trust_remote_code=options.trust_remote_code)
 

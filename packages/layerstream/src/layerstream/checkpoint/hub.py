@@ -122,12 +122,9 @@ def remote_checkpoint(name: str, options: LoadOptions = _DEFAULTS) -> Checkpoint
     )
 
 
-_Headers = Mapping[str, huggingface_hub.utils.SafetensorsFileMetadata]
-
-
 def _remote_headers(
     name: str, options: LoadOptions, directory: Path
-) -> tuple[Mapping[str, str], Mapping[str, Any], _Headers]:
+) -> tuple[Mapping[str, str], Mapping[str, Any], Mapping[str, Any]]:
     """Return the weight map, the metadata and the headers of the repository's files."""
     if not options.subfolder and options.variant is None:
         remote = huggingface_hub.get_safetensors_metadata(
@@ -155,14 +152,9 @@ def _in_subfolder(options: LoadOptions, file: str) -> str:
 
 
 def _stand_in(name: str, options: LoadOptions) -> Path | None:
-    """Return the copy that layerstream has made of `name`, unless the options ask for something particular."""
-    is_plain = (options.revision, options.cache_dir, options.subfolder, options.variant) == (
-        None,
-        None,
-        "",
-        None,
-    )
-    return find_copy(name) if is_plain else None
+    """Return the copy that layerstream made of `name`, unless the options ask for particular files."""
+    particular = options.revision or options.cache_dir or options.subfolder or options.variant
+    return None if particular else find_copy(name)
 
 
 def _warn_of_copy(name: str, copy: Path, reason: str) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_session
 
 from ..errors import first_line
 
@@ -54,7 +53,7 @@ def _ask_hub() -> str | None:
     endpoint = huggingface_hub.constants.ENDPOINT
     try:
         # Any answer will do: whether it knows the model is the next question.
-        get_session().head(endpoint, timeout=_TIMEOUT_S)
+        huggingface_hub.get_session().head(endpoint, timeout=_TIMEOUT_S)
     except (HttpError, OSError) as error:
         return f"the Hub at {endpoint} cannot be reached ({first_line(error)})"
     return None
