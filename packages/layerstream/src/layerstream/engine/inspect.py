@@ -142,8 +142,9 @@ def _refuse_file_options(options: LoadOptions) -> None:
 
 
 def _open_checkpoint(name: str, options: LoadOptions, *, weights: bool) -> tuple[Checkpoint, Path]:
-    directory = resolve_model(name, options, weights=weights)
-    if not weights and downloads(name, options):
+    only_headers = not weights and downloads(name, options)
+    directory = resolve_model(name, options, weights=not only_headers)
+    if only_headers:
         return remote_checkpoint(name, options), directory
     return open_checkpoint(directory / options.subfolder, name, variant=options.variant), directory
 
