@@ -63,7 +63,7 @@ def encode_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     turns = [_with_text(message) for message in messages]
     try:
         encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-    except Exception as error:  # noqa: BLE001 - a template is the checkpoint's own program
+    except Exception as error:  # a template is the checkpoint's own program
         raise PlanError(f"the chat template refuses these messages: {first_line(error)}") from error
     ids: list[int] = encoded["input_ids"]
     return ids

@@ -89,9 +89,9 @@ class GenerationRequest:
             )
 
     def _check_prompt(self) -> None:
-        if len(self.prompt) and len(self.messages):
-            raise PlanError("a request has both a prompt and messages: leave out one of them")
         if self.messages != ():
+            if len(self.prompt):
+                raise PlanError("a request has both a prompt and messages: leave out one of them")
             check_messages(self.messages)
             return
         if not len(self.prompt):
