@@ -32,6 +32,7 @@ from transformers.core_model_loading import WeightConverter as WeightConverter
 from transformers.core_model_loading import WeightRenaming, build_glob_alternation, dot_natural_key
 from transformers.core_model_loading import rename_source_key as rename_source_key
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 try:
     # 5.23 added this placeholder for layers without a cache of their own; before, such layers had no entry in
@@ -69,6 +70,15 @@ def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if text_class is not None and getattr(model_class, "config_class", None) == text_class:
         return config.get_text_config()
     return config
+
+
+def has_attention_kernel(model: PreTrainedModel) -> bool:
+    """Return whether the model's attention kernel is loaded; True if it takes none from the Hub.
+
+    5.20 tries to load a kernel once in a process: a second model is built without it and without an error.
+    """
+    name = model.config._attn_implementation or ""
+    return "/" not in name or name in ALL_ATTENTION_FUNCTIONS.valid_keys()
 
 
 def generation_config_of(directory: Path, subfolder: str = "") -> GenerationConfig:

@@ -179,6 +179,11 @@ def build_skeleton(
         raise UnsupportedModelError(
             f"transformers cannot build this {config.model_type} model{with_attention}: {first_line(error)}"
         ) from error
+    if attn_implementation is not None and not compat.has_attention_kernel(model):
+        raise UnsupportedModelError(
+            f"attn_implementation={attn_implementation!r} is a kernel of the Hub that could not be loaded; "
+            "it needs the package kernels: pip install kernels"
+        )
     return model.eval()
 
 
