@@ -83,7 +83,7 @@ def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool)
 
 def downloads(name: str, options: LoadOptions = _DEFAULTS) -> bool:
     """Return whether files of `name` come from the Hub, and not from a directory or only the cache."""
-    is_local = Path(name).expanduser().exists()
+    is_local = Path(name).expanduser().exists() or _looks_like_a_path(name)
     return not is_local and offline_reason(local_files_only=options.local_files_only) is None
 
 

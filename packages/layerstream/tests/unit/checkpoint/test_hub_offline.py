@@ -60,6 +60,12 @@ def test_without_a_network_a_cached_model_is_used(network: Unreachable, tmp_path
     assert not downloads("org/name"), "the headers are read from the cache too"
 
 
+def test_a_path_is_never_a_question_for_the_hub(network: Unreachable, tmp_path: Path) -> None:
+    assert not downloads(str(tmp_path))
+    assert not downloads("/no/such/place")
+    assert network.requests == 0
+
+
 def test_the_hub_is_asked_again_after_a_while(network: Unreachable, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_reach.offline_reason() is not None
     monkeypatch.setattr(network, "head", lambda url, *, timeout: None)
