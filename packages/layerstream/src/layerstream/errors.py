@@ -105,6 +105,19 @@ class BudgetTooSmallError(PlanError, MemoryError):
         self.where = where
 
 
+class UnsupportedOptionError(PlanError, TypeError):
+    """A keyword is unknown, or is one of `from_pretrained` that has no meaning here.
+
+    Attributes:
+        names: the keywords.
+    """
+
+    def __init__(self, message: str, *, names: tuple[str, ...] = ()) -> None:
+        """Store the message and `names`."""
+        super().__init__(message)
+        self.names = names
+
+
 class StreamError(LayerstreamError):
     """Moving the weights failed."""
 

@@ -6,9 +6,10 @@ because a submodule of that name would hide the lazily exported function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, Never, TypeAlias
 
 import psutil
 import torch
@@ -19,12 +20,16 @@ from .engine.inspect import ModelSpec, inspect_any, inspect_model
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
 from .simulation import dtype_name, list_machines, plan_profile
+from .spec.keywords import refuse_keywords
 from .spec.options import LoadOptions, MemoryBudget, Workload
 from .spec.plans import PlacementPlan
 from .spec.profiles import Machine, ModelProfile
 from .streaming.runtime import DeviceRuntime, TorchRuntime
 
 Budget = str | int | MemoryBudget
+ConfigSettings: TypeAlias = Mapping[str, Any] | PreTrainedConfig | None
+
+_KEYWORDS = tuple(field.name for field in fields(LoadOptions))
 
 
 def plan(
@@ -39,6 +44,13 @@ def plan(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    variant: str | None = None,
+    config: ConfigSettings = None,
+    **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
 
@@ -52,14 +64,25 @@ def plan(
         workload: batch, prompt and answer lengths to plan for, per device.
         machine: plan for this machine's figures in place of the ones found here, and for its device,
             not `device`. For several devices, one machine per device.
-        attn_implementation: transformers' name of the attention implementation.
+        attn_implementation: transformers' name of the attention implementation, or the Hub id of a kernel,
+            such as `"kernels-community/flash-attn2"`, which needs the package `kernels`.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
+        token: the access token for the Hub; None is the one of `HF_TOKEN` or `hf auth login`.
+        cache_dir: the directory of the Hub's cache.
+        local_files_only: download nothing.
+        subfolder: the folder of the checkpoint that holds config, weights and tokenizer.
+        variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
+        config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
+            its config. Settings that change the weights' shapes are refused.
+        unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
         CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
+        UnsupportedOptionError: a keyword is none of these; the message says what to use instead.
     """
+    refuse_keywords("plan", unknown, _KEYWORDS)
     options = LoadOptions(
         budget=budget,
         device=device,
@@ -69,6 +92,12 @@ def plan(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+        config=config,
     )
     return plan_with(model, options, machine=machine)
 
@@ -89,17 +118,59 @@ def plan_with(
 
 
 def profile_model(
-    model: str | Path | PreTrainedConfig, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
+    model: str | Path | PreTrainedConfig,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    variant: str | None = None,
+    config: ConfigSettings = None,
+    **unknown: Never,
 ) -> ModelProfile:
     """Return a model's sizes: parameters, bytes per block, how memory grows with tokens. Reads no weight.
 
     Args:
-        model: a directory, a Hub id or a transformers config.
+        model: a directory, a Hub id or a transformers config, for which no option may say where files are.
         dtype: the run dtype.
         device: the kind of device to lay slots out for; it need not exist here.
+        attn_implementation: transformers' name of the attention implementation, or the Hub id of a kernel,
+            such as `"kernels-community/flash-attn2"`, which needs the package `kernels`.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run code from the repository; off by default.
+        token: the access token for the Hub; None is the one of `HF_TOKEN` or `hf auth login`.
+        cache_dir: the directory of the Hub's cache.
+        local_files_only: download nothing.
+        subfolder: the folder of the checkpoint that holds config, weights and tokenizer.
+        variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
+        config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
+            its config. Settings that change the weights' shapes are refused.
+        unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
+
+    Raises:
+        CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
+        UnsupportedOptionError: a keyword is none of these; the message says what to use instead.
     """
+    refuse_keywords("profile_model", unknown, _KEYWORDS)
+    options = LoadOptions(
+        dtype=dtype_name(dtype),
+        attn_implementation=attn_implementation,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+        config=config,
+    )
     on_host = device.split(":")[0] == "cpu"
-    return inspect_any(model, LoadOptions(dtype=dtype_name(dtype)), on_host=on_host).profile
+    return inspect_any(model, options, on_host=on_host).profile
 
 
 def load(
@@ -113,7 +184,14 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    variant: str | None = None,
+    config: ConfigSettings = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
+    **unknown: Never,
 ) -> StreamedModel:
     """Load a causal language model within a memory budget, exactly.
 
@@ -129,9 +207,18 @@ def load(
         devices: several devices in place of `device`. They share each read; the budget applies per device.
         dtype: the run dtype; `"auto"` keeps the checkpoint's.
         workload: batch, prompt and answer lengths to reserve memory for, per device.
-        attn_implementation: transformers' name of the attention implementation.
+        attn_implementation: transformers' name of the attention implementation, or the Hub id of a kernel,
+            such as `"kernels-community/flash-attn2"`, which needs the package `kernels`.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
+        token: the access token for the Hub; None is the one of `HF_TOKEN` or `hf auth login`.
+        cache_dir: the directory of the Hub's cache.
+        local_files_only: download nothing.
+        subfolder: the folder of the checkpoint that holds config, weights and tokenizer.
+        variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
+        config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
+            its config. Settings that change the weights' shapes are refused.
+        unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
     Returns:
@@ -140,8 +227,10 @@ def load(
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
         CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
+        UnsupportedOptionError: a keyword is none of these; the message says what to use instead.
         ReadFailedError: the disk did not return the bytes it holds.
     """
+    refuse_keywords("load", unknown, _KEYWORDS)
     options = LoadOptions(
         budget=budget,
         device=device,
@@ -151,6 +240,12 @@ def load(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+        config=config,
     )
     return load_with(model, options, runtime=runtime)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
@@ -25,6 +26,9 @@ from .spec.timeline import Activity
 from .streaming.sweep_group import SweepGroup
 
 T = TypeVar("T")
+
+_OWN = frozenset({"group", "model", "options", "plan", "profile", "replicas", "timeline"})
+"""Attributes that a streamed model sets on itself, and not on its `model`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,16 @@ class _Counters:
 class StreamedModel:
     """A causal language model within a memory budget.
 
+    transformers' pipelines take it as they take `model`: public attributes that it does not have itself are
+    those of `model`, in reading and in writing, and its class has the name of `model`'s class.
+
     Attributes:
         model: the real `PreTrainedModel`; pipelines, peft and evaluation harnesses take it as it is. With
             several devices, the first one's.
         group: lets several tasks share every sweep; see `SweepGroup.run`. With several devices, the first
             one's.
         replicas: one replica per device. They have the same weights and share each read.
+        options: how it was loaded.
         plan: where everything lives.
         profile: the model's sizes.
         timeline: what happened when.
@@ -58,7 +66,8 @@ class StreamedModel:
             built: the model and what moves its weights.
             baseline_bytes: this process's resident memory before the model was built.
         """
-        self.plan, self.profile, self.timeline = built.plan, built.profile, built.timeline
+        self.options, self.plan, self.profile = built.options, built.plan, built.profile
+        self.timeline = built.timeline
         self._reader, self._prefetcher = built.reader, built.prefetcher
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
         self._controls = tuple(
@@ -70,6 +79,44 @@ class StreamedModel:
         self._is_closed = False
         self._running_on_devices = threading.Lock()
         self.reset_report()
+        self.__class__ = _named_after(type(self), self.model)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's config."""
+        config: PreTrainedConfig = self.model.config
+        return config
+
+    @config.setter
+    def config(self, config: PreTrainedConfig) -> None:
+        self.model.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; with several devices, the first."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The run dtype."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    if not TYPE_CHECKING:  # A type checker must still find a misspelt name.
+
+        def __getattr__(self, name: str) -> object:
+            # Private names are never the model's: copying and pickling look for some before there is a model.
+            if name.startswith("_") or "model" not in self.__dict__:
+                raise AttributeError(f"{type(self).__qualname__} has no attribute {name!r}")
+            return getattr(self.model, name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            is_own = name.startswith("_") or name in _OWN or hasattr(type(self), name)
+            if is_own:
+                object.__setattr__(self, name, value)
+            else:
+                setattr(self.model, name, value)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate on the first device with transformers' own `generate()`, which gets every argument."""
@@ -213,3 +260,17 @@ class StreamedModel:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StreamClosedError("this streamed model is closed: load it again")
+
+
+def _named_after(own: type[StreamedModel], model: PreTrainedModel) -> type[StreamedModel]:
+    """Return a subclass with the name of the model's class.
+
+    A pipeline checks that name only, and prints an error about any that it does not know.
+    """
+    name = type(model).__name__
+    body = {
+        "__module__": own.__module__,
+        "__qualname__": f"{own.__qualname__}[{name}]",
+        "__doc__": own.__doc__,
+    }
+    return type(name, (own,), body)

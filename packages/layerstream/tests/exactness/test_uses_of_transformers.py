@@ -6,6 +6,7 @@ plain model.
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -69,6 +71,74 @@ class TestPlainUses:
                 for model in (plain, streamed.model)
             ]
             assert texts[0] == texts[1]
+
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    @pytest.mark.parametrize("sampling", [False, True])
+    def test_a_pipeline_takes_the_streamed_model_itself(
+        self,
+        sampling: bool,
+        batch_size: int,
+        plain: PreTrainedModel,
+        streamed: ls.StreamedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With its streamer too, and without the error about a class that a pipeline does not know."""
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        outputs = []
+        for model in (plain, streamed.model, streamed):
+            torch.manual_seed(7)
+            writer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+            streamer = {"streamer": Recorder()} if batch_size == 1 else {}
+            texts = writer(
+                PROMPTS,
+                max_new_tokens=6,
+                min_new_tokens=6,
+                do_sample=sampling,
+                batch_size=batch_size,
+                **streamer,
+            )
+            heard = streamer["streamer"].heard if streamer else []
+            outputs.append((texts, heard, repr(writer), writer.device, writer.dtype))
+        assert outputs[0] == outputs[1] == outputs[2]
+        assert "is not supported for" not in caplog.text
+
+    @pytest.mark.parametrize("device", ["cpu", 0, "cuda:1", -1])
+    def test_a_pipeline_refuses_to_move_a_streamed_model(
+        self, device: Any, streamed: ls.StreamedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        """Even to where it is: transformers refuses the argument for every placed model."""
+        for model in (streamed, streamed.model):
+            with pytest.raises(ValueError, match="cannot be moved to a specific device"):
+                pipeline("text-generation", model=model, tokenizer=tokenizer, device=device)
+
+    def test_a_pipeline_reports_the_dtype_of_the_streamed_model_whatever_it_is_told(
+        self, streamed: ls.StreamedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        """transformers drops the argument for every model that is loaded, before the model sees it."""
+        writer = pipeline("text-generation", model=streamed, tokenizer=tokenizer, dtype=torch.float32)
+        assert writer.dtype == torch.bfloat16
+
+    def test_attributes_of_the_model_are_read_and_set_through_the_streamed_model(
+        self, streamed: ls.StreamedModel
+    ) -> None:
+        """What is set on it reaches the model, and its own attributes stay its own."""
+        assert streamed.config is streamed.model.config
+        assert (streamed.device, streamed.dtype) == (torch.device("cpu"), torch.bfloat16)
+        assert streamed.can_generate()  # type: ignore[attr-defined]
+        settings = GenerationConfig(max_new_tokens=3, do_sample=False)
+        streamed.generation_config = settings  # type: ignore[attr-defined]
+        assert streamed.model.generation_config is settings
+        assert (
+            streamed.generate(**_one_row(streamed.model)).shape[1]
+            == 3 + _one_row(streamed.model)["input_ids"].shape[1]
+        )
+        assert isinstance(streamed, ls.StreamedModel)
+        assert not isinstance(streamed, PreTrainedModel)
+        assert "StreamedModel[LlamaForCausalLM]" in repr(type(streamed))
+        with pytest.raises(AttributeError, match="no_such_name"):
+            streamed.no_such_name  # type: ignore[attr-defined]  # noqa: B018
 
     def test_a_streamer_receives_every_token_in_order(
         self, plain: PreTrainedModel, streamed: ls.StreamedModel

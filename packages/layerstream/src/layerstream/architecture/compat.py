@@ -32,6 +32,7 @@ from transformers.core_model_loading import WeightConverter as WeightConverter
 from transformers.core_model_loading import WeightRenaming, build_glob_alternation, dot_natural_key
 from transformers.core_model_loading import rename_source_key as rename_source_key
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 try:
     # 5.23 added this placeholder for layers without a cache of their own; before, such layers had no entry in
@@ -71,14 +72,23 @@ def causal_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def generation_config_of(directory: Path) -> GenerationConfig:
+def has_attention_kernel(model: PreTrainedModel) -> bool:
+    """Return whether the model's attention kernel is loaded; True if it takes none from the Hub.
+
+    5.20 tries to load a kernel once in a process: a second model is built without it and without an error.
+    """
+    name = model.config._attn_implementation or ""
+    return "/" not in name or name in ALL_ATTENTION_FUNCTIONS.valid_keys()
+
+
+def generation_config_of(directory: Path, subfolder: str = "") -> GenerationConfig:
     """Return the generation settings of the checkpoint in `directory`, as `from_pretrained` does."""
     try:
-        return GenerationConfig.from_pretrained(directory)
+        return GenerationConfig.from_pretrained(directory, subfolder=subfolder)
     except OSError:
         # Without generation_config.json, transformers derives the settings from config.json.
         return GenerationConfig.from_pretrained(
-            directory, config_file_name="config.json", _from_model_config=True
+            directory, config_file_name="config.json", subfolder=subfolder, _from_model_config=True
         )
 
 

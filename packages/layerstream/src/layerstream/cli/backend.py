@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..machine import probe_machine
     from ..planning.simulate import simulate_spans
     from ..simulation import plan_profile
+    from ..uses.batching.chat import check_messages, encode_messages
     from ..uses.batching.generate import generate_many
     from ..uses.batching.progress import BatchProgress
     from ..uses.scoring.requests import ScoringTokenizer
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchProgress",
     "ScoringTokenizer",
+    "check_messages",
     "config_from_file",
     "count_parameters",
     "default_model_path",
+    "encode_messages",
     "encode_prompt",
     "generate_answer",
     "generate_many",
@@ -65,6 +68,7 @@ _import, __dir__ = lazy_exports(
         "layerstream.machine": ("probe_machine",),
         "layerstream.planning.simulate": ("simulate_spans",),
         "layerstream.simulation": ("plan_profile",),
+        "layerstream.uses.batching.chat": ("check_messages", "encode_messages"),
         "layerstream.uses.batching.generate": ("generate_many",),
         "layerstream.uses.batching.progress": ("BatchProgress",),
         "layerstream.uses.scoring.requests": ("ScoringTokenizer",),

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +60,7 @@ Dtype = Annotated[
 Attention = Annotated[
     str | None,
     typer.Option(
-        help="Attention implementation: sdpa, eager, flash_attention_2, ...",
+        help="Attention implementation: sdpa, eager, flash_attention_2, a kernel's Hub id, ...",
         metavar="NAME",
         show_default="transformers' choice",
         rich_help_panel=_LOADING,
@@ -82,6 +83,37 @@ TrustRemoteCode = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="The directory of the Hub's cache.",
+        metavar="PATH",
+        show_default="huggingface_hub's",
+        rich_help_panel=_LOADING,
+    ),
+]
+LocalFilesOnly = Annotated[
+    bool,
+    typer.Option("--local-files-only", help="Download nothing.", rich_help_panel=_LOADING),
+]
+Subfolder = Annotated[
+    str,
+    typer.Option(
+        help="The folder of the checkpoint that holds config, weights and tokenizer.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=_LOADING,
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights: fp16 reads model.fp16.safetensors.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=_LOADING,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
@@ -100,7 +132,9 @@ def takes_load_options(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of `load`, and passes them on as one value.
 
-    The options take the place of the command's parameter `options: LoadOptions`.
+    The options take the place of the command's parameter `options: LoadOptions`. There is none for an access
+    token, which every user of the machine could read in the list of processes: it comes from `HF_TOKEN` or
+    `hf auth login`.
 
     Args:
         several_devices: `--device` may name several devices, separated by commas.
@@ -112,6 +146,10 @@ def takes_load_options(
         "attn_implementation": (Attention, None),
         "revision": (Revision, None),
         "trust_remote_code": (TrustRemoteCode, False),
+        "cache_dir": (CacheDir, None),
+        "local_files_only": (LocalFilesOnly, False),
+        "subfolder": (Subfolder, ""),
+        "variant": (Variant, None),
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from .. import StreamedModel
     from .row_job import Progress
 
+_PROMPTS = ("prompt", "messages", "ids")
 _KEYS = (
-    "prompt",
-    "ids",
+    *_PROMPTS,
     "max_new_tokens",
     "do_sample",
     "seed",
@@ -41,7 +41,7 @@ class PromptDefaults:
         temperature: the temperature for sampling; None takes the likeliest token.
         seed: makes sampling repeatable. Unpacked rows get a seed each, computed from it and the row's number;
             micro-batches draw from torch's generator, which it has seeded.
-        chat: put each prompt into the chat template.
+        chat: put each prompt into the chat template; messages are in it in any case.
         packed: let similar rows share a tensor.
         max_rows: at most this many rows share a sweep; None lets memory decide.
     """
@@ -55,9 +55,9 @@ class PromptDefaults:
 
 
 class PromptRows:
-    """Rows with a prompt (text in `prompt`, or tokens in `ids`) and optional settings."""
+    """Rows with text in `prompt`, a chat in `messages` or tokens in `ids`, and optional settings."""
 
-    needs = "a prompt or ids"
+    needs = "a prompt, messages or ids"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, defaults: PromptDefaults, vocab_size: int) -> None:
         """Use `defaults` where a row has no setting of its own; `ids` must be below `vocab_size`."""
@@ -67,7 +67,7 @@ class PromptRows:
 
     def matches(self, row: JobRow) -> bool:
         """Return whether `row` has a prompt."""
-        return "prompt" in row.fields or "ids" in row.fields
+        return any(name in row.fields for name in _PROMPTS)
 
     def add(self, row: JobRow) -> None:
         """Add `row` to those to answer.
@@ -77,8 +77,9 @@ class PromptRows:
         """
         if unknown := sorted(set(row.fields) - set(_KEYS)):
             raise PlanError(f"unknown key {', '.join(unknown)}: a row may have id, {', '.join(_KEYS)}")
-        if ("prompt" in row.fields) == ("ids" in row.fields):
-            raise PlanError("a row has either a prompt or ids, not both")
+        given = [name for name in _PROMPTS if name in row.fields]
+        if len(given) != 1:
+            raise PlanError(f"a row has one of prompt, messages and ids; this one has {' and '.join(given)}")
         try:
             request = self._request(row)
         except (TypeError, ValueError) as error:
@@ -88,7 +89,7 @@ class PromptRows:
 
     def _request(self, row: JobRow) -> GenerationRequest:
         defaults = self._defaults
-        settings = {name: value for name, value in row.fields.items() if name not in ("prompt", "ids")}
+        settings = {name: value for name, value in row.fields.items() if name not in _PROMPTS}
         settings.setdefault("max_new_tokens", defaults.max_new_tokens)
         if defaults.temperature is not None and "do_sample" not in settings:
             settings = {"do_sample": True, "temperature": defaults.temperature, **settings}
@@ -102,6 +103,9 @@ class PromptRows:
         )
 
     def _tokenize(self, row: JobRow) -> list[int]:
+        if "messages" in row.fields:
+            backend.check_messages(row.fields["messages"])
+            return backend.encode_messages(self._tokenizer, row.fields["messages"])
         ids, prompt = row.fields.get("ids"), row.fields.get("prompt")
         if ids is None:
             if not isinstance(prompt, str) or not prompt:

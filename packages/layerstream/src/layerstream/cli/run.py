@@ -72,9 +72,7 @@ def run_command(
         check_trace_path(trace)
     text = _prompt_text(prompt)
     model = model_or_default(model)
-    tokenizer = backend.load_tokenizer(
-        model, revision=options.revision, trust_remote_code=options.trust_remote_code
-    )
+    tokenizer = backend.load_tokenizer(model, options)
     request = GenerationRequest(
         prompt=backend.encode_prompt(tokenizer, text, chat=chat),
         max_new_tokens=max_new_tokens,

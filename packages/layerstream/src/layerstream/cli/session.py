@@ -17,6 +17,7 @@ from ..model import StreamedModel
 from ..spec.options import LoadOptions
 from ..spec.plans import Granularity
 from ..spec.sizes import format_seconds
+from ..uses.batching.chat import encode_messages
 from ..uses.batching.requests import GenerationRequest
 from .progress import ProgressTracker, format_progress
 from .terminal import StatusLine
@@ -60,11 +61,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
     if chat and not tokenizer.chat_template:
         raise PlanError("this checkpoint's tokenizer has no chat template: leave out --chat")
     if chat:
-        turn = [{"role": "user", "content": prompt}]
-        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
-    else:
-        encoded = tokenizer(prompt)
-    ids: list[int] = encoded["input_ids"]
+        return encode_messages(tokenizer, [{"role": "user", "content": prompt}])
+    ids: list[int] = tokenizer(prompt)["input_ids"]
     return ids
 
 
@@ -74,10 +72,8 @@ def load_text_parts(model: str, options: LoadOptions) -> tuple[PreTrainedTokeniz
     Raises:
         CheckpointError, ModelError: one of them cannot be read.
     """
-    revision, trust = options.revision, options.trust_remote_code
-    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust)
-    directory = resolve_model(model, revision=revision, weights=False)
-    config = read_config(directory, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model, options)
+    config = read_config(resolve_model(model, options, weights=False), options)
     return tokenizer, config.get_text_config(decoder=True)
 
 

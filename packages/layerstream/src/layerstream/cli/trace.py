@@ -64,9 +64,7 @@ def trace_command(
 
 
 def _measure(model: str, prompt: str, options: LoadOptions, sweeps: int) -> tuple[Sequence[Span], str]:
-    tokenizer = backend.load_tokenizer(
-        model, revision=options.revision, trust_remote_code=options.trust_remote_code
-    )
+    tokenizer = backend.load_tokenizer(model, options)
     request = GenerationRequest(
         prompt=backend.encode_prompt(tokenizer, prompt, chat=False), max_new_tokens=sweeps
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint.reader import DiskReader
+from ..spec.options import LoadOptions
 from ..spec.plans import PlacementPlan, Residency, UnitPlacement
 from ..spec.profiles import ModelProfile, TensorRecipe, UnitRecipe
 from ..spec.timeline import Timeline
@@ -27,6 +28,7 @@ class BuiltModel:
     """A model on its devices, with everything that moves its weights.
 
     Attributes:
+        options: how the user wanted it loaded.
         plan: where everything lives.
         profile: the model's sizes.
         timeline: what happened when.
@@ -35,6 +37,7 @@ class BuiltModel:
         replicas: the parts of each device's replica.
     """
 
+    options: LoadOptions
     plan: PlacementPlan
     profile: ModelProfile
     timeline: Timeline
@@ -79,6 +82,7 @@ class _Builder:
         self._attach_rows()
         prefetcher = self._start_prefetcher()
         return BuiltModel(
+            options=self.spec.options,
             plan=self.plan,
             profile=self.spec.profile,
             timeline=self.timeline,

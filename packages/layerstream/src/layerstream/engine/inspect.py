@@ -6,7 +6,8 @@ empty model and the recipes of its tensors, streaming lays them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from ..architecture.module_state import AttributeSnapshot, ModuleState
 from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
 from ..architecture.weight_usage import find_weight_usage
-from ..checkpoint.hub import remote_checkpoint, resolve_model
+from ..checkpoint.hub import downloads, remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..errors import CheckpointError, ModelError, PlanError
 from ..spec.options import LoadOptions
 from ..spec.profiles import ModelProfile
 from ..streaming.layout import slot_bytes
@@ -37,7 +39,8 @@ class ModelSpec:
 
     Attributes:
         name: as the user gave it.
-        directory: its checkpoint's directory.
+        options: how the user wants it loaded.
+        directory: its checkpoint's directory; the config is in its `options.subfolder`.
         model: the empty model, on the meta device.
         recipe: how its tensors are made.
         units: its tensors, grouped into units.
@@ -48,6 +51,7 @@ class ModelSpec:
     """
 
     name: str
+    options: LoadOptions
     directory: Path
     model: PreTrainedModel
     recipe: ModelRecipe
@@ -72,15 +76,15 @@ def inspect_model(
 
     Args:
         name: a directory or a Hub id.
-        options: only dtype, attention, revision, remote code and chunked prefill are used.
+        options: budget and devices are not used.
         on_host: the weights will be used from host memory, so slots have the host layout.
         weights: fetch a Hub id's weight files too, not only config and headers.
 
     Raises:
         CheckpointError, ModelError, PlanError: the checkpoint, the model or the options cannot be used.
     """
-    checkpoint, directory = _open_checkpoint(str(name), options.revision, weights=weights)
-    config = read_config(directory, trust_remote_code=options.trust_remote_code)
+    checkpoint, directory = _open_checkpoint(str(name), options, weights=weights)
+    config = read_config(directory, options)
     dtype = resolve_dtype(config, options.dtype, checkpoint.tensors.values())
     make = partial(
         build_skeleton,
@@ -89,11 +93,11 @@ def inspect_model(
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    model = make()
-    recipe = learn_recipe(model, checkpoint.tensors, dtype)
-    return _describe(
-        str(name), directory, _Skeletons(make, recipe, options.prefill_chunk_tokens), model, on_host
-    )
+    with _naming_settings(options):
+        model = make()
+        recipe = learn_recipe(model, checkpoint.tensors, dtype)
+    skeletons = _Skeletons(make, recipe, options.prefill_chunk_tokens)
+    return _describe(str(name), options, directory, skeletons, model, on_host)
 
 
 def inspect_config(
@@ -103,20 +107,46 @@ def inspect_config(
 
     Raises:
         ModelError: transformers has no causal model for it, or the model has no blocks.
+        PlanError: an option chooses files, and a config has none.
     """
+    _refuse_file_options(options)
     config = check_config(config)
     dtype = resolve_dtype(config, options.dtype)
-    make = partial(build_skeleton, config, dtype)
+    make = partial(build_skeleton, config, dtype, attn_implementation=options.attn_implementation)
     model = make()
     skeletons = _Skeletons(make, recipe_of_shapes(model, dtype), options.prefill_chunk_tokens)
-    return _describe(config.name_or_path or config.model_type, Path(), skeletons, model, on_host)
+    return _describe(config.name_or_path or config.model_type, options, Path(), skeletons, model, on_host)
 
 
-def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple[Checkpoint, Path]:
-    directory = resolve_model(name, revision=revision, weights=weights)
-    if weights or Path(name).exists():
-        return open_checkpoint(directory, name), directory
-    return remote_checkpoint(name, revision), directory
+@contextmanager
+def _naming_settings(options: LoadOptions) -> Iterator[None]:
+    """Name the user's settings of the config in an error about a model that does not fit its weights."""
+    try:
+        yield
+    except (CheckpointError, ModelError) as error:
+        if isinstance(options.config, PreTrainedConfig):
+            error.args = (f"{error.args[0]}; the config is the one given as config=...",)
+        elif options.config:
+            error.args = (f"{error.args[0]}; config replaces {', '.join(options.config)}",)
+        raise
+
+
+def _refuse_file_options(options: LoadOptions) -> None:
+    names = ("revision", "cache_dir", "local_files_only", "subfolder", "variant", "config")
+    given = [name for name in names if getattr(options, name) != getattr(DEFAULTS, name)]
+    if given:
+        raise PlanError(
+            f"{', '.join(given)} cannot be used: the model is a config, without files; leave it out, or name "
+            "a checkpoint"
+        )
+
+
+def _open_checkpoint(name: str, options: LoadOptions, *, weights: bool) -> tuple[Checkpoint, Path]:
+    only_headers = not weights and downloads(name, options)
+    directory = resolve_model(name, options, weights=not only_headers)
+    if only_headers:
+        return remote_checkpoint(name, options), directory
+    return open_checkpoint(directory / options.subfolder, name, variant=options.variant), directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +177,12 @@ class _Skeletons:
 
 
 def _describe(
-    name: str, directory: Path, skeletons: _Skeletons, model: PreTrainedModel, on_host: bool
+    name: str,
+    options: LoadOptions,
+    directory: Path,
+    skeletons: _Skeletons,
+    model: PreTrainedModel,
+    on_host: bool,
 ) -> ModelSpec:
     chunked = skeletons.prepare(model)
     attributes = AttributeSnapshot(model)
@@ -162,6 +197,7 @@ def _describe(
     )
     return ModelSpec(
         name=name,
+        options=options,
         directory=directory,
         model=model,
         recipe=skeletons.recipe,

@@ -82,7 +82,7 @@ class ReplicaBuilder:
             buffers=DeviceBuffers(runtime=runtime),
             group=SweepGroup(task_state),
         )
-        load_generation_config(model, spec.directory)
+        load_generation_config(model, spec.directory, spec.options.subfolder)
         materialize_buffers(model, runtime.device, set(spec.recipe.tensors))
         for module in chunked:
             self.parts.undo.append(partial(module.__dict__.pop, "forward", None))

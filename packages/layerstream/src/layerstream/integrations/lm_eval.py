@@ -63,7 +63,9 @@ class StreamedLM(TemplateLM):
         """
         super().__init__()
         self._streamed, self._packed, self._max_rows = streamed, packed, max_rows
-        self.tokenizer = load_tokenizer(streamed.plan.model_name) if tokenizer is None else tokenizer
+        if tokenizer is None:
+            tokenizer = load_tokenizer(streamed.plan.model_name, streamed.options)
+        self.tokenizer = tokenizer
         config = streamed.model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", None) or 2048)
         self.max_gen_toks = max_gen_toks

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
 from .sizes import parse_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +81,16 @@ class LoadOptions:
         devices: several devices that share every sweep's reads, instead of `device`.
         dtype: the run dtype, by torch's name; `"auto"` keeps the checkpoint's.
         workload: lengths and batch size to reserve memory for, on each device; None is `Workload()`.
-        attn_implementation: transformers' name of the attention implementation.
+        attn_implementation: transformers' name of the attention implementation, or the Hub id of a kernel.
         revision: the revision of a Hub id.
         trust_remote_code: run code from the repository; off unless requested.
+        token: the access token for the Hub; None is the one of `HF_TOKEN` or `hf auth login`, True insists on
+            it, False sends none. Not shown by `repr`.
+        cache_dir: the directory of the Hub's cache; None is huggingface_hub's own.
+        local_files_only: download nothing.
+        subfolder: the folder of the repository or directory that holds config, weights and tokenizer.
+        variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
+        config: a config that replaces the checkpoint's, or a mapping of settings that replace its settings.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -89,11 +101,32 @@ class LoadOptions:
     attn_implementation: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    subfolder: str = ""
+    variant: str | None = None
+    config: Mapping[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is not a size, and devices that contradict each other."""
+        """Refuse what is not a size or a name, and devices that contradict each other."""
         if not isinstance(self.budget, MemoryBudget):
             MemoryBudget(device=self.budget)
+        self._check_names()
+        self._check_devices()
+
+    def _check_names(self) -> None:
+        folder = PurePosixPath(self.subfolder)
+        if folder.is_absolute() or ".." in folder.parts or "\\" in self.subfolder:
+            raise PlanError(
+                f"subfolder={self.subfolder!r} must be a path inside the checkpoint, such as 'model' or 'a/b'"
+            )
+        if self.variant is not None and (not self.variant or "/" in self.variant):
+            raise PlanError(
+                f"variant={self.variant!r} must be a part of the weights' file names, such as 'fp16'"
+            )
+
+    def _check_devices(self) -> None:
         if self.devices is None:
             return
         if self.device != "auto":

@@ -127,7 +127,9 @@ def tokenizer_for(
     streamed: StreamedModel, tokenizer: PreTrainedTokenizerBase | None, *, is_needed: bool
 ) -> PreTrainedTokenizerBase | None:
     """Return `tokenizer`, or the checkpoint's own if none was given and one is needed."""
-    return load_tokenizer(streamed.plan.model_name) if tokenizer is None and is_needed else tokenizer
+    if tokenizer is not None or not is_needed:
+        return tokenizer
+    return load_tokenizer(streamed.plan.model_name, streamed.options)
 
 
 class ProgressClock:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
-from safetensors.numpy import save_file
+from huggingface_hub.utils import SafetensorsFileMetadata
+from kit.fake_hub import FakeHub, fabricate_cache, metadata_of, raising, refused
 
+from layerstream.checkpoint import hub_reach
 from layerstream.checkpoint.hub import remote_checkpoint, resolve_model
 from layerstream.checkpoint.index import open_checkpoint
 from layerstream.errors import (
@@ -25,48 +20,15 @@ from layerstream.errors import (
     TensorMissingError,
     UnsupportedFormatError,
 )
+from layerstream.spec.options import LoadOptions
+
+OFFLINE = LoadOptions(local_files_only=True)
 
 
-class FakeHub:
-    """One repository on disk; downloads copy what the patterns select, as `snapshot_download` does."""
-
-    def __init__(self, repository: Path, snapshot: Path) -> None:
-        """Serve `repository` into `snapshot`."""
-        self.repository, self.snapshot = repository, snapshot
-        repository.mkdir()
-
-    def add(self, name: str, content: str | None = None) -> None:
-        path = self.repository / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if content is None:
-            save_file({f"w in {name}": np.zeros(3, np.float32)}, path)
-        else:
-            path.write_text(content)
-
-    def snapshot_download(
-        self,
-        name: str,
-        *,
-        revision: str | None,
-        local_files_only: bool,
-        allow_patterns: list[str],
-        ignore_patterns: list[str],
-    ) -> str:
-        self.snapshot.mkdir(exist_ok=True)
-        for path in self.repository.rglob("*"):
-            file = str(path.relative_to(self.repository))
-            selected = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
-            if (
-                path.is_file()
-                and selected
-                and not any(fnmatch.fnmatch(file, pattern) for pattern in ignore_patterns)
-            ):
-                shutil.copy(path, self.snapshot / file)
-        return str(self.snapshot)
-
-    @property
-    def downloaded(self) -> set[str]:
-        return {path.name for path in self.snapshot.iterdir()}
+@pytest.fixture(autouse=True)
+def _a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_reach, "_last", hub_reach._Outcome())
+    monkeypatch.setattr(hub_reach, "_ask_hub", lambda: None)
 
 
 @pytest.fixture
@@ -97,13 +59,6 @@ SMALL = {
     "chat_template.jinja",
     "tokenizer.model",
 }
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    return function
 
 
 def test_a_local_directory_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +127,6 @@ def test_a_repository_without_safetensors_is_refused_with_the_way_to_convert(hub
         resolve_model("org/name", weights=True)
 
 
-def refused(kind: type[hub_errors.HfHubHTTPError]) -> Exception:
-    return kind("refused", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -196,7 +147,7 @@ def test_each_refusal_of_the_hub_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
     with pytest.raises(CheckpointNotFoundError, match=says) as caught:
-        resolve_model("org/name", revision="v1", weights=True)
+        resolve_model("org/name", LoadOptions(revision="v1"), weights=True)
     assert "org/name" in str(caught.value)
     assert caught.value.__cause__ is error
 
@@ -206,26 +157,12 @@ def test_an_invalid_id_is_refused_by_the_real_hub_library() -> None:
         resolve_model("org/na me?", weights=False)
 
 
-def fabricate_cache(home: Path) -> Path:
-    """Lay out one revision as huggingface_hub does: a ref, a snapshot of links, blobs."""
-    repository = home / "models--org--name"
-    snapshot = repository / "snapshots" / "0123abc"
-    for folder in (snapshot, repository / "blobs", repository / "refs"):
-        folder.mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123abc")
-    (repository / "blobs" / "c0").write_text("{}")
-    save_file({"w": np.arange(3, dtype=np.float32)}, repository / "blobs" / "e1")
-    (snapshot / "config.json").symlink_to("../../blobs/c0")
-    (snapshot / "model.safetensors").symlink_to("../../blobs/e1")
-    return snapshot
-
-
 def test_a_cached_model_is_found_offline_by_the_real_hub_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     snapshot = fabricate_cache(tmp_path)
-    directory = resolve_model("org/name", weights=True, offline=True)
+    directory = resolve_model("org/name", OFFLINE, weights=True)
     assert directory == snapshot
     assert set(open_checkpoint(directory, name="org/name").tensors) == {"w"}
 
@@ -235,7 +172,7 @@ def test_an_uncached_model_is_not_found_offline_by_the_real_hub_library(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointNotFoundError, match="local cache"):
-        resolve_model("org/name", weights=False, offline=True)
+        resolve_model("org/name", OFFLINE, weights=False)
 
 
 def test_missing_weights_in_the_cache_are_reported_offline(
@@ -244,27 +181,17 @@ def test_missing_weights_in_the_cache_are_reported_offline(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (fabricate_cache(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(CheckpointNotFoundError, match="weights of 'org/name' are not in the local cache"):
-        resolve_model("org/name", weights=True, offline=True)
-
-
-def metadata_of(weight_map: dict[str, str], dtype: str = "BF16") -> SafetensorsRepoMetadata:
-    files = {
-        file: SafetensorsFileMetadata(
-            metadata={}, tensors={tensor: TensorInfo(dtype=dtype, shape=[2, 3], data_offsets=(0, 12))}
-        )
-        for tensor, file in weight_map.items()
-    }
-    return SafetensorsRepoMetadata(
-        metadata={"total_size": 24}, sharded=True, weight_map=weight_map, files_metadata=files
-    )
+        resolve_model("org/name", OFFLINE, weights=True)
 
 
 def test_a_remote_checkpoint_is_listed_from_headers_alone(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = metadata_of({"a": "1.safetensors", "b": "2.safetensors"})
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
-    checkpoint = remote_checkpoint("org/name", "v1")
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
+    checkpoint = remote_checkpoint("org/name", LoadOptions(revision="v1"))
     assert (checkpoint.name, checkpoint.directory, checkpoint.shards) == (
         "org/name",
         hub.snapshot,
@@ -279,7 +206,9 @@ def test_a_remote_checkpoint_is_listed_from_headers_alone(
 
 def test_a_remote_header_is_checked_like_a_local_one(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = metadata_of({"a": "1.safetensors"}, dtype="F32")
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
     with pytest.raises(ShardCorruptError, match=r"24 bytes.*12") as caught:
         remote_checkpoint("org/name")
     assert caught.value.path.endswith("1.safetensors")
@@ -290,7 +219,9 @@ def test_a_remote_index_that_names_an_unknown_tensor_is_refused(
 ) -> None:
     metadata = metadata_of({"a": "1.safetensors"})
     metadata.weight_map["ghost"] = "1.safetensors"
-    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda name, *, revision: metadata)
+    monkeypatch.setattr(
+        huggingface_hub, "get_safetensors_metadata", lambda name, *, revision, token: metadata
+    )
     with pytest.raises(TensorMissingError) as caught:
         remote_checkpoint("org/name")
     assert caught.value.names == ("ghost",)
@@ -313,3 +244,73 @@ def test_each_refusal_of_headers_is_one_clear_error(
     with pytest.raises(kind, match="org/name") as caught:
         remote_checkpoint("org/name")
     assert caught.value.__cause__ is error
+
+
+def test_token_and_cache_directory_go_to_the_hub_with_every_request(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add("model.safetensors")
+    options = LoadOptions(revision="v1", token="secret", cache_dir=tmp_path)
+    resolve_model("org/name", options, weights=True)
+    assert hub.asked == [{"revision": "v1", "token": "secret", "cache_dir": tmp_path}] * 2
+
+
+def test_of_a_subfolder_only_its_own_files_are_fetched_and_the_code_at_the_top(hub: FakeHub) -> None:
+    for name in ("sub/config.json", "sub/tokenizer.json", "sub/deeper/config.json", "modeling_name.py"):
+        hub.add(name, "{}")
+    for name in ("model.safetensors", "sub/model.safetensors", "sub/deeper/model.safetensors"):
+        hub.add(name)
+    root = resolve_model("org/name", LoadOptions(subfolder="sub/"), weights=True)
+    assert root == hub.snapshot
+    assert hub.downloaded == {
+        "modeling_name.py",
+        "sub/config.json",
+        "sub/tokenizer.json",
+        "sub/model.safetensors",
+    }
+
+
+def test_of_a_variant_only_its_own_weights_are_fetched(hub: FakeHub) -> None:
+    for name in ("model.safetensors", "model.fp16.safetensors", "model.bf16-1.safetensors"):
+        hub.add(name)
+    weight_map = {"w in model.bf16-1.safetensors": "model.bf16-1.safetensors"}
+    hub.add("model.safetensors.index.bf16.json", json.dumps({"weight_map": weight_map}))
+    index = "model.safetensors.index.bf16.json"
+
+    fp16 = resolve_model("org/name", LoadOptions(variant="fp16"), weights=True)
+    assert hub.downloaded == {*SMALL, index, "model.fp16.safetensors"}
+    assert set(open_checkpoint(fp16, variant="fp16").tensors) == {"w in model.fp16.safetensors"}
+
+    bf16 = resolve_model("org/name", LoadOptions(variant="bf16"), weights=True)
+    assert hub.downloaded == {*SMALL, index, "model.fp16.safetensors", "model.bf16-1.safetensors"}
+    assert set(open_checkpoint(bf16, variant="bf16").tensors) == set(weight_map)
+
+
+def test_a_variant_that_the_repository_lacks_is_named(hub: FakeHub) -> None:
+    hub.add("model.safetensors")
+    with pytest.raises(CheckpointNotFoundError, match=r"has no model\.fp8\.safetensors.*variant='fp8'"):
+        resolve_model("org/name", LoadOptions(variant="fp8"), weights=True)
+
+
+def test_the_headers_of_a_subfolders_variant_are_read_where_the_index_says(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight_map = {"a": "1.safetensors", "b": "2.safetensors"}
+    hub.add("sub/model.safetensors.index.fp16.json", json.dumps({"weight_map": weight_map}))
+    asked = []
+
+    def parse(name: str, file: str, *, revision: str | None, token: str | None) -> SafetensorsFileMetadata:
+        asked.append((name, file, revision, token))
+        return metadata_of(weight_map).files_metadata[file.removeprefix("sub/")]
+
+    monkeypatch.setattr(huggingface_hub, "parse_safetensors_file_metadata", parse)
+    options = LoadOptions(revision="v1", token="t", subfolder="sub", variant="fp16")
+    checkpoint = remote_checkpoint("org/name", options)
+    assert asked == [("org/name", f"sub/{number}.safetensors", "v1", "t") for number in (1, 2)]
+    assert checkpoint.directory == hub.snapshot / "sub"
+    assert checkpoint.tensors["b"].path == "https://huggingface.co/org/name/resolve/v1/sub/2.safetensors"
+
+
+def test_a_remote_variant_that_does_not_exist_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused(hub_errors.RemoteEntryNotFoundError)
+    monkeypatch.setattr(huggingface_hub, "parse_safetensors_file_metadata", raising(error))
+    with pytest.raises(CheckpointNotFoundError, match="variant='fp8'"):
+        remote_checkpoint("org/name", LoadOptions(variant="fp8"))

@@ -220,3 +220,49 @@ def test_killed_at_random_times_it_loses_and_repeats_nothing(tiny_llama_dir: Pat
     assert run(source, whole, *arguments) == 0
     assert results_of(killed) == results_of(whole)
     assert sorted(results_of(killed)) == list(range(1, 25))
+
+
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("options", [(), ("--chat",)], ids=["without --chat", "with --chat"])
+def test_rows_may_hold_messages_and_prompts(
+    options: tuple[str, ...], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    rows = [{"messages": CHAT}, {"prompt": "hello"}, {"prompt": "[user] hello\n> "}]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "-n", 6, "--no-packed", "--quiet", *options) == 0
+    results = results_of(target)
+    with ls.load(tiny_llama_dir) as streamed:
+        (chat,) = ls.generate_many(streamed, [ls.GenerationRequest(messages=CHAT, max_new_tokens=6)])
+        (prompt,) = ls.generate_many(streamed, [ls.GenerationRequest(prompt="hello", max_new_tokens=6)])
+    assert results[1]["text"] == chat.text
+    assert results[2]["text"] == (chat.text if options else prompt.text)
+    assert (results[3]["text"] == chat.text) == (not options), "--chat puts this text into the template again"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": CHAT, "prompt": "x"},
+            "one of prompt, messages and ids; this one has prompt and messages",
+        ),
+        ({"messages": CHAT, "ids": [3]}, "this one has messages and ids"),
+        ({"messages": "hello"}, "must be a list of turns"),
+        ({"messages": []}, "must be a list of turns"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "only text can be read; got 'audio'",
+        ),
+        ({"chat": CHAT}, "a row needs a prompt, messages or ids"),
+    ],
+)
+def test_a_row_with_a_wrong_conversation_gets_an_error_that_says_so(
+    row: dict[str, Any], message: str, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    source, target = write_rows(tmp_path / "in.jsonl", [row, {"messages": CHAT}]), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "-n", 2, "--quiet") == 1
+    results = results_of(target)
+    assert message in results[1]["error"]
+    assert "text" in results[2], "the other row is answered"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import layerstream
+from layerstream.checkpoint.made_copies import DEFAULT_HUB_ID, default_copy
 from layerstream.cli.app import main
 
 pytestmark = pytest.mark.usefixtures("_quiet_terminal")
@@ -315,3 +318,41 @@ def test_version_is_the_packages_version(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_mistyped_option_has_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = run(capsys, "plan", "--bugdet", "3", status=2)
     assert "--bugdet" in err
+
+
+def test_the_options_about_files_reach_the_model_and_the_tokenizer(
+    tiny_llama_dir: Path, tmp_path: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = tmp_path / "inner"
+    shutil.copytree(tiny_llama_dir, inner)
+    (inner / "model.safetensors").rename(inner / "model.mine.safetensors")
+    options = ("--subfolder", "inner", "--variant", "mine", "--local-files-only", "--cache-dir", tmp_path)
+    out, _ = run(capsys, "run", tmp_path, "-p", "hello", "-n", 6, "--quiet", *options)
+    assert out == expected_text + "\n"
+    out, _ = run(capsys, "plan", tmp_path, "--budget", "min", "--json", *options)
+    assert json.loads(out)["units"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hello"}\n', encoding="utf-8")
+    run(capsys, "batch", rows, tmp_path / "results.jsonl", "-m", tmp_path, "-n", 6, "-q", *options)
+    assert json.loads((tmp_path / "results.jsonl").read_text())["text"] == expected_text
+    _, err = run(capsys, "run", tmp_path, "-p", "hello", "--subfolder", "inner", "--variant", "x", status=2)
+    assert "neither model.x.safetensors nor" in err
+
+
+def test_without_a_network_the_default_models_id_runs_its_copy_and_another_fails_at_once(
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    expected_text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(tiny_llama_dir, default_copy())
+    with pytest.warns(UserWarning, match="using the copy that layerstream made"):
+        out, _ = run(capsys, "run", DEFAULT_HUB_ID, "-p", "hello", "-n", 6, "--quiet")
+    assert out == expected_text + "\n"
+    _, err = run(capsys, "run", "org/name", "-p", "hello", status=2)
+    assert err.count("\n") == 1
+    assert "offline mode (HF_HUB_OFFLINE) forbids a download" in err

@@ -28,6 +28,7 @@ from ..runner import (
     split_among_devices,
     tokenizer_for,
 )
+from .chat import encode_messages
 from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token
 from .progress import BatchCounter, BatchProgress, CountTokens
 from .requests import GenerationRequest, GenerationResult
@@ -85,7 +86,7 @@ def generate_many(
         request if isinstance(request, GenerationRequest) else GenerationRequest(prompt=request)
         for request in requests
     ]
-    has_text = any(isinstance(request.prompt, str) or request.stop for request in prompts)
+    has_text = any(request.has_text for request in prompts)
     tokenizer = tokenizer_for(streamed, tokenizer, is_needed=has_text)
     shares = _shares(streamed, prompts, tokenizer)
     plans = [_plan(streamed, share, packed, max_rows) for share in shares]
@@ -151,13 +152,15 @@ def _max_tokens(tokenized: TokenizedRequest) -> int:
 def _tokenize(
     index: int, request: GenerationRequest, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> TokenizedRequest:
-    if tokenizer is None and (isinstance(request.prompt, str) or request.stop):
+    if tokenizer is None and request.has_text:
         raise PlanError(f"request {index} has text: pass a tokenizer")
     ids: Sequence[int]
-    if isinstance(request.prompt, str) and tokenizer is not None:
-        ids = tokenizer(request.prompt)["input_ids"]
-    else:
+    if not isinstance(request.prompt, str) or tokenizer is None:
         ids = [int(token) for token in request.prompt]
+    elif request.messages:
+        ids = _encode_messages(index, request, tokenizer)
+    else:
+        ids = tokenizer(request.prompt)["input_ids"]
     if not len(ids):
         raise PlanError(f"the prompt of request {index} has no tokens")
     if max(ids) >= vocab_size:
@@ -165,6 +168,13 @@ def _tokenize(
             f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocab_size - 1}"
         )
     return TokenizedRequest(index=index, request=request, ids=tuple(ids))
+
+
+def _encode_messages(index: int, request: GenerationRequest, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    try:
+        return encode_messages(tokenizer, request.messages)
+    except PlanError as error:
+        raise PlanError(f"request {index}: {error}") from error
 
 
 def _plan(

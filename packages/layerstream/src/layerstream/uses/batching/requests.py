@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import PlanError
+from .chat import Message, check_messages
 
 _RESERVED_OPTIONS = frozenset(
     {
@@ -48,6 +49,8 @@ class GenerationRequest:
 
     Attributes:
         prompt: text, or token ids that are used as they are.
+        messages: a conversation in place of a prompt: turns with a `role` and a `content`, which the
+            tokenizer's chat template turns into a prompt for the next answer.
         max_new_tokens: the maximum number of new tokens.
         do_sample: sample; False takes the likeliest token.
         seed: the seed for sampling. Requests with different seeds do not share a tensor. Without one, torch's
@@ -58,7 +61,8 @@ class GenerationRequest:
         options: any other keywords of transformers' `generate()`, such as `top_p` or `repetition_penalty`.
     """
 
-    prompt: str | Sequence[int]
+    prompt: str | Sequence[int] = ""
+    messages: Sequence[Message] = ()
     max_new_tokens: int = 128
     do_sample: bool = False
     seed: int | None = None
@@ -69,12 +73,7 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
-        if not len(self.prompt):
-            raise PlanError("the prompt is empty: give text, or at least one token id")
-        if not isinstance(self.prompt, str) and not all(
-            type(token) is int and token >= 0 for token in self.prompt
-        ):
-            raise PlanError("a prompt is text, or a sequence of token ids (integers from 0)")
+        self._check_prompt()
         for name, value in (("max_new_tokens", self.max_new_tokens), ("num_beams", self.num_beams)):
             if type(value) is not int or value < 1:
                 raise PlanError(f"{name} must be an integer of at least 1; got {value!r}")
@@ -88,6 +87,24 @@ class GenerationRequest:
             raise PlanError(
                 f"options cannot hold {', '.join(reserved)}: use the request's own fields, or leave them out"
             )
+
+    def _check_prompt(self) -> None:
+        if self.messages != ():
+            if len(self.prompt):
+                raise PlanError("a request has both a prompt and messages: leave out one of them")
+            check_messages(self.messages)
+            return
+        if not len(self.prompt):
+            raise PlanError("the prompt is empty: give text, at least one token id, or messages")
+        if not isinstance(self.prompt, str) and not all(
+            type(token) is int and token >= 0 for token in self.prompt
+        ):
+            raise PlanError("a prompt is text, or a sequence of token ids (integers from 0)")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a tokenizer is needed to run it."""
+        return isinstance(self.prompt, str) or bool(self.stop)
 
     @property
     def is_alone(self) -> bool:

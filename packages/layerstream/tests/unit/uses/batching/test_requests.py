@@ -13,7 +13,19 @@ import layerstream as ls
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt": ""}, "empty"),
+        ({"prompt": ""}, "empty: give text, at least one token id, or messages"),
+        ({"messages": [{"role": "user", "content": "hello"}]}, "both a prompt and messages"),
+        ({"prompt": "", "messages": []}, "must be a list of turns"),
+        ({"prompt": "", "messages": "hello"}, "must be a list of turns"),
+        ({"prompt": "", "messages": ["hello"]}, "needs a role and a content"),
+        ({"prompt": "", "messages": [{"content": "hello"}]}, "needs a role and a content"),
+        ({"prompt": "", "messages": [{"role": "user"}]}, "text or a list of text parts; got None"),
+        ({"prompt": "", "messages": [{"role": "user", "content": []}]}, "text or a list of text parts"),
+        ({"prompt": "", "messages": [{"role": "user", "content": ["hello"]}]}, "got 'hello'"),
+        (
+            {"prompt": "", "messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
+            "only text can be read; got .image",
+        ),
         ({"prompt": []}, "empty"),
         ({"prompt": [1, -2]}, "token ids"),
         ({"prompt": [1.5]}, "token ids"),
