@@ -142,8 +142,8 @@ class AbsentWeight(torch.Tensor):
         """Raise the error for `what`, which would change the weight."""
         raise UnsupportedModelError(
             f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads it "
-            "from the checkpoint again. Change the checkpoint, put an adapter on the model, or load the model "
-            "with a budget that keeps all weights resident"
+            "from the checkpoint again. Change the checkpoint, put an adapter on the model, or load it with a "
+            "budget that keeps all weights resident"
         )
 
     # -- what never reaches __torch_dispatch__ -------------------------------------------------------------
