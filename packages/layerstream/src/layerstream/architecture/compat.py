@@ -159,7 +159,7 @@ def initialize_unloaded(model: PreTrainedModel, loaded: Iterator[torch.Tensor]) 
     model.initialize_weights()
 
 
-def never_compile(model: PreTrainedModel) -> Callable[[], object]:
+def never_compile(model: PreTrainedModel) -> Callable[[], None]:
     """Keep `generate()` from compiling the model by itself; return a function that undoes this.
 
     It would do so on an accelerator with a static cache.
@@ -169,7 +169,11 @@ def never_compile(model: PreTrainedModel) -> Callable[[], object]:
     """
     name = "_valid_auto_compile_criteria"
     model.__dict__[name] = lambda *_, **__: False
-    return lambda: model.__dict__.pop(name, None)
+
+    def undo() -> None:
+        model.__dict__.pop(name, None)
+
+    return undo
 
 
 def keeps_state(model: PreTrainedModel) -> bool:

@@ -121,7 +121,8 @@ def _apply_if_unchanged(
                 f"the weights of this streamed {type(module).__name__} stay {dtype} on {device}; "
                 f"{result.dtype} on {result.device} was asked for: choose device and dtype in load()"
             )
-    return type(module)._apply(module, function, recurse)
+    applied: nn.Module = type(module)._apply(module, function, recurse)
+    return applied
 
 
 def _copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -133,7 +134,8 @@ def _copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Modul
     for name, value in module.__dict__.items():
         if name in _ON_INSTANCES:
             continue
+        kept: Any = value
         if name in _HOOKS:
-            value = type(value)((number, hook) for number, hook in value.items() if number not in ours)
-        copied.__dict__[name] = deepcopy(value, memo)
+            kept = type(value)((number, hook) for number, hook in value.items() if number not in ours)
+        copied.__dict__[name] = deepcopy(kept, memo)
     return copied

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -77,7 +78,7 @@ class AbsentWeight(torch.Tensor):
             is_parameter: it is a parameter, so it starts with `requires_grad` where that is possible.
         """
         with torch.inference_mode(False):
-            weight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            weight = torch.Tensor._make_wrapper_subclass(
                 cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
             )
         weight.weight_name, weight._shape_on_meta, weight._read = name, like, read
@@ -97,7 +98,7 @@ class AbsentWeight(torch.Tensor):
         return value.shape == self.shape and torch.equal(self.read(), value.to(self.device, self.dtype))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run `func` on the values, or refuse it if it writes to them."""
@@ -122,10 +123,12 @@ class AbsentWeight(torch.Tensor):
         shapes = func(self._shape_on_meta, *args[1:], **kwargs)
         if isinstance(shapes, torch.Tensor):
             return self._like(shapes, lambda: func(self._read(), *args[1:], **kwargs))
-        return [
-            self._like(shape, lambda index=index: func(self._read(), *args[1:], **kwargs)[index])
-            for index, shape in enumerate(shapes)
-        ]
+
+        def read_part(index: int) -> torch.Tensor:
+            part: torch.Tensor = func(self._read(), *args[1:], **kwargs)[index]
+            return part
+
+        return [self._like(shape, partial(read_part, index)) for index, shape in enumerate(shapes)]
 
     def _like(self, shape: torch.Tensor, read: Callable[[], torch.Tensor]) -> AbsentWeight:
         return AbsentWeight(self.weight_name, shape, self.device, read, is_parameter=False)
@@ -141,15 +144,15 @@ class AbsentWeight(torch.Tensor):
     def refuse_write(self, what: str) -> NoReturn:
         """Raise the error for `what`, which would change the weight."""
         raise UnsupportedModelError(
-            f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads it "
-            "from the checkpoint again. Change the checkpoint, put an adapter on the model, or load it with a "
-            "budget that keeps all weights resident"
+            f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads "
+            "it from the checkpoint again. Change the checkpoint, put an adapter on the model, or load it with "
+            "a budget that keeps all weights resident"
         )
 
     # -- what never reaches __torch_dispatch__ -------------------------------------------------------------
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """The weight without its history."""
         return self.detach()
 
@@ -158,7 +161,7 @@ class AbsentWeight(torch.Tensor):
         if value is not self:
             self.refuse_write("an assignment to .data")
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         """Return what it is, without reading it."""
         what = f"shape={tuple(self.shape)}, dtype={self.dtype}, device={str(self.device)!r}"
         return f"AbsentWeight({self.weight_name!r}, {what})"

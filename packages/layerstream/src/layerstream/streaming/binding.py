@@ -47,7 +47,7 @@ class InstalledWeight(nn.Parameter):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """The weight without its history."""
         return self.detach()
 

@@ -35,7 +35,9 @@ def without_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_backward(output: Any) -> Any:
     """Return `output` with a node that raises in a backward; caches and other objects stay as they are."""
     if isinstance(output, torch.Tensor):
-        return _NoBackward.apply(output, _anchor()) if output.is_floating_point() else output
+        if not output.is_floating_point():
+            return output
+        return _NoBackward.apply(output, _anchor())  # type: ignore[no-untyped-call]
     if type(output) in (tuple, list):
         return type(output)(_refuse_backward(value) for value in output)
     if isinstance(output, MutableMapping):
