@@ -72,7 +72,7 @@ class ModelPatches:
             self._undo.pop()()
 
 
-def _refuse(advice: str, *_: Any, **__: Any) -> NoReturn:
+def _refuse(advice: str, *_arguments: Any, **_options: Any) -> NoReturn:
     what, _, instead = advice.partition(": ")
     raise UnsupportedModelError(
         f"{what} does not work on a streamed model, whose weights come and go: {instead}"

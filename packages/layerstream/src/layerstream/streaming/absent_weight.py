@@ -145,8 +145,8 @@ class AbsentWeight(torch.Tensor):
         """Raise the error for `what`, which would change the weight."""
         raise UnsupportedModelError(
             f"{what} cannot change {self.weight_name!r}: this weight is streamed, and the next forward reads "
-            "it from the checkpoint again. Change the checkpoint, put an adapter on the model, or load it with "
-            "a budget that keeps all weights resident"
+            "it from the checkpoint again. Change the checkpoint, put an adapter on the model, or load it "
+            "with a budget that keeps all weights resident"
         )
 
     # -- what never reaches __torch_dispatch__ -------------------------------------------------------------
@@ -161,7 +161,7 @@ class AbsentWeight(torch.Tensor):
         if value is not self:
             self.refuse_write("an assignment to .data")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Return what it is, without reading it."""
         what = f"shape={tuple(self.shape)}, dtype={self.dtype}, device={str(self.device)!r}"
         return f"AbsentWeight({self.weight_name!r}, {what})"
