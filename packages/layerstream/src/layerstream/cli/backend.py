@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import manual_seed
 
     from ..architecture.configs import config_from_file, count_parameters, known_config
+    from ..checkpoint.fingerprint import digest_file, fingerprint_model
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
@@ -34,7 +35,9 @@ __all__ = [
     "config_from_file",
     "count_parameters",
     "default_model_path",
+    "digest_file",
     "encode_prompt",
+    "fingerprint_model",
     "generate_answer",
     "generate_many",
     "inspect_any",
@@ -56,6 +59,7 @@ _import, __dir__ = lazy_exports(
     __name__,
     {
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
+        "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_model"),
         "layerstream.cli.quiet": ("silence_libraries",),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
         "layerstream.default_model": ("default_model_path",),
