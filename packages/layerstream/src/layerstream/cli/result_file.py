@@ -150,8 +150,8 @@ class ResultFile:
         if stored.problem:
             where, _, reason = stored.problem.partition(": ")
             raise JobError(
-                f"{where} of {self._shown_path} is not a result of this job ({reason}): give another file for "
-                "the results, or --restart to start afresh (this file is kept under another name)"
+                f"{where} of {self._shown_path} is not a result of this job ({reason}): give another file "
+                "for the results, or --restart to start afresh (this file is kept under another name)"
             )
         latest = stored.latest_job
         if latest is None or resume.anyway:
