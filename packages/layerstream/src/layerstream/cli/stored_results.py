@@ -104,8 +104,8 @@ def _parse(line: bytes) -> JobHeader | StoredResult:
     if KEY in record:
         try:
             return JobHeader.from_record(record)
-        except ValueError as error:
-            raise _WrongFormatError(str(error)) from error
+        except ValueError as wrong:
+            raise _WrongFormatError(str(wrong)) from wrong
     number, digest, error = record["row"], record["digest"], record.get("error")
     if type(number) is not int or not isinstance(digest, str):
         raise TypeError("row is a number, and digest is text")
