@@ -144,7 +144,7 @@ def batch_command(
             model=model,
             options=options,
             settings=defaults.settings,
-            make_kinds=partial(_make_kinds, model, options, defaults),
+            make_kinds=partial(_make_kinds, model, defaults),
             resume=resume_of(restart=restart, anyway=resume_anyway, retry_errors=retry_errors),
             max_rows=max_rows,
             seed=seed,
@@ -165,7 +165,7 @@ def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
     return Resume(restart=restart, anyway=anyway, retry_errors=retry_errors)
 
 
-def _make_kinds(model: str, options: LoadOptions, defaults: PromptDefaults) -> list[RowKind]:
+def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [
         PromptRows(tokenizer, defaults, int(config.vocab_size)),

@@ -67,6 +67,7 @@ class ResultFile:
         done: the numbers of the rows that have a result.
         failed: those whose result is an error, by number.
         notes: what happened to results that were there, for people.
+        job: what makes the results from now on; None if there is nothing to do.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class ResultFile:
         self.done: set[int] = set()
         self.failed: dict[int, FailedRow] = {}
         self.notes: list[str] = []
+        self.job: JobHeader | None = None
         self._shown_path = path
         self._file = LockedFile(path)
         try:
             stored = read_stored(self._file.descriptor)
             if rows or stored.lines or stored.problem:
-                self._continue(stored, rows, describe(), resume)
+                self.job = describe()
+                self._continue(stored, rows, self.job, resume)
         except BaseException:
             self.close()
             raise

@@ -77,7 +77,7 @@ class RowJob:
         model: a directory or a Hub id.
         options: how to load it; the rows decide the workload.
         settings: returns the command's own settings that can change a result.
-        make_kinds: returns the kinds of rows; called only if there is something to do.
+        make_kinds: returns the kinds of rows, for a model loaded so; called only if there is something to do.
         resume: how to go on with results that are there.
         max_rows: at most this many rows share a sweep.
         seed: for torch's generator.
@@ -90,7 +90,7 @@ class RowJob:
     model: str
     options: LoadOptions
     settings: Callable[[], Mapping[str, Any]]
-    make_kinds: Callable[[], list[RowKind]]
+    make_kinds: Callable[[LoadOptions], list[RowKind]]
     resume: Resume
     max_rows: int | None = None
     seed: int | None = None
@@ -113,10 +113,11 @@ def run_job(job: RowJob) -> None:
                 note(text)
         open_rows = [row for row in rows if row.number not in results.done]
         if open_rows:
-            kinds = job.make_kinds()
+            options = _pinned(job, results.job)
+            kinds = job.make_kinds(options)
             if assign_rows(open_rows, kinds, results.write):
                 progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not job.quiet)
-                with _load(job.model, job.options, kinds, job.max_rows) as streamed:
+                with _load(job.model, options, kinds, job.max_rows) as streamed:
                     _answer(streamed, kinds, results.write, progress, job.seed)
         if not job.quiet:
             note(
@@ -131,6 +132,14 @@ def run_job(job: RowJob) -> None:
 
 def _describe(job: RowJob) -> JobHeader:
     return describe_job(job.command, job.model, job.options, job.settings())
+
+
+def _pinned(job: RowJob, header: JobHeader | None) -> LoadOptions:
+    """Return the options with the header's commit: a branch may move while the model is fetched."""
+    commit = header.model["fingerprint"].get("commit") if header is not None else None
+    if commit is None or Path(job.model).expanduser().is_dir():
+        return job.options
+    return replace(job.options, revision=commit)
 
 
 def _refuse_one_file_for_both(rows_path: Path, results_path: Path) -> None:

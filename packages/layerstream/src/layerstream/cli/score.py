@@ -59,7 +59,7 @@ def score_command(
             model=model,
             options=options,
             settings=partial(_settings, head),
-            make_kinds=partial(_make_kinds, model, options, head, max_rows),
+            make_kinds=partial(_make_kinds, model, head, max_rows),
             resume=resume_of(restart=restart, anyway=resume_anyway, retry_errors=retry_errors),
             max_rows=max_rows,
             quiet=quiet,
@@ -78,6 +78,6 @@ def _settings(head: Path | None) -> dict[str, Any]:
         raise JobError(f"cannot read the head {head}: {error.strerror or error}") from error
 
 
-def _make_kinds(model: str, options: LoadOptions, head: Path | None, max_rows: int | None) -> list[RowKind]:
+def _make_kinds(model: str, head: Path | None, max_rows: int | None, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]

@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerstream.cli import backend
 from layerstream.cli.app import main
 
 ROWS: list[Any] = [
@@ -104,6 +106,34 @@ def test_the_same_model_at_another_place_continues(job: Job, checkpoint: Path, t
     before = job.results.read_bytes()
     assert job.run("--max-rows", "1", "--device", "cpu", model=checkpoint.rename(tmp_path / "moved")) == 1
     assert job.results.read_bytes() == before
+
+
+def test_a_branch_of_the_hub_that_moves_is_refused_and_the_commit_is_what_is_loaded(
+    job: Job,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository, (old, new) = tmp_path / "models--o--m", ("a" * 40, "b" * 40)
+    for commit in (old, new):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(old)
+    loaded = []
+    load = backend.load_with
+    monkeypatch.setattr(
+        backend, "load_with", lambda name, options: loaded.append(options.revision) or load(name, options)
+    )
+    assert job.run("--restart", model=Path("o/m")) == 1
+    assert loaded == [old]
+    (repository / "refs" / "main").write_text(new)
+    capsys.readouterr()
+    assert job.run(model=Path("o/m")) == 2
+    assert f"the model's commit: {old} -> {new}" in capsys.readouterr().err
+    assert job.run("--revision", old, model=Path("o/m")) == 1
 
 
 def test_restart_and_resume_anyway_go_on_with_other_settings(job: Job) -> None:
