@@ -25,7 +25,7 @@ from .locked_file import LockedFile
 from .stored_results import Matches, StoredLines, StoredResult, match_results, read_stored, reading
 
 _OPTIONS = (
-    "give another file for the results, --restart to start afresh (the old results are kept under another "
+    "Give another file for the results, --restart to start afresh (the old results are kept under another "
     "name), or --resume-anyway to keep them and go on (a line in the file marks where)"
 )
 
@@ -162,21 +162,20 @@ class ResultFile:
         if not latest.command:
             raise JobError(
                 f"line 1 of {self._shown_path} is not a result of this job: no line says which model and "
-                f"settings made it, as an earlier version of layerstream left it; {_OPTIONS}"
+                f"settings made it (it is of an earlier version). {_OPTIONS}"
             )
         if differences := latest.differences(job):
             raise JobError(
                 f"something else made the results {self._shown_path} (old -> new): "
-                f"{'; '.join(differences)}. "
-                f"{_OPTIONS[0].upper()}{_OPTIONS[1:]}"
+                f"{'; '.join(differences)}. {_OPTIONS}"
             )
 
     def _refuse_other_rows(self, stored: StoredLines, matches: Matches, resume: Resume) -> None:
         num_answers = sum(result.error is None for result in stored.results)
         if num_answers > 1 and not matches.rows and not resume.anyway:
             raise JobError(
-                f"none of the {num_answers} results in {self._shown_path} belongs to one of these rows: give "
-                f"the rows that belong to it; or {_OPTIONS}"
+                f"none of the {num_answers} results in {self._shown_path} belongs to one of these rows: "
+                f"are they the right ones? {_OPTIONS}"
             )
 
     def _start_afresh(self, stored: StoredLines, job: JobHeader) -> None:
