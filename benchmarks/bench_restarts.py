@@ -49,7 +49,7 @@ class Job:
     def __init__(self, folder: Path, command: str) -> None:
         self.folder, self.command = folder, command
         self.rows, self.results = folder / "rows.jsonl", folder / "results.jsonl"
-        self.model: Path | str = folder / "model"
+        self.model = "model"
         self.head = folder / "head.safetensors"
         self.arguments: list[str] = []
         self.program = PROGRAM
@@ -66,9 +66,9 @@ class Job:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """Run the command in a process of its own."""
-        files = [str(self.rows), str(self.results)]
+        results = self.results.name if self.results.parent == self.folder else str(self.results)
         length = ["-n", "5"] if self.command == "batch" else []
-        command = [self.command, *files, "-m", str(self.model), "--budget", "min", *length, *self.arguments]
+        command = [self.command, self.rows.name, results, "-m", self.model, "--budget", "min", *length]
         variables = {
             **os.environ,
             "HF_HUB_CACHE": str(self.folder / "hub"),
@@ -77,7 +77,8 @@ class Job:
             "COLUMNS": "200",
         }
         return subprocess.run(
-            [sys.executable, "-c", self.program, *command],
+            [sys.executable, "-c", self.program, *command, *self.arguments],
+            cwd=self.folder,
             capture_output=True,
             text=True,
             env=variables,
@@ -116,24 +117,24 @@ def options(*given: str) -> Callable[[Job], None]:
 
 
 def other_model(job: Job) -> None:
-    job.model = shutil.copytree(job.model, job.folder / "other-model")
-    scaled_weights(Path(job.model))
+    job.model = "other-model"
+    scaled_weights(shutil.copytree(job.folder / "model", job.folder / "other-model"))
 
 
 def trained_further(job: Job) -> None:
-    scaled_weights(Path(job.model))
+    scaled_weights(job.folder / "model")
 
 
 def edited_file(name: str) -> Callable[[Job], None]:
     def change(job: Job) -> None:
-        path = Path(job.model) / name
+        path = job.folder / "model" / name
         path.write_text(json.dumps({**json.loads(path.read_text()), "_edited": True}))
 
     return change
 
 
 def model_moved(job: Job) -> None:
-    job.model = Path(job.model).rename(job.folder / "elsewhere")
+    job.model = (job.folder / "model").rename(job.folder / "elsewhere").name
 
 
 def branch_moved(job: Job) -> None:
@@ -279,7 +280,7 @@ def prepare(folder: Path, command: str, start: str) -> Job:
         (repository / "refs" / "main").write_text(COMMITS[0])
         job.model = HUB_ID
     if start == "head":
-        job.arguments = ["--head", str(job.head)]
+        job.arguments = ["--head", job.head.name]
     first = job.run()
     assert first.returncode == (1 if command == "batch" else 0), first.stderr
     return job
@@ -289,17 +290,13 @@ def copy_of(job: Job, folder: Path) -> Job:
     """Return the same job in another folder, where a case may change anything."""
     shutil.copytree(job.folder, folder, symlinks=True)
     copy = Job(folder, job.command)
-    copy.model = HUB_ID if job.model == HUB_ID else folder / "model"
-    copy.arguments = [argument.replace(str(job.folder), str(folder)) for argument in job.arguments]
+    copy.model, copy.arguments = job.model, [*job.arguments]
     return copy
 
 
 def restart(case: Case, job: Job) -> tuple[tuple[str, ...], bool]:
     """Change one thing, start again; return the table's row, and whether the file is as promised."""
     case.change(job)
-    job.arguments = [
-        str(job.folder / argument) if argument == job.head.name else argument for argument in job.arguments
-    ]
     before = job.results.read_bytes() if job.results.is_file() else b""
     old = {what_it_says(line) for line in map(parsed, before.splitlines()) if "digest" in line}
     done = job.run()
@@ -307,7 +304,6 @@ def restart(case: Case, job: Job) -> tuple[tuple[str, ...], bool]:
     results = [line for line in lines if not is_header(line)]
     if done.returncode == 2:
         happened = "refused: " + done.stderr.strip().removeprefix("error: ").split(". Give ")[0]
-        happened = happened.replace(f"{job.folder}/", "")
     else:
         num_kept = sum(what_it_says(line) in old for line in results)
         notes = [line for line in done.stderr.splitlines() if NOTE.search(line)]
@@ -363,10 +359,10 @@ def main() -> int:
             "jobs in the file",
         ),
         notes=[
-            "Each restart begins with the results of a finished job on a tiny Llama (batch: four rows, one of "
-            "them invalid; score: two rows), and is a process of its own. Exit status: 0 done, 1 done with "
-            "errors, 2 refused. Rows and jobs in the file are counted after the restart; a refused one leaves "
-            "the file as it was, byte for byte."
+            "Each restart begins with the results of a finished job on a tiny Llama (batch: four rows, one "
+            "of them invalid; score: two rows), and is a process of its own. Exit status: 0 done, 1 done "
+            "with errors, 2 refused. Rows and jobs in the file are counted after the restart; a refused one "
+            "leaves the file as it was, byte for byte."
         ],
     )
     promises = []
