@@ -80,7 +80,8 @@ def read_stored(file: int) -> StoredLines:
         for line in reader:
             where = f"line {len(lines) + 1}"
             if not line.endswith(b"\n"):
-                if not _begins_like_ours(line):
+                # after a power failure, a line may have its length and not its bytes
+                if not _begins_like_ours(line.rstrip(b"\0")):
                     problem = f"{where}: it does not begin like a result"
                     return StoredLines(lines=lines, whole_bytes=whole_bytes, problem=problem)
                 break

@@ -64,6 +64,19 @@ def test_cut_off_at_any_byte_only_whole_results_count(
         assert len({result["digest"] for result in results}) == len(rows)
 
 
+@pytest.mark.parametrize("tail", [b"\0" * 90, b'{"row": 6, "te' + b"\0" * 40])
+def test_a_line_without_its_bytes_is_cut_off_like_a_torn_one(
+    tail: bytes, rows_path: Path, tmp_path: Path
+) -> None:
+    rows, path = read_rows(rows_path), tmp_path / "out.jsonl"
+    with opened(path, rows) as file:
+        answer_all(file, rows[:2])
+    path.write_bytes(path.read_bytes() + tail)
+    with opened(path, rows) as file:
+        assert answer_all(file, rows[:3]) == [4]
+    assert shape_of(path) == [8, (1, "answer"), (3, "answer"), (4, "error")]
+
+
 def test_a_result_file_in_use_is_refused(rows_path: Path, tmp_path: Path) -> None:
     rows, path = read_rows(rows_path), tmp_path / "out.jsonl"
     with opened(path, rows), pytest.raises(ls.JobError, match="another process"):
