@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..uses.scoring.requests import ScoringTokenizer
     from ..uses.scoring.score import score
     from .quiet import silence_libraries
+    from .quiet_hub import silence_hub
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "probe_machine",
     "profile_model",
     "score",
+    "silence_hub",
     "silence_libraries",
     "simulate_spans",
 ]
@@ -61,6 +63,7 @@ _import, __dir__ = lazy_exports(
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
         "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_model"),
         "layerstream.cli.quiet": ("silence_libraries",),
+        "layerstream.cli.quiet_hub": ("silence_hub",),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
         "layerstream.default_model": ("default_model_path",),
         "layerstream.engine.inspect": ("inspect_any",),
@@ -77,8 +80,11 @@ _import, __dir__ = lazy_exports(
     },
 )
 
+# A job that is refused, or has nothing to do, loads no model library.
+_WITHOUT_TRANSFORMERS = ("digest_file", "fingerprint_model")
+
 
 def __getattr__(name: str) -> object:
     value = _import(name)
-    _import("silence_libraries")()  # type: ignore[operator]
+    _import("silence_hub" if name in _WITHOUT_TRANSFORMERS else "silence_libraries")()  # type: ignore[operator]
     return value
