@@ -87,7 +87,7 @@ class JobHeader:
         if not self.command:
             return ["the old results do not say which model and settings made them"]
         found = list(_differences({"command": self.command}, {"command": now.command}))
-        model = list(_differences(self.model.get("fingerprint", {}), now.model.get("fingerprint", {})))
+        model = list(_differences(self.model.get("fingerprint") or {}, now.model.get("fingerprint") or {}))
         if model and self.model.get("name") != now.model.get("name"):
             found += _differences({"model": self.model.get("name")}, {"model": now.model.get("name")})
         found += [f"the model's {text}" for text in model]
