@@ -67,6 +67,7 @@ def test_variants_lists_weights_and_attention_variants(capsys):
             "no attention variant is called 'fast'",
         ),
         (["run", "--model", "m", "--prompt", "x", "--lengths", "4q"], "'4q' is not a prompt length"),
+        (["run", "--model", "m", "--prompt", "x", "--restart"], "give it with --out"),
         (["report", "/no/such/folder"], "no results in /no/such/folder"),
     ],
 )

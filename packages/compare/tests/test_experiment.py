@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from fake_workers import SUCCEEDS, wait_until_gone, worker
 
 from layerstream_compare.case import Case
 from layerstream_compare.divergence import END, find_divergence
-from layerstream_compare.errors import ExperimentError
+from layerstream_compare.errors import ExperimentError, ResultsError
 from layerstream_compare.experiment import Experiment, compare, run
 from layerstream_compare.measurement import Measurement
-from layerstream_compare.results import FILE_NAME, ResultsFile, read_results
+from layerstream_compare.results import FILE_NAME, FINGERPRINT, ResultsFile, read_results
 
 
 def experiment(**changes) -> Experiment:
@@ -195,6 +196,32 @@ def test_a_second_run_skips_finished_cases_and_runs_failed_ones_again(tmp_path, 
     }
     # the reference came from the file
     assert measured["bnb-int8"].facts["answer_compared_with"] == "resident"
+
+
+def test_a_folder_holds_one_prompt_and_a_fresh_start_keeps_the_other(tmp_path, runner):
+    run_case = runner(worker(SUCCEEDS))
+    tested = experiment(out=tmp_path, variants=("resident",))
+    compare(tested, runner=run_case)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    other = experiment(out=tmp_path, variants=("resident",), prompt="Another")
+    with pytest.raises(ResultsError, match="prompt: Hi -> Another"):
+        compare(other, runner=run_case)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert [m.status for m in compare(other, runner=run_case, restart=True)] == ["ok"]
+    assert [m.case.prompt for m in read_results(tmp_path)] == ["Another"]
+    assert (tmp_path / "results.jsonl.1").read_bytes() == before
+
+
+def test_a_folder_holds_one_model_even_if_another_takes_its_place(tmp_path, runner, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    tested = experiment(out=tmp_path, variants=("resident",), model=str(model))
+    (measured,) = compare(tested, runner=runner(worker(SUCCEEDS)))
+    assert set(measured.environment[FINGERPRINT]) >= {"config.json", "safetensors headers", "weights"}
+    assert len(compare(tested, runner=runner(worker(SUCCEEDS)))) == 1
+    with (model / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ResultsError, match=r"the model's config\.json: "):
+        compare(tested, runner=runner(worker(SUCCEEDS)))
 
 
 def test_a_run_resumed_from_a_torn_file_measures_only_missing_cases(tmp_path, runner):

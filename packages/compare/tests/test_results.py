@@ -5,7 +5,7 @@ import pytest
 from layerstream_compare.case import Case
 from layerstream_compare.errors import ResultsError
 from layerstream_compare.measurement import Measurement
-from layerstream_compare.results import FILE_NAME, ResultsFile, read_results
+from layerstream_compare.results import FILE_NAME, FINGERPRINT, ResultsFile, read_results, set_aside
 
 
 def finished(number: int, **changes) -> Measurement:
@@ -61,6 +61,78 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
     with ResultsFile(tmp_path), pytest.raises(ResultsError, match="another run is writing"):
         ResultsFile(tmp_path)
     ResultsFile(tmp_path).__exit__()
+
+
+ENVIRONMENT = {
+    "versions": {"torch": "2", "bitsandbytes": "1"},
+    FINGERPRINT: {"config.json": "c0", "weights": "w0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "difference"),
+    [
+        ({"prompt": "Hello"}, {}, "prompt: Grüße\u2028\r -> Hello"),
+        ({"model": "n"}, {}, "model: m -> n"),
+        ({"max_new_tokens": 2}, {}, "max_new_tokens: 1 -> 2"),
+        ({"chat": False}, {}, "chat: true -> false"),
+        ({"budget": "6GiB"}, {}, "budget: min -> 6GiB"),
+        ({}, {"versions": {"torch": "3"}}, "torch: 2 -> 3"),
+        ({}, {FINGERPRINT: {"config.json": "c0", "weights": "w1"}}, "the model's weights: w0 -> w1"),
+    ],
+)
+def test_results_of_another_experiment_are_refused_with_both_values(
+    changes, environment, difference, tmp_path
+):
+    with ResultsFile(tmp_path) as results:
+        results.add(finished(0, environment=ENVIRONMENT))
+        case = finished(0).case.with_changes(**changes)
+        with pytest.raises(ResultsError) as raised:
+            results.refuse_another_experiment(case, ENVIRONMENT | environment)
+    assert f"(old -> new): {difference}. Choose another folder" in str(raised.value)
+    assert "--restart" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment"),
+    [
+        ({"variant": "streamed"}, {}),
+        ({"attention": "eager", "round": 3, "prompt_tokens": 64, "quality": False, "time_limit_s": 9.0}, {}),
+        ({}, {"versions": {"torch": "2", "bitsandbytes": "2", "torchao": "1"}}),
+        ({}, {"versions": {}, FINGERPRINT: {}}),
+    ],
+)
+def test_an_experiment_may_get_more_variants_lengths_and_rounds(changes, environment, tmp_path):
+    with ResultsFile(tmp_path) as results:
+        results.add(finished(0, environment=ENVIRONMENT))
+        results.refuse_another_experiment(finished(0).case.with_changes(**changes), ENVIRONMENT | environment)
+
+
+def test_a_long_prompt_is_cut_in_the_message(tmp_path):
+    with ResultsFile(tmp_path) as results:
+        results.add(finished(0))
+        with pytest.raises(ResultsError, match=f"-> {'x' * 59}…"):
+            results.refuse_another_experiment(finished(0).case.with_changes(prompt="x" * 5000), {})
+
+
+def test_results_that_are_set_aside_take_the_next_free_name(tmp_path):
+    assert set_aside(tmp_path) is None
+    assert set_aside(tmp_path / "none") is None
+    (tmp_path / "results.jsonl.1").write_text("something of the user's")
+    with ResultsFile(tmp_path) as results:
+        results.add(finished(0))
+        with pytest.raises(ResultsError, match="another run is writing"):
+            set_aside(tmp_path)
+    content = (tmp_path / FILE_NAME).read_bytes()
+    assert set_aside(tmp_path) == tmp_path / "results.jsonl.2"
+    assert (tmp_path / "results.jsonl.2").read_bytes() == content
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_results_that_are_no_plain_file_are_refused_and_not_read(tmp_path):
+    (tmp_path / FILE_NAME).symlink_to("/dev/full")
+    with pytest.raises(ResultsError, match="is not a plain file"):
+        ResultsFile(tmp_path)
 
 
 def test_reading_a_folder_without_results_reports_the_missing_file(tmp_path):

@@ -72,8 +72,18 @@ def run_command(  # noqa: PLR0913  each option is an argument
     threads: Annotated[int, typer.Option(help="torch threads; 0 keeps torch's default.")] = 0,
     time_limit: Annotated[float, typer.Option(help="Seconds after which a case is stopped.")] = 1800.0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and reports; a later run resumes there.")
+        Path | None,
+        typer.Option(
+            help="Folder for results and reports; a later run of the same experiment resumes there."
+        ),
     ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start afresh in the folder; the results there are kept as results.jsonl.1 (or .2, ...).",
+        ),
+    ] = False,
     in_process: Annotated[
         bool,
         typer.Option(
@@ -94,6 +104,8 @@ def run_command(  # noqa: PLR0913  each option is an argument
     ] = False,
 ) -> None:
     """Run one prompt through every combination and show what each one costs and changes."""
+    if restart and out is None:
+        raise ExperimentError("--restart starts afresh in a folder: give it with --out")
     experiment = Experiment(
         model=model,
         prompt=_prompt(prompt, prompt_file),
@@ -112,7 +124,8 @@ def run_command(  # noqa: PLR0913  each option is an argument
         noise_floor=not no_noise_floor,
         out=out,
     )
-    with closing(run(experiment, runner=run_in_process if in_process else run_isolated)) as events:
+    runner = run_in_process if in_process else run_isolated
+    with closing(run(experiment, runner=runner, restart=restart)) as events:
         measurements = follow(events, num_cases=len(experiment.cases()), console=Console(stderr=True))
     _show(measurements, as_json=as_json)
     if out is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layerstream import PlanError, parse_size
+from layerstream import LayerstreamError, LoadOptions, PlanError, fingerprint_model, parse_size
 
 from .case import Case
 from .divergence import EXACT_VARIANTS, compared_with
@@ -21,7 +21,7 @@ from .environment import describe_environment
 from .errors import ExperimentError
 from .events import Event
 from .measurement import Measurement
-from .results import ResultsFile
+from .results import FINGERPRINT, ResultsFile, set_aside
 from .runners.isolate import run_isolated
 from .variants.registry import find_variant
 
@@ -174,8 +174,13 @@ class _ResultsInMemory:
     def add(self, measurement: Measurement) -> None:
         self.measurements[measurement.case.key] = measurement
 
+    def refuse_another_experiment(self, case: Case, environment: dict[str, Any]) -> None:
+        pass
 
-def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[Event, None, None]:
+
+def run(
+    experiment: Experiment, *, runner: Runner = run_isolated, restart: bool = False
+) -> Generator[Event, None, None]:
     """Run every case of `experiment` and yield events as they happen.
 
     Cases that the experiment's folder already has results for are `skipped`; failed ones run again. A result
@@ -184,12 +189,19 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
     Args:
         experiment: what to run.
         runner: runs one case; by default in its own process.
+        restart: start afresh; results in the folder are kept under another name.
 
     Raises:
-        ResultsError: the folder's results are of another version, or another run is writing to them.
+        ResultsError: the folder's results are of another experiment (prompt, model, settings, versions), or
+            another run is writing to them.
     """
     environment = describe_environment()
+    if experiment.out is not None:
+        environment |= _fingerprint(experiment.model)
+        if restart:
+            set_aside(experiment.out)
     with nullcontext(_ResultsInMemory()) if experiment.out is None else ResultsFile(experiment.out) as store:
+        store.refuse_another_experiment(experiment.cases()[0], environment)
         for case in experiment.cases():
             stored = store.measurements.get(case.key)
             if stored is not None and stored.status in _FINAL_STATUSES:
@@ -207,7 +219,9 @@ def run(experiment: Experiment, *, runner: Runner = run_isolated) -> Generator[E
                     yield event
 
 
-def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Measurement]:
+def compare(
+    experiment: Experiment, *, runner: Runner = run_isolated, restart: bool = False
+) -> list[Measurement]:
     """Run every case of `experiment` and return all measurements in case order.
 
     Results found in the experiment's folder are included and not measured again.
@@ -215,11 +229,13 @@ def compare(experiment: Experiment, *, runner: Runner = run_isolated) -> list[Me
     Args:
         experiment: what to run.
         runner: runs one case; by default in its own process.
+        restart: start afresh; results in the folder are kept under another name.
 
     Raises:
-        ResultsError: the folder's results are of another version, or another run is writing to them.
+        ResultsError: the folder's results are of another experiment (prompt, model, settings, versions), or
+            another run is writing to them.
     """
-    with closing(run(experiment, runner=runner)) as events:
+    with closing(run(experiment, runner=runner, restart=restart)) as events:
         return [event.measurement for event in events if event.measurement is not None]
 
 
@@ -234,6 +250,14 @@ def _completed(
     # the reference is compared with itself, and is not stored yet
     reference = None if case is None else {**stored, measurement.case.key: measurement}.get(case.key)
     return replace(compared_with(measurement, reference), environment=environment | measurement.environment)
+
+
+def _fingerprint(model: str) -> dict[str, Any]:
+    """Return what tells the model's contents; nothing if it is not on this machine, or not complete."""
+    try:
+        return {FINGERPRINT: fingerprint_model(model, LoadOptions(local_files_only=True))}
+    except LayerstreamError:
+        return {}  # a worker will report it
 
 
 def _check_budget(budget: str) -> None:

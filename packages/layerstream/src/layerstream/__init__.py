@@ -17,6 +17,7 @@ from .lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .architecture.configs import known_config
+    from .checkpoint.fingerprint import fingerprint_model
     from .default_model import default_model_path
     from .engine.replica import Replica
     from .errors import (
@@ -77,6 +78,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     ".architecture.configs": ("known_config",),
+    ".checkpoint.fingerprint": ("fingerprint_model",),
     ".default_model": ("default_model_path",),
     ".engine.replica": ("Replica",),
     ".errors": (
@@ -189,6 +191,7 @@ __all__ = [
     "Workload",
     "bytes_by_precision",
     "default_model_path",
+    "fingerprint_model",
     "format_bytes",
     "format_rate",
     "format_seconds",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import manual_seed
 
     from ..architecture.configs import config_from_file, count_parameters, known_config
+    from ..checkpoint.fingerprint import digest_file, fingerprint_model
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..uses.scoring.requests import ScoringTokenizer
     from ..uses.scoring.score import score
     from .quiet import silence_libraries
+    from .quiet_hub import silence_hub
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "config_from_file",
     "count_parameters",
     "default_model_path",
+    "digest_file",
     "encode_messages",
     "encode_prompt",
+    "fingerprint_model",
     "generate_answer",
     "generate_many",
     "inspect_any",
@@ -51,6 +55,7 @@ __all__ = [
     "probe_machine",
     "profile_model",
     "score",
+    "silence_hub",
     "silence_libraries",
     "simulate_spans",
 ]
@@ -59,7 +64,9 @@ _import, __dir__ = lazy_exports(
     __name__,
     {
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
+        "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_model"),
         "layerstream.cli.quiet": ("silence_libraries",),
+        "layerstream.cli.quiet_hub": ("silence_hub",),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
         "layerstream.default_model": ("default_model_path",),
         "layerstream.engine.inspect": ("inspect_any",),
@@ -77,8 +84,11 @@ _import, __dir__ = lazy_exports(
     },
 )
 
+# A job that is refused, or has nothing to do, loads no model library.
+_WITHOUT_TRANSFORMERS = ("digest_file", "fingerprint_model")
+
 
 def __getattr__(name: str) -> object:
     value = _import(name)
-    _import("silence_libraries")()  # type: ignore[operator]
+    _import("silence_hub" if name in _WITHOUT_TRANSFORMERS else "silence_libraries")()  # type: ignore[operator]
     return value

@@ -11,12 +11,16 @@ from typing import Annotated
 
 import typer
 
+from ..errors import PlanError
 from ..spec.options import LoadOptions
 from . import backend
 from .options import model_or_default, takes_load_options
 from .prompt_rows import PromptDefaults, PromptRows
-from .row_job import RowKind, run_job
+from .result_file import Resume
+from .row_job import RowJob, RowKind, run_job
 from .score_rows import ScoreRows
+
+_RESUMING = "Going on with results that are there"
 
 Rows = Annotated[
     Path,
@@ -27,7 +31,10 @@ Rows = Annotated[
 ]
 Results = Annotated[
     Path,
-    typer.Argument(help="JSON lines, one result each. If the file exists, only missing results are added."),
+    typer.Argument(
+        help="JSON lines: a header that says what made the results, then one result each. If the file exists "
+        "and the same model and settings made it, only missing results are added."
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -72,6 +79,32 @@ MaxRows = Annotated[
         help="At most this many rows share a sweep.", metavar="N", min=1, show_default="as memory allows"
     ),
 ]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart",
+        help="Start afresh; the old results are kept as RESULTS.1 (or .2, ...). Not for a script that is run "
+        "again after a kill: it would never end.",
+        rich_help_panel=_RESUMING,
+    ),
+]
+ResumeAnyway = Annotated[
+    bool,
+    typer.Option(
+        "--resume-anyway",
+        help="Go on although another model, other settings or versions made the results that are there. A "
+        "line in the file marks where.",
+        rich_help_panel=_RESUMING,
+    ),
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option(
+        "--retry-errors",
+        help="Do rows again whose result is an error. Rows whose text has changed are done again anyway.",
+        rich_help_panel=_RESUMING,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 
 
@@ -87,6 +120,9 @@ def batch_command(
     packed: Packed = True,
     max_rows: MaxRows = None,
     *,
+    restart: Restart = False,
+    resume_anyway: ResumeAnyway = False,
+    retry_errors: RetryErrors = False,
     options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
@@ -101,18 +137,35 @@ def batch_command(
     )
     model = model_or_default(model)
     run_job(
-        rows,
-        results,
-        model=model,
-        options=options,
-        make_kinds=partial(_make_kinds, model, options, defaults),
-        max_rows=max_rows,
-        seed=seed,
-        quiet=quiet,
+        RowJob(
+            command="batch",
+            rows_path=rows,
+            results_path=results,
+            model=model,
+            options=options,
+            settings=defaults.settings,
+            make_kinds=partial(_make_kinds, model, defaults),
+            resume=resume_of(restart=restart, anyway=resume_anyway, retry_errors=retry_errors),
+            max_rows=max_rows,
+            seed=seed,
+            quiet=quiet,
+        )
     )
 
 
-def _make_kinds(model: str, options: LoadOptions, defaults: PromptDefaults) -> list[RowKind]:
+def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
+    """Return the options as one value.
+
+    Raises:
+        PlanError: they contradict each other.
+    """
+    if restart and (anyway or retry_errors):
+        other = "--resume-anyway" if anyway else "--retry-errors"
+        raise PlanError(f"--restart starts afresh and {other} goes on: give one of them")
+    return Resume(restart=restart, anyway=anyway, retry_errors=retry_errors)
+
+
+def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [
         PromptRows(tokenizer, defaults, int(config.vocab_size)),

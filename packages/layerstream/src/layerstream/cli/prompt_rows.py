@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
@@ -52,6 +52,10 @@ class PromptDefaults:
     chat: bool = False
     packed: bool = True
     max_rows: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what can change a result: all but `max_rows`."""
+        return {name: value for name, value in asdict(self).items() if name != "max_rows"}
 
 
 class PromptRows:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import logging
+
+from .quiet_hub import silence_hub
 
 
 def silence_libraries() -> None:
@@ -13,5 +12,4 @@ def silence_libraries() -> None:
     # transformers' warnings are about choices that layerstream makes for the user
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    silence_hub()

@@ -7,20 +7,23 @@ answered, and shows the progress.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from ..errors import BudgetTooSmallError, PlanError, StreamError
+from ..errors import BudgetTooSmallError, JobError, PlanError, StreamError
 from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
 from . import backend
-from .jobs import JobRow, ResultFile, read_rows
+from .job_header import JobHeader, describe_job
+from .jobs import JobRow, read_rows
 from .printing import err_console, note
+from .result_file import FailedRow, ResultFile, Resume
 from .terminal import StatusLine
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ _MAX_ROWS = 64
 """The largest number of rows that memory is reserved for."""
 
 _LOG_EVERY_S = 10.0
+
+_MOST_FAILED_ROWS = 10
+_MOST_REASON_CHARACTERS = 200
 
 
 class RowKind(Protocol):
@@ -60,49 +66,99 @@ class RowKind(Protocol):
         """Answer all added rows, and write each result as soon as it is ready."""
 
 
-def run_job(
-    rows_path: Path,
-    results_path: Path,
-    *,
-    model: str,
-    options: LoadOptions,
-    make_kinds: Callable[[], list[RowKind]],
-    max_rows: int | None = None,
-    seed: int | None = None,
-    quiet: bool = False,
-) -> None:
-    """Write a result for every row that has none yet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowJob:
+    """A job: the rows of a file and what answers them.
 
-    Args:
+    Attributes:
+        command: `batch` or `score`.
         rows_path: JSON lines, one per row.
-        results_path: JSON lines, one per result; results are appended.
+        results_path: JSON lines: a header, then one result per row; results are appended.
         model: a directory or a Hub id.
         options: how to load it; the rows decide the workload.
-        make_kinds: returns the kinds of rows; called only if there is something to do.
+        settings: returns the command's own settings that can change a result.
+        make_kinds: returns the kinds of rows, for a model loaded so; called only if there is something to do.
+        resume: how to go on with results that are there.
         max_rows: at most this many rows share a sweep.
         seed: for torch's generator.
         quiet: print no plan, progress or report.
+    """
+
+    command: str
+    rows_path: Path
+    results_path: Path
+    model: str
+    options: LoadOptions
+    settings: Callable[[], Mapping[str, Any]]
+    make_kinds: Callable[[LoadOptions], list[RowKind]]
+    resume: Resume
+    max_rows: int | None = None
+    seed: int | None = None
+    quiet: bool = False
+
+
+def run_job(job: RowJob) -> None:
+    """Write a result for every row that has none yet.
 
     Raises:
-        JobError: a file cannot be used.
+        JobError: a file cannot be used, or another job made the results.
         typer.Exit: with status 1 if results are errors.
     """
-    rows = read_rows(rows_path)
-    with ResultFile(results_path, rows) as results:
+    rows = read_rows(job.rows_path)
+    _refuse_one_file_for_both(job.rows_path, job.results_path)
+    describe = partial(_describe, job)
+    with ResultFile(job.results_path, rows, describe, job.resume) as results:
+        if not job.quiet:
+            for text in results.notes:
+                note(text)
         open_rows = [row for row in rows if row.number not in results.done]
         if open_rows:
-            kinds = make_kinds()
+            options = _pinned(job, results.job)
+            kinds = job.make_kinds(options)
             if assign_rows(open_rows, kinds, results.write):
-                progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not quiet)
-                with _load(model, options, kinds, max_rows) as streamed:
-                    _answer(streamed, kinds, results.write, progress, seed)
-        if not quiet:
+                progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not job.quiet)
+                with _load(job.model, options, kinds, job.max_rows) as streamed:
+                    _answer(streamed, kinds, results.write, progress, job.seed)
+        if not job.quiet:
             note(
                 f"{len(results.done)} of {len(rows)} rows have a result, "
-                f"{results.num_errors} of them an error: {results_path}"
+                f"{len(results.failed)} of them an error: {job.results_path}"
             )
-        if results.num_errors:
+            for line in failed_lines(results.failed.values()):
+                note(line)
+        if results.failed:
             raise typer.Exit(1)
+
+
+def _describe(job: RowJob) -> JobHeader:
+    return describe_job(job.command, job.model, job.options, job.settings())
+
+
+def _pinned(job: RowJob, header: JobHeader | None) -> LoadOptions:
+    """Return the options with the header's commit: a branch may move while the model is fetched."""
+    commit = header.model["fingerprint"].get("commit") if header is not None else None
+    if commit is None or Path(job.model).expanduser().is_dir():
+        return job.options
+    return replace(job.options, revision=commit)
+
+
+def _refuse_one_file_for_both(rows_path: Path, results_path: Path) -> None:
+    if results_path.exists() and results_path.samefile(rows_path):
+        raise JobError(f"the rows and the results are one file, {rows_path}: give another for the results")
+
+
+def failed_lines(failed: Collection[FailedRow]) -> Iterator[str]:
+    """Yield a line for each of the first failed rows, with its reason, and what to do about them."""
+    for row in sorted(failed, key=lambda row: row.number)[:_MOST_FAILED_ROWS]:
+        named = f"row {row.number}" if row.id == row.number else f"row {row.number} (id {row.id})"
+        reason = " ".join(row.reason.split())
+        if len(reason) > _MOST_REASON_CHARACTERS:
+            reason = reason[:_MOST_REASON_CHARACTERS] + "…"
+        yield f"  {named}: {reason}"
+    if len(failed) > _MOST_FAILED_ROWS:
+        yield f"  and {len(failed) - _MOST_FAILED_ROWS} more"
+    if failed:
+        yield "repair these rows and start again, or do them again as they are with --retry-errors"
 
 
 def assign_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: WriteResult) -> int:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import JobError
 from ..spec.options import LoadOptions
 from . import backend
-from .batch import MaxRows, Model, Quiet, Results
+from .batch import MaxRows, Model, Quiet, Restart, Results, ResumeAnyway, RetryErrors, resume_of
+from .jobs import refuse_special_file
 from .options import model_or_default, takes_load_options
-from .row_job import RowKind, run_job
+from .row_job import RowJob, RowKind, run_job
 from .score_rows import ScoreRows
 
 Rows = Annotated[
@@ -41,22 +43,41 @@ def score_command(
     head: HeadFile = None,
     max_rows: MaxRows = None,
     *,
+    restart: Restart = False,
+    resume_anyway: ResumeAnyway = False,
+    retry_errors: RetryErrors = False,
     options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
     """Score the suffixes of many prefixes and report the best of each. Run it again to continue."""
     model = model_or_default(model)
     run_job(
-        rows,
-        results,
-        model=model,
-        options=options,
-        make_kinds=partial(_make_kinds, model, options, head, max_rows),
-        max_rows=max_rows,
-        quiet=quiet,
+        RowJob(
+            command="score",
+            rows_path=rows,
+            results_path=results,
+            model=model,
+            options=options,
+            settings=partial(_settings, head),
+            make_kinds=partial(_make_kinds, model, head, max_rows),
+            resume=resume_of(restart=restart, anyway=resume_anyway, retry_errors=retry_errors),
+            max_rows=max_rows,
+            quiet=quiet,
+        )
     )
 
 
-def _make_kinds(model: str, options: LoadOptions, head: Path | None, max_rows: int | None) -> list[RowKind]:
+def _settings(head: Path | None) -> dict[str, Any]:
+    """Return what can change a score: the head's contents."""
+    if head is None:
+        return {"head": None}
+    refuse_special_file(head, f"cannot read the head {head}", "give a safetensors file")
+    try:
+        return {"head": f"{head.name} ({backend.digest_file(head)})"}
+    except OSError as error:
+        raise JobError(f"cannot read the head {head}: {error.strerror or error}") from error
+
+
+def _make_kinds(model: str, head: Path | None, max_rows: int | None, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]

@@ -34,7 +34,8 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 
 
 def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    header, *results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert header["layerstream_job"] == 1
     by_row = {result["row"]: result for result in results}
     assert len(by_row) == len(results), "a row has two results"
     return by_row

@@ -45,6 +45,16 @@ def test_help_and_errors_load_no_model_library(arguments: list[str], status: int
     assert run(*arguments) == (status, [])
 
 
+def test_a_job_that_is_refused_or_done_loads_no_model_library(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"wrong": 1}\n')
+    arguments = ["batch", str(rows), str(tmp_path / "results.jsonl"), "-m", str(tiny_llama_dir), "--quiet"]
+    assert run(*arguments)[0] == 1
+    # safetensors checks a header with numpy at hand
+    assert run(*arguments, "-n", "3") == (2, ["huggingface_hub", "numpy"])
+    assert run(*arguments) == (1, ["huggingface_hub", "numpy"])
+
+
 def test_a_finished_job_loads_no_model_library(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("")

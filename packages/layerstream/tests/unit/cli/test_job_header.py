@@ -1,0 +1,104 @@
+"""The header of a results file holds what can change a result, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layerstream as ls
+from layerstream.cli.job_header import JobHeader, describe_job
+from layerstream.cli.prompt_rows import PromptDefaults
+
+
+def header_of(model: Path, options: ls.LoadOptions | None = None, **defaults: Any) -> JobHeader:
+    return describe_job(
+        "batch", str(model), options or ls.LoadOptions(), PromptDefaults(**defaults).settings()
+    )
+
+
+def test_a_header_is_read_back_as_it_was_written(tiny_llama_dir: Path) -> None:
+    header = header_of(tiny_llama_dir, temperature=0.5)
+    line = header.to_line()
+    assert line.startswith(b'{"layerstream_job": 1, ') and line.count(b"\n") == 1
+    assert JobHeader.from_record(json.loads(line)) == header
+    assert header.differences(header) == []
+
+
+def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
+    header = header_of(tiny_llama_dir, seed=3)
+    assert header.model["name"] == str(tiny_llama_dir)
+    assert set(header.model["fingerprint"]) >= {"config.json", "safetensors headers", "weights"}
+    assert header.settings == {
+        "max_new_tokens": 128,
+        "temperature": None,
+        "seed": 3,
+        "chat": False,
+        "packed": True,
+        "dtype": "auto",
+        "attn_implementation": None,
+        "trust_remote_code": False,
+        "prefill_chunk_tokens": None,
+    }
+    assert header.versions == {
+        "layerstream": ls.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes", [{"budget": "1 GiB"}, {"device": "cpu"}, {"devices": ("cpu", "cpu")}, {"revision": "main"}]
+)
+def test_where_a_model_runs_is_no_setting(changes: dict[str, Any], tiny_llama_dir: Path) -> None:
+    assert header_of(tiny_llama_dir).differences(header_of(tiny_llama_dir, ls.LoadOptions(**changes))) == []
+    assert header_of(tiny_llama_dir).differences(header_of(tiny_llama_dir, max_rows=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"dtype": "bfloat16"}, "dtype: auto -> bfloat16"),
+        ({"attn_implementation": "eager"}, "attn_implementation: none -> eager"),
+        ({"trust_remote_code": True}, "trust_remote_code: false -> true"),
+        (
+            {"workload": ls.Workload(prefill_chunk_tokens=64, batch_size=9)},
+            "prefill_chunk_tokens: none -> 64",
+        ),
+    ],
+)
+def test_how_a_model_computes_is_a_setting(
+    changes: dict[str, Any], difference: str, tiny_llama_dir: Path
+) -> None:
+    now = header_of(tiny_llama_dir, ls.LoadOptions(**changes))
+    assert header_of(tiny_llama_dir).differences(now) == [difference]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionsOfTomorrow(ls.LoadOptions):
+    """Options that load may get: some say where the model comes from, the others what it is."""
+
+    token: str | None = None
+    cache_dir: Path | None = None
+    adapters: dict[str, Path] | None = None
+
+
+def test_a_new_option_of_load_is_a_setting_and_a_token_is_never_written(tiny_llama_dir: Path) -> None:
+    before = header_of(tiny_llama_dir)
+    options = OptionsOfTomorrow(token="secret", cache_dir=Path("x"), adapters={"tone": Path("lora")})
+    now = header_of(tiny_llama_dir, options)
+    assert before.differences(now) == ['adapters: none -> {"tone": "lora"}']
+    assert JobHeader.from_record(json.loads(now.to_line())).differences(now) == []
+    assert b"secret" not in now.to_line()
+
+
+def test_a_setting_that_only_one_side_knows_counts_as_not_given(tiny_llama_dir: Path) -> None:
+    header = header_of(tiny_llama_dir)
+    older = replace(
+        header, settings={name: value for name, value in header.settings.items() if name != "seed"}
+    )
+    assert older.differences(header) == header.differences(older) == []
