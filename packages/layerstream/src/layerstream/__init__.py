@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TensorMissingError,
         UnsupportedFormatError,
         UnsupportedModelError,
+        WorkloadExceededError,
     )
     from .loading import load, plan, profile_model
     from .machine import probe_machine
@@ -96,6 +97,7 @@ _EXPORTS = {
         "TensorMissingError",
         "UnsupportedFormatError",
         "UnsupportedModelError",
+        "WorkloadExceededError",
     ),
     ".loading": ("load", "plan", "profile_model"),
     ".machine": ("probe_machine",),
@@ -184,6 +186,7 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedModelError",
     "Workload",
+    "WorkloadExceededError",
     "bytes_by_precision",
     "default_model_path",
     "format_bytes",

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
 from .engine.run_parallel import run_in_parallel
+from .engine.workload_watch import WorkloadWatch
 from .errors import StreamClosedError, StreamError
+from .planning.forward_limits import ForwardLimits
 from .spec.plans import Residency
 from .spec.report import StreamReport
 from .spec.timeline import Activity
@@ -51,18 +53,22 @@ class StreamedModel:
         timeline: what happened when.
     """
 
-    def __init__(self, built: BuiltModel, *, baseline_bytes: int) -> None:
+    def __init__(
+        self, built: BuiltModel, *, baseline_bytes: int, limits: ForwardLimits | None = None
+    ) -> None:
         """Take over a built model; users call `load`.
 
         Args:
             built: the model and what moves its weights.
             baseline_bytes: this process's resident memory before the model was built.
+            limits: what its forwards may take; None lets each one pass.
         """
         self.plan, self.profile, self.timeline = built.plan, built.profile, built.timeline
         self._reader, self._prefetcher = built.reader, built.prefetcher
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
+        watch = WorkloadWatch(limits)
         self._controls = tuple(
-            ReplicaControl(parts, baseline_bytes=baseline_bytes) for parts in built.replicas
+            ReplicaControl(parts, baseline_bytes=baseline_bytes, watch=watch) for parts in built.replicas
         )
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
