@@ -209,9 +209,9 @@ def held_tokens(cache: Any, new_tokens: int) -> int | None:
     """
     if type(cache) not in (DynamicCache, StaticCache) or cache.offloading:
         return None
-    lengths = [layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer)]
-    if lengths:
-        return int(max(lengths))
+    if type(cache) is StaticCache:
+        lengths = (layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
+        return max(lengths, default=new_tokens)
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer):
             return layer.get_seq_length() + new_tokens

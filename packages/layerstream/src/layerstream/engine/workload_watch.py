@@ -1,8 +1,8 @@
 """Watch that forwards keep within the workload that the plan reserves memory for.
 
-Reads the size of a forward or a `generate()` from its arguments; `planning.forward_limits` decides what follows.
-It knows nothing of units or sweeps. Tasks that share sweeps are never warned about: whoever runs tasks plans
-what they take together. One that is too large for the budget by itself is refused.
+Reads the size of a forward or a `generate()` from its arguments; `planning.forward_limits` judges it. It
+knows nothing of units or sweeps. There is no warning about tasks that share sweeps: whoever runs tasks plans
+what they take together. A task's forward that is too large for the budget by itself is refused.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class WorkloadWatch:
 class ForwardSizes:
     """Finds how large each forward of one replica is, and lets a `WorkloadWatch` check it.
 
-    The model's own forward is checked by its gate. Submodules that are models themselves, such as the backbone,
-    may be called on their own; a hook checks them. `generate()` is checked as a whole when it starts.
+    The gate checks the model's own forward. Submodules that are models themselves, such as the backbone, may
+    be called on their own; a hook checks them. `generate()` is checked as a whole when it starts.
     """
 
     def __init__(self, model: PreTrainedModel, group: SweepGroup, watch: WorkloadWatch) -> None:
@@ -110,16 +110,17 @@ class ForwardSizes:
         beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         caches = [value for value in model_kwargs.values() if isinstance(value, Cache)]
         tokens = self._prompt_tokens(generation_config, model_kwargs, max_cache_length)
-        held: int | None = max_cache_length
+        # the ledger counts the last token too, which is never cached
+        held = max_cache_length + 1
         if generation_config.use_cache is False:
             # without a cache, the last forward computes the whole text
             tokens, held = max_cache_length, 0
         elif caches:
-            tokens -= min(tokens - 1, compat.held_tokens(caches[0], 0) or 0)
-            held = None if compat.held_tokens(caches[0], 0) is None else max_cache_length
-        elif generation_config.cache_implementation not in (None, "dynamic", "static", "hybrid"):
-            held = None
-        size = ForwardSize(rows=batch_size * beams, tokens=tokens, cached_tokens=held or 0)
+            past = compat.held_tokens(caches[0], 0)
+            tokens, held = max(1, tokens - (past or 0)), 0 if past is None else max(held, past)
+        elif generation_config.cache_implementation not in (None, "dynamic", "static"):
+            held = 0
+        size = ForwardSize(rows=batch_size * beams, tokens=tokens, cached_tokens=held)
         self._check(size, "this generate()")
 
     def _prompt_tokens(self, config: Any, model_kwargs: dict[str, Any], max_cache_length: int) -> int:
@@ -187,26 +188,25 @@ class _ArgumentReader:
 
 
 def _exceeded(limits: ForwardLimits, size: ForwardSize, what: str) -> WorkloadExceededError:
-    needed_bytes = limits.needed_bytes(size)
+    needed_bytes, workload = limits.needed_bytes(size), limits.workload
     return WorkloadExceededError(
-        f"{what} of {_size_text(size)} takes {format_bytes(needed_bytes)}, weights included, but the budget is "
-        f"{format_bytes(limits.limit_bytes)}; {_planned_text(limits)}. Nothing was computed. Load the model with "
-        f"{_load_text(limits, size)}, which keeps fewer weights in memory, give it a larger budget, or run fewer "
-        f"or shorter rows at a time{_logits_text(size)}",
+        f"{what} of {_size_text(size)} takes {_bytes_text(needed_bytes)}, weights included, but the budget "
+        f"is {_bytes_text(limits.limit_bytes)}: nothing was computed. {_planned_text(limits)}. "
+        f"Load the model with {_load_text(limits, size)}, which keeps fewer weights in memory, "
+        f"give a larger budget, or run fewer or shorter rows at a time{_logits_text(size)}",
         needed_bytes=needed_bytes,
         budget_bytes=limits.limit_bytes,
         asked=_sizes(size.rows, size.tokens, max(size.tokens, size.cached_tokens)),
-        planned=_sizes(
-            limits.workload.batch_size, limits.workload.prompt_tokens, limits.workload.context_tokens
-        ),
+        planned=_sizes(workload.batch_size, workload.prompt_tokens, workload.context_tokens),
     )
 
 
 def _warning(limits: ForwardLimits, size: ForwardSize, what: str) -> str:
     return (
-        f"{what} of {_size_text(size)} takes {format_bytes(limits.needed_bytes(size))}, weights included, more "
-        f"than planned: {_planned_text(limits)}. It fits in {format_bytes(limits.limit_bytes)}; to have its "
-        f"memory reserved, load the model with {_load_text(limits, size)}. This warning comes once"
+        f"{what} of {_size_text(size)} takes {_bytes_text(limits.needed_bytes(size))}, weights included: "
+        f"more than planned, but within the limit of {format_bytes(limits.limit_bytes)}. "
+        f"{_planned_text(limits)}. To reserve its memory, load the model with {_load_text(limits, size)}. "
+        "This warning comes once"
     )
 
 
@@ -221,12 +221,16 @@ def _sizes(batch_size: int, prompt_tokens: int, context_tokens: int) -> dict[str
 def _size_text(size: ForwardSize) -> str:
     rows = "1 row" if size.rows == 1 else f"{size.rows} rows"
     tokens = "1 token" if size.tokens == 1 else f"{size.tokens} tokens"
-    cached = f" and {size.cached_tokens} tokens in the cache" if size.cached_tokens > size.tokens else ""
+    cached = f", {size.cached_tokens} in the cache," if size.cached_tokens > size.tokens else ""
     return f"{rows} of {tokens}{cached}"
 
 
+def _bytes_text(num_bytes: int) -> str:
+    return f"{format_bytes(num_bytes)} ({num_bytes} bytes)"
+
+
 def _planned_text(limits: ForwardLimits) -> str:
-    return f"{format_bytes(limits.planned_bytes)} are planned for {_workload_text(limits.workload)}"
+    return f"The plan takes {_bytes_text(limits.planned_bytes)} for {_workload_text(limits.workload)}"
 
 
 def _load_text(limits: ForwardLimits, size: ForwardSize) -> str:

@@ -1,4 +1,4 @@
-"""Decide whether one forward keeps within the workload that a plan reserves memory for, and else within the budget.
+"""Decide whether a forward keeps within the workload that a plan reserves memory for, or within the budget.
 
 A forward is its rows, its tokens and the tokens in its cache. One with a larger prompt or batch than planned
 may still take no more activations and no more cache, as one long prompt under a plan for many short ones: it
@@ -101,7 +101,7 @@ class ForwardLimits:
         return self.fixed_bytes + self.replicas * peak
 
     def fitting_workload(self, size: ForwardSize) -> Workload:
-        """Return the workload to load the model with, so that memory is reserved for forwards of this size."""
+        """Return the workload to load the model with, so that memory is reserved for such forwards."""
         planned = self.workload
         prompt = max(planned.prompt_tokens, size.tokens)
         return Workload(

@@ -41,7 +41,7 @@ def activation_bytes(activation: ActivationProfile, workload: Workload) -> int:
 
 
 def forward_activation_bytes(activation: ActivationProfile, *, rows: int, tokens: int, context: int) -> int:
-    """Return the bytes of activations at the peak of one forward: each new token attends to `context` tokens."""
+    """Return the bytes of activations at the peak of a forward whose tokens attend to `context` tokens."""
     linear = activation.bytes_per_token * rows * tokens
     squared = activation.bytes_per_token_squared * rows * tokens * context
     return math.ceil(activation.fixed_bytes + linear + squared)
