@@ -202,9 +202,12 @@ def _exceeded(limits: ForwardLimits, size: ForwardSize, what: str) -> WorkloadEx
 
 
 def _warning(limits: ForwardLimits, size: ForwardSize, what: str) -> str:
+    held_bytes, working_bytes = limits.held_bytes(size), limits.working_bytes(size)
     return (
-        f"{what} of {_size_text(size)} takes {_bytes_text(limits.needed_bytes(size))}, weights included: "
-        f"more than planned, but within the limit of {format_bytes(limits.limit_bytes)}. "
+        f"{what} of {_size_text(size)} is larger than planned: {format_bytes(held_bytes)} of cache and "
+        f"{format_bytes(working_bytes)} of activations, where {format_bytes(limits.cache_bytes)} and "
+        f"{format_bytes(limits.activation_bytes)} are reserved. With the weights it takes "
+        f"{_bytes_text(limits.needed_bytes(size))}, within the limit of {format_bytes(limits.limit_bytes)}. "
         f"{_planned_text(limits)}. To reserve its memory, load the model with {_load_text(limits, size)}. "
         "This warning comes once"
     )

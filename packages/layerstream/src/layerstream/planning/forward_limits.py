@@ -55,8 +55,8 @@ class ForwardLimits:
         limit_bytes: the most that a forward may take, weights included.
         fixed_bytes: what weights, slots and buffers take.
         replicas: how many replicas run on one device at the same time.
-        cache_bytes: the cache that the plan reserves for each replica.
-        activation_bytes: the activations that it reserves.
+        cache_bytes: what the plan reserves for the cache of each replica.
+        activation_bytes: what it reserves for the activations of each replica.
         activation: how memory grows with tokens.
         row_bytes: one position of the residual stream.
         logits_bytes: the logits of one position.
@@ -82,22 +82,22 @@ class ForwardLimits:
             and size.cached_tokens <= workload.context_tokens
         ):
             return Verdict.PLANNED
-        if (
-            self._cache_bytes(size) <= self.cache_bytes
-            and self._activation_bytes(size) <= self.activation_bytes
-        ):
+        cache, activations = self.held_bytes(size), self.working_bytes(size)
+        # without a cache, its memory is free for the text that every forward computes anew
+        free = 0 if size.cached_tokens else self.cache_bytes
+        if cache <= self.cache_bytes and activations <= self.activation_bytes + free:
             return Verdict.PLANNED
         fits = self.needed_bytes(size) <= self.limit_bytes
         return Verdict.BEYOND_WORKLOAD if fits else Verdict.BEYOND_BUDGET
 
     def needed_bytes(self, size: ForwardSize) -> int:
         """Return what a forward takes on a device when every replica there runs it, weights included."""
-        cache = self._cache_bytes(size)
+        cache = self.held_bytes(size)
         growth = math.ceil(self.activation.cache_layer_share * cache)
         # the logits are made when the last block's activations are gone
         positions = size.rows * size.tokens
         at_head = positions * self.row_bytes + size.rows * size.logit_rows * self.logits_bytes
-        peak = cache + max(growth + self._activation_bytes(size), at_head)
+        peak = cache + max(growth + self.working_bytes(size), at_head)
         return self.fixed_bytes + self.replicas * peak
 
     def fitting_workload(self, size: ForwardSize) -> Workload:
@@ -111,13 +111,15 @@ class ForwardLimits:
             prefill_chunk_tokens=planned.prefill_chunk_tokens,
         )
 
-    def _cache_bytes(self, size: ForwardSize) -> int:
+    def held_bytes(self, size: ForwardSize) -> int:
+        """Return what the forward's cache takes."""
         if not size.cached_tokens:
             return 0
         held = Workload(batch_size=size.rows, prompt_tokens=size.cached_tokens, new_tokens=0)
         return cache_bytes(self.activation, held)
 
-    def _activation_bytes(self, size: ForwardSize) -> int:
+    def working_bytes(self, size: ForwardSize) -> int:
+        """Return what the forward's activations take at their peak."""
         context = max(size.tokens, size.cached_tokens)
         return forward_activation_bytes(self.activation, rows=size.rows, tokens=size.tokens, context=context)
 

@@ -1,4 +1,4 @@
-"""Whether a forward is as planned, beyond the workload or beyond the budget, as a table of sizes and bytes."""
+"""Whether a forward is as planned, beyond the workload or beyond the budget, as a table of sizes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def limits_with(room_bytes: int, workload: Workload = WORKLOAD, *, devices: int 
         (5, 100, 100, 4 * GIB, WORKLOAD_EXCEEDED),
         (5, 1, 150, 4 * GIB, WORKLOAD_EXCEEDED),
         (4, 1, 151, 4 * GIB, WORKLOAD_EXCEEDED),
-        (4, 1, 151, 0, PLANNED),
+        (4, 1, 151, 0, WORKLOAD_EXCEEDED),
+        # without a cache, a text may be as long as prompt and answer
+        (4, 120, 0, 0, PLANNED),
+        (4, 400, 0, 4 * GIB, WORKLOAD_EXCEEDED),
         (4, 5000, 5000, 0, BUDGET_EXCEEDED),
         (40, 100, 100, 0, BUDGET_EXCEEDED),
         (4, 1, 5000, 0, BUDGET_EXCEEDED),
