@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -66,9 +67,10 @@ class StreamedModel:
         self.plan, self.profile, self.timeline = built.plan, built.profile, built.timeline
         self._reader, self._prefetcher = built.reader, built.prefetcher
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
-        watch = WorkloadWatch(limits)
+        self._watch = WorkloadWatch(limits)
         self._controls = tuple(
-            ReplicaControl(parts, baseline_bytes=baseline_bytes, watch=watch) for parts in built.replicas
+            ReplicaControl(parts, baseline_bytes=baseline_bytes, watch=self._watch)
+            for parts in built.replicas
         )
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
@@ -139,6 +141,14 @@ class StreamedModel:
         for index, control in enumerate(self._controls):
             if index != failed:
                 control.stop(error)
+
+    def beyond_plan(self) -> AbstractContextManager[None]:
+        """Return a context in which forwards may exceed the planned workload, and the budget, without a word.
+
+        Outside it, what exceeds the workload warns once, and what cannot fit the budget raises
+        `WorkloadExceededError`.
+        """
+        return self._watch.lifted()
 
     @property
     def is_closed(self) -> bool:

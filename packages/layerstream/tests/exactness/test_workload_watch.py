@@ -210,6 +210,16 @@ def test_a_task_that_cannot_fit_the_budget_has_the_error_and_the_others_finish(t
     assert isinstance(too_long.error, ls.WorkloadExceededError)
 
 
+def test_a_use_may_exceed_plan_and_budget_knowingly(tiny_llama_dir: Path) -> None:
+    use = generate(rows=2, tokens=40)
+    expected = use(reference(tiny_llama_dir))
+    with load_exactly(tiny_llama_dir) as streamed:
+        with streamed.beyond_plan():
+            assert_same({"output": expected}, {"output": use(streamed.model)}, "beyond the plan")
+        with pytest.raises(ls.WorkloadExceededError):
+            use(streamed.model)
+
+
 def test_close_takes_the_watch_off_the_model(tiny_llama_dir: Path) -> None:
     with load(tiny_llama_dir) as streamed:
         model = streamed.model

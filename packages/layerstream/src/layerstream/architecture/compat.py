@@ -214,7 +214,7 @@ def held_tokens(cache: Any, new_tokens: int) -> int | None:
         return max(lengths, default=new_tokens)
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer):
-            return layer.get_seq_length() + new_tokens
+            return int(layer.get_seq_length()) + new_tokens
         if isinstance(layer, CacheLayerMixin):
             return None
     return new_tokens

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,19 @@ class WorkloadWatch:
         """Watch over `limits`; None lets everything pass."""
         self._limits = limits
         self._has_warned = False
+        self._num_lifted = 0
         self._lock = threading.Lock()
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Let everything pass meanwhile."""
+        with self._lock:
+            self._num_lifted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_lifted -= 1
 
     def check(self, size: ForwardSize, *, is_task: bool, what: str) -> None:
         """Warn or raise if a forward is larger than planned.
@@ -49,7 +62,7 @@ class WorkloadWatch:
             WorkloadExceededError: it cannot fit the budget.
         """
         limits = self._limits
-        if limits is None:
+        if limits is None or self._num_lifted:
             return
         verdict = limits.judge(size)
         if verdict is Verdict.BEYOND_BUDGET:
@@ -126,10 +139,9 @@ class ForwardSizes:
     def _prompt_tokens(self, config: Any, model_kwargs: dict[str, Any], max_cache_length: int) -> int:
         """Return the tokens of the longest forward: the prompt's, or one piece of a prompt that is cut."""
         mask = model_kwargs.get("attention_mask")
+        tokens: int = 1 if mask is None else mask.shape[-1]
         if config.max_new_tokens is not None:
             tokens = max_cache_length + 1 - config.max_new_tokens
-        else:
-            tokens = 1 if mask is None else mask.shape[-1]
         return max(1, min(tokens, config.prefill_chunk_size or tokens))
 
     def _check(self, size: ForwardSize | None, what: str) -> None:
@@ -152,7 +164,7 @@ class _ArgumentReader:
         argument = partial(self._argument, args, kwargs)
         inputs = argument("input_ids")
         inputs = argument("inputs_embeds") if inputs is None else inputs
-        shape = getattr(inputs, "shape", ())
+        shape: tuple[int, ...] = getattr(inputs, "shape", ())
         if len(shape) < 2:
             return None
         rows, tokens = shape[0], shape[1]
