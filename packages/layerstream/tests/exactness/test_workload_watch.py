@@ -206,8 +206,10 @@ def test_a_task_that_cannot_fit_the_budget_has_the_error_and_the_others_finish(t
     ]
     with load_exactly(tiny_llama_dir) as streamed:
         fits, too_long = ls.generate_many(streamed, requests, packed=False)
+        (regardless,) = ls.generate_many(streamed, requests[1:], max_rows=1)
     assert fits.error is None
     assert isinstance(too_long.error, ls.WorkloadExceededError)
+    assert regardless.error is None
 
 
 def test_a_use_may_exceed_plan_and_budget_knowingly(tiny_llama_dir: Path) -> None:
