@@ -85,7 +85,7 @@ class ForwardSizes:
 
     def __init__(self, model: PreTrainedModel, group: SweepGroup, watch: WorkloadWatch) -> None:
         """Attach to `model`; the caller calls `check_forward`."""
-        self._model, self._group, self._watch = model, group, watch
+        self._group, self._watch = group, watch
         self._reader = _ArgumentReader(model)
         self._undo = [compat.before_generation(model, self._check_generation)]
         for module in model.modules():
