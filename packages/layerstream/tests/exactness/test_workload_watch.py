@@ -36,7 +36,7 @@ def load_exactly(path: Path, workload: ls.Workload = WORKLOAD) -> ls.StreamedMod
 Use = Callable[[PreTrainedModel], torch.Tensor]
 
 
-def generate(rows: int = 1, tokens: int = 8, new_tokens: int = 4, **settings: Any) -> Use:
+def generate(rows: int = 1, tokens: int = 8, new_tokens: int | None = 4, **settings: Any) -> Use:
     def use(model: PreTrainedModel) -> torch.Tensor:
         output: torch.Tensor = model.generate(
             ids(rows, tokens), max_new_tokens=new_tokens, **{**NO_END, **settings}
