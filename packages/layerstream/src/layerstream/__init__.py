@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnsupportedFormatError,
         UnsupportedModelError,
         UnsupportedOptionError,
+        WorkloadExceededError,
     )
     from .loading import load, plan, profile_model
     from .machine import probe_machine
@@ -100,6 +101,7 @@ _EXPORTS = {
         "UnsupportedFormatError",
         "UnsupportedModelError",
         "UnsupportedOptionError",
+        "WorkloadExceededError",
     ),
     ".loading": ("load", "plan", "profile_model"),
     ".machine": ("probe_machine",),
@@ -189,6 +191,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedOptionError",
     "Workload",
+    "WorkloadExceededError",
     "bytes_by_precision",
     "default_model_path",
     "fingerprint_model",

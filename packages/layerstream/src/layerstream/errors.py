@@ -7,6 +7,7 @@ prose. Errors survive pickling.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -116,6 +117,35 @@ class UnsupportedOptionError(PlanError, TypeError):
         """Store the message and `names`."""
         super().__init__(message)
         self.names = names
+
+
+class WorkloadExceededError(PlanError, MemoryError):
+    """A forward or a `generate()` is larger than planned and does not fit the budget. Nothing was computed.
+
+    Both sizes have the keys `batch_size`, `prompt_tokens` and `context_tokens`.
+
+    Attributes:
+        needed_bytes: what it would take, weights included.
+        budget_bytes: what it may take.
+        asked: its size.
+        planned: the size that the model was loaded for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int,
+        budget_bytes: int,
+        asked: Mapping[str, int],
+        planned: Mapping[str, int],
+    ) -> None:
+        """Store the message, the numbers and the sizes."""
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        self.asked = dict(asked)
+        self.planned = dict(planned)
 
 
 class StreamError(LayerstreamError):

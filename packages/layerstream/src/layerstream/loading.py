@@ -19,6 +19,8 @@ from .engine.build import build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
+from .planning.forward_limits import forward_limits
+from .planning.placement import device_limit_bytes
 from .simulation import dtype_name, list_machines, plan_profile
 from .spec.keywords import refuse_keywords
 from .spec.options import LoadOptions, MemoryBudget, Workload
@@ -260,10 +262,17 @@ def load_with(
     baseline_bytes = psutil.Process().memory_info().rss
     runtimes = _resolve_runtimes(options, runtime)
     spec = inspect_model(model, options, on_host=runtimes[0].is_host)
-    placement = plan_profile(spec.profile, options, _machines_of(runtimes, spec))
+    machines = _machines_of(runtimes, spec)
+    placement = plan_profile(spec.profile, options, machines)
     if runtimes[0].is_host and not placement.is_resident:
         trim_malloc()
-    return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes)
+    limits = forward_limits(
+        placement,
+        spec.profile,
+        options.workload or Workload(),
+        device_limit_bytes(placement, options.memory_budget, machines),
+    )
+    return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes, limits=limits)
 
 
 def _machines_of(runtimes: Sequence[DeviceRuntime], spec: ModelSpec) -> list[Machine]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -19,7 +20,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
 from .engine.run_parallel import run_in_parallel
+from .engine.workload_watch import WorkloadWatch
 from .errors import StreamClosedError, StreamError
+from .planning.forward_limits import ForwardLimits
 from .spec.plans import Residency
 from .spec.report import StreamReport
 from .spec.timeline import Activity
@@ -59,19 +62,24 @@ class StreamedModel:
         timeline: what happened when.
     """
 
-    def __init__(self, built: BuiltModel, *, baseline_bytes: int) -> None:
+    def __init__(
+        self, built: BuiltModel, *, baseline_bytes: int, limits: ForwardLimits | None = None
+    ) -> None:
         """Take over a built model; users call `load`.
 
         Args:
             built: the model and what moves its weights.
             baseline_bytes: this process's resident memory before the model was built.
+            limits: what its forwards may take; None lets each one pass.
         """
         self.options, self.plan, self.profile = built.options, built.plan, built.profile
         self.timeline = built.timeline
         self._reader, self._prefetcher = built.reader, built.prefetcher
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
+        self._watch = WorkloadWatch(limits)
         self._controls = tuple(
-            ReplicaControl(parts, baseline_bytes=baseline_bytes) for parts in built.replicas
+            ReplicaControl(parts, baseline_bytes=baseline_bytes, watch=self._watch)
+            for parts in built.replicas
         )
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
@@ -180,6 +188,14 @@ class StreamedModel:
         for index, control in enumerate(self._controls):
             if index != failed:
                 control.stop(error)
+
+    def beyond_plan(self) -> AbstractContextManager[None]:
+        """Return a context in which forwards may exceed the planned workload, and the budget, without a word.
+
+        Outside it, what exceeds the workload warns once, and what cannot fit the budget raises
+        `WorkloadExceededError`.
+        """
+        return self._watch.lifted()
 
     @property
     def is_closed(self) -> bool:

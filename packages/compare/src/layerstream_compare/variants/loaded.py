@@ -6,7 +6,7 @@ Runs in the worker. It does not know what is measured.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Loaded:
         release: frees everything the variant holds.
         extra_held_bytes: memory for weights that no module of the model refers to (a streamed model's slots).
         extra_device_held_bytes: part of `extra_held_bytes` on an accelerator.
+        beyond_plan: returns a context in which the model may run longer texts than it was planned for.
         timeline: reports what a streamed model moves and waits for; None for other variants.
     """
 
@@ -53,6 +54,7 @@ class Loaded:
     release: Callable[[], None] = field(default=lambda: None)
     extra_held_bytes: int = 0
     extra_device_held_bytes: int = 0
+    beyond_plan: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
     timeline: LiveTimeline | None = None
 
     def facts(self) -> dict[str, Any]:

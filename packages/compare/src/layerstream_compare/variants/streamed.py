@@ -22,9 +22,8 @@ def load(case: Case) -> Loaded:
     """Load the case's model with layerstream, within its budget, planned for its prompt and answer."""
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     prompt_tokens = build_prompt(tokenizer, case).num_tokens
-    streamed = open_streamed(
-        case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=case.max_new_tokens
-    )
+    new_tokens = max(case.max_new_tokens, case.warmup_tokens)
+    streamed = open_streamed(case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     slots, host = _held_outside_modules(streamed.plan)
     return Loaded(
         case=case,
@@ -34,6 +33,7 @@ def load(case: Case) -> Loaded:
         release=streamed.close,
         extra_held_bytes=slots + host,
         extra_device_held_bytes=0 if streamed.model.device.type == "cpu" else slots,
+        beyond_plan=streamed.beyond_plan,
         timeline=LiveTimeline(streamed),
     )
 

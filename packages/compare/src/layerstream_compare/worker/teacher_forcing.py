@@ -153,11 +153,14 @@ def _measure(
         )
     answer = [int(token) for token in output[0, prompt.num_tokens :]]
     prefix = [int(token) for token in prompt.token_ids[0]]
-    on_answer, margins = compare_on("answer", prefix, answer, reference, loaded)
+    # these texts are not part of what the measured budget was planned for
+    with loaded.beyond_plan():
+        on_answer, margins = compare_on("answer", prefix, answer, reference, loaded)
     facts = {"reference": description, "reference_token_ids": answer, "reference_margins": margins}
     if not case.prose:
         return (on_answer,), facts
-    on_prose, _ = compare_on("prose", prose[:1], prose[1:], reference, loaded)
+    with loaded.beyond_plan():
+        on_prose, _ = compare_on("prose", prose[:1], prose[1:], reference, loaded)
     return (on_answer, on_prose), facts
 
 

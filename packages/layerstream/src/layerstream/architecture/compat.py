@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StaticCache,
+)
 from transformers import initialization as init
 
 # 5.x: cache layers. A cache layer of our own derives from the mixin and wraps a dynamic layer.
 from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 # 5.x: the operations that fuse experts; layerstream recognises them and reads each expert straight into its
@@ -216,6 +223,56 @@ def is_plain_cache_layer(layer: Any) -> bool:
 def is_placeholder(layer: Any) -> bool:
     """Return whether a cache layer stands for a layer of the model that has no cache of its own."""
     return DummyLayer is not None and type(layer) is DummyLayer
+
+
+def held_tokens(cache: Any, new_tokens: int) -> int | None:
+    """Return the tokens of each sequence that a cache holds on the device after `new_tokens` more.
+
+    A cache of fixed size holds all it can from the start. Nothing is copied from the device to find out.
+
+    Returns:
+        The tokens; None for a cache whose memory is elsewhere or not as the profile has it: offloaded,
+        quantized, paged, of one model alone, or one of layerstream's own.
+    """
+    if type(cache) not in (DynamicCache, StaticCache) or cache.offloading:
+        return None
+    if type(cache) is StaticCache:
+        lengths = (layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
+        return max(lengths, default=new_tokens)
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            return int(layer.get_seq_length()) + new_tokens
+        if isinstance(layer, CacheLayerMixin):
+            return None
+    return new_tokens
+
+
+def before_generation(model: PreTrainedModel, call: Callable[..., object]) -> Callable[[], None]:
+    """Call `call` in every `generate()` when its lengths are known and nothing has been computed.
+
+    5.20 to 5.24: `generate()` then prepares its cache, with the arguments `generation_config`,
+    `model_kwargs`, `batch_size` (of the prompts) and `max_cache_length`.
+
+    Args:
+        model: the model; only this instance is changed.
+        call: called with these arguments by keyword.
+
+    Returns:
+        Undoes it.
+    """
+    name = "_prepare_cache_for_generation"
+    prepare = getattr(model, name)
+    signature = inspect.signature(prepare)
+    needed = ("generation_config", "model_kwargs", "batch_size", "max_cache_length")
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        if all(key in given for key in needed):
+            call(**{key: given[key] for key in needed})
+        return prepare(*args, **kwargs)
+
+    model.__dict__[name] = watched
+    return lambda: model.__dict__.pop(name, None)
 
 
 # State that transformers keeps outside the cache; generate() calls that interleave each need their own copy.

@@ -33,9 +33,23 @@ class ForwardGate:
     """
 
     def __init__(
-        self, model: nn.Module, group: SweepGroup, *, on_start: Callable[[], None], on_end: Callable[[], None]
+        self,
+        model: nn.Module,
+        group: SweepGroup,
+        *,
+        check: Callable[[tuple[Any, ...], dict[str, Any]], object],
+        on_start: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
-        """Wrap the forward of `model`; `on_start` and `on_end` are called around each passage."""
+        """Wrap the forward of `model`.
+
+        Args:
+            model: the model.
+            group: lets tasks share its sweeps.
+            check: called with a forward's arguments before it may pass; may refuse it by raising.
+            on_start: called when a passage begins.
+            on_end: called when it ends.
+        """
         self.elapsed_s = 0.0
         self.is_closed = False
         self.group = group
@@ -48,6 +62,7 @@ class ForwardGate:
 
         @wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
+            check(args, kwargs)
             with self._together() if group.is_task_thread() else self._alone():
                 return original(*args, **kwargs)
 

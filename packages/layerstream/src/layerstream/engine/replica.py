@@ -17,6 +17,7 @@ from .forward_gate import ForwardGate
 from .model_patches import ModelPatches
 from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
+from .workload_watch import ForwardSizes, WorkloadWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,19 @@ class ReplicaControl:
         peak: the memory it took.
     """
 
-    def __init__(self, parts: ReplicaParts, *, baseline_bytes: int) -> None:
-        """Put the gate and the patches on the model of `parts`."""
+    def __init__(self, parts: ReplicaParts, *, baseline_bytes: int, watch: WorkloadWatch) -> None:
+        """Put the gate and the patches on the model of `parts`, whose forwards `watch` follows."""
         model, device = parts.model, parts.runtime.device
         self.replica = Replica(index=parts.index, device=device, model=model, group=parts.group)
-        self.gate = ForwardGate(model, parts.group, on_start=self._before_forward, on_end=self._after_forward)
+        sizes = ForwardSizes(model, parts.group, watch)
+        parts.undo.append(sizes.detach)
+        self.gate = ForwardGate(
+            model,
+            parts.group,
+            check=sizes.check_forward,
+            on_start=self._before_forward,
+            on_end=self._after_forward,
+        )
         parts.group.around = self.gate.hold
         self.peak = PeakMemory(parts.runtime, baseline_bytes)
         self._parts = parts

@@ -37,9 +37,14 @@ def cache_growth_bytes(activation: ActivationProfile, workload: Workload) -> int
 def activation_bytes(activation: ActivationProfile, workload: Workload) -> int:
     """Return the bytes of activations at the peak of the prefill, the forward with the most tokens."""
     prompt = workload.prompt_tokens
-    tokens = workload.batch_size * prompt
-    linear = activation.bytes_per_token * tokens
-    return math.ceil(activation.fixed_bytes + linear + activation.bytes_per_token_squared * tokens * prompt)
+    return forward_activation_bytes(activation, rows=workload.batch_size, tokens=prompt, context=prompt)
+
+
+def forward_activation_bytes(activation: ActivationProfile, *, rows: int, tokens: int, context: int) -> int:
+    """Return the bytes of activations at the peak of a forward whose tokens attend to `context` tokens."""
+    linear = activation.bytes_per_token * rows * tokens
+    squared = activation.bytes_per_token_squared * rows * tokens * context
+    return math.ceil(activation.fixed_bytes + linear + squared)
 
 
 def weight_copies(machine: Machine, replicas_per_device: int) -> int:

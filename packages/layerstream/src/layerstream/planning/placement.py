@@ -75,6 +75,28 @@ def plan_placement(
     return _as_plan(problem, group.names, arrangement, ledger, cost)
 
 
+def device_limit_bytes(plan: PlacementPlan, budget: MemoryBudget, machines: Sequence[Machine]) -> int:
+    """Return what forwards beyond the planned workload may take on each device, weights included.
+
+    That is the budget. Only `"min"` names no limit of its own: it asks for the least that the workload takes,
+    and what a larger forward takes in addition may come from what is free.
+
+    Args:
+        plan: the plan for `budget`.
+        budget: what the user asked for.
+        machines: the devices of the plan.
+    """
+    planned_bytes = plan.ledger.device_budget_bytes
+    if budget.device != "min":
+        return planned_bytes
+    return max(planned_bytes, _auto_device_bytes(group_devices(machines).machine))
+
+
+def _auto_device_bytes(machine: Machine) -> int:
+    share = AUTO_CPU_SHARE if machine.device_is_host else 1.0
+    return int(machine.device_memory_bytes * share)
+
+
 def _as_plan(
     problem: PlanningProblem,
     devices: tuple[str, ...],
@@ -136,8 +158,7 @@ def _within_device_budget(
     if budget.device == "min":
         budget_bytes = needed
     elif budget.device == "auto":
-        share = AUTO_CPU_SHARE if machine.device_is_host else 1.0
-        budget_bytes = int(machine.device_memory_bytes * share)
+        budget_bytes = _auto_device_bytes(machine)
     else:
         budget_bytes = parse_size(budget.device)
     if needed > budget_bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
@@ -72,14 +73,26 @@ class ResultCollector(Generic[Result]):
         return [self._results[index] for index in sorted(self._results)]
 
 
-def run_tasks(streamed: StreamedModel, batches: Callable[[Replica], Iterable[TaskBatch]]) -> None:
-    """Run each replica's batches one after another, and all replicas at the same time."""
+def run_tasks(
+    streamed: StreamedModel,
+    batches: Callable[[Replica], Iterable[TaskBatch]],
+    *,
+    is_regardless_of_memory: bool = False,
+) -> None:
+    """Run each replica's batches one after another, and all replicas at the same time.
+
+    Args:
+        streamed: an open model.
+        batches: called with each replica; yields its batches.
+        is_regardless_of_memory: a task that cannot fit the budget runs all the same.
+    """
 
     def work(replica: Replica) -> None:
         for batch in batches(replica):
             replica.group.run(batch.tasks, capacity=batch.capacity, on_result=batch.on_task)
 
-    streamed.run_on_devices(work)
+    with streamed.beyond_plan() if is_regardless_of_memory else nullcontext():
+        streamed.run_on_devices(work)
 
 
 def split_among_devices(

@@ -51,6 +51,25 @@ def test_run_streams_the_resident_models_text_and_nothing_else_to_stdout(
     assert "waiting" in err
 
 
+def test_an_answer_that_cannot_fit_the_budget_is_one_line_and_status_2(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = layerstream.Workload(prompt_tokens=2, new_tokens=1)
+    needed_bytes = layerstream.plan(
+        tiny_llama_dir, budget="min", device="cpu", workload=workload
+    ).ledger.device_bytes
+    monkeypatch.setattr(
+        "layerstream.cli.backend.load_with",
+        lambda model, _: layerstream.load(model, budget=needed_bytes, device="cpu", workload=workload),
+        raising=False,
+    )
+    out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello " * 20, "-n", 60, "--quiet", status=2)
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: this generate() of 1 row of 120 tokens")
+    assert "prompt_tokens=120, new_tokens=60" in line
+
+
 def test_run_quiet_prints_only_the_answer(
     tiny_llama_dir: Path, expected_text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,9 +55,9 @@ def generate_many(
 
     How many run at once depends on the memory that the plan leaves after the weights: reserve it in `load`
     with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
-    of that memory runs alone, as in `generate()`. With several devices, each one gets a share of the
-    requests. Requests that sample run on the first device, because all threads share torch's random
-    generator.
+    of that memory runs alone; one that cannot fit the budget even so has a `WorkloadExceededError`, as
+    `generate()` would raise. With several devices, each one gets a share of the requests. Requests that
+    sample run on the first device, because all threads share torch's random generator.
 
     Args:
         streamed: an open model.
@@ -109,7 +109,11 @@ def generate_many(
         )
         for replica, share, plan in zip(streamed.replicas, shares, plans, strict=True)
     ]
-    run_tasks(streamed, lambda replica: runs[replica.index].batches())
+    run_tasks(
+        streamed,
+        lambda replica: runs[replica.index].batches(),
+        is_regardless_of_memory=max_rows is not None,
+    )
     return collector.in_order()
 
 

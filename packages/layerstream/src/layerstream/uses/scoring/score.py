@@ -106,7 +106,11 @@ def score(
         for last_positions in all_last_positions:
             attached.enter_context(last_positions.attached())
         attached.callback(streamed.timeline.subscribe(counter.observe))
-        run_tasks(streamed, lambda replica: runs[replica.index].batches())
+        run_tasks(
+            streamed,
+            lambda replica: runs[replica.index].batches(),
+            is_regardless_of_memory=max_rows is not None,
+        )
     return collector.in_order()
 
 
