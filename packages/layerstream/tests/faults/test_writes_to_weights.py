@@ -169,6 +169,13 @@ class TestWhatWorks:
         assert streamed.report().bytes_read == bytes_read
         copied.mlp.up_proj.weight.data.zero_()
 
+    def test_a_copy_of_the_backbone_is_resident_and_equal(
+        self, model: PreTrainedModel, plain: PreTrainedModel
+    ) -> None:
+        copied = copy.deepcopy(model.model)
+        with torch.no_grad():
+            assert torch.equal(copied(IDS).last_hidden_state, plain.model(IDS).last_hidden_state)
+
     def test_tying_and_initializing_again_change_nothing(self, model: PreTrainedModel) -> None:
         model.tie_weights()
         model.init_weights()

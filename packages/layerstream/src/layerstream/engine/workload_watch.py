@@ -23,6 +23,7 @@ from ..errors import WorkloadExceededError
 from ..planning.forward_limits import ForwardLimits, ForwardSize, Verdict
 from ..spec.options import Workload
 from ..spec.sizes import format_bytes
+from ..streaming.binding import as_streaming_hook
 from ..streaming.sweep_group import SweepGroup
 
 
@@ -90,8 +91,8 @@ class ForwardSizes:
         self._undo = [compat.before_generation(model, self._check_generation)]
         for module in model.modules():
             if isinstance(module, PreTrainedModel) and module is not model:
-                check = partial(self._check_submodule, _ArgumentReader(module))
-                self._undo.append(module.register_forward_pre_hook(check, with_kwargs=True).remove)
+                hook = as_streaming_hook(self._submodule_hook(_ArgumentReader(module)))
+                self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def detach(self) -> None:
         """Remove everything from the model."""
@@ -107,10 +108,11 @@ class ForwardSizes:
         """
         self._check(self._reader.size(args, kwargs), "a forward")
 
-    def _check_submodule(
-        self, reader: _ArgumentReader, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._check(reader.size(args, kwargs), "a forward")
+    def _submodule_hook(self, reader: _ArgumentReader) -> Callable[..., None]:
+        def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._check(reader.size(args, kwargs), "a forward")
+
+        return check
 
     def _check_generation(
         self,
