@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import layerstream as ls
@@ -32,7 +32,16 @@ def streamed(tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
 
 @pytest.fixture(scope="module")
 def plain(tiny_llama_dir: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
+    return _plain(tiny_llama_dir)
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def _plain(directory: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
 
 
 @pytest.fixture
@@ -74,11 +83,6 @@ WRITES: dict[str, Callable[[PreTrainedModel], object]] = {
     "out=": lambda m: torch.add(torch.zeros(()), torch.zeros(()), out=linear(m).weight),
     "a list of tensors": lambda m: torch._foreach_add_([linear(m).weight], 1.0),
     "module.weight = ": lambda m: assign(linear(m), "weight", nn.Parameter(torch.zeros(1))),
-    "del module.weight": lambda m: delattr(linear(m), "weight"),
-    "register_parametrization()": lambda m: nn.utils.parametrize.register_parametrization(
-        linear(m), "weight", nn.Identity()
-    ),
-    "weight_norm()": lambda m: parametrizations.weight_norm(linear(m)),
     "prune": lambda m: prune.l1_unstructured(linear(m), "weight", 0.5),
     "load_state_dict()": lambda m: m.load_state_dict(zeros_of(m)),
     "load_state_dict() of a part": lambda m: m.model.load_state_dict(zeros_of(m.model)),
@@ -168,6 +172,37 @@ class TestWhatWorks:
             assert torch.equal(copied(states, position_embeddings=position), expected)
         assert streamed.report().bytes_read == bytes_read
         copied.mlp.up_proj.weight.data.zero_()
+
+    @pytest.mark.parametrize("name", ["lm_head", "model.layers.2.mlp.up_proj", "model.embed_tokens"])
+    def test_a_parametrized_weight_gives_the_same_as_in_the_plain_model(
+        self, tiny_llama_dir: Path, name: str
+    ) -> None:
+        outputs = []
+        for loaded in (ls.load(tiny_llama_dir, budget="min"), _plain(tiny_llama_dir)):
+            model = loaded.model if isinstance(loaded, ls.StreamedModel) else loaded
+            parametrize.register_parametrization(model.get_submodule(name), "weight", _Doubled())
+            with torch.no_grad():
+                outputs.append(model(IDS).logits)
+                parametrize.remove_parametrizations(
+                    model.get_submodule(name), "weight", leave_parametrized=False
+                )
+                outputs.append(model(IDS).logits)
+            if isinstance(loaded, ls.StreamedModel):
+                loaded.close()
+        assert torch.equal(outputs[0], outputs[2])
+        assert torch.equal(outputs[1], outputs[3])
+
+    @pytest.mark.parametrize("name", ["lm_head", "model.layers.2.mlp.up_proj"])
+    def test_a_weight_that_is_computed_from_others_is_not_streamed_any_more(
+        self, tiny_llama_dir: Path, name: str
+    ) -> None:
+        plain = _plain(tiny_llama_dir)
+        with ls.load(tiny_llama_dir, budget="min") as streamed, torch.no_grad():
+            for model in (plain, streamed.model):
+                parametrizations.weight_norm(
+                    model.get_submodule(name)
+                ).parametrizations.weight.original0.mul_(2)
+            assert torch.equal(streamed.model(IDS).logits, plain(IDS).logits)
 
     def test_a_copy_of_the_backbone_is_resident_and_equal(
         self, model: PreTrainedModel, plain: PreTrainedModel

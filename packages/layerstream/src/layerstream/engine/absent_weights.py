@@ -54,22 +54,23 @@ def _read(recipe: ModelRecipe, name: str, reader: DiskReader, device: torch.devi
 def _guard(module: nn.Module) -> None:
     for kind in ("_parameters", "_buffers"):
         if not isinstance(module.__dict__[kind], GuardedTensors):
-            module.__dict__[kind] = GuardedTensors(module.__dict__[kind])
+            module.__dict__[kind] = GuardedTensors(module, module.__dict__[kind])
 
 
 def unload_weights(model: nn.Module) -> None:
     """Put meta tensors in place of all weights, which frees their memory."""
     for module in model.modules():
-        for kind in ("_parameters", "_buffers"):
-            tensors = module.__dict__[kind]
-            if isinstance(tensors, GuardedTensors):
-                module.__dict__[kind] = {name: _on_meta(tensor) for name, tensor in tensors.items()}
-        for name, tensor in module._parameters.items():
-            if tensor is not None and not tensor.is_meta:
-                module._parameters[name] = nn.Parameter(
-                    tensor.detach().to("meta"), requires_grad=tensor.requires_grad
-                )
+        if isinstance(module._buffers, GuardedTensors):
+            module.__dict__["_buffers"] = {
+                name: tensor.on_meta() if isinstance(tensor, AbsentWeight) else tensor
+                for name, tensor in module._buffers.items()
+            }
+        module.__dict__["_parameters"] = {
+            name: None if tensor is None else _on_meta(tensor) for name, tensor in module._parameters.items()
+        }
 
 
-def _on_meta(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return tensor.on_meta() if isinstance(tensor, AbsentWeight) else tensor
+def _on_meta(parameter: torch.Tensor) -> torch.Tensor:
+    if isinstance(parameter, AbsentWeight):
+        return parameter.on_meta()
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)

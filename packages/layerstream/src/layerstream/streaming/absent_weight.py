@@ -106,6 +106,8 @@ class AbsentWeight(torch.Tensor):
         for written in _written(func, args, kwargs):
             if func is _aten.copy_.default and written.equals(args[1]):
                 return written  # An adapter's file may hold the weights of the layer it is on.
+            if func is _aten.set_.source_Tensor and args[1] is written:
+                return written  # Registering a parametrization does so.
             written.refuse_write(f"{func.overloadpacket.__name__}()")
         if func.overloadpacket in _SHAPE_ONLY:
             return func(*_map_absent(AbsentWeight._without_values, args), **kwargs)
@@ -213,40 +215,41 @@ class AbsentWeight(torch.Tensor):
 
 
 class GuardedTensors(dict[str, Any]):
-    """A module's dictionary of parameters or buffers that refuses to lose an absent weight.
+    """A module's dictionary of parameters or buffers that refuses to overwrite an absent weight.
 
-    layerstream itself installs and releases weights with `put`.
+    layerstream itself installs and releases weights with `put`. A weight may be deleted, and something else
+    may then take its name, as a parametrization does: from then on this place is not streamed.
     """
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Any]) -> None:
+        """Take over the `tensors` of `module`."""
+        super().__init__(tensors)
+        self._module = module
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Set `name` whatever is there."""
         super().__setitem__(name, tensor)
 
     def __setitem__(self, name: str, tensor: Any) -> None:
-        """Set `name`, unless an absent weight is there, or comes here from elsewhere."""
-        self._refuse_loss(name, "an assignment", tensor)
-        if isinstance(tensor, AbsentWeight) and tensor is not self.get(name):
+        """Set `name`, unless an absent weight is there, or comes here from another place."""
+        current = self.get(name)
+        if isinstance(current, AbsentWeight) and tensor is not current:
+            current.refuse_write("an assignment")
+        if isinstance(tensor, AbsentWeight) and tensor.weight_name.rpartition(".")[2] != name:
             tensor.refuse_write(f"registering it as {name!r}")
         super().__setitem__(name, tensor)
 
-    def __delitem__(self, name: str) -> None:
-        """Delete `name`, unless an absent weight is there."""
-        self._refuse_loss(name, "a deletion")
-        super().__delitem__(name)
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """Remove and return `name`, unless an absent weight is there."""
-        self._refuse_loss(name, "a removal")
-        return super().pop(name, *default)
+    def place_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """Return where the tensor `name` of this module is: here, or inside its parametrization."""
+        parametrized = self._module.__dict__["_modules"].get("parametrizations")
+        if parametrized is None or name not in parametrized:
+            return self, name
+        original: dict[str, Any] = parametrized[name].__dict__["_parameters"]
+        return original, "original"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
         """Return a plain dictionary with a copy of every tensor, read from the checkpoint where absent."""
         return {name: deepcopy(tensor, memo) for name, tensor in self.items()}
-
-    def _refuse_loss(self, name: str, what: str, tensor: Any = None) -> None:
-        current = self.get(name)
-        if isinstance(current, AbsentWeight) and tensor is not current:
-            current.refuse_write(what)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[AbsentWeight]:

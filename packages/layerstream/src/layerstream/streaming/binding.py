@@ -51,6 +51,14 @@ class InstalledWeight(nn.Parameter):
         """The weight without its history."""
         return self.detach()
 
+    def set_(self, source: torch.Tensor) -> InstalledWeight:
+        """Take over `source`, if that is this weight: registering a parametrization does so."""
+        if source is not self:
+            raise UnsupportedModelError(
+                "set_() cannot change a streamed weight: its block's next visit loads it again"
+            )
+        return self
+
     @data.setter
     def data(self, _: torch.Tensor) -> None:
         raise UnsupportedModelError(
@@ -103,7 +111,14 @@ class UnitBinding:
             self._places.append((place, name))
             self._absent.append(place[name])
         self._installed: dict[tuple[int, int], list[torch.Tensor]] = {}
-        self._current: list[torch.Tensor] = []
+        self._current: list[tuple[Place, torch.Tensor, AbsentWeight]] = []
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether every weight is still in its place, and not replaced or inside a parametrization."""
+        return all(
+            isinstance(place.get(name), (AbsentWeight, InstalledWeight)) for place, name in self._places
+        )
 
     def install(self, key: tuple[int, int], views: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Put the tensors in; `views` is called once for each `key`, that is, each memory the unit is in."""
@@ -116,20 +131,25 @@ class UnitBinding:
                 for t in self._tensors
             ]
             self._installed[key] = installed
-        for (place, name), value, absent in zip(self._places, installed, self._absent, strict=True):
+        for place, value, absent in zip(self._places, installed, self._absent, strict=True):
+            tensors, name = guarded, _ = place
+            if tensors.get(name) is not absent:
+                tensors, name = guarded.place_of(name)
+                if tensors.get(name) is not absent:
+                    continue  # A parametrization computes this weight from tensors of its own.
             if value.requires_grad is not absent.requires_grad:
                 value.requires_grad_(absent.requires_grad)
-            place.put(name, value)
-        self._current = installed
+            dict.__setitem__(tensors, name, value)
+            self._current.append(((tensors, name), value, absent))
 
     def release(self) -> AbsentWeight | None:
         """Put the stand-ins back; return that of a weight that was changed or replaced meanwhile."""
         changed = None
-        for (place, name), absent, value in zip(self._places, self._absent, self._current, strict=False):
-            if value._version or place.get(name) is not value:
-                changed = changed or self._check_change(place.get(name), value, absent)
-            place.put(name, absent)
-        self._current = []
+        for (tensors, name), value, absent in self._current:
+            if value._version or tensors.get(name) is not value:
+                changed = changed or self._check_change(tensors.get(name), value, absent)
+            dict.__setitem__(tensors, name, absent)
+        self._current.clear()
         return changed
 
     def _check_change(self, found: Any, value: torch.Tensor, absent: AbsentWeight) -> AbsentWeight | None:
@@ -251,6 +271,8 @@ class StreamHooks:
         plain_forward = module.forward
 
         def forward(inputs: torch.Tensor) -> torch.Tensor:
+            if not slices[0][1].is_untouched:
+                return plain_forward(inputs)
             results = []
             for index, binding in slices:
                 self.enter(index, binding)

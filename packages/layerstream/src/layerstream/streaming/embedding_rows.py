@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint.reader import DiskReader
 from ..spec.profiles import TensorRecipe
 from .absent_weight import AbsentWeight, GuardedTensors
-from .binding import as_installed, as_streaming_hook, places_of
+from .binding import InstalledWeight, as_installed, as_streaming_hook, places_of
 
 
 class RowTable:
@@ -72,13 +72,16 @@ def attach_rows(
     def before(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if place.get(name) is not absent:
+            return args, kwargs  # Something else has taken the table's name.
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
         if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
             outside = int(unique[-1] if unique[0] >= 0 else unique[0])
             raise IndexError(f"token id {outside} is outside the vocabulary of {tensor.shape[0]} tokens")
         with torch.inference_mode(False):
-            rows = as_installed(table.fetch(unique.clone()).to(device), is_buffer=False)
+            fetched = table.fetch(unique.clone()).to(device)
+            rows = as_installed(fetched, is_buffer=False, parameter=InstalledWeight)
         place.put(name, rows.requires_grad_(absent.requires_grad))
         # The padding row matters for gradients only, and its number is meaningless among renumbered rows.
         module.padding_idx = None
@@ -86,7 +89,8 @@ def attach_rows(
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
 
     def after(*_: Any) -> None:
-        place.put(name, absent)
+        if isinstance(place.get(name), InstalledWeight):
+            place.put(name, absent)
         module.padding_idx = padding
 
     handles = [
