@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .default_model import default_model_path
     from .engine.replica import Replica
     from .errors import (
+        AdapterError,
         BlocksNotFoundError,
         BudgetTooSmallError,
         CheckpointError,
@@ -79,6 +80,7 @@ _EXPORTS = {
     ".default_model": ("default_model_path",),
     ".engine.replica": ("Replica",),
     ".errors": (
+        "AdapterError",
         "BlocksNotFoundError",
         "BudgetTooSmallError",
         "CheckpointError",
@@ -136,6 +138,7 @@ __all__ = [
     "KNOWN_MODELS",
     "ActivationProfile",
     "Activity",
+    "AdapterError",
     "BatchPlan",
     "BatchProgress",
     "BlocksNotFoundError",

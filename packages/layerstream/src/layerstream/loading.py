@@ -6,7 +6,7 @@ because a submodule of that name would hide the lazily exported function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .spec.profiles import Machine, ModelProfile
 from .streaming.runtime import DeviceRuntime, TorchRuntime
 
 Budget = str | int | MemoryBudget
+AdapterPath = str | Path | Mapping[str, str | Path] | None
 
 
 def plan(
@@ -39,6 +40,7 @@ def plan(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    adapter: AdapterPath = None,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
 
@@ -55,6 +57,7 @@ def plan(
         attn_implementation: transformers' name of the attention implementation.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
+        adapter: an adapter's directory or Hub id, or several by name, as for `load`.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
@@ -69,6 +72,7 @@ def plan(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
     )
     return plan_with(model, options, machine=machine)
 
@@ -113,6 +117,7 @@ def load(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    adapter: AdapterPath = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Load a causal language model within a memory budget, exactly.
@@ -132,6 +137,9 @@ def load(
         attn_implementation: transformers' name of the attention implementation.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run code from the repository; off by default.
+        adapter: a directory that peft's `save_pretrained` wrote, or a Hub id; several in a mapping from their
+            names. The first one is active; `set_adapter` and each request may name another. They stay in
+            memory.
         runtime: the operations of the device, or of each device; for tests.
 
     Returns:
@@ -151,6 +159,7 @@ def load(
         attn_implementation=attn_implementation,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
     )
     return load_with(model, options, runtime=runtime)
 

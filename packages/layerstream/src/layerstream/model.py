@@ -7,7 +7,7 @@ replica per device, all fed by the same reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
+from .engine.adapters import Adapter
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
 from .engine.run_parallel import run_in_parallel
@@ -42,7 +43,7 @@ class StreamedModel:
 
     Attributes:
         model: the real `PreTrainedModel`; pipelines, peft and evaluation harnesses take it as it is. With
-            several devices, the first one's.
+            several devices, the first one's. With an adapter of prompt learning, peft's model around it.
         group: lets several tasks share every sweep; see `SweepGroup.run`. With several devices, the first
             one's.
         replicas: one replica per device. They have the same weights and share each read.
@@ -62,14 +63,43 @@ class StreamedModel:
         self._reader, self._prefetcher = built.reader, built.prefetcher
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
         self._controls = tuple(
-            ReplicaControl(parts, baseline_bytes=baseline_bytes) for parts in built.replicas
+            ReplicaControl(
+                parts,
+                baseline_bytes=baseline_bytes,
+                # on a CPU, replicas share the memory of the weights
+                refuses_merges=not built.plan.is_resident or len(built.replicas) > 1,
+            )
+            for parts in built.replicas
         )
+        self._is_closed = False
+        self._put_adapters(built.adapters)
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
         self.group: SweepGroup = self.replicas[0].group
-        self._is_closed = False
         self._running_on_devices = threading.Lock()
         self.reset_report()
+
+    def _put_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Put `adapters` on every replica's model; if that fails, close."""
+        try:
+            for control in self._controls if adapters else ():
+                control.put_adapters(adapters)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_adapter(self, name: str) -> None:
+        """Make one of the adapters given to `load` active on every device; `"base"` is the model without them.
+
+        Unlike `model.set_adapter`, it leaves the adapters frozen, as they were loaded.
+
+        Raises:
+            AdapterError: there is no such adapter.
+            StreamClosedError: the model is closed.
+        """
+        self._check_open()
+        for control in self._controls:
+            control.set_adapter(name)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate on the first device with transformers' own `generate()`, which gets every argument."""

@@ -26,6 +26,8 @@ from ..errors import CheckpointNotFoundError, ShardCorruptError, UnsupportedForm
 from .header import header_entries
 from .index import INDEX_NAME, SINGLE_NAME, Checkpoint, collect_tensors, read_index
 
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 # The HTTP library differs between versions of huggingface_hub; its errors' common base is the first base of
@@ -99,6 +101,28 @@ def remote_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(
         name=name, directory=directory, tensors=tensors, shards=tuple(shards), metadata=remote.metadata or {}
     )
+
+
+def resolve_adapter(name: str, *, weights: bool) -> Path:
+    """Return the directory of an adapter, downloading from the Hub what is not yet in its cache.
+
+    Args:
+        name: a local directory, returned as it is, or a Hub id.
+        weights: fetch the adapter's weights too, not only its config.
+
+    Raises:
+        CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub
+            cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or _looks_like_a_path(name):
+        raise CheckpointNotFoundError(
+            f"there is no directory {name} with an adapter; give one that peft's save_pretrained() wrote, or a "
+            "Hub id like 'organisation/adapter'"
+        )
+    return _fetch(name, None, None, [ADAPTER_CONFIG, *(_ADAPTER_WEIGHTS if weights else ())])
 
 
 def _looks_like_a_path(name: str) -> bool:

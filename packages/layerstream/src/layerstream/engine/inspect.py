@@ -7,7 +7,7 @@ empty model and the recipes of its tensors, streaming lays them out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.blocks import find_blocks
 from ..architecture.chunking import chunk_feed_forward
-from ..architecture.describe import ModelUnits, describe_model, measure_forwards, sort_into_units
+from ..architecture.describe import (
+    ModelUnits,
+    describe_model,
+    fit_activation,
+    measure_forwards,
+    sort_into_units,
+)
 from ..architecture.module_state import AttributeSnapshot, ModuleState
 from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
@@ -24,8 +30,10 @@ from ..architecture.weight_usage import find_weight_usage
 from ..checkpoint.hub import remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..spec.options import LoadOptions
-from ..spec.profiles import ModelProfile
+from ..spec.profiles import ActivationProfile, ModelProfile
 from ..streaming.layout import slot_bytes
+from .adapter_switch import AdapterSwitch
+from .adapters import Adapter, AdapterSizes, find_adapters, measure_adapters
 
 DEFAULTS = LoadOptions()
 """Load a model as its checkpoint describes it."""
@@ -45,6 +53,7 @@ class ModelSpec:
         chunked: modules that process long prompts in chunks.
         state: attributes in which its modules keep state of their own.
         replicate: returns another empty model, for another device, with its own `chunked`.
+        adapters: what is put on the model once it is built.
     """
 
     name: str
@@ -56,6 +65,7 @@ class ModelSpec:
     chunked: tuple[nn.Module, ...]
     state: ModuleState
     replicate: Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
+    adapters: tuple[Adapter, ...] = ()
 
 
 def inspect_any(model: str | Path | PreTrainedConfig, options: LoadOptions, *, on_host: bool) -> ModelSpec:
@@ -91,9 +101,9 @@ def inspect_model(
     )
     model = make()
     recipe = learn_recipe(model, checkpoint.tensors, dtype)
-    return _describe(
-        str(name), directory, _Skeletons(make, recipe, options.prefill_chunk_tokens), model, on_host
-    )
+    skeletons = _Skeletons(make, recipe, options.prefill_chunk_tokens)
+    spec = _describe(str(name), directory, skeletons, model, on_host)
+    return _with_adapters(spec, options, weights=weights)
 
 
 def inspect_config(
@@ -109,7 +119,8 @@ def inspect_config(
     make = partial(build_skeleton, config, dtype)
     model = make()
     skeletons = _Skeletons(make, recipe_of_shapes(model, dtype), options.prefill_chunk_tokens)
-    return _describe(config.name_or_path or config.model_type, Path(), skeletons, model, on_host)
+    spec = _describe(config.name_or_path or config.model_type, Path(), skeletons, model, on_host)
+    return _with_adapters(spec, options, weights=False)
 
 
 def _open_checkpoint(name: str, revision: str | None, *, weights: bool) -> tuple[Checkpoint, Path]:
@@ -171,3 +182,32 @@ def _describe(
         state=attributes.restore(),
         replicate=skeletons.replicate,
     )
+
+
+def _with_adapters(spec: ModelSpec, options: LoadOptions, *, weights: bool) -> ModelSpec:
+    """Return `spec` with the adapters of `options` and what they take, measured on another empty model."""
+    adapters = find_adapters(options, weights=weights)
+    if not adapters:
+        return spec
+    model, chunked = spec.replicate()
+    sizes = measure_adapters(model, adapters, weights=weights)
+    activations = [_with_virtual_tokens(spec.profile.activation, sizes)]
+    switch = AdapterSwitch(model)
+    for adapter in () if sizes.virtual_tokens else adapters:
+        switch.choose(adapter.name)
+        forwards = measure_forwards(model, options.prefill_chunk_tokens if chunked else None)
+        activations += [fit_activation(forwards)] if forwards else []
+    profile = replace(spec.profile, adapter_bytes=sizes.num_bytes, activation=_largest(activations))
+    return replace(spec, adapters=adapters, profile=profile)
+
+
+def _with_virtual_tokens(activation: ActivationProfile, sizes: AdapterSizes) -> ActivationProfile:
+    """Return `activation` with the tokens that prompt learning puts in front of each sequence."""
+    per_token = activation.bytes_per_token + activation.cache_bytes_per_token + activation.window_bytes_per_token
+    state_bytes = activation.state_bytes + round(sizes.virtual_tokens * per_token)
+    return replace(activation, state_bytes=state_bytes)
+
+
+def _largest(activations: list[ActivationProfile]) -> ActivationProfile:
+    names = [field.name for field in fields(ActivationProfile)]
+    return ActivationProfile(**{name: max(getattr(each, name) for each in activations) for name in names})

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import PlanError
 from .sizes import parse_size
+
+DEFAULT_ADAPTER = "default"
+"""The name of a single adapter, as in peft."""
+
+NO_ADAPTER = "base"
+"""What names the model without its adapters wherever an adapter is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,7 @@ class LoadOptions:
         attn_implementation: transformers' name of the attention implementation.
         revision: the revision of a Hub id.
         trust_remote_code: run code from the repository; off unless requested.
+        adapter: an adapter's directory or Hub id, or several by name; the first one is active.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -89,11 +97,13 @@ class LoadOptions:
     attn_implementation: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    adapter: str | Path | Mapping[str, str | Path] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is not a size, and devices that contradict each other."""
+        """Refuse a budget that is not a size, devices that contradict each other, and wrong adapter names."""
         if not isinstance(self.budget, MemoryBudget):
             MemoryBudget(device=self.budget)
+        _check_adapters(self.adapters)
         if self.devices is None:
             return
         if self.device != "auto":
@@ -112,6 +122,25 @@ class LoadOptions:
         return self.budget if isinstance(self.budget, MemoryBudget) else MemoryBudget(device=self.budget)
 
     @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        """Each adapter's name and its directory or Hub id."""
+        if self.adapter is None:
+            return ()
+        named = self.adapter if isinstance(self.adapter, Mapping) else {DEFAULT_ADAPTER: self.adapter}
+        return tuple((name, str(path)) for name, path in named.items())
+
+    @property
     def prefill_chunk_tokens(self) -> int | None:
         """The workload's chunk size for prefill; None when chunking is off."""
         return None if self.workload is None else self.workload.prefill_chunk_tokens
+
+
+def _check_adapters(adapters: Sequence[tuple[str, str]]) -> None:
+    for name, path in adapters:
+        if not isinstance(name, str) or not name or "." in name or name == NO_ADAPTER:
+            raise PlanError(
+                f"an adapter cannot be called {name!r}: names are texts without a dot, and {NO_ADAPTER!r} means "
+                "the model without an adapter"
+            )
+        if not path:
+            raise PlanError(f"the adapter {name!r} has an empty path: give a directory or a Hub id")
