@@ -196,6 +196,8 @@ def _errors_translated(adapter: Adapter, model: PreTrainedModel) -> Iterator[Non
     kind = type(model).__name__
     try:
         yield
+    except AdapterError:
+        raise
     except UnsupportedModelError as error:
         raise AdapterError(
             f"{where} was made for weights that peft computes from the model's own, and this {kind} is streamed: "
@@ -215,9 +217,11 @@ def _reason(error: BaseException) -> str:
 
 def _check_complete(adapter: Adapter, config: Any, loaded: Any) -> None:
     """Refuse an adapter whose file lacks weights, or has some that the model has no place for."""
-    # peft loads prompts apart from all other weights, and reports them as unexpected
-    extra = () if config.is_prompt_learning else tuple(loaded.unexpected_keys)
-    for keys, problem in ((loaded.missing_keys, "lacks"), (extra, "has no place in the model for")):
+    # peft finds the adapter's keys by whether its name is anywhere in them
+    missing = [key for key in loaded.missing_keys if adapter.name in key.split(".")]
+    # and it loads prompts apart from all other weights, and reports them as unexpected
+    extra = [] if config.is_prompt_learning else loaded.unexpected_keys
+    for keys, problem in ((missing, "lacks"), (extra, "has no place in the model for")):
         if keys:
             some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise AdapterError(

@@ -16,10 +16,10 @@ from ..errors import AdapterError, ReplicaStoppedError, StreamClosedError
 from ..spec.options import NO_ADAPTER
 from ..streaming.sweep_group import SweepGroup
 from .absent_weights import unload_weights
+from .adapter_places import unwatch_places, watch_places
 from .adapter_switch import AdapterSwitch
 from .adapters import Adapter, is_prompt_learning, put_adapters
 from .forward_gate import ForwardGate
-from .merge_guard import guard_merges, unguard_merges
 from .model_patches import ModelPatches
 from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
@@ -74,7 +74,7 @@ class ReplicaControl:
         self._stopped_by: BaseException | None = None
         self._patches = ModelPatches(model)
         if refuses_merges:
-            guard_merges(model)
+            watch_places(model)
 
     def put_adapters(self, adapters: Sequence[Adapter]) -> None:
         """Put `adapters` on the model; the first becomes active.
@@ -142,7 +142,7 @@ class ReplicaControl:
         """Remove every hook and patch from the model and free its weights; call it after `stop_streaming`."""
         self._parts.detach_all()
         self._patches.remove()
-        unguard_merges(self._parts.model)
+        unwatch_places(self._parts.model)
         unload_weights(self.replica.peft_model or self._parts.model)
 
     def _before_forward(self) -> None:

@@ -97,8 +97,8 @@ class UnitBinding:
         """Put the stand-ins back; return that of a weight that was changed or replaced meanwhile."""
         changed = None
         for (place, name), absent, value in zip(self._places, self._absent, self._current, strict=False):
-            if value._version or place.get(name) is not value:
-                changed = changed or self._check_change(place.get(name), value, absent)
+            if (value._version or place.get(name) is not value) and changed is None:
+                changed = self._check_change(place.get(name), value, absent)
             place.put(name, absent)
         self._current = []
         return changed
