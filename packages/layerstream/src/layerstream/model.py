@@ -89,7 +89,7 @@ class StreamedModel:
             raise
 
     def set_adapter(self, name: str) -> None:
-        """Make one of the adapters given to `load` active on every device; `"base"` is the model without them.
+        """Make one of the adapters given to `load` active on every device; `"base"` turns all of them off.
 
         Unlike `model.set_adapter`, it leaves the adapters frozen, as they were loaded.
 

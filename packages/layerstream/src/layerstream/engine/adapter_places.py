@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from ..errors import UnsupportedModelError
 from ..streaming.binding import is_streaming_hook
+from .model_patches import copy_without_streaming
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+_ON_LAYERS = ("merge", "unload_and_optionally_merge_module", "_activate_lora")
 
 
 def watch_places(model: nn.Module) -> None:
@@ -69,12 +73,21 @@ def _move_streaming_hooks(source: nn.Module, target: nn.Module | None) -> None:
 
 def _prepare(layer: nn.Module) -> None:
     """Let a layer with an adapter refuse to merge, and leave no trace on the weight that it works on."""
+    if hasattr(layer, "base_layer"):
+        layer.__dict__["__deepcopy__"] = partial(_copy, layer)
     if hasattr(layer, "merge") and hasattr(layer, "base_layer"):
         layer.__dict__["merge"] = _refuse_merge
     if hasattr(layer, "unload_and_optionally_merge_module"):
         layer.__dict__["unload_and_optionally_merge_module"] = _unload_only(layer)
     if hasattr(layer, "_activate_lora"):
         layer.__dict__["_activate_lora"] = _activate_without_trace(layer)
+
+
+def _copy(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    copied = copy_without_streaming(layer, memo)
+    for name in _ON_LAYERS:
+        copied.__dict__.pop(name, None)
+    return copied
 
 
 def _unload_only(layer: nn.Module) -> Callable[..., Any]:
@@ -99,7 +112,7 @@ def _activate_without_trace(layer: nn.Module) -> Callable[..., Any]:
     @contextmanager
     def activate(active_adapters: list[str]) -> Iterator[None]:
         with ExitStack() as activated:
-            with torch.autograd._unsafe_preserve_version_counter(parameter()):
+            with _unsafe_preserve_version_counter(parameter()):
                 activated.enter_context(original(active_adapters))
             yield
 

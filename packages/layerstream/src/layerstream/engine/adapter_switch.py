@@ -52,7 +52,9 @@ class AdapterSwitch:
         """
         if name is not None and name != NO_ADAPTER and name not in self.names:
             known = ", ".join(map(repr, (*self.names, NO_ADAPTER)))
-            raise PlanError(f"{where} names the adapter {name!r}, but the model has {known}: see load(adapter=…)")
+            raise PlanError(
+                f"{where} names the adapter {name!r}, but the model has {known}: see load(adapter=…)"
+            )
 
     def choose(self, name: str | None) -> None:
         """Make the adapter `name` active in all layers; `"base"` turns all off, and None changes nothing."""
@@ -67,7 +69,9 @@ class AdapterSwitch:
         """Return what is active."""
         self._find_layers()
         if not self._is_set(self._last):
-            self._last = tuple((layer, layer.get(_ACTIVE), layer.get(_DISABLED, False)) for layer in self._layers)
+            self._last = tuple(
+                (layer, layer.get(_ACTIVE), layer.get(_DISABLED, False)) for layer in self._layers
+            )
         return self._last
 
     def restore(self, choice: Choice) -> None:
@@ -91,7 +95,9 @@ class AdapterSwitch:
         key = (adapters, tuple(adapters or ()))
         if self._found_for[0] is adapters and self._found_for[1] == key[1]:
             return
-        modules = [module for module in self._model.modules() if hasattr(module, _DISABLED)] if adapters else []
+        modules = (
+            [module for module in self._model.modules() if hasattr(module, _DISABLED)] if adapters else []
+        )
         self._layers = [module.__dict__ for module in modules]
         kinds = {type(module): index for index, module in enumerate(modules)}
         self._watched = list(kinds.values())

@@ -115,7 +115,11 @@ def measure_adapters(model: PreTrainedModel, adapters: Sequence[Adapter], *, wei
 
 
 def put_adapters(
-    model: PreTrainedModel, adapters: Sequence[Adapter], *, weights: bool = True, device: torch.device | None = None
+    model: PreTrainedModel,
+    adapters: Sequence[Adapter],
+    *,
+    weights: bool = True,
+    device: torch.device | None = None,
 ) -> Any:
     """Put `adapters` on `model` as `PeftModel.from_pretrained` and `load_adapter` do; return the `PeftModel`.
 
@@ -171,7 +175,9 @@ def _read_config(adapter: Adapter) -> Any:
     peft = _import_peft()
     where = f"the adapter {adapter.source!r}"
     if not (adapter.directory / ADAPTER_CONFIG).is_file():
-        raise AdapterError(f"{where} has no {ADAPTER_CONFIG}: give the directory that peft's save_pretrained() wrote")
+        raise AdapterError(
+            f"{where} has no {ADAPTER_CONFIG}: give the directory that peft's save_pretrained() wrote"
+        )
     try:
         config = peft.PeftConfig.from_pretrained(str(adapter.directory))
     except _PEFT_ERRORS as error:
@@ -200,19 +206,21 @@ def _errors_translated(adapter: Adapter, model: PreTrainedModel) -> Iterator[Non
         raise
     except UnsupportedModelError as error:
         raise AdapterError(
-            f"{where} was made for weights that peft computes from the model's own, and this {kind} is streamed: "
+            f"{where} needs weights that peft computes from the model's own, but this {kind} is streamed: "
             f"{first_line(error)}. Convert it to plain LoRA: peft's save_pretrained() has "
             "path_initial_model_for_weight_conversion"
         ) from error
     except _PEFT_ERRORS as error:
         raise AdapterError(
-            f"{where} cannot be put on this {kind}: {_reason(error)}; is it made for this model, and complete?"
+            f"{where} cannot be put on this {kind}: {_reason(error)}; is it complete, and for this model?"
         ) from error
 
 
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "size mismatch" in line), f"{type(error).__name__}: {first_line(error)}")
+    return next(
+        (line for line in lines if "size mismatch" in line), f"{type(error).__name__}: {first_line(error)}"
+    )
 
 
 def _check_complete(adapter: Adapter, config: Any, loaded: Any) -> None:
@@ -225,5 +233,5 @@ def _check_complete(adapter: Adapter, config: Any, loaded: Any) -> None:
         if keys:
             some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise AdapterError(
-                f"the adapter {adapter.source!r} {problem} {some}: it is made for another model, or incomplete"
+                f"the adapter {adapter.source!r} {problem} {some}: it is for another model, or incomplete"
             )

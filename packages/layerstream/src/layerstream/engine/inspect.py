@@ -203,9 +203,9 @@ def _with_adapters(spec: ModelSpec, options: LoadOptions, *, weights: bool) -> M
 
 def _with_virtual_tokens(activation: ActivationProfile, sizes: AdapterSizes) -> ActivationProfile:
     """Return `activation` with the tokens that prompt learning puts in front of each sequence."""
-    per_token = activation.bytes_per_token + activation.cache_bytes_per_token + activation.window_bytes_per_token
-    state_bytes = activation.state_bytes + round(sizes.virtual_tokens * per_token)
-    return replace(activation, state_bytes=state_bytes)
+    cache_bytes_per_token = activation.cache_bytes_per_token + activation.window_bytes_per_token
+    added = round(sizes.virtual_tokens * (activation.bytes_per_token + cache_bytes_per_token))
+    return replace(activation, state_bytes=activation.state_bytes + added)
 
 
 def _largest(activations: list[ActivationProfile]) -> ActivationProfile:

@@ -55,7 +55,7 @@ class ModelPatches:
         for module in _modules_with_absent_weights(model):
             if module is not model:
                 self._set(module, "_apply", partial(_apply_if_unchanged, module))
-                self._set(module, "__deepcopy__", partial(_copy_without_streaming, module))
+                self._set(module, "__deepcopy__", partial(copy_without_streaming, module))
 
     def _set(self, module: nn.Module, name: str, value: Any) -> None:
         module.__dict__[name] = value
@@ -110,7 +110,7 @@ def _apply_if_unchanged(
     return type(module)._apply(module, function, recurse)
 
 
-def _copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a resident copy of `module`: its weights are read from the checkpoint, and no hook streams."""
     copied = type(module).__new__(type(module))
     memo[id(module)] = copied

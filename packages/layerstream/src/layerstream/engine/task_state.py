@@ -1,7 +1,8 @@
 """State that is global to the process or the model, but that each interleaved task must have to itself.
 
 These are torch's random generators, the active adapter, and the few attributes that transformers changes on
-the model in the middle of a `generate()` call. A generator object that a task passes in belongs to that task anyway.
+the model in the middle of a `generate()` call. A generator object that a task passes in belongs to that task
+anyway.
 """
 
 from __future__ import annotations

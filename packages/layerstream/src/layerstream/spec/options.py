@@ -139,8 +139,8 @@ def _check_adapters(adapters: Sequence[tuple[str, str]]) -> None:
     for name, path in adapters:
         if not isinstance(name, str) or not name or "." in name or name == NO_ADAPTER:
             raise PlanError(
-                f"an adapter cannot be called {name!r}: names are texts without a dot, and {NO_ADAPTER!r} means "
-                "the model without an adapter"
+                f"an adapter cannot be called {name!r}: names are texts without a dot, and {NO_ADAPTER!r} "
+                "means the model without an adapter"
             )
         if not path:
             raise PlanError(f"the adapter {name!r} has an empty path: give a directory or a Hub id")

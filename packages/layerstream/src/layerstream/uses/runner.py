@@ -145,7 +145,8 @@ def check_adapters(streamed: StreamedModel, names: Sequence[str | None]) -> None
     if not isinstance(streamed.model, PreTrainedModel):
         raise UnsupportedModelError(
             "a model with an adapter of prompt learning answers one call at a time: while it generates, peft "
-            "replaces methods of the model, which other tasks would meet. Call streamed.generate() for each request"
+            "replaces methods of the model, which other tasks would meet. Call streamed.generate() for each "
+            "request"
         )
     for index, name in enumerate(names):
         streamed.replicas[0].adapters.check(name, f"request {index}")

@@ -61,7 +61,8 @@ def score(
 
     Args:
         streamed: an open model.
-        requests: pairs of a prefix and its suffixes, each text or token ids; the name of an adapter may follow.
+        requests: pairs of a prefix and its suffixes, each text or token ids; the name of an adapter may
+            follow.
         head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module
             that takes the last hidden state (1, hidden size), or a safetensors file with its weight. The
             hidden state is cast to the head's dtype.
