@@ -5,7 +5,7 @@ Test kit. Knows peft and the modules of a model, and no layerstream class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +115,23 @@ def save_adapter(
 def with_adapter(model: PreTrainedModel, path: Path) -> PeftModel:
     """Return `model` with the adapter in `path`, by peft."""
     return PeftModel.from_pretrained(model, path).eval()
+
+
+def with_adapters(model: PreTrainedModel, paths: Mapping[str, Path]) -> PeftModel:
+    """Return `model` with several adapters by name, by peft; the first is active."""
+    (first, path), *others = paths.items()
+    wrapped = PeftModel.from_pretrained(model, path, adapter_name=first).eval()
+    for name, path in others:
+        wrapped.load_adapter(path, name)
+    return wrapped
+
+
+def bytes_of_adapters(wrapped: PeftModel, model: PreTrainedModel) -> int:
+    """Return the bytes of the parameters that `wrapped` has and `model`, the same without adapters, has not."""
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    total = 0
+    for name, parameter in wrapped.named_parameters():
+        plain = name.replace(".base_layer", "").replace(".original_module", "")
+        inner = (plain.removeprefix("base_model.model."), plain.removeprefix("base_model."))
+        total += 0 if own & set(inner) else parameter.nbytes
+    return total

@@ -119,8 +119,8 @@ def resolve_adapter(name: str, *, weights: bool) -> Path:
         return path
     if path.exists() or _looks_like_a_path(name):
         raise CheckpointNotFoundError(
-            f"there is no directory {name} with an adapter; give one that peft's save_pretrained() wrote, or a "
-            "Hub id like 'organisation/adapter'"
+            f"there is no directory {name} with an adapter; give one that peft's save_pretrained() wrote, or "
+            "a Hub id like 'organisation/adapter'"
         )
     return _fetch(name, None, None, [ADAPTER_CONFIG, *(_ADAPTER_WEIGHTS if weights else ())])
 

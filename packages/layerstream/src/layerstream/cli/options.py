@@ -87,7 +87,8 @@ TrustRemoteCode = Annotated[
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
-        help="An adapter's directory or Hub id. Repeat it for several, each with a name; the first is active.",
+        help="An adapter's directory or Hub id. Repeat it for several, each with a name; "
+        "the first is active.",
         metavar="[NAME=]PATH",
         show_default=False,
         rich_help_panel=_LOADING,

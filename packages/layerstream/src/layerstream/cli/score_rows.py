@@ -56,7 +56,8 @@ class ScoreRows:
         """
         if set(row.fields) - {"adapter"} != set(_KEYS):
             raise PlanError(
-                f"a row to score has id, prefix and suffixes, and may have adapter; this one has {', '.join(sorted(row.fields))}"
+                "a row to score has id, prefix and suffixes, and may have an adapter; "
+                f"this one has {', '.join(sorted(row.fields))}"
             )
         prefix, suffixes = row.fields["prefix"], row.fields["suffixes"]
         if not isinstance(prefix, str | list) or not isinstance(suffixes, list):

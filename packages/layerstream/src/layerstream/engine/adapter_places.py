@@ -122,6 +122,6 @@ def _activate_without_trace(layer: nn.Module) -> Callable[..., Any]:
 def _refuse_merge(*_: Any, **__: Any) -> NoReturn:
     raise UnsupportedModelError(
         "an adapter cannot be merged into a streamed model: the next forward reads its weights from the "
-        "checkpoint again. Nothing was changed, and the adapter works without a merge. For a merged model, merge "
-        "with transformers and peft where the model fits, save it, and stream that"
+        "checkpoint again. Nothing was changed, and the adapter works without a merge. For a merged model, "
+        "merge with transformers and peft where the model fits, save it, and stream that"
     )

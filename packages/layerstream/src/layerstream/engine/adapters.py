@@ -132,6 +132,20 @@ def put_adapters(
     Raises:
         AdapterError: an adapter cannot be used with this model.
     """
+    with warnings.catch_warnings():
+        # peft asks for what transformers has renamed (transformers 5.23 and 5.24)
+        warnings.simplefilter("ignore", FutureWarning)
+        peft_model = _put_each(model, adapters, weights, device)
+    peft_model.eval()
+    if not is_prompt_learning(peft_model):
+        # So that transformers' own set_adapter(), disable_adapters() and delete_adapter() work.
+        model._hf_peft_config_loaded = True
+    return peft_model
+
+
+def _put_each(
+    model: PreTrainedModel, adapters: Sequence[Adapter], weights: bool, device: torch.device | None
+) -> Any:
     peft = _import_peft()
     peft_model: Any = None
     for adapter in adapters:
@@ -147,10 +161,6 @@ def put_adapters(
                 # On the CPU first: peft would take any accelerator there is, planned for or not.
                 loaded = peft_model.load_adapter(str(adapter.directory), adapter.name, torch_device="cpu")
                 _check_complete(adapter, config, loaded)
-    peft_model.eval()
-    if not is_prompt_learning(peft_model):
-        # So that transformers' own set_adapter(), disable_adapters() and delete_adapter() work.
-        model._hf_peft_config_loaded = True
     return peft_model
 
 
