@@ -28,9 +28,13 @@ IGNORED_WARNINGS = (
     # peft 0.21 asks for properties that transformers 5.23 and 5.24 renamed.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:.*past_key_values.*:FutureWarning",
-    # peft says so whenever an adapter is on a tied embedding or head, in the plain model too.
+    # what peft says of the plain model too
     "ignore:.*tie_word_embeddings.*:UserWarning",
     "ignore:.*tied.*:UserWarning",
+    "ignore:.*save_embedding_layers.*:UserWarning",
+    "ignore:.*fan_in_fan_out.*:UserWarning",
+    "ignore:Position ids are not supported:UserWarning",
+    "ignore:Adapter first was active which is now deleted:UserWarning",
 )
 
 

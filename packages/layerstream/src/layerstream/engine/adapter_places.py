@@ -58,7 +58,12 @@ class _WatchedModules(dict[str, Any]):
 
 
 def _move_streaming_hooks(source: nn.Module, target: nn.Module | None) -> None:
-    """Take the streaming hooks off `source`, and put them on `target` if there is one."""
+    """Take the streaming hooks off `source`, and put them on `target` if there is one.
+
+    Those of an embedding stay: they number the token ids anew, and an adapter needs the ids as they are.
+    """
+    if isinstance(source, nn.Embedding):
+        return
     for kind in _HOOKS:
         hooks = source.__dict__[kind]
         for number in [number for number, hook in hooks.items() if is_streaming_hook(hook)]:

@@ -62,10 +62,12 @@ class AdapterSizes:
     Attributes:
         num_bytes: their weights, as peft holds them.
         virtual_tokens: tokens that prompt learning puts in front of each sequence; 0 for other kinds.
+        distinct: the name of one adapter for each configuration.
     """
 
     num_bytes: int
     virtual_tokens: int
+    distinct: tuple[str, ...]
 
 
 def find_adapters(options: LoadOptions, *, weights: bool) -> tuple[Adapter, ...]:
@@ -111,7 +113,13 @@ def measure_adapters(model: PreTrainedModel, adapters: Sequence[Adapter], *, wei
             getattr(config, "num_virtual_tokens", 0) or 0 if config.is_prompt_learning else 0
             for config in peft_model.peft_config.values()
         ),
+        distinct=tuple({_signature(config): name for name, config in peft_model.peft_config.items()}.values()),
     )
+
+
+def _signature(config: Any) -> str:
+    settings = config.to_dict().items()
+    return repr(sorted((name, sorted(v) if isinstance(v, set) else v) for name, v in settings))
 
 
 def put_adapters(

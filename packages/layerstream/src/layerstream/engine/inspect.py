@@ -193,8 +193,8 @@ def _with_adapters(spec: ModelSpec, options: LoadOptions, *, weights: bool) -> M
     sizes = measure_adapters(model, adapters, weights=weights)
     activations = [_with_virtual_tokens(spec.profile.activation, sizes)]
     switch = AdapterSwitch(model)
-    for adapter in () if sizes.virtual_tokens else adapters:
-        switch.choose(adapter.name)
+    for name in () if sizes.virtual_tokens else sizes.distinct:
+        switch.choose(name)
         forwards = measure_forwards(model, options.prefill_chunk_tokens if chunked else None)
         activations += [fit_activation(forwards)] if forwards else []
     profile = replace(spec.profile, adapter_bytes=sizes.num_bytes, activation=_largest(activations))
