@@ -246,8 +246,7 @@ class TestRequestsWithAdapters:
         self, streamed: ls.StreamedModel, plain: PeftModel
     ) -> None:
         streamed.set_adapter("second")
-        requests = [GenerationRequest(prompt=PROMPTS[0], **LENGTH, adapter=name)
-                    for name in ("first", None)]
+        requests = [GenerationRequest(prompt=PROMPTS[0], **LENGTH, adapter=name) for name in ("first", None)]
         _, result = ls.generate_many(streamed, requests)
         expected = on_adapter(plain, "second", lambda model: generate(model, PROMPTS[:1]))
         assert [list(result.tokens)] == expected
@@ -289,7 +288,9 @@ class TestRequestsWithAdapters:
 
     def test_an_unknown_adapter_is_refused_before_anything_runs(self, streamed: ls.StreamedModel) -> None:
         requests = [GenerationRequest(prompt=[5], adapter=name) for name in ("first", "fourth")]
-        with pytest.raises(ls.PlanError, match="request 1 names the adapter 'fourth', but .* 'third', 'base'"):
+        with pytest.raises(
+            ls.PlanError, match="request 1 names the adapter 'fourth', but .* 'third', 'base'"
+        ):
             ls.generate_many(streamed, requests)
         with pytest.raises(ls.PlanError, match="request 0 names the adapter 'fourth'"):
             ls.score(streamed, [([5], [[6]], "fourth")])
@@ -373,14 +374,15 @@ class TestModulesWithAdapters:
 
     def test_an_adapter_that_the_user_puts_on_works_in_requests(self, base: Path) -> None:
         torch.manual_seed(3)
-        config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, inference_mode=True)
+        config = LoraConfig(
+            target_modules=["q_proj", "down_proj"], init_lora_weights=False, inference_mode=True
+        )
         plain = get_peft_model(reference(base), deepcopy(config)).eval()
         torch.manual_seed(3)
         with ls.load(base, budget="min", device="cpu", workload=WORKLOAD) as streamed:
             get_peft_model(streamed.model, deepcopy(config)).eval()
             requests = [
-                GenerationRequest(prompt=PROMPTS[0], **LENGTH, adapter=name)
-                for name in ("default", "base")
+                GenerationRequest(prompt=PROMPTS[0], **LENGTH, adapter=name) for name in ("default", "base")
             ]
             tuned, without = ls.generate_many(streamed, requests)
         assert [list(tuned.tokens)] == generate(plain.get_base_model(), PROMPTS[:1])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from kit.adapters import IGNORED_WARNINGS, KINDS, save_adapter
 from kit.compare import reference
@@ -106,7 +107,8 @@ def test_a_path_that_does_not_exist_is_named(path: str, base: Path) -> None:
         ls.load(base, adapter=path, budget="min", device="cpu")
 
 
-def test_a_hub_id_without_a_network_is_named(base: Path) -> None:
+def test_a_hub_id_without_a_network_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ls.CheckpointNotFoundError, match="someone/adapter"):
         ls.load(base, adapter="someone/adapter", budget="min", device="cpu")
 

@@ -113,7 +113,9 @@ def measure_adapters(model: PreTrainedModel, adapters: Sequence[Adapter], *, wei
             getattr(config, "num_virtual_tokens", 0) or 0 if config.is_prompt_learning else 0
             for config in peft_model.peft_config.values()
         ),
-        distinct=tuple({_signature(config): name for name, config in peft_model.peft_config.items()}.values()),
+        distinct=tuple(
+            {_signature(config): name for name, config in peft_model.peft_config.items()}.values()
+        ),
     )
 
 
