@@ -197,7 +197,7 @@ class TestSeveralAdapters:
         assert ledger_bytes(ls.plan(base, adapter=paths, devices=["cpu", "cpu"])) == 2 * own
 
     def test_a_budget_that_is_too_small_names_them(self, base: Path, paths: dict[str, Path]) -> None:
-        with pytest.raises(ls.BudgetTooSmallError, match="adapters [0-9]"):
+        with pytest.raises(ls.BudgetTooSmallError, match=r"adapters [0-9]"):
             load(base, paths, "10 KiB")
 
     def test_peft_works_on_the_model_of_the_replica(self, base: Path, paths: dict[str, Path]) -> None:
@@ -289,19 +289,19 @@ class TestRequestsWithAdapters:
     def test_an_unknown_adapter_is_refused_before_anything_runs(self, streamed: ls.StreamedModel) -> None:
         requests = [GenerationRequest(prompt=[5], adapter=name) for name in ("first", "fourth")]
         with pytest.raises(
-            ls.PlanError, match="request 1 names the adapter 'fourth', but .* 'third', 'base'"
+            ls.PlanError, match=r"request 1 names the adapter 'fourth', but .* 'third', 'base'"
         ):
             ls.generate_many(streamed, requests)
-        with pytest.raises(ls.PlanError, match="request 0 names the adapter 'fourth'"):
+        with pytest.raises(ls.PlanError, match=r"request 0 names the adapter 'fourth'"):
             ls.score(streamed, [([5], [[6]], "fourth")])
         assert streamed.report().sweeps == 0
 
     def test_prompts_cannot_share_sweeps(self, base: Path, tmp_path: Path) -> None:
         path = save_adapter(reference(base), KINDS["prompt tuning"], tmp_path / "adapter")
         with load(base, path) as streamed:
-            with pytest.raises(ls.UnsupportedModelError, match="prompt learning .* one call at a time"):
+            with pytest.raises(ls.UnsupportedModelError, match=r"prompt learning .* one call at a time"):
                 ls.generate_many(streamed, [GenerationRequest(prompt=[5])])
-            with pytest.raises(ls.UnsupportedModelError, match="prompt learning .* one call at a time"):
+            with pytest.raises(ls.UnsupportedModelError, match=r"prompt learning .* one call at a time"):
                 ls.score(streamed, [([5], [[6]])])
 
     def test_tasks_that_switch_by_themselves_do_not_meet(
@@ -336,7 +336,9 @@ class TestMerges:
                 wrapped = PeftModel.from_pretrained(streamed.model, paths["third"])
             before = logits(streamed.model)
             for merge in (wrapped.merge_adapter, wrapped.merge_and_unload):
-                with pytest.raises(ls.UnsupportedModelError, match="cannot be merged .* Nothing was changed"):
+                with pytest.raises(
+                    ls.UnsupportedModelError, match=r"cannot be merged .* Nothing was changed"
+                ):
                     merge()
                 assert_same(before, logits(streamed.model), merge.__name__)
 

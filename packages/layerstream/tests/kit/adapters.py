@@ -131,7 +131,7 @@ def with_adapters(model: PreTrainedModel, paths: Mapping[str, Path]) -> PeftMode
 
 
 def bytes_of_adapters(wrapped: PeftModel, model: PreTrainedModel) -> int:
-    """Return the bytes of the parameters that `wrapped` has and `model`, the same without adapters, has not."""
+    """Return the bytes of the parameters that `wrapped` has, and `model`, the same model alone, has not."""
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     total = 0
     for name, parameter in wrapped.named_parameters():

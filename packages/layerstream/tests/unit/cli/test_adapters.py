@@ -36,7 +36,7 @@ def test_a_path_alone_is_the_default_adapter_and_several_have_names(tmp_path: Pa
 
 
 def test_two_adapters_without_names_are_refused() -> None:
-    with pytest.raises(PlanError, match="two adapters are called 'default'.*NAME=PATH"):
+    with pytest.raises(PlanError, match=r"two adapters are called 'default'.*NAME=PATH"):
         adapter_mapping(["x", "y"])
 
 
