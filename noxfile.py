@@ -46,7 +46,7 @@ try:
 except ModuleNotFoundError:
     launch()
 
-LAYERSTREAM = ("-e", "packages/layerstream[embedded]")
+LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")
@@ -101,7 +101,8 @@ def versions(session: nox.Session, versions: str) -> None:
     resolution = "lowest-direct" if versions == "lowest" else "highest"
     session.install("-c", "constraints.txt", "uv")
     requirements = tomllib.loads((ROOT / "packages/layerstream/pyproject.toml").read_text())["project"]
-    wanted = [*requirements["dependencies"], *requirements["optional-dependencies"]["embedded"]]
+    extras = requirements["optional-dependencies"]
+    wanted = [*requirements["dependencies"], *extras["embedded"], *extras["adapters"]]
     python = ("--python", str(Path(session.virtualenv.location) / "bin" / "python"))
     session.run("uv", "pip", "install", *python, "--upgrade", "--resolution", resolution, *wanted)
     session.run("uv", "pip", "install", *python, *TEST_TOOLS, "-c", "constraints.txt")

@@ -28,6 +28,7 @@ _WEIGHTS = {
     LedgerKind.EDGES,
     LedgerKind.EMBEDDING,
     LedgerKind.HEAD,
+    LedgerKind.ADAPTERS,
     LedgerKind.RESIDENT_BLOCKS,
     LedgerKind.SLOTS,
     LedgerKind.HOST_BLOCKS,

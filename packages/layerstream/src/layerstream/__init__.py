@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .default_model import default_model_path
     from .engine.replica import Replica
     from .errors import (
+        AdapterError,
         BlocksNotFoundError,
         BudgetTooSmallError,
         CheckpointError,
@@ -83,6 +84,7 @@ _EXPORTS = {
     ".default_model": ("default_model_path",),
     ".engine.replica": ("Replica",),
     ".errors": (
+        "AdapterError",
         "BlocksNotFoundError",
         "BudgetTooSmallError",
         "CheckpointError",
@@ -142,6 +144,7 @@ __all__ = [
     "KNOWN_MODELS",
     "ActivationProfile",
     "Activity",
+    "AdapterError",
     "BatchPlan",
     "BatchProgress",
     "BlocksNotFoundError",

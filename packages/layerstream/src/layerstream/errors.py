@@ -85,6 +85,10 @@ class UnsupportedModelError(ModelError):
     """The model is unknown, needs remote code that was not allowed, or an operation would break streaming."""
 
 
+class AdapterError(ModelError, ValueError):
+    """An adapter cannot be used: peft is missing, its files are broken, or it belongs to another model."""
+
+
 class PlanError(LayerstreamError, ValueError):
     """No plan can meet the request: a bad size, an unknown device or dtype, an impossible workload."""
 

@@ -32,6 +32,7 @@ Budget = str | int | MemoryBudget
 ConfigSettings: TypeAlias = Mapping[str, Any] | PreTrainedConfig | None
 
 _KEYWORDS = tuple(field.name for field in fields(LoadOptions))
+AdapterPath = str | Path | Mapping[str, str | Path] | None
 
 
 def plan(
@@ -52,6 +53,7 @@ def plan(
     subfolder: str = "",
     variant: str | None = None,
     config: ConfigSettings = None,
+    adapter: AdapterPath = None,
     **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
@@ -77,6 +79,7 @@ def plan(
         variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
         config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
             its config. Settings that change the weights' shapes are refused.
+        adapter: an adapter's directory or Hub id, or several by name, as for `load`.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
@@ -100,6 +103,7 @@ def plan(
         subfolder=subfolder,
         variant=variant,
         config=config,
+        adapter=adapter,
     )
     return plan_with(model, options, machine=machine)
 
@@ -192,6 +196,7 @@ def load(
     subfolder: str = "",
     variant: str | None = None,
     config: ConfigSettings = None,
+    adapter: AdapterPath = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
     **unknown: Never,
 ) -> StreamedModel:
@@ -220,6 +225,9 @@ def load(
         variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
         config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
             its config. Settings that change the weights' shapes are refused.
+        adapter: a directory that peft's `save_pretrained` wrote, or a Hub id; several in a mapping from their
+            names. The first one is active; `set_adapter` and each request may name another. They stay in
+            memory.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
@@ -248,6 +256,7 @@ def load(
         subfolder=subfolder,
         variant=variant,
         config=config,
+        adapter=adapter,
     )
     return load_with(model, options, runtime=runtime)
 

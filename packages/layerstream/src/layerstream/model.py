@@ -7,7 +7,7 @@ replica per device, all fed by the same reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .engine.adapters import Adapter
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
 from .engine.run_parallel import run_in_parallel
@@ -52,7 +53,7 @@ class StreamedModel:
 
     Attributes:
         model: the real `PreTrainedModel`; pipelines, peft and evaluation harnesses take it as it is. With
-            several devices, the first one's.
+            several devices, the first one's. With an adapter of prompt learning, peft's model around it.
         group: lets several tasks share every sweep; see `SweepGroup.run`. With several devices, the first
             one's.
         replicas: one replica per device. They have the same weights and share each read.
@@ -78,13 +79,20 @@ class StreamedModel:
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
         self._watch = WorkloadWatch(limits)
         self._controls = tuple(
-            ReplicaControl(parts, baseline_bytes=baseline_bytes, watch=self._watch)
+            ReplicaControl(
+                parts,
+                baseline_bytes=baseline_bytes,
+                watch=self._watch,
+                # on a CPU, replicas share the memory of the weights
+                refuses_merges=not built.plan.is_resident or len(built.replicas) > 1,
+            )
             for parts in built.replicas
         )
+        self._is_closed = False
+        self._put_adapters(built.adapters)
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
         self.group: SweepGroup = self.replicas[0].group
-        self._is_closed = False
         self._running_on_devices = threading.Lock()
         self.reset_report()
         self.__class__ = _named_after(type(self), self.model)
@@ -125,6 +133,28 @@ class StreamedModel:
                 object.__setattr__(self, name, value)
             else:
                 setattr(self.model, name, value)
+
+    def _put_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Put `adapters` on every replica's model; if that fails, close."""
+        try:
+            for control in self._controls if adapters else ():
+                control.put_adapters(adapters)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_adapter(self, name: str) -> None:
+        """Make one of the adapters given to `load` active on every device; `"base"` turns all of them off.
+
+        Unlike `model.set_adapter`, it leaves the adapters frozen, as they were loaded.
+
+        Raises:
+            AdapterError: there is no such adapter.
+            StreamClosedError: the model is closed.
+        """
+        self._check_open()
+        for control in self._controls:
+            control.set_adapter(name)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate on the first device with transformers' own `generate()`, which gets every argument."""

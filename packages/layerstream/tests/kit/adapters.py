@@ -5,7 +5,7 @@ Test kit. Knows peft and the modules of a model, and no layerstream class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,13 @@ IGNORED_WARNINGS = (
     # peft 0.21 asks for properties that transformers 5.23 and 5.24 renamed.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:.*past_key_values.*:FutureWarning",
-    # peft says so whenever an adapter is on a tied embedding or head, in the plain model too.
+    # what peft says of the plain model too
     "ignore:.*tie_word_embeddings.*:UserWarning",
     "ignore:.*tied.*:UserWarning",
+    "ignore:.*save_embedding_layers.*:UserWarning",
+    "ignore:.*fan_in_fan_out.*:UserWarning",
+    "ignore:Position ids are not supported:UserWarning",
+    "ignore:Adapter first was active which is now deleted:UserWarning",
 )
 
 
@@ -110,3 +114,23 @@ def save_adapter(
 def with_adapter(model: PreTrainedModel, path: Path) -> PeftModel:
     """Return `model` with the adapter in `path`, by peft."""
     return PeftModel.from_pretrained(model, path).eval()
+
+
+def with_adapters(model: PreTrainedModel, paths: Mapping[str, Path]) -> PeftModel:
+    """Return `model` with several adapters by name, by peft; the first is active."""
+    (first, path), *others = paths.items()
+    wrapped = PeftModel.from_pretrained(model, path, adapter_name=first).eval()
+    for name, path in others:
+        wrapped.load_adapter(path, name)
+    return wrapped
+
+
+def bytes_of_adapters(wrapped: PeftModel, model: PreTrainedModel) -> int:
+    """Return the bytes of the parameters that `wrapped` has, and `model`, the same model alone, has not."""
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    total = 0
+    for name, parameter in wrapped.named_parameters():
+        plain = name.replace(".base_layer", "").replace(".original_module", "")
+        inner = (plain.removeprefix("base_model.model."), plain.removeprefix("base_model."))
+        total += 0 if own & set(inner) else parameter.nbytes
+    return total

@@ -305,7 +305,7 @@ def describe_model(
         read_buffer_bytes=READER_THREADS * (CHUNK_BYTES if _needs_read_buffers(units) else _EDGE_BYTES),
         hidden_size=getattr(config, "hidden_size", 0),
         vocab_size=getattr(config, "vocab_size", 0) or 0,
-        activation=_fit_activation(forwards) if forwards else _assume_activation(config, units),
+        activation=fit_activation(forwards) if forwards else _assume_activation(config, units),
     )
 
 
@@ -338,7 +338,7 @@ def _conversion_bytes(units: ModelUnits) -> int:
     return max((2 * sum(source.num_bytes for source in c.sources) for c in conversions), default=0)
 
 
-def _fit_activation(forwards: tuple[ForwardMemory, ...]) -> ActivationProfile:
+def fit_activation(forwards: tuple[ForwardMemory, ...]) -> ActivationProfile:
     """Fit a parabola through the memory at three lengths, weights and cache excluded."""
     x0, x1, x2 = (memory.num_tokens for memory in forwards)
     y0, y1, y2 = (memory.peak_bytes - memory.cache_bytes - memory.window_bytes for memory in forwards)

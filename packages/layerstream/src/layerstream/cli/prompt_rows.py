@@ -28,6 +28,7 @@ _KEYS = (
     "temperature",
     "num_beams",
     "stop",
+    "adapter",
     "options",
 )
 

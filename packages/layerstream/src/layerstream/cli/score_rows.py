@@ -54,16 +54,17 @@ class ScoreRows:
         Raises:
             PlanError: the row is invalid.
         """
-        if set(row.fields) != set(_KEYS):
+        if set(row.fields) - {"adapter"} != set(_KEYS):
             raise PlanError(
-                f"a row to score has id, prefix and suffixes; this one has {', '.join(sorted(row.fields))}"
+                "a row to score has id, prefix and suffixes, and may have an adapter; "
+                f"this one has {', '.join(sorted(row.fields))}"
             )
         prefix, suffixes = row.fields["prefix"], row.fields["suffixes"]
         if not isinstance(prefix, str | list) or not isinstance(suffixes, list):
             raise PlanError("prefix must be text or a list of tokens, and suffixes a list of these")
         if not all(isinstance(suffix, str | list) for suffix in suffixes):
             raise PlanError("each suffix must be text or a list of tokens")
-        request = self._tokenizer.read(row.number, (prefix, suffixes))
+        request = self._tokenizer.read(row.number, (prefix, suffixes, row.fields.get("adapter")))
         self._rows.append(row)
         self._requests.append(request)
 
@@ -86,7 +87,7 @@ class ScoreRows:
             return
         backend.score(
             streamed,
-            [(request.prefix, request.suffixes) for request in self._requests],
+            [(request.prefix, request.suffixes, request.adapter) for request in self._requests],
             head=self._head,
             max_rows=self._max_rows,
             on_result=lambda result: write(self._rows[result.index], score_fields(result)),

@@ -19,6 +19,7 @@ from ..streaming.layout import PAGE
 from ..streaming.prefetcher import Prefetcher
 from ..streaming.runtime import DeviceRuntime
 from ..streaming.sources import UnitSource
+from .adapters import Adapter
 from .inspect import ModelSpec
 from .replica_builder import ReplicaBuilder, ReplicaParts
 
@@ -35,6 +36,7 @@ class BuiltModel:
         reader: reads the disk.
         prefetcher: reads the units that move, for all replicas; None when everything stays.
         replicas: the parts of each device's replica.
+        adapters: what must still be put on each replica's model.
     """
 
     options: LoadOptions
@@ -44,6 +46,7 @@ class BuiltModel:
     reader: DiskReader
     prefetcher: Prefetcher | None
     replicas: tuple[ReplicaParts, ...]
+    adapters: tuple[Adapter, ...]
 
 
 def build(spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime]) -> BuiltModel:
@@ -89,6 +92,7 @@ class _Builder:
             reader=self.reader,
             prefetcher=prefetcher,
             replicas=tuple(replica.finish() for replica in self.replicas),
+            adapters=self.spec.adapters,
         )
 
     # -- weights that stay ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.blocks import find_blocks
 from ..architecture.chunking import chunk_feed_forward
-from ..architecture.describe import ModelUnits, describe_model, measure_forwards, sort_into_units
+from ..architecture.describe import (
+    ModelUnits,
+    describe_model,
+    fit_activation,
+    measure_forwards,
+    sort_into_units,
+)
 from ..architecture.module_state import AttributeSnapshot, ModuleState
 from ..architecture.recipe import ModelRecipe, give_dtypes, learn_recipe, recipe_of_shapes
 from ..architecture.skeleton import build_skeleton, check_config, read_config, resolve_dtype
@@ -26,8 +32,10 @@ from ..checkpoint.hub import downloads, remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, ModelError, PlanError
 from ..spec.options import LoadOptions
-from ..spec.profiles import ModelProfile
+from ..spec.profiles import ActivationProfile, ModelProfile
 from ..streaming.layout import slot_bytes
+from .adapter_switch import AdapterSwitch
+from .adapters import Adapter, AdapterSizes, find_adapters, measure_adapters
 
 DEFAULTS = LoadOptions()
 """Load a model as its checkpoint describes it."""
@@ -48,6 +56,7 @@ class ModelSpec:
         chunked: modules that process long prompts in chunks.
         state: attributes in which its modules keep state of their own.
         replicate: returns another empty model, for another device, with its own `chunked`.
+        adapters: what is put on the model once it is built.
     """
 
     name: str
@@ -60,6 +69,7 @@ class ModelSpec:
     chunked: tuple[nn.Module, ...]
     state: ModuleState
     replicate: Callable[[], tuple[PreTrainedModel, tuple[nn.Module, ...]]]
+    adapters: tuple[Adapter, ...] = ()
 
 
 def inspect_any(model: str | Path | PreTrainedConfig, options: LoadOptions, *, on_host: bool) -> ModelSpec:
@@ -97,7 +107,8 @@ def inspect_model(
         model = make()
         recipe = learn_recipe(model, checkpoint.tensors, dtype)
     skeletons = _Skeletons(make, recipe, options.prefill_chunk_tokens)
-    return _describe(str(name), options, directory, skeletons, model, on_host)
+    spec = _describe(str(name), options, directory, skeletons, model, on_host)
+    return _with_adapters(spec, options, weights=weights)
 
 
 def inspect_config(
@@ -115,7 +126,9 @@ def inspect_config(
     make = partial(build_skeleton, config, dtype, attn_implementation=options.attn_implementation)
     model = make()
     skeletons = _Skeletons(make, recipe_of_shapes(model, dtype), options.prefill_chunk_tokens)
-    return _describe(config.name_or_path or config.model_type, options, Path(), skeletons, model, on_host)
+    name = config.name_or_path or config.model_type
+    spec = _describe(name, options, Path(), skeletons, model, on_host)
+    return _with_adapters(spec, options, weights=False)
 
 
 @contextmanager
@@ -207,3 +220,32 @@ def _describe(
         state=attributes.restore(),
         replicate=skeletons.replicate,
     )
+
+
+def _with_adapters(spec: ModelSpec, options: LoadOptions, *, weights: bool) -> ModelSpec:
+    """Return `spec` with the adapters of `options` and what they take, measured on another empty model."""
+    adapters = find_adapters(options, weights=weights)
+    if not adapters:
+        return spec
+    model, chunked = spec.replicate()
+    sizes = measure_adapters(model, adapters, weights=weights)
+    activations = [_with_virtual_tokens(spec.profile.activation, sizes)]
+    switch = AdapterSwitch(model)
+    for name in () if sizes.virtual_tokens else sizes.distinct:
+        switch.choose(name)
+        forwards = measure_forwards(model, options.prefill_chunk_tokens if chunked else None)
+        activations += [fit_activation(forwards)] if forwards else []
+    profile = replace(spec.profile, adapter_bytes=sizes.num_bytes, activation=_largest(activations))
+    return replace(spec, adapters=adapters, profile=profile)
+
+
+def _with_virtual_tokens(activation: ActivationProfile, sizes: AdapterSizes) -> ActivationProfile:
+    """Return `activation` with the tokens that prompt learning puts in front of each sequence."""
+    cache_bytes_per_token = activation.cache_bytes_per_token + activation.window_bytes_per_token
+    added = round(sizes.virtual_tokens * (activation.bytes_per_token + cache_bytes_per_token))
+    return replace(activation, state_bytes=activation.state_bytes + added)
+
+
+def _largest(activations: list[ActivationProfile]) -> ActivationProfile:
+    names = [field.name for field in fields(ActivationProfile)]
+    return ActivationProfile(**{name: max(getattr(each, name) for each in activations) for name in names})

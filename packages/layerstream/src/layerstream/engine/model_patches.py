@@ -51,7 +51,7 @@ class ModelPatches:
         """Patch `model`, whose absent weights are in place."""
         self._undo: list[Callable[[], object]] = []
         for module in _modules_with_absent_weights(model):
-            self._set(module, "__deepcopy__", partial(_copy_without_streaming, module))
+            self._set(module, "__deepcopy__", partial(copy_without_streaming, module))
             self._set(module, "load_state_dict", partial(_load_other_weights, module))
             self._set(module, "compile", _warn_about_compile)
             self._set(module, "_apply", partial(_apply_if_unchanged, module))
@@ -125,7 +125,7 @@ def _apply_if_unchanged(
     return applied
 
 
-def _copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a resident copy of `module`: its weights are read from the checkpoint, and no hook streams."""
     copied = type(module).__new__(type(module))
     memo[id(module)] = copied

@@ -5,14 +5,20 @@ It knows one device; `model` knows that there may be several.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import ReplicaStoppedError, StreamClosedError
+from ..errors import AdapterError, ReplicaStoppedError, StreamClosedError
+from ..spec.options import NO_ADAPTER
 from ..streaming.sweep_group import SweepGroup
 from .absent_weights import unload_weights
+from .adapter_places import unwatch_places, watch_places
+from .adapter_switch import AdapterSwitch
+from .adapters import Adapter, is_prompt_learning, put_adapters
 from .forward_gate import ForwardGate
 from .model_patches import ModelPatches
 from .peak_memory import PeakMemory
@@ -27,14 +33,18 @@ class Replica:
     Attributes:
         index: its place among the model's devices, from 0.
         device: where it computes.
-        model: the real `PreTrainedModel`.
+        model: the real `PreTrainedModel`; with an adapter of prompt learning, peft's model around it.
         group: lets tasks share this device's sweeps; see `SweepGroup.run`.
+        adapters: the adapters in the model, and which of them is active.
+        peft_model: the `PeftModel` of the adapters given to `load`; None without them.
     """
 
     index: int
     device: torch.device
     model: PreTrainedModel
     group: SweepGroup
+    adapters: AdapterSwitch
+    peft_model: Any = None
 
 
 class ReplicaControl:
@@ -46,10 +56,21 @@ class ReplicaControl:
         peak: the memory it took.
     """
 
-    def __init__(self, parts: ReplicaParts, *, baseline_bytes: int, watch: WorkloadWatch) -> None:
-        """Put the gate and the patches on the model of `parts`, whose forwards `watch` follows."""
+    def __init__(
+        self, parts: ReplicaParts, *, baseline_bytes: int, watch: WorkloadWatch, refuses_merges: bool
+    ) -> None:
+        """Put the gate and the patches on the model of `parts`.
+
+        Args:
+            parts: the replica.
+            baseline_bytes: this process's resident memory before the model was built.
+            watch: follows its forwards.
+            refuses_merges: adapters cannot be merged into its weights, which move or are shared.
+        """
         model, device = parts.model, parts.runtime.device
-        self.replica = Replica(index=parts.index, device=device, model=model, group=parts.group)
+        self.replica = Replica(
+            index=parts.index, device=device, model=model, group=parts.group, adapters=parts.adapters
+        )
         sizes = ForwardSizes(model, parts.group, watch)
         parts.undo.append(sizes.detach)
         self.gate = ForwardGate(
@@ -64,6 +85,37 @@ class ReplicaControl:
         self._parts = parts
         self._stopped_by: BaseException | None = None
         self._patches = ModelPatches(model)
+        if refuses_merges:
+            watch_places(model)
+
+    def put_adapters(self, adapters: Sequence[Adapter]) -> None:
+        """Put `adapters` on the model; the first becomes active.
+
+        Raises:
+            AdapterError: one of them cannot be used with this model.
+        """
+        peft_model = put_adapters(self._parts.model, adapters)
+        model = peft_model if is_prompt_learning(peft_model) else self._parts.model
+        self.replica = replace(self.replica, model=model, peft_model=peft_model)
+
+    def set_adapter(self, name: str) -> None:
+        """Make one of the adapters given to `load` active; `"base"` turns all off.
+
+        Raises:
+            AdapterError: there is no such adapter, or it is a prompt that cannot be turned off.
+        """
+        peft_model = self.replica.peft_model
+        known = () if peft_model is None else tuple(peft_model.peft_config)
+        is_prompt = peft_model is not None and is_prompt_learning(peft_model)
+        if peft_model is None or name not in (*known, *(() if is_prompt else (NO_ADAPTER,))):
+            raise AdapterError(
+                f"there is no adapter {name!r}: load(adapter=…) gave {', '.join(map(repr, known)) or 'none'}"
+                + ("; turn prompts off with `with streamed.model.disable_adapter():`" if is_prompt else "")
+            )
+        if name != NO_ADAPTER:
+            peft_model.set_adapter(name, inference_mode=True)
+        if not is_prompt:
+            self.replica.adapters.choose(name)
 
     @property
     def bytes_looked_up(self) -> int:
@@ -102,7 +154,8 @@ class ReplicaControl:
         """Remove every hook and patch from the model and free its weights; call it after `stop_streaming`."""
         self._parts.detach_all()
         self._patches.remove()
-        unload_weights(self.replica.model)
+        unwatch_places(self._parts.model)
+        unload_weights(self.replica.peft_model or self._parts.model)
 
     def _before_forward(self) -> None:
         if self._stopped_by is not None:

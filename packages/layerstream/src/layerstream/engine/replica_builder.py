@@ -27,6 +27,7 @@ from ..streaming.sources import UnitSource
 from ..streaming.stream import WeightStream
 from ..streaming.sweep_group import SweepGroup
 from .absent_weights import place_absent_weights
+from .adapter_switch import AdapterSwitch
 from .inspect import ModelSpec
 from .task_state import ModelTaskState
 
@@ -41,6 +42,7 @@ class ReplicaParts:
         runtime: the device's operations.
         buffers: the device's slots.
         group: lets tasks share the replica's sweeps.
+        adapters: which adapter is active, for each of them.
         stream: delivers the units that move; None when everything stays.
         hooks: acquire and release those units; None when everything stays.
         tables: embeddings that are looked up row by row.
@@ -52,6 +54,7 @@ class ReplicaParts:
     runtime: DeviceRuntime
     buffers: DeviceBuffers
     group: SweepGroup
+    adapters: AdapterSwitch
     stream: WeightStream | None = None
     hooks: StreamHooks | None = None
     tables: list[RowTable] = field(default_factory=list)
@@ -81,6 +84,7 @@ class ReplicaBuilder:
             runtime=runtime,
             buffers=DeviceBuffers(runtime=runtime),
             group=SweepGroup(task_state),
+            adapters=task_state.adapters,
         )
         load_generation_config(model, spec.directory, spec.options.subfolder)
         materialize_buffers(model, runtime.device, set(spec.recipe.tensors))

@@ -1,7 +1,8 @@
 """State that is global to the process or the model, but that each interleaved task must have to itself.
 
-These are torch's random generators, and the few attributes that transformers changes on the model in the
-middle of a `generate()` call. A generator object that a task passes in belongs to that task anyway.
+These are torch's random generators, the active adapter, and the few attributes that transformers changes on
+the model in the middle of a `generate()` call. A generator object that a task passes in belongs to that task
+anyway.
 """
 
 from __future__ import annotations
@@ -13,14 +14,22 @@ from transformers import PreTrainedModel
 
 from ..architecture import compat
 from ..architecture.module_state import ModuleState
+from .adapter_switch import AdapterSwitch, Choice
 
 _ABSENT: Any = object()
 
 _Values = list[tuple[dict[str, Any], dict[str, Any]]]
 
+State = tuple[torch.Tensor | None, Any, _Values, Choice]
+"""Random state on the host and on the device, attributes, and the active adapter."""
+
 
 class ModelTaskState:
-    """Captures and restores that state; implements `streaming.sweep_run.TaskState`."""
+    """Captures and restores that state; implements `streaming.sweep_run.TaskState`.
+
+    Attributes:
+        adapters: the model's adapters.
+    """
 
     def __init__(
         self,
@@ -39,6 +48,7 @@ class ModelTaskState:
             has_host_random: keep the CPU's random state per task too. All threads share that state, so of
                 several models that run at the same time only one may do this.
         """
+        self.adapters = AdapterSwitch(model)
         self._model, self._device, self._has_host_random = model, device, has_host_random
         module = None if device.type == "cpu" else torch.get_device_module(device)
         self._module: Any = module if hasattr(module, "get_rng_state") else None
@@ -47,7 +57,7 @@ class ModelTaskState:
         self._rotary = [module for module in model.modules() if compat.remembers_lengths(module)]
         self._state = [(model.get_submodule(path), names) for path, names in state]
 
-    def capture(self) -> tuple[torch.Tensor | None, Any, _Values]:
+    def capture(self) -> State:
         """Return the current state."""
         values = [_values_of(self._model.__dict__, compat.STATE_OF_MODEL)]
         values += [_values_of(config.__dict__, compat.STATE_OF_CONFIG) for config in self._configs]
@@ -58,11 +68,13 @@ class ModelTaskState:
                 (module._buffers, dict(module._buffers)),
             ]
         on_device = None if self._module is None else self._module.get_rng_state(self._device)
-        return torch.get_rng_state() if self._has_host_random else None, on_device, values
+        on_host = torch.get_rng_state() if self._has_host_random else None
+        return on_host, on_device, values, self.adapters.capture()
 
-    def restore(self, state: tuple[torch.Tensor | None, Any, _Values]) -> None:
+    def restore(self, state: State) -> None:
         """Put `state` back."""
-        on_host, on_device, values = state
+        on_host, on_device, values, adapters = state
+        self.adapters.restore(adapters)
         if on_host is not None:
             torch.set_rng_state(on_host)
         if self._module is not None:

@@ -92,6 +92,7 @@ def device_lines(
         LedgerKind.SLOTS: configuration.num_slots * configuration.slot_bytes,
     }
     per_replica = {
+        LedgerKind.ADAPTERS: profile.adapter_bytes,
         LedgerKind.KV_CACHE: cache_bytes(profile.activation, workload),
         LedgerKind.KV_CACHE_GROWTH: cache_growth_bytes(profile.activation, workload),
         LedgerKind.ACTIVATIONS: activation_bytes(profile.activation, workload),

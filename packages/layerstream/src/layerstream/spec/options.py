@@ -13,6 +13,12 @@ from .sizes import parse_size
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+DEFAULT_ADAPTER = "default"
+"""The name of a single adapter, as in peft."""
+
+NO_ADAPTER = "base"
+"""What names the model without its adapters wherever an adapter is named."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
@@ -91,6 +97,7 @@ class LoadOptions:
         subfolder: the folder of the repository or directory that holds config, weights and tokenizer.
         variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
         config: a config that replaces the checkpoint's, or a mapping of settings that replace its settings.
+        adapter: an adapter's directory or Hub id, or several by name; the first one is active.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -107,6 +114,7 @@ class LoadOptions:
     subfolder: str = ""
     variant: str | None = None
     config: Mapping[str, Any] | PreTrainedConfig | None = None
+    adapter: str | Path | Mapping[str, str | Path] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not a size or a name, and devices that contradict each other."""
@@ -114,6 +122,7 @@ class LoadOptions:
             MemoryBudget(device=self.budget)
         self._check_names()
         self._check_devices()
+        _check_adapters(self.adapters)
 
     def _check_names(self) -> None:
         folder = PurePosixPath(self.subfolder)
@@ -145,6 +154,25 @@ class LoadOptions:
         return self.budget if isinstance(self.budget, MemoryBudget) else MemoryBudget(device=self.budget)
 
     @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        """Each adapter's name and its directory or Hub id."""
+        if self.adapter is None:
+            return ()
+        named = self.adapter if isinstance(self.adapter, Mapping) else {DEFAULT_ADAPTER: self.adapter}
+        return tuple((name, str(path)) for name, path in named.items())
+
+    @property
     def prefill_chunk_tokens(self) -> int | None:
         """The workload's chunk size for prefill; None when chunking is off."""
         return None if self.workload is None else self.workload.prefill_chunk_tokens
+
+
+def _check_adapters(adapters: Sequence[tuple[str, str]]) -> None:
+    for name, path in adapters:
+        if not isinstance(name, str) or not name or "." in name or name == NO_ADAPTER:
+            raise PlanError(
+                f"an adapter cannot be called {name!r}: names are texts without a dot, and {NO_ADAPTER!r} "
+                "means the model without an adapter"
+            )
+        if not path:
+            raise PlanError(f"the adapter {name!r} has an empty path: give a directory or a Hub id")

@@ -40,6 +40,7 @@ class LedgerKind(Enum):
     EDGES = "edges"
     EMBEDDING = "embedding"
     HEAD = "head"
+    ADAPTERS = "adapters"
     RESIDENT_BLOCKS = "resident_blocks"
     SLOTS = "slots"
     HOST_BLOCKS = "host_blocks"
@@ -58,6 +59,7 @@ _PURPOSES = {
     LedgerKind.EDGES: "edges (norms, buffers)",
     LedgerKind.EMBEDDING: "input embedding",
     LedgerKind.HEAD: "output head",
+    LedgerKind.ADAPTERS: "adapters",
     LedgerKind.RESIDENT_BLOCKS: "resident blocks",
     LedgerKind.SLOTS: "slots",
     LedgerKind.HOST_BLOCKS: "blocks in host memory",

@@ -185,6 +185,7 @@ class ModelProfile(JsonValue):
             else a few pages.
         hidden_size: the width of the residual stream.
         vocab_size: the number of tokens in the vocabulary.
+        adapter_bytes: all adapters, always on the device.
         activation: the memory other than weights.
     """
 
@@ -207,6 +208,7 @@ class ModelProfile(JsonValue):
     read_buffer_bytes: int = 32 * 1024**2
     hidden_size: int = 0
     vocab_size: int = 0
+    adapter_bytes: int = 0
     activation: ActivationProfile
 
     @property

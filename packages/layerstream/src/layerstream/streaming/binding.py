@@ -29,6 +29,7 @@ Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""
 
 _MARK = "_streams_weights"
+_LOADED_AGAIN = "{what} cannot change a streamed weight: its block's next visit loads it again"
 
 
 def places_of(model: nn.Module, name: str) -> Place:
@@ -51,19 +52,15 @@ class InstalledWeight(nn.Parameter):
         """The weight without its history."""
         return self.detach()
 
-    def set_(self, source: torch.Tensor) -> InstalledWeight:
-        """Take over `source`, if that is this weight: registering a parametrization does so."""
-        if source is not self:
-            raise UnsupportedModelError(
-                "set_() cannot change a streamed weight: its block's next visit loads it again"
-            )
-        return self
-
     @data.setter
     def data(self, _: torch.Tensor) -> None:
-        raise UnsupportedModelError(
-            "an assignment to .data cannot change a streamed weight: its block's next visit loads it again"
-        )
+        raise UnsupportedModelError(_LOADED_AGAIN.format(what="an assignment to .data"))
+
+    def set_(self, source: Any, *_: Any) -> InstalledWeight:  # type: ignore[override]
+        """Take over `source`, if that is this weight: registering a parametrization does so."""
+        if source is not self:
+            raise UnsupportedModelError(_LOADED_AGAIN.format(what="set_()"))
+        return self
 
 
 def as_installed(
@@ -132,8 +129,9 @@ class UnitBinding:
             ]
             self._installed[key] = installed
         for place, value, absent in zip(self._places, installed, self._absent, strict=True):
-            tensors, name = guarded, _ = place
-            if tensors.get(name) is not absent:
+            guarded, name = place
+            tensors: dict[str, Any] = guarded
+            if guarded.get(name) is not absent:
                 tensors, name = guarded.place_of(name)
                 if tensors.get(name) is not absent:
                     continue  # A parametrization computes this weight from tensors of its own.

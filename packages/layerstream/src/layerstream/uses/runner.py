@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..engine.replica import Replica
 from ..engine.tokenizer import load_tokenizer
+from ..errors import UnsupportedModelError
 from ..model import StreamedModel
 from ..streaming.scheduler import Task, TaskResult
 
@@ -143,6 +144,27 @@ def tokenizer_for(
     if tokenizer is not None or not is_needed:
         return tokenizer
     return load_tokenizer(streamed.plan.model_name, streamed.options)
+
+
+def check_adapters(streamed: StreamedModel, names: Sequence[str | None]) -> None:
+    """Refuse requests that name adapters which the model does not have.
+
+    Args:
+        streamed: the model.
+        names: each request's adapter.
+
+    Raises:
+        PlanError: there is no such adapter; the message names the request.
+        UnsupportedModelError: the model has an adapter of prompt learning.
+    """
+    if not isinstance(streamed.model, PreTrainedModel):
+        raise UnsupportedModelError(
+            "a model with an adapter of prompt learning answers one call at a time: while it generates, peft "
+            "replaces methods of the model, which other tasks would meet. Call streamed.generate() for each "
+            "request"
+        )
+    for index, name in enumerate(names):
+        streamed.replicas[0].adapters.check(name, f"request {index}")
 
 
 class ProgressClock:

@@ -22,6 +22,7 @@ from ...streaming.scheduler import Task, TaskResult
 from ..runner import (
     ResultCollector,
     TaskBatch,
+    check_adapters,
     error_of,
     ignore,
     run_tasks,
@@ -78,6 +79,7 @@ def generate_many(
 
     Raises:
         PlanError: a request or `max_rows` is invalid; the message names the request.
+        UnsupportedModelError: the model has an adapter of prompt learning, which tasks cannot share.
         CheckpointError: a request has text and the checkpoint has no tokenizer.
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
@@ -138,6 +140,7 @@ def plan_requests(
 def _shares(
     streamed: StreamedModel, requests: Sequence[GenerationRequest], tokenizer: PreTrainedTokenizerBase | None
 ) -> list[list[TokenizedRequest]]:
+    check_adapters(streamed, [request.adapter for request in requests])
     vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
     return split_among_devices(
         [_tokenize(index, request, tokenizer, vocab_size) for index, request in enumerate(requests)],
@@ -239,6 +242,7 @@ class _ShareRun:
         """Return the new tokens of every row of a micro-batch: (rows, tokens)."""
         members, seed = self._members(number), self.seeds[number]
         request = members[0].request
+        self.replica.adapters.choose(request.adapter)
         pad = int(request.options.get("pad_token_id", pad_token(self._model)))
         inputs = left_padded([member.ids for member in members], pad, self._model.device)
         length = inputs["input_ids"].shape[1]

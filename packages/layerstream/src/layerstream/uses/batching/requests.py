@@ -58,6 +58,8 @@ class GenerationRequest:
         temperature: the temperature for sampling.
         num_beams: beams of a beam search; 1 turns beam search off.
         stop: texts that end the answer; the answer includes the one that ended it.
+        adapter: the adapter to answer with, by its name in `load(adapter=…)`; `"base"` is the model without
+            one, and None the active one. Requests with different adapters share sweeps, but no tensor.
         options: any other keywords of transformers' `generate()`, such as `top_p` or `repetition_penalty`.
     """
 
@@ -69,6 +71,7 @@ class GenerationRequest:
     temperature: float | None = None
     num_beams: int = 1
     stop: tuple[str, ...] = ()
+    adapter: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class GenerationRequest:
             raise PlanError(f"temperature {self.temperature!r} needs do_sample=True and must be above 0")
         if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
             raise PlanError(f"seed must be an integer of at least 0; got {self.seed!r}")
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise PlanError(f"adapter must be the name of an adapter; got {self.adapter!r}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise PlanError(f"stop must be a tuple of texts, none of them empty; got {self.stop!r}")
         if reserved := sorted(_RESERVED_OPTIONS & set(self.options)):
@@ -131,7 +136,8 @@ class GenerationRequest:
         length = self.max_new_tokens if self.num_beams > 1 else None
         seed = self.seed if self.do_sample else None
         options = tuple(sorted((name, repr(value)) for name, value in self.options.items()))
-        return self.do_sample, seed, self.temperature, self.num_beams, length, self.stop, options
+        settings = (self.do_sample, seed, self.temperature, self.num_beams, length)
+        return *settings, self.stop, self.adapter, options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ...errors import PlanError
 
 Text = str | Sequence[int]
-ScoringRequest = tuple[Text, Sequence[Text]]
-"""A prefix and its suffixes, each text or token ids."""
+ScoringRequest = tuple[Text, Sequence[Text]] | tuple[Text, Sequence[Text], str | None]
+"""A prefix and its suffixes, each text or token ids; the name of an adapter may follow.
+
+`"base"` is the model without an adapter; without a name, the active one scores.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +35,13 @@ class TokenizedScoring:
         index: its place among the requests.
         prefix: the prefix's tokens.
         suffixes: the tokens of each suffix.
+        adapter: the adapter to score with; None is the active one.
     """
 
     index: int
     prefix: tuple[int, ...]
     suffixes: tuple[tuple[int, ...], ...]
+    adapter: str | None = None
 
 
 class ScoringTokenizer:
@@ -72,7 +77,7 @@ class ScoringTokenizer:
                 tokenizer.
         """
         where = f"request {index}"
-        prefix, suffixes = _as_pair(request, where)
+        prefix, suffixes, adapter = _parts_of(request, where)
         if not suffixes:
             raise PlanError(f"{where} has no suffixes: give at least one")
         prefix_ids = self._tokenize_prefix(prefix, where)
@@ -83,6 +88,7 @@ class ScoringTokenizer:
                 self._tokenize_suffix(prefix, prefix_ids, suffix, f"suffix {number} of {where}")
                 for number, suffix in enumerate(suffixes)
             ),
+            adapter=adapter,
         )
         self._check(tokenized, where)
         return tokenized
@@ -133,11 +139,14 @@ class ScoringTokenizer:
             )
 
 
-def _as_pair(request: ScoringRequest, where: str) -> tuple[Text, Sequence[Text]]:
-    is_pair = isinstance(request, Sequence) and not isinstance(request, str) and len(request) == 2
-    if not is_pair or isinstance(request[1], str):
+def _parts_of(request: ScoringRequest, where: str) -> tuple[Text, Sequence[Text], str | None]:
+    is_request = isinstance(request, Sequence) and not isinstance(request, str) and len(request) in (2, 3)
+    if not is_request or isinstance(request[1], str):
         raise PlanError(f"{where} is not a pair of a prefix and a list of suffixes")
-    return request[0], request[1]
+    adapter = request[2] if len(request) == 3 else None
+    if adapter is not None and not isinstance(adapter, str):
+        raise PlanError(f"the adapter of {where} must be a name; got {adapter!r}")
+    return request[0], request[1], adapter
 
 
 def _as_ids(ids: Sequence[int], where: str) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...architecture.last_positions import LastPositions, backbone
 from ...architecture.shared_prefix import why_not_shared
+from ...engine.replica import Replica
 from ...errors import ScoreError, UnsupportedModelError
 from ...model import StreamedModel
 from ...planning.scoring_sweeps import plan_scoring_sweeps
@@ -22,6 +24,7 @@ from ...streaming.scheduler import Task, TaskResult
 from ..runner import (
     ResultCollector,
     TaskBatch,
+    check_adapters,
     error_of,
     ignore,
     run_tasks,
@@ -32,7 +35,7 @@ from .head import Head, ScoringHead
 from .progress import ScoringCounter, ScoringProgress
 from .requests import ScoringRequest, ScoringTokenizer, TokenizedScoring
 from .results import ScoringResult
-from .scorers import HeadOutputs, LogProbabilities, Scorer
+from .scorers import Call, HeadOutputs, LogProbabilities, Scorer
 
 
 def score(
@@ -58,7 +61,8 @@ def score(
 
     Args:
         streamed: an open model.
-        requests: pairs of a prefix and its suffixes, each text or token ids.
+        requests: pairs of a prefix and its suffixes, each text or token ids; the name of an adapter may
+            follow.
         head: score by this head's outputs for each suffix's last token, not by log-probabilities: a module
             that takes the last hidden state (1, hidden size), or a safetensors file with its weight. The
             hidden state is cast to the head's dtype.
@@ -81,6 +85,7 @@ def score(
         StreamError: called inside a forward or a callback of the same model.
         StreamClosedError: the model is closed, or was closed meanwhile.
     """
+    check_adapters(streamed, ())
     is_shared = why_not_shared(streamed.model) is None
     all_last_positions = [LastPositions(replica.model) for replica in streamed.replicas]
     scorers = [
@@ -99,8 +104,8 @@ def score(
     )
     collector = ResultCollector(on_result or ignore)
     runs = [
-        _ShareRun(share, scorer, plan, counter, collector, is_shared, is_first=index == 0)
-        for index, (share, scorer, plan) in enumerate(zip(shares, scorers, plans, strict=True))
+        _ShareRun(replica, share, scorer, plan, counter, collector, is_shared)
+        for replica, share, scorer, plan in zip(streamed.replicas, shares, scorers, plans, strict=True)
     ]
     with ExitStack() as attached:
         for last_positions in all_last_positions:
@@ -129,6 +134,7 @@ def plan_scores(
     Raises:
         PlanError: a request, the head or `max_rows` is invalid.
     """
+    check_adapters(streamed, ())
     model = streamed.model
     scorer = _scorer(model, LastPositions(model), head, why_not_shared(model) is None)
     shares = _shares(streamed, requests, scorer, tokenizer, has_head=head is not None)
@@ -166,6 +172,7 @@ def _shares(
     vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
     reader = ScoringTokenizer(streamed.model.config, vocab_size, tokenizer, feeds_last=has_head)
     tokenized = [reader.read(index, request) for index, request in enumerate(requests)]
+    check_adapters(streamed, [request.adapter for request in tokenized])
     return split_among_devices(
         tokenized, len(streamed.replicas), tokens=lambda request: _tokens(scorer, [request])
     )
@@ -179,7 +186,8 @@ def _has_text(request: Any) -> bool:
     """Return whether there is text anywhere in a request, which may be malformed."""
     if isinstance(request, str) or not isinstance(request, Sequence):
         return False
-    parts = [[part] if isinstance(part, str) or not isinstance(part, Sequence) else part for part in request]
+    texts = request[:2]
+    parts = [[part] if isinstance(part, str) or not isinstance(part, Sequence) else part for part in texts]
     return any(isinstance(item, str) for part in parts for item in part)
 
 
@@ -200,13 +208,18 @@ class _ShareRun:
         counter: follows the first device through its sweeps, and counts the finished requests of all devices.
     """
 
+    replica: Replica
     share: list[TokenizedScoring]
     scorer: Scorer
     plan: ScoringPlan
     counter: ScoringCounter
     collector: ResultCollector[ScoringResult]
     is_shared: bool
-    is_first: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first device's share."""
+        return self.replica.index == 0
 
     def batches(self) -> Iterator[TaskBatch]:
         """Yield the tasks of one sweep after another."""
@@ -229,7 +242,12 @@ class _ShareRun:
             if len(finished[place]) == num_calls[place]:
                 self.collector.add(self._result(place, finished.pop(place)), self.counter.end_request)
 
-        return TaskBatch(tasks=[Task(call=call) for place in sweep for call in calls[place]], on_task=on_task)
+        tasks = [Task(call=partial(self._run, place, call)) for place in sweep for call in calls[place]]
+        return TaskBatch(tasks=tasks, on_task=on_task)
+
+    def _run(self, place: int, call: Call) -> Any:
+        self.replica.adapters.choose(self.share[place].adapter)
+        return call()
 
     def _result(self, place: int, task_results: list[TaskResult]) -> ScoringResult:
         request = self.share[place]
