@@ -56,7 +56,7 @@ class InstalledWeight(nn.Parameter):
     def data(self, _: torch.Tensor) -> None:
         raise UnsupportedModelError(_LOADED_AGAIN.format(what="an assignment to .data"))
 
-    def set_(self, source: Any, *_: Any) -> InstalledWeight:  # type: ignore[override]
+    def set_(self, source: Any, *_: Any) -> Any:
         """Take over `source`, if that is this weight: registering a parametrization does so."""
         if source is not self:
             raise UnsupportedModelError(_LOADED_AGAIN.format(what="set_()"))
