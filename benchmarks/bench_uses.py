@@ -1,8 +1,8 @@
 """Try every use of a streamed model that must equal the plain one: adapters, and torch's modes.
 
 Writes a table: each kind of adapter on each family, at three budgets in three dtypes, and each mode of torch,
-frozen and not. Nothing is timed. `--device cuda:0` tries the same on an accelerator. What becomes of writes to
-weights is in `packages/layerstream/tests/faults/test_writes_to_weights.py`.
+frozen and not. Nothing is timed. `--device cuda:0` tries the same on an accelerator. Writes to weights have a
+test for each kind: `packages/layerstream/tests/faults/test_writes_to_weights.py`.
 
     python benchmarks/bench_uses.py --out benchmarks/results/uses_cpu_2026-11-26.md --jobs 2
 """
@@ -90,14 +90,14 @@ def as_markdown(rows: list[Row], device: str) -> str:
     import transformers  # noqa: PLC0415
 
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     lines = [
         f"# Uses of a streamed model against the plain one ({where})",
         "",
-        f"torch {torch.__version__}, transformers {transformers.__version__}. Every cell names the dtypes in "
-        "which logits, and greedy and sampled tokens with their scores, equal plain transformers (and peft) in "
-        "every bit. Anything else is listed below the table.",
+        f"{versions}. Every cell names the dtypes in which logits, and greedy and sampled tokens with their "
+        "scores, equal plain transformers (and peft) in every bit. Anything else is listed below the table.",
         "",
-        "| use | family | all from disk | half resident | resident |",
+        "| use | family | least budget | half resident | resident |",
         "|---|---|---|---|---|",
     ]
     found = {row[:4]: row[4] for row in rows}

@@ -63,7 +63,10 @@ def configured(**settings: object) -> Callable[[Path], None]:
         (configured(peft_type="XLORA"), "is of type XLORA, .* PeftModel.from_pretrained"),
         (configured(alora_invocation_tokens=[5]), "is of type aLoRA"),
         (configured(r=2), "size mismatch .* is it complete, and for this model"),
-        (configured(target_modules=["q_proj"]), "has no place in the model for .* for another model"),
+        (
+            configured(target_modules=["q_proj"]),
+            "holds weights that the model has no place for: .* for another model",
+        ),
         (configured(target_modules=["nothing"]), "Target modules .*nothing.* not found"),
         (configured(use_dora=True), "lacks .*lora_magnitude_vector"),
     ],
@@ -85,7 +88,9 @@ def test_an_adapter_of_another_architecture_is_refused(adapter: Path, tmp_path: 
 
 def test_an_adapter_of_a_deeper_model_is_refused(adapter: Path, tmp_path: Path) -> None:
     shallow = save_tiny("llama_tied", tmp_path / "shallow")
-    with pytest.raises(ls.AdapterError, match=r"has no place in the model for .*layers\.4\."):
+    with pytest.raises(
+        ls.AdapterError, match=r"holds weights that the model has no place for: .*layers\.4\."
+    ):
         ls.load(shallow, adapter=adapter, budget="min", device="cpu")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..spec.options import LoadOptions
 from ..spec.profiles import StoredTensor
-from .hub import resolve_model
+from .hub import resolve_adapter, resolve_model
 from .index import CONFIG_NAME, Checkpoint, open_checkpoint
 
 # The files besides the weights that can change a result.
@@ -39,7 +39,7 @@ _SAMPLE_BYTES = 64
 
 
 def fingerprint_model(name: str, options: LoadOptions = _DEFAULTS) -> dict[str, str]:
-    """Return what identifies a model's contents: two models with equal values give equal results.
+    """Return what identifies a model's contents: models with different values are different.
 
     Args:
         name: a directory or a Hub id; only the small files of a Hub id are fetched.
@@ -67,6 +67,24 @@ def fingerprint_model(name: str, options: LoadOptions = _DEFAULTS) -> dict[str, 
         }
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {error}") from error
+
+
+def fingerprint_adapter(source: str, options: LoadOptions = _DEFAULTS) -> str:
+    """Return a digest of an adapter's config and weights.
+
+    Args:
+        source: a directory or a Hub id, whose files are fetched.
+        options: only token, cache directory and `local_files_only` are used.
+
+    Raises:
+        CheckpointError: the adapter is not there, or cannot be read.
+    """
+    directory = resolve_adapter(source, options, weights=True)
+    try:
+        digests = [f"{path.name}: {digest_file(path)}" for path in sorted(directory.glob("adapter_*"))]
+    except OSError as error:
+        raise CheckpointError(f"the adapter {source} cannot be read: {error}") from error
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 def digest_file(path: Path) -> str:

@@ -41,8 +41,8 @@ _DEFAULTS = LoadOptions()
 def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool) -> Path:
     """Return the directory of a model, downloading from the Hub what is not yet in its cache.
 
-    When the Hub cannot be asked and the cache lacks the default model, this is the copy that layerstream has
-    made of it, with a warning.
+    When the Hub cannot be asked and the cache lacks the default model, the result is the copy that
+    layerstream made of it, with a warning.
 
     Args:
         name: a local directory, returned as it is, or a Hub id.
@@ -50,7 +50,7 @@ def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool)
         weights: fetch the safetensors files too, not only config, tokenizer and other small files.
 
     Returns:
-        The directory of the whole repository; its `subfolder` holds what `weights` says.
+        The directory of the repository; the files are in its `subfolder`.
 
     Raises:
         CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import manual_seed
 
     from ..architecture.configs import config_from_file, count_parameters, known_config
-    from ..checkpoint.fingerprint import digest_file, fingerprint_model
+    from ..checkpoint.fingerprint import digest_file, fingerprint_adapter, fingerprint_model
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
@@ -41,6 +41,7 @@ __all__ = [
     "digest_file",
     "encode_messages",
     "encode_prompt",
+    "fingerprint_adapter",
     "fingerprint_model",
     "generate_answer",
     "generate_many",
@@ -64,7 +65,7 @@ _import, __dir__ = lazy_exports(
     __name__,
     {
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
-        "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_model"),
+        "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_adapter", "fingerprint_model"),
         "layerstream.cli.quiet": ("silence_libraries",),
         "layerstream.cli.quiet_hub": ("silence_hub",),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
@@ -85,7 +86,7 @@ _import, __dir__ = lazy_exports(
 )
 
 # A job that is refused, or has nothing to do, loads no model library.
-_WITHOUT_TRANSFORMERS = ("digest_file", "fingerprint_model")
+_WITHOUT_TRANSFORMERS = ("digest_file", "fingerprint_adapter", "fingerprint_model")
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ from .result_file import Resume
 from .row_job import RowJob, RowKind, run_job
 from .score_rows import ScoreRows
 
-_RESUMING = "Going on with results that are there"
+_RESUMING = "Continuing existing results"
 
 Rows = Annotated[
     Path,
@@ -84,7 +84,7 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         help="Start afresh; the old results are kept as RESULTS.1 (or .2, ...). Not for a script that is run "
-        "again after a kill: it would never end.",
+        "again after a kill: it would start over each time.",
         rich_help_panel=_RESUMING,
     ),
 ]
@@ -101,7 +101,7 @@ RetryErrors = Annotated[
     bool,
     typer.Option(
         "--retry-errors",
-        help="Do rows again whose result is an error. Rows whose text has changed are done again anyway.",
+        help="Run rows again whose result is an error. Rows whose text has changed run again anyway.",
         rich_help_panel=_RESUMING,
     ),
 ]

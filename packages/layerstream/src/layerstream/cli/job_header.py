@@ -123,7 +123,12 @@ def describe_job(command: str, model: str, options: LoadOptions, settings: Mappi
 def _load_settings(options: LoadOptions) -> dict[str, Any]:
     named = {each.name: getattr(options, each.name) for each in fields(options)}
     settings = {name: value for name, value in named.items() if name not in _NOT_SETTINGS}
-    return {**settings, "prefill_chunk_tokens": options.prefill_chunk_tokens}
+    adapters = {name: backend.fingerprint_adapter(source, options) for name, source in options.adapters}
+    return {
+        **settings,
+        "adapter": adapters or None,
+        "prefill_chunk_tokens": options.prefill_chunk_tokens,
+    }
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

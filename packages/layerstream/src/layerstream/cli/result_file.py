@@ -32,12 +32,12 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """How to go on with a results file that is there.
+    """How to continue an existing results file.
 
     Attributes:
         restart: start afresh; the old results are kept under another name.
         anyway: go on although the results were made by another model, settings or versions.
-        retry_errors: do rows again whose result is an error.
+        retry_errors: run rows again whose result is an error.
     """
 
     restart: bool = False

@@ -158,7 +158,7 @@ def failed_lines(failed: Collection[FailedRow]) -> Iterator[str]:
     if len(failed) > _MOST_FAILED_ROWS:
         yield f"  and {len(failed) - _MOST_FAILED_ROWS} more"
     if failed:
-        yield "repair these rows and start again, or do them again as they are with --retry-errors"
+        yield "repair these rows and start again, or run them again as they are with --retry-errors"
 
 
 def assign_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: WriteResult) -> int:

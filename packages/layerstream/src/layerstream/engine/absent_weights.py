@@ -1,4 +1,4 @@
-"""Put stand-ins in the places of all weights that are not resident, and take them out again."""
+"""Put absent weights in the places of all weights that do not stay in memory; free all weights at the end."""
 
 from __future__ import annotations
 

@@ -227,8 +227,8 @@ def _errors_translated(adapter: Adapter, model: PreTrainedModel) -> Iterator[Non
     except UnsupportedModelError as error:
         raise AdapterError(
             f"{where} needs weights that peft computes from the model's own, but this {kind} is streamed: "
-            f"{first_line(error)}. Convert it to plain LoRA: peft's save_pretrained() has "
-            "path_initial_model_for_weight_conversion"
+            f"{first_line(error)}. Convert it to plain LoRA with peft's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         ) from error
     except _PEFT_ERRORS as error:
         raise AdapterError(
@@ -249,7 +249,7 @@ def _check_complete(adapter: Adapter, config: Any, loaded: Any) -> None:
     missing = [key for key in loaded.missing_keys if adapter.name in key.split(".")]
     # and it loads prompts apart from all other weights, and reports them as unexpected
     extra = [] if config.is_prompt_learning else loaded.unexpected_keys
-    for keys, problem in ((missing, "lacks"), (extra, "has no place in the model for")):
+    for keys, problem in ((missing, "lacks"), (extra, "holds weights that the model has no place for:")):
         if keys:
             some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise AdapterError(

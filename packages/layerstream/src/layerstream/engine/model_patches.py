@@ -41,7 +41,7 @@ _HOOKS = (
 )
 
 _ON_INSTANCES = ("forward", "_apply", "__deepcopy__", "load_state_dict", "compile")
-"""What layerstream puts into the dictionary of a single module."""
+"""Attributes that layerstream sets on single modules; a copy must not have them."""
 
 
 class ModelPatches:

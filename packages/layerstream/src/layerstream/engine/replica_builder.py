@@ -118,7 +118,7 @@ class ReplicaBuilder:
                 there[source_attribute] = tied
 
     def place_absent_weights(self, reader: DiskReader) -> None:
-        """Put stand-ins in the places of all weights that are not installed by now."""
+        """Put absent weights in the places of all weights that are not installed by now."""
         place_absent_weights(self.parts.model, self._spec.recipe, reader, self._runtime.device)
 
     def attach_rows(self, reader: DiskReader, host_tables: Mapping[str, torch.Tensor]) -> None:

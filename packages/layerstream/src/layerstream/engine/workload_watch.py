@@ -42,7 +42,7 @@ class WorkloadWatch:
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Let everything pass meanwhile."""
+        """Let everything pass inside this context."""
         with self._lock:
             self._num_lifted += 1
         try:

@@ -2,7 +2,7 @@
 
 A forward is its rows, its tokens and the tokens in its cache. One with a larger prompt or batch than planned
 may still take no more activations and no more cache, as one long prompt under a plan for many short ones: it
-keeps what the ledger promises. Which memory a forward takes while tasks share its sweep is not decided here.
+keeps what the ledger promises. Memory while tasks share a sweep is not judged here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stand-in for a weight while it is not in memory: it answers what a weight is, and loses nothing.
+"""What is in a weight's place while it is not in memory: it says what the weight is, and loses nothing.
 
 Shape, dtype, device and `requires_grad` are the weight's. An operation that reads its values reads them from
 the checkpoint, exactly, for that operation alone. An operation that would write to it raises an error: the
@@ -53,7 +53,7 @@ class AbsentWeight(torch.Tensor):
     _shape_on_meta: torch.Tensor
     _read: Callable[[], torch.Tensor]
     _keeps_identity: weakref.ref[AbsentWeight]
-    """A tensor with a weak reference is refused by `torch.utils.swap_tensors`."""
+    """`torch.utils.swap_tensors` refuses a tensor that has a weak reference."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -67,7 +67,7 @@ class AbsentWeight(torch.Tensor):
         *,
         is_parameter: bool,
     ) -> AbsentWeight:
-        """Return a stand-in for the weight `name`.
+        """Return what takes the place of the weight `name` while it is away.
 
         Args:
             cls: this class.
@@ -121,7 +121,7 @@ class AbsentWeight(torch.Tensor):
         return func(*_map_absent(values_of, args), **_map_absent(values_of, kwargs))
 
     def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return a view as absent weights too, so that writes to it are refused and reads stay lazy."""
+        """Return a view as an absent weight too (or several), so that it refuses writes and stays lazy."""
         shapes = func(self._shape_on_meta, *args[1:], **kwargs)
         if isinstance(shapes, torch.Tensor):
             return self._like(shapes, lambda: func(self._read(), *args[1:], **kwargs))
@@ -193,7 +193,7 @@ class AbsentWeight(torch.Tensor):
         )
 
     def data_ptr(self) -> NoReturn:
-        """Refuse: there is no memory to point at. Writers of files ask for it."""
+        """Refuse: there is no memory to point at. Functions that write files ask for the address."""
         raise UnsupportedModelError(
             f"{self.weight_name!r} has no memory to point at: this weight is streamed from the checkpoint, "
             "where it already is. Copy the checkpoint's files, or save a model loaded with transformers"
@@ -217,8 +217,9 @@ class AbsentWeight(torch.Tensor):
 class GuardedTensors(dict[str, Any]):
     """A module's dictionary of parameters or buffers that refuses to overwrite an absent weight.
 
-    layerstream itself installs and releases weights with `put`. A weight may be deleted, and something else
-    may then take its name, as a parametrization does: from then on this place is not streamed.
+    layerstream's own changes go around this, by `put` or by the methods of `dict`. A weight may be deleted,
+    and something else may then take its name, as a parametrization does: from then on nothing is streamed to
+    this place.
     """
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Any]) -> None:
@@ -227,7 +228,7 @@ class GuardedTensors(dict[str, Any]):
         self._module = module
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Set `name` whatever is there."""
+        """Set `name`, whatever is there now."""
         super().__setitem__(name, tensor)
 
     def __setitem__(self, name: str, tensor: Any) -> None:

@@ -29,7 +29,10 @@ Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""
 
 _MARK = "_streams_weights"
-_LOADED_AGAIN = "{what} cannot change a streamed weight: its block's next visit loads it again"
+_LOADED_AGAIN = (
+    "{what} cannot change a streamed weight: its block's next visit loads it again. Change the checkpoint, "
+    "put an adapter on the model, or load it with a budget that keeps all weights resident"
+)
 
 
 def places_of(model: nn.Module, name: str) -> Place:
@@ -57,7 +60,7 @@ class InstalledWeight(nn.Parameter):
         raise UnsupportedModelError(_LOADED_AGAIN.format(what="an assignment to .data"))
 
     def set_(self, source: Any, *_: Any) -> Any:
-        """Take over `source`, if that is this weight: registering a parametrization does so."""
+        """Accept `source` only if it is this weight, as when a parametrization is registered."""
         if source is not self:
             raise UnsupportedModelError(_LOADED_AGAIN.format(what="set_()"))
         return self
@@ -95,7 +98,7 @@ def is_streaming_hook(hook: Callable[..., Any]) -> bool:
 
 
 class UnitBinding:
-    """The places of one unit's tensors, and the stand-ins that fill them while the unit is away."""
+    """The places of one unit's tensors, and the absent weights in them while the unit is away."""
 
     def __init__(self, model: nn.Module, tensors: Sequence[TensorRecipe]) -> None:
         """Find the places of `tensors`, which hold absent weights."""
@@ -141,11 +144,11 @@ class UnitBinding:
             self._current.append(((tensors, name), value, absent))
 
     def release(self) -> AbsentWeight | None:
-        """Put the stand-ins back; return that of a weight that was changed or replaced meanwhile."""
+        """Put the absent weights back; return one whose weight was changed or replaced meanwhile, if any."""
         changed = None
         for (tensors, name), value, absent in self._current:
-            if value._version or tensors.get(name) is not value:
-                changed = changed or self._check_change(tensors.get(name), value, absent)
+            if (value._version or tensors.get(name) is not value) and changed is None:
+                changed = self._check_change(tensors.get(name), value, absent)
             dict.__setitem__(tensors, name, absent)
         self._current.clear()
         return changed
@@ -232,7 +235,7 @@ class StreamHooks:
     def _release_unchanged(self, index: int) -> None:
         changed = self._release(index)
         if changed is not None:
-            changed.refuse_write("an operation during the forward")
+            changed.refuse_write("a hook or another operation during the forward")
 
     def _release(self, index: int) -> AbsentWeight | None:
         entry = self._open.pop(index, None)

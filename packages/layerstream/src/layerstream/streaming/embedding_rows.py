@@ -89,9 +89,13 @@ def attach_rows(
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
 
     def after(*_: Any) -> None:
-        if isinstance(place.get(name), InstalledWeight):
-            place.put(name, absent)
         module.padding_idx = padding
+        rows = place.get(name)
+        if not isinstance(rows, InstalledWeight):
+            return
+        place.put(name, absent)
+        if rows._version:
+            absent.refuse_write("a hook or another operation during the forward")
 
     handles = [
         module.register_forward_pre_hook(as_streaming_hook(before), with_kwargs=True),

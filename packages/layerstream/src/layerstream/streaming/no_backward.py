@@ -1,7 +1,7 @@
 """Run forwards without a graph, and refuse a backward through them with a clear error.
 
-The graph would point at slots, which are overwritten by then: a backward would give wrong gradients without
-a word. Room: streaming.
+A graph would point at slots, which hold other weights by the time of the backward: its gradients would be
+wrong without a word. Room: streaming.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import UnsupportedModelError
 def without_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return `forward` computed under no_grad; where gradients are on, a backward through it is refused.
 
-    As in the plain model, its floating tensors then require gradients.
+    As in the plain model, its floating-point outputs then require gradients.
     """
 
     @wraps(forward)

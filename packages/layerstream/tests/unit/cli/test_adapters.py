@@ -58,7 +58,8 @@ def test_rows_name_their_adapters(
     named = [f"--adapter={name}={path}" for name, path in paths.items()]
     arguments = ["batch", str(source), str(target), "-m", str(tiny_llama_dir), "--budget", "min", "-q"]
     assert main([*arguments, "--no-packed", *named]) == 0, capsys.readouterr().err
-    results = {result["row"]: result for result in map(json.loads, target.read_text().splitlines())}
+    _, *lines = target.read_text().splitlines()
+    results = {result["row"]: result for result in map(json.loads, lines)}
     with ls.load(tiny_llama_dir, adapter=paths, budget="min", device="cpu") as streamed:
         texts = [ls.generate_many(streamed, [ls.GenerationRequest(**row)])[0].text for row in rows[:4]]
         (scored,) = ls.score(streamed, [("The sea", [" is"], "two")])

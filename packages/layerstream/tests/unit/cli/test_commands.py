@@ -353,7 +353,8 @@ def test_the_options_about_files_reach_the_model_and_the_tokenizer(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "hello"}\n', encoding="utf-8")
     run(capsys, "batch", rows, tmp_path / "results.jsonl", "-m", tmp_path, "-n", 6, "-q", *options)
-    assert json.loads((tmp_path / "results.jsonl").read_text())["text"] == expected_text
+    _, result = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(result)["text"] == expected_text
     _, err = run(capsys, "run", tmp_path, "-p", "hello", "--subfolder", "inner", "--variant", "x", status=2)
     assert "neither model.x.safetensors nor" in err
 

@@ -42,6 +42,10 @@ def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
         "dtype": "auto",
         "attn_implementation": None,
         "trust_remote_code": False,
+        "subfolder": "",
+        "variant": None,
+        "config": None,
+        "adapter": None,
         "prefill_chunk_tokens": None,
     }
     assert header.versions == {
@@ -82,16 +86,29 @@ def test_how_a_model_computes_is_a_setting(
 class OptionsOfTomorrow(ls.LoadOptions):
     """Options that load may get: some say where the model comes from, the others what it is."""
 
-    token: str | None = None
-    cache_dir: Path | None = None
-    adapters: dict[str, Path] | None = None
+    tones: dict[str, Path] | None = None
+
+
+def test_an_adapter_is_told_by_its_files(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """The same files in another place are the same adapter."""
+    for name, weights in (("first", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
+    first, same, other = (
+        header_of(tiny_llama_dir, ls.LoadOptions(adapter=tmp_path / name))
+        for name in ("first", "same", "other")
+    )
+    assert first.differences(same) == []
+    (difference,) = first.differences(other)
+    assert difference.startswith("adapter: ")
 
 
 def test_a_new_option_of_load_is_a_setting_and_a_token_is_never_written(tiny_llama_dir: Path) -> None:
     before = header_of(tiny_llama_dir)
-    options = OptionsOfTomorrow(token="secret", cache_dir=Path("x"), adapters={"tone": Path("lora")})
+    options = OptionsOfTomorrow(token="secret", cache_dir=Path("x"), tones={"tone": Path("warm")})
     now = header_of(tiny_llama_dir, options)
-    assert before.differences(now) == ['adapters: none -> {"tone": "lora"}']
+    assert before.differences(now) == ['tones: none -> {"tone": "warm"}']
     assert JobHeader.from_record(json.loads(now.to_line())).differences(now) == []
     assert b"secret" not in now.to_line()
 

@@ -56,7 +56,7 @@ def generate_many(
 
     How many run at once depends on the memory that the plan leaves after the weights: reserve it in `load`
     with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
-    of that memory runs alone; one that cannot fit the budget even so has a `WorkloadExceededError`, as
+    of that memory runs alone; one that does not fit the budget even alone gets a `WorkloadExceededError`, as
     `generate()` would raise. With several devices, each one gets a share of the requests. Requests that
     sample run on the first device, because all threads share torch's random generator.
 
