@@ -56,6 +56,19 @@ TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypo
 CALM = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """One thread per worker: the workers share the cores."""
 
+PYTEST = ("pytest", "-n", "auto", "--dist", "loadgroup")
+
+OTHER_TRANSFORMERS = ("5.20.0", "5.24.0")
+"""The oldest version that is supported, and the newest that was tried."""
+
+EXACTNESS_SAMPLE = (
+    "packages/layerstream/tests/exactness",
+    "-k",
+    "test_modes or test_mtp or at_every_budget or (every_bit and bfloat16 and min) "
+    "or (test_families and bfloat16 and (mixtral or gemma2 or qwen3_next))",
+)
+"""Each mode of torch, adapters, scoring and three families: what other versions have broken before."""
+
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["check", "tests"]
@@ -89,9 +102,22 @@ def check(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test of every package; arguments go to pytest."""
+    """Every test of every package, then a sample with other transformers; arguments go to pytest."""
     install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
-    session.run("pytest", "-n", "auto", "--dist", "loadgroup", *session.posargs, env=CALM)
+    session.run(*PYTEST, *session.posargs, env=CALM)
+    if not session.posargs:
+        for version in OTHER_TRANSFORMERS:
+            test_with_transformers(session, version)
+
+
+def test_with_transformers(session: nox.Session, version: str) -> None:
+    """Run a sample of the exactness tests with another version of transformers in front of the pinned one."""
+    folder = Path(session.virtualenv.location) / f"transformers-{version}"
+    if not folder.exists():
+        package = f"transformers=={version}"
+        session.run("python", "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), package)
+    session.log(f"a sample with transformers {version}")
+    session.run(*PYTEST, *EXACTNESS_SAMPLE, env={**CALM, "PYTHONPATH": str(folder)})
 
 
 @nox.session
@@ -107,15 +133,7 @@ def versions(session: nox.Session, versions: str) -> None:
     session.run("uv", "pip", "install", *python, "--upgrade", "--resolution", resolution, *wanted)
     session.run("uv", "pip", "install", *python, *TEST_TOOLS, "-c", "constraints.txt")
     session.run("uv", "pip", "install", *python, "--no-deps", "-e", "packages/layerstream")
-    session.run(
-        "pytest",
-        "-n",
-        "auto",
-        "--dist",
-        "loadgroup",
-        *(session.posargs or ["packages/layerstream"]),
-        env=CALM,
-    )
+    session.run(*PYTEST, *(session.posargs or ["packages/layerstream"]), env=CALM)
 
 
 @nox.session
