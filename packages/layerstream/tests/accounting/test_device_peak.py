@@ -21,6 +21,8 @@ from transformers import LlamaConfig
 
 import layerstream as ls
 from layerstream.architecture.compat import cache_of
+from layerstream.checkpoint.reader import DiskReader
+from layerstream.engine.absent_weights import place_absent_weights, unload_weights
 from layerstream.engine.inspect import ModelSpec, inspect_config
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.plans import Granularity
@@ -148,6 +150,9 @@ def slice_head(spec: ModelSpec, plan: ls.PlacementPlan, slot: torch.Tensor) -> C
 
 def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     """Run the prefill and decode one token; return the peak in bytes."""
+    units = {unit.name: unit for unit in (*spec.units.streamed[plan.granularity], spec.units.head) if unit}
+    names = [tensor.name for placement in plan.units for tensor in units[placement.name].tensors]
+    place_absent_weights(spec.model, spec.recipe, names, DiskReader(), torch.device("meta"))
     with (
         torch.no_grad(),
         EfficientAttention(),
@@ -162,6 +167,7 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
         spec.model(
             input_ids=ids[:, :1], **cache_argument(spec.model, cache), use_cache=True, logits_to_keep=1
         )
+    unload_weights(spec.model)
     return counter.peak_bytes
 
 

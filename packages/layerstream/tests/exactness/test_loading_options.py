@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from kit.budgets import WORKLOAD
 from kit.compare import assert_same, greedy, logits, reference
 from kit.families import save_tiny
 from kit.tiny_llama import save_tiny_llama, tiny_tokenizer
@@ -32,11 +33,11 @@ LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
 def assert_equal(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Compare the model that `load` makes with the one that `from_pretrained` makes, and plan with load."""
     plain = reference(path, **theirs)
-    with ls.load(path, budget="min", **ours) as streamed:
+    with ls.load(path, budget="min", workload=WORKLOAD, **ours) as streamed:
         assert_same(logits(plain), logits(streamed.model), f"logits with {ours}")
         assert_same(greedy(plain), greedy(streamed.model), f"greedy with {ours}")
         assert streamed.model.generation_config.to_dict() == plain.generation_config.to_dict()
-        assert ls.plan(path, budget="min", **ours).units == streamed.plan.units
+        assert ls.plan(path, budget="min", workload=WORKLOAD, **ours).units == streamed.plan.units
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -17,27 +18,23 @@ from ..streaming.sources import UnitSource
 
 
 def place_absent_weights(
-    model: nn.Module, recipe: ModelRecipe, reader: DiskReader, device: torch.device
+    model: nn.Module, recipe: ModelRecipe, names: Iterable[str], reader: DiskReader, device: torch.device
 ) -> None:
-    """Replace every meta tensor that `recipe` makes by an `AbsentWeight`; tied names share one."""
+    """Put an `AbsentWeight` in the place of each tensor in `names`; tied names share one."""
     absent: dict[str, AbsentWeight] = {}
-    for name, tensor in recipe.tensors.items():
-        place, attribute = places_of(model, name)
-        like = place[attribute]
-        if not like.is_meta:
-            continue
+    for name in names:
+        tensor = recipe.tensors[name]
         source = recipe.tied.get(name, name)
         if source not in absent:
-            absent[source] = AbsentWeight(
-                name,
-                like,
-                device,
-                partial(_read, recipe, name, reader, device),
-                is_parameter=not tensor.is_buffer,
-            )
+            # Not what is there: some models make a few parameters off the meta device, and in fp32.
+            like = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+            read = partial(_read, recipe, name, reader, device)
+            absent[source] = AbsentWeight(name, like, device, read, is_parameter=not tensor.is_buffer)
             absent[source]._is_hf_initialized = True  # type: ignore[attr-defined]
         _guard(model.get_submodule(name.rpartition(".")[0]))
-        places_of(model, name)[0].put(attribute, absent[source])  # type: ignore[attr-defined]
+        tensors, attribute = places_of(model, name)
+        assert isinstance(tensors, GuardedTensors)
+        tensors.put(attribute, absent[source])
 
 
 def _read(recipe: ModelRecipe, name: str, reader: DiskReader, device: torch.device) -> torch.Tensor:

@@ -80,8 +80,9 @@ class _Builder:
     def build(self) -> BuiltModel:
         """Build everything, and start the prefetcher last, when all that it feeds is in place."""
         self._make_residents()
+        moving = self._moving_names()
         for replica in self.replicas:
-            replica.place_absent_weights(self.reader)
+            replica.place_absent_weights(moving, self.reader)
         self._attach_rows()
         prefetcher = self._start_prefetcher()
         return BuiltModel(

@@ -117,9 +117,12 @@ class ReplicaBuilder:
             elif source.is_meta and not tied.is_meta and source_name not in moving:
                 there[source_attribute] = tied
 
-    def place_absent_weights(self, reader: DiskReader) -> None:
-        """Put absent weights in the places of all weights that are not installed by now."""
-        place_absent_weights(self.parts.model, self._spec.recipe, reader, self._runtime.device)
+    def place_absent_weights(self, moving: set[str], reader: DiskReader) -> None:
+        """Put absent weights in the places of those in `moving`, and of all that are not installed by now."""
+        model, recipe = self.parts.model, self._spec.recipe
+        places = {name: places_of(model, name) for name in recipe.tensors}
+        names = [name for name, (place, key) in places.items() if name in moving or place[key].is_meta]
+        place_absent_weights(model, recipe, names, reader, self._runtime.device)
 
     def attach_rows(self, reader: DiskReader, host_tables: Mapping[str, torch.Tensor]) -> None:
         """Look the input embedding up by row: in `host_tables` if it is in host memory, else on disk."""
