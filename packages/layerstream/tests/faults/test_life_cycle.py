@@ -115,6 +115,28 @@ def test_ctrl_c_in_the_middle_of_a_forward_leaves_a_usable_model(
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("name", ["embed_tokens", "layers.2"])
+def test_ctrl_c_with_weights_in_place_leaves_an_exact_model(
+    tiny_llama_dir: Path, reference: torch.Tensor, name: str
+) -> None:
+    """The hooks after a module do not run then, and no gate is around a call of the backbone alone."""
+    with ls.load(tiny_llama_dir, budget="min") as streamed, torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        handle = streamed.model.model.get_submodule(name).register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            streamed.model.model(IDS)
+        handle.remove()
+        other = IDS.flip(-1) + 20
+        assert torch.equal(
+            streamed.model.model(other).last_hidden_state, plain.model(other).last_hidden_state
+        )
+        assert torch.equal(streamed.model(IDS).logits, reference)
+
+
 def test_ctrl_c_inside_generate_leaves_the_grad_mode_as_it_was(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
 

@@ -16,10 +16,7 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from ..streaming.binding import is_streaming_hook
-from .model_patches import copy_without_streaming
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+from .model_patches import HOOK_FLAGS, HOOKS, copy_without_streaming
 
 _ON_LAYERS = ("merge", "unload_and_optionally_merge_module")
 
@@ -62,11 +59,11 @@ def _move_streaming_hooks(source: nn.Module, target: nn.Module | None) -> None:
     """
     if isinstance(source, nn.Embedding):
         return
-    for kind in _HOOKS:
+    for kind in HOOKS:
         hooks = source.__dict__[kind]
         for number in [number for number, hook in hooks.items() if is_streaming_hook(hook)]:
             hook = hooks.pop(number)
-            flags = [flag for flag in _FLAGS if source.__dict__[flag].pop(number, False)]
+            flags = [flag for flag in HOOK_FLAGS if source.__dict__[flag].pop(number, False)]
             if target is not None:
                 target.__dict__[kind][number] = hook
                 target.__dict__[kind].move_to_end(number, last=False)

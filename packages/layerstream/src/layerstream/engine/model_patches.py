@@ -32,13 +32,11 @@ _REFUSED = {
 }
 """Methods that cannot work on the whole model, with what to do instead."""
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+"""Where a module keeps the hooks around its forward, by number."""
+
+HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Where it keeps the numbers of those that are called in a special way."""
 
 _ON_INSTANCES = ("forward", "_apply", "__deepcopy__", "load_state_dict", "compile")
 """Attributes that layerstream sets on single modules; a copy must not have them."""
@@ -135,7 +133,7 @@ def copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module
         if name in _ON_INSTANCES:
             continue
         kept: Any = value
-        if name in _HOOKS:
+        if name in HOOKS + HOOK_FLAGS:
             kept = type(value)((number, hook) for number, hook in value.items() if number not in ours)
         copied.__dict__[name] = deepcopy(kept, memo)
     return copied

@@ -85,6 +85,14 @@ def as_installed(
     return tensor
 
 
+def is_streamed(tensor: Any) -> bool:
+    """Return whether `tensor` is a streamed weight, away or in memory, and not what a user put there.
+
+    After Ctrl-C, one in memory may still be in its place when the next forward begins.
+    """
+    return isinstance(tensor, (AbsentWeight, InstalledWeight))
+
+
 def as_streaming_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark `hook` as one of layerstream's, which a copy of its module must not have."""
     hook = run_eagerly(hook)
@@ -116,12 +124,11 @@ class UnitBinding:
     @property
     def is_untouched(self) -> bool:
         """Whether every weight is still in its place, and not replaced or inside a parametrization."""
-        return all(
-            isinstance(place.get(name), (AbsentWeight, InstalledWeight)) for place, name in self._places
-        )
+        return all(is_streamed(place.get(name)) for place, name in self._places)
 
     def install(self, key: tuple[int, int], views: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Put the tensors in; `views` is called once for each `key`, that is, each memory the unit is in."""
+        self.release()  # Ctrl-C may have left them in place.
         installed = self._installed.get(key)
         if installed is None:
             with torch.inference_mode(False):
@@ -134,9 +141,9 @@ class UnitBinding:
         for place, value, absent in zip(self._places, installed, self._absent, strict=True):
             guarded, name = place
             tensors: dict[str, Any] = guarded
-            if guarded.get(name) is not absent:
+            if not is_streamed(guarded.get(name)):
                 tensors, name = guarded.place_of(name)
-                if tensors.get(name) is not absent:
+                if not is_streamed(tensors.get(name)):
                     continue  # A parametrization computes this weight from tensors of its own.
             if value.requires_grad is not absent.requires_grad:
                 value.requires_grad_(absent.requires_grad)

@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint.reader import DiskReader
 from ..spec.profiles import TensorRecipe
 from .absent_weight import AbsentWeight, GuardedTensors
-from .binding import InstalledWeight, as_installed, as_streaming_hook, places_of
+from .binding import InstalledWeight, as_installed, as_streaming_hook, is_streamed, places_of
 
 
 class RowTable:
@@ -72,7 +72,7 @@ def attach_rows(
     def before(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if place.get(name) is not absent:
+        if not is_streamed(place.get(name)):
             return args, kwargs  # Something else has taken the table's name.
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
@@ -88,13 +88,15 @@ def attach_rows(
         renumbered = renumbered.to(ids.device)
         return ((renumbered, *args[1:]), kwargs) if args else (args, {**kwargs, "input": renumbered})
 
-    def after(*_: Any) -> None:
+    def put_back() -> None:
         module.padding_idx = padding
+        if is_streamed(place.get(name)):
+            place.put(name, absent)
+
+    def after(*_: Any) -> None:
         rows = place.get(name)
-        if not isinstance(rows, InstalledWeight):
-            return
-        place.put(name, absent)
-        if rows._version:
+        put_back()
+        if isinstance(rows, InstalledWeight) and rows._version:
             absent.refuse_write("a hook or another operation during the forward")
 
     handles = [
@@ -105,6 +107,6 @@ def attach_rows(
     def detach() -> None:
         for handle in handles:
             handle.remove()
-        after()
+        put_back()
 
     return detach
