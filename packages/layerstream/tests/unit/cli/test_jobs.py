@@ -7,18 +7,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from kit.job_files import LINES
 
 import layerstream as ls
 from layerstream.cli.jobs import read_rows
-
-LINES = [
-    '{"id": "a", "prompt": "x"}',
-    "",
-    '{"prompt": "Ünïcödé"}',
-    "not json",
-    "[1, 2]",
-    '{"id": {"deep": 1}, "prompt": "y"}',
-]
 
 
 @pytest.fixture
