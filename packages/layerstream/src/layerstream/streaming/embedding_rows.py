@@ -55,6 +55,13 @@ class RowTable:
         return stored.to(getattr(torch, self._tensor.dtype))
 
 
+def _check_ids(unique: torch.Tensor, num_tokens: int) -> None:
+    """Refuse ids outside the vocabulary; `unique` is sorted."""
+    if unique.numel() and (unique[0] < 0 or unique[-1] >= num_tokens):
+        outside = int(unique[-1] if unique[0] >= 0 else unique[0])
+        raise IndexError(f"token id {outside} is outside the vocabulary of {num_tokens} tokens")
+
+
 def attach_rows(
     model: nn.Module, tensor: TensorRecipe, table: RowTable, device: torch.device
 ) -> Callable[[], None]:
@@ -76,9 +83,7 @@ def attach_rows(
             return args, kwargs  # Something else has taken the table's name.
         ids = args[0] if args else kwargs["input"]
         unique, renumbered = torch.unique(ids.detach().cpu(), return_inverse=True)
-        if unique.numel() and (unique[0] < 0 or unique[-1] >= tensor.shape[0]):
-            outside = int(unique[-1] if unique[0] >= 0 else unique[0])
-            raise IndexError(f"token id {outside} is outside the vocabulary of {tensor.shape[0]} tokens")
+        _check_ids(unique, tensor.shape[0])
         with torch.inference_mode(False):
             fetched = table.fetch(unique.clone()).to(device)
             rows = as_installed(fetched, is_buffer=False, parameter=InstalledWeight)
