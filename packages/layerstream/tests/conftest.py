@@ -27,7 +27,7 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     """Fail the test if a thread that it started does not end."""
     with no_thread_left():

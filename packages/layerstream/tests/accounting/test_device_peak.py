@@ -152,7 +152,14 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     """Run the prefill and decode one token; return the peak in bytes."""
     units = {unit.name: unit for unit in (*spec.units.streamed[plan.granularity], spec.units.head) if unit}
     names = [tensor.name for placement in plan.units for tensor in units[placement.name].tensors]
-    place_absent_weights(spec.model, spec.recipe, names, DiskReader(), torch.device("meta"))
+    with DiskReader() as reader:
+        place_absent_weights(spec.model, spec.recipe, names, reader, torch.device("meta"))
+        peak_bytes = run_on_meta(spec, plan)
+        unload_weights(spec.model)
+    return peak_bytes
+
+
+def run_on_meta(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
     with (
         torch.no_grad(),
         EfficientAttention(),
@@ -167,7 +174,6 @@ def peak_of_real_forward(spec: ModelSpec, plan: ls.PlacementPlan) -> int:
         spec.model(
             input_ids=ids[:, :1], **cache_argument(spec.model, cache), use_cache=True, logits_to_keep=1
         )
-    unload_weights(spec.model)
     return counter.peak_bytes
 
 

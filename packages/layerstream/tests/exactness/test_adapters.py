@@ -32,10 +32,7 @@ from transformers import PreTrainedModel
 import layerstream as ls
 from layerstream import GenerationRequest
 
-pytestmark = [
-    pytest.mark.usefixtures("no_thread_is_left"),
-    *(pytest.mark.filterwarnings(text) for text in IGNORED_WARNINGS),
-]
+pytestmark = [pytest.mark.filterwarnings(text) for text in IGNORED_WARNINGS]
 
 NAMES = ("first", "second", "third")
 PROMPTS = ((5, 6, 7, 8, 9), (11, 12, 13, 14, 15), (40, 41, 42, 43, 44, 45, 46))

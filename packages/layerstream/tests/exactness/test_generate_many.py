@@ -16,8 +16,6 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import layerstream as ls
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 FAMILIES = ("llama", "gpt2", "mistral_sliding", "qwen3_moe", "jamba")
 Request = ls.GenerationRequest
 

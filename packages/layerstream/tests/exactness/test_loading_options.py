@@ -25,8 +25,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import layerstream as ls
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
 
 

@@ -31,8 +31,6 @@ from transformers import (
 
 import layerstream as ls
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 
 class TestRepeatedUse:
     """One model used many times, and several models at once."""

@@ -19,8 +19,6 @@ from torch import nn
 import layerstream as ls
 from layerstream.testing import FakeAsyncRuntime
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 SHARED = (
     "llama",
     "llama_tied",

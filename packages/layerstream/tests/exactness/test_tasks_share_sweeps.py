@@ -21,8 +21,6 @@ import layerstream as ls
 from layerstream.streaming.scheduler import Task
 from layerstream.testing import FakeAsyncRuntime
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 FAMILIES = (
     "llama",
     "llama_tied",

@@ -43,8 +43,6 @@ import layerstream as ls
 
 PROMPTS = ["w10 w11 w12 w13", "w20 w21"]
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:

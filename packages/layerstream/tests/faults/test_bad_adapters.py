@@ -15,10 +15,7 @@ from kit.families import save_tiny
 
 import layerstream as ls
 
-pytestmark = [
-    pytest.mark.usefixtures("no_thread_is_left"),
-    *(pytest.mark.filterwarnings(text) for text in IGNORED_WARNINGS),
-]
+pytestmark = [pytest.mark.filterwarnings(text) for text in IGNORED_WARNINGS]
 
 WEIGHTS = "adapter_model.safetensors"
 

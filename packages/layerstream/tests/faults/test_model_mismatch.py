@@ -16,8 +16,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import layerstream as ls
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 BUDGETS = ("min", "resident")
 
 

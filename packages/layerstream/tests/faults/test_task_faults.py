@@ -21,8 +21,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
 import layerstream as ls
 from layerstream.streaming.scheduler import Task, TaskResult
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 IDS = torch.arange(1, 13).reshape(2, 6)
 
 

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 GRACE_S = 5.0
 
+LIBRARY_THREADS = {"tqdm_monitor"}
+"""Threads that a library starts once and keeps for the whole process."""
+
 
 @contextmanager
 def no_thread_left() -> Iterator[None]:
@@ -19,8 +22,11 @@ def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + GRACE_S
-    while (
-        left := [thread for thread in threading.enumerate() if thread not in before]
-    ) and time.monotonic() < deadline:
+    while (left := _started_since(before)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not left, f"threads left running: {[thread.name for thread in left]}"
+    assert not left, f"threads left running: {left}"
+
+
+def _started_since(before: set[threading.Thread]) -> list[str]:
+    new = [thread.name for thread in threading.enumerate() if thread not in before]
+    return [name for name in new if name not in LIBRARY_THREADS]

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import pytest
 from kit.fake_units import FakeUnits, values
 
 from layerstream.streaming.scheduler import Task, TaskResult
 from layerstream.streaming.sweep_group import SweepGroup
-
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def test_only_one_thread_runs_at_a_time() -> None:

@@ -17,8 +17,6 @@ from layerstream.streaming import sweep_group
 from layerstream.streaming.scheduler import Task, TaskResult
 from layerstream.streaming.sweep_group import SweepGroup
 
-pytestmark = pytest.mark.usefixtures("no_thread_is_left")
-
 
 def test_a_task_that_raises_ends_and_the_others_go_on() -> None:
     units = FakeUnits()
