@@ -75,7 +75,7 @@ class StreamedModel:
         """
         self.options, self.plan, self.profile = built.options, built.plan, built.profile
         self.timeline = built.timeline
-        self._reader, self._prefetcher = built.reader, built.prefetcher
+        self._reader, self._prefetcher, self._arena = built.reader, built.prefetcher, built.arena
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
         self._watch = WorkloadWatch(limits)
         self._controls = tuple(
@@ -266,6 +266,7 @@ class StreamedModel:
         self._start = self._counters()
 
     def _counters(self) -> _Counters:
+        self.timeline.flush()
         totals = self.timeline.totals
         num_bytes = {kind: totals[kind].num_bytes for kind in Activity}
         num_bytes[Activity.READ] += sum(control.bytes_looked_up for control in self._controls)
@@ -291,6 +292,7 @@ class StreamedModel:
         self._reader.close()
         for control in self._controls:
             control.unload()
+        self._arena.close()
 
     def __enter__(self) -> StreamedModel:
         """Return this model; leaving the block closes it."""

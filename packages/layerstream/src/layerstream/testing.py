@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+
+from .streaming.runtime import CopyPair, HostMark
 
 _POISON = 0xFF
 """A byte that makes NaN in every floating dtype."""
@@ -40,8 +43,8 @@ class FakeStream:
 class FakeEvent:
     """A point in a stream: the copies before it, and the memory that computation before it used."""
 
-    copies: tuple[_Copy, ...]
-    used: frozenset[int]
+    copies: tuple[_Copy, ...] = ()
+    used: frozenset[int] = frozenset()
 
 
 class FakeAsyncRuntime:
@@ -49,6 +52,8 @@ class FakeAsyncRuntime:
 
     Attributes:
         num_copies: the number of copies issued so far.
+        registered: sizes of the host memory that is pinned now, by address.
+        most_registered_bytes: the most that was pinned at a time.
     """
 
     def __init__(self, *, lag_s: float = 0.002, name: str = "fake:0") -> None:
@@ -56,8 +61,11 @@ class FakeAsyncRuntime:
         self.device = torch.device("cpu")
         self.name = name
         self.is_host = False
-        self.pins_host_memory = False
+        self.pins_host_memory = True
+        self.registers_host_memory = True
         self.num_copies = 0
+        self.registered: dict[int, int] = {}
+        self.most_registered_bytes = 0
         self._lag_s = lag_s
         self._lock = threading.RLock()
         self._compute = FakeStream("compute")
@@ -75,17 +83,35 @@ class FakeAsyncRuntime:
         """Return the one stream of all computation."""
         return self._compute
 
-    def record(self, stream: FakeStream) -> FakeEvent:
-        """Return an event after all work on `stream` so far."""
-        with self._lock:
-            used = frozenset(self._in_use) if stream is self._compute else frozenset()
-            stream.pending = [copy for copy in stream.pending if not copy.landed]
-            return FakeEvent(copies=tuple(stream.pending), used=used)
+    def new_event(self) -> FakeEvent:
+        """Return an event."""
+        return FakeEvent()
 
-    def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
+    def new_mark(self) -> HostMark:
+        """Return a mark."""
+        return HostMark()
+
+    def record(self, event: FakeEvent, stream: FakeStream) -> None:
+        """Let `event` be after all work on `stream` so far."""
+        with self._lock:
+            event.used = frozenset(self._in_use) if stream is self._compute else frozenset()
+            stream.pending = [copy for copy in stream.pending if not copy.landed]
+            event.copies = tuple(stream.pending)
+
+    def mark(self, mark: HostMark, stream: FakeStream) -> None:
+        """Let `mark` tell the time now."""
+        mark.time_s = time.perf_counter()
+
+    def has_passed(self, mark: HostMark) -> bool:
+        """Return True: the time is known at once."""
+        return True
+
+    def time_s(self, mark: HostMark) -> float:
+        """Return the time of `mark`."""
+        return mark.time_s
+
+    def stream_wait(self, stream: FakeStream, event: FakeEvent) -> None:
         """Order `stream` after `event`: its copies land, or for a copy stream, its memory becomes safe."""
-        if event is None:
-            return
         if stream is self._compute:
             time.sleep(self._lag_s)
             self._land(event)
@@ -95,23 +121,39 @@ class FakeAsyncRuntime:
             with self._lock:
                 stream.safe |= event.used
 
-    def host_wait(self, event: FakeEvent | None) -> None:
+    def host_wait(self, event: FakeEvent) -> None:
         """Block until `event` has happened, with a delay, as on a busy device."""
-        if event is not None:
-            time.sleep(2 * self._lag_s)
-            self._land(event)
+        time.sleep(2 * self._lag_s)
+        self._land(event)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: FakeStream) -> None:
-        """Issue a copy. The target is NaN until it lands; the source is read only then."""
+    def copy(self, pairs: Sequence[CopyPair], stream: FakeStream) -> None:
+        """Issue copies. Each target is NaN until its copy lands; the source is read only then."""
         with self._lock:
-            memory = _memory(target)
-            if memory in stream.safe:
-                stream.safe.discard(memory)
-                self._in_use.discard(memory)
-            destroys = memory in self._in_use
-            target.fill_(_POISON)
-            stream.pending.append(_Copy(target, source, destroys))
-            self.num_copies += 1
+            for target, source in pairs:
+                self._issue(target, source, stream)
+
+    def _issue(self, target: torch.Tensor, source: torch.Tensor, stream: FakeStream) -> None:
+        memory = _memory(target)
+        if memory in stream.safe:
+            stream.safe.discard(memory)
+            self._in_use.discard(memory)
+        target.fill_(_POISON)
+        stream.pending.append(_Copy(target, source, destroys=memory in self._in_use))
+        self.num_copies += 1
+
+    def register_host(self, address: int, num_bytes: int) -> None:
+        """Count the memory as pinned; refuse what a driver would refuse."""
+        assert address % 4096 == num_bytes % 4096 == 0, (address, num_bytes)
+        with self._lock:
+            for start, size in self.registered.items():
+                assert address + num_bytes <= start or start + size <= address, "it is pinned already"
+            self.registered[address] = num_bytes
+            self.most_registered_bytes = max(self.most_registered_bytes, sum(self.registered.values()))
+
+    def unregister_host(self, address: int) -> None:
+        """Count the memory as pinned no more."""
+        with self._lock:
+            del self.registered[address]
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Return poisoned memory."""

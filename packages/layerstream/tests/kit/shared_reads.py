@@ -16,6 +16,7 @@ import torch
 
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.spec.timeline import Activity, Timeline
+from layerstream.streaming.buffers import allocate_many
 from layerstream.streaming.device_buffers import DeviceBuffers
 from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.streaming.runtime import DeviceRuntime, TorchRuntime
@@ -49,8 +50,7 @@ def replicas(
         prefetcher = Prefetcher(
             [byte_unit(path, index) for index in range(NUM_UNITS)],
             reader,
-            num_buffers=NUM_BUFFERS,
-            buffer_bytes=UNIT_BYTES + 8192,
+            allocate_many([UNIT_BYTES + 8192] * NUM_BUFFERS),
             timeline=timeline,
             patience_s=patience_s,
         )

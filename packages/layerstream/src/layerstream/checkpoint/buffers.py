@@ -21,7 +21,7 @@ _PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYM
 
 
 class AlignedBuffer:
-    """Private host memory that starts on a page, is faulted in and never moves.
+    """Private host memory that starts on a page and never moves.
 
     From 2 MiB on, it starts on a huge page and consists of huge pages except for the remainder at its end, so
     that no memory is wasted on rounding. `close()` drops this object's reference; the memory returns to the
@@ -34,8 +34,12 @@ class AlignedBuffer:
         address: the address of the first byte; a multiple of the page size.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        """Map and fault in `num_bytes`, at least 1.
+    def __init__(self, num_bytes: int, *, fault_in: bool = True) -> None:
+        """Map `num_bytes`, at least 1.
+
+        Args:
+            num_bytes: the size.
+            fault_in: take all of the memory now; otherwise the caller faults it in, part by part.
 
         Raises:
             StreamError: the system refuses that much memory.
@@ -49,15 +53,28 @@ class AlignedBuffer:
         try:
             memory = mmap.mmap(-1, self.allocated_bytes + slack_bytes, flags=_PRIVATE_ANONYMOUS)
             base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            start = -base % HUGE_PAGE_BYTES if slack_bytes else 0
-            self.address = base + start
-            _fault_in(memory, start, self.address, self.allocated_bytes)
         except (OSError, MemoryError) as error:
-            raise StreamError(
-                f"the system refused a buffer of {format_bytes(self.allocated_bytes)} ({error}); lower the "
-                "budget or free some memory"
-            ) from error
-        self._view: memoryview | None = memoryview(memory)[start : start + num_bytes]
+            raise _refused(self.allocated_bytes, error) from error
+        self._start = -base % HUGE_PAGE_BYTES if slack_bytes else 0
+        self.address = base + self._start
+        self._memory: mmap.mmap | None = memory
+        self._view: memoryview | None = memoryview(memory)[self._start : self._start + num_bytes]
+        _advise_huge_pages(memory, self._start, self.allocated_bytes)
+        if fault_in:
+            self.fault_in(0, self.allocated_bytes)
+
+    def fault_in(self, start: int, num_bytes: int) -> None:
+        """Take the memory of `num_bytes` from `start` on, both in whole pages; it is zero afterwards.
+
+        Raises:
+            StreamError: the system refuses that much memory.
+        """
+        assert self._memory is not None, "the buffer is closed"
+        try:
+            if not _advise(self._memory, _MADV_POPULATE_WRITE, self._start + start, num_bytes):
+                ctypes.memset(self.address + start, 0, num_bytes)
+        except (OSError, MemoryError) as error:
+            raise _refused(num_bytes, error) from error
 
     @property
     def buffer(self) -> memoryview:
@@ -74,7 +91,7 @@ class AlignedBuffer:
         """Release the memory; remaining views keep it alive. May be called more than once."""
         # Not mmap.close(): torch.frombuffer holds a reference but no export, so live tensors would be
         # unmapped.
-        self._view = None
+        self._view = self._memory = None
 
 
 class BounceBuffer:
@@ -111,14 +128,19 @@ class BounceBuffer:
         return self._chunk
 
 
-def _fault_in(memory: mmap.mmap, start: int, address: int, num_bytes: int) -> None:
+def _refused(num_bytes: int, error: Exception) -> StreamError:
+    return StreamError(
+        f"the system refused a buffer of {format_bytes(num_bytes)} ({error}); lower the budget or free some "
+        "memory"
+    )
+
+
+def _advise_huge_pages(memory: mmap.mmap, start: int, num_bytes: int) -> None:
     huge_bytes = num_bytes - num_bytes % HUGE_PAGE_BYTES
     if huge_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
         _advise(memory, mmap.MADV_HUGEPAGE, start, huge_bytes)
         # Where the system gives huge pages by default, the end would take a whole one.
         _advise(memory, mmap.MADV_NOHUGEPAGE, start + huge_bytes, num_bytes - huge_bytes)
-    if not _advise(memory, _MADV_POPULATE_WRITE, start, num_bytes):
-        ctypes.memset(address, 0, num_bytes)
 
 
 def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:

@@ -120,8 +120,20 @@ class DiskReader:
         """The bytes that have reached their targets, without those read for alignment."""
         return self._bytes_read
 
-    def submit(self, requests: Sequence[ReadRequest]) -> ReadTicket:
+    def submit(
+        self,
+        requests: Sequence[ReadRequest],
+        *,
+        before: Callable[[], None] | None = None,
+        on_done: Callable[[ReadTicket], None] | None = None,
+    ) -> ReadTicket:
         """Queue reads behind all earlier ones and return their ticket at once.
+
+        Args:
+            requests: what to read.
+            before: called on a reader thread before each read; it may wait until the targets may be changed.
+            on_done: called with the ticket, on a reader thread, when all reads have ended; not called when
+                there is nothing to read.
 
         Raises:
             StreamClosedError: the reader is closed.
@@ -129,7 +141,8 @@ class DiskReader:
         pieces = [
             (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
         ]
-        ticket = ReadTicket(sum(request.num_bytes for request in requests), len(pieces))
+        num_bytes = sum(request.num_bytes for request in requests)
+        ticket = ReadTicket(num_bytes, len(pieces), before=before, on_done=on_done)
         with self._changed:
             if self._closed:
                 raise StreamClosedError("the disk reader is closed; load the model again")
@@ -203,12 +216,12 @@ class DiskReader:
     def _work(self, bounce: BounceBuffer) -> None:
         thread_id = threading.get_ident()
         while (job := self._take(thread_id)) is not None:
-            if job.ticket.begin():
-                try:
+            try:
+                if job.ticket.begin():
                     self._read(job, bounce)
-                # Any error, from the disk or from `deliver`, goes to the threads that wait for the ticket.
-                except Exception as error:  # noqa: BLE001
-                    job.ticket.fail(_job_failed(job, error))
+            # Any error, of the disk or of a callback, goes to the threads that wait for the ticket.
+            except Exception as error:  # noqa: BLE001
+                job.ticket.fail(_job_failed(job, error))
             with self._changed:
                 del self._in_progress[thread_id]
             job.ticket.end()

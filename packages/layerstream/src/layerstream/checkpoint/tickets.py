@@ -66,8 +66,22 @@ class ReadTicket:
         jobs_left: the number of reads that have not ended.
     """
 
-    def __init__(self, num_bytes: int, num_jobs: int) -> None:
-        """Expect `num_jobs` jobs; without any, the ticket is done at once."""
+    def __init__(
+        self,
+        num_bytes: int,
+        num_jobs: int,
+        *,
+        before: Callable[[], None] | None = None,
+        on_done: Callable[[ReadTicket], None] | None = None,
+    ) -> None:
+        """Expect `num_jobs` jobs; without any, the ticket is done at once.
+
+        Args:
+            num_bytes: the requested bytes.
+            num_jobs: the number of chunks they were cut into.
+            before: called on the reader thread before each job.
+            on_done: called with the ticket when its last job has ended; not called without jobs.
+        """
         self.num_bytes = num_bytes
         self.num_jobs = num_jobs
         self.started_s = 0.0
@@ -76,7 +90,7 @@ class ReadTicket:
         self._finished = threading.Event()
         self.jobs_left = num_jobs
         self._error: LayerstreamError | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._before, self._on_done = before, on_done
         if num_jobs == 0:
             self.started_s = self.ended_s = time.perf_counter()
             self._finished.set()
@@ -108,16 +122,10 @@ class ReadTicket:
         """Start no further reads; the ticket is done when those in progress have ended."""
         self.fail(StreamClosedError("the read was cancelled"))
 
-    def on_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the ticket is done: on a reader thread, or at once if it is done already."""
-        with self._lock:
-            if not self._finished.is_set():
-                self._callbacks.append(callback)
-                return
-        callback()
-
     def begin(self) -> bool:
-        """Record the first job's start; return False if the job need not run. For the reader."""
+        """Wait for `before`; return False if the job need not run. Record the first start. For the reader."""
+        if self._error is None and self._before is not None:
+            self._before()
         with self._lock:
             if not self.started_s:
                 self.started_s = time.perf_counter()
@@ -140,15 +148,14 @@ class ReadTicket:
                 return
             self.ended_s = time.perf_counter()
             self._finished.set()
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            _call_guarded(callback)
+        if self._on_done is not None:
+            _call_guarded(self._on_done, self)
 
 
-def _call_guarded(callback: Callable[[], None]) -> None:
+def _call_guarded(callback: Callable[[ReadTicket], None], ticket: ReadTicket) -> None:
     """Call `callback`; its error goes to `threading.excepthook`, as it must not end the reader thread."""
     try:
-        callback()
+        callback(ticket)
     except Exception:  # noqa: BLE001
         kind, error, trace = sys.exc_info()
         assert kind is not None

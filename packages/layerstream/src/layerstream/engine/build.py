@@ -6,15 +6,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import torch
-
 from ..checkpoint.reader import DiskReader
 from ..spec.options import LoadOptions
 from ..spec.plans import PlacementPlan, Residency, UnitPlacement
-from ..spec.profiles import ModelProfile, TensorRecipe, UnitRecipe
+from ..spec.profiles import ModelProfile, UnitRecipe
 from ..spec.timeline import Timeline
 from ..streaming.buffers import HostBuffer, allocate_many
 from ..streaming.fetches import StreamedUnit
+from ..streaming.host_arena import HostArena
 from ..streaming.layout import PAGE
 from ..streaming.prefetcher import Prefetcher
 from ..streaming.runtime import DeviceRuntime
@@ -35,6 +34,7 @@ class BuiltModel:
         timeline: what happened when.
         reader: reads the disk.
         prefetcher: reads the units that move, for all replicas; None when everything stays.
+        arena: the host memory of what moves; close it after the reader.
         replicas: the parts of each device's replica.
         adapters: what must still be put on each replica's model.
     """
@@ -45,6 +45,7 @@ class BuiltModel:
     timeline: Timeline
     reader: DiskReader
     prefetcher: Prefetcher | None
+    arena: HostArena
     replicas: tuple[ReplicaParts, ...]
     adapters: tuple[Adapter, ...]
 
@@ -68,9 +69,11 @@ class _Builder:
         self, spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime], on_failure: ExitStack
     ) -> None:
         self.spec, self.plan, self.on_failure = spec, plan, on_failure
-        self.is_host = runtimes[0].is_host
-        self.pins = any(runtime.pins_host_memory for runtime in runtimes)
+        self.runtime, self.is_host = runtimes[0], runtimes[0].is_host
         self.timeline = Timeline()
+        self.arena = HostArena((), self.runtime)
+        # After the reader, whose threads may still write to it.
+        on_failure.callback(self._close_arena)
         self.reader = DiskReader()
         on_failure.callback(self.reader.close)
         self.recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
@@ -83,8 +86,10 @@ class _Builder:
         moving = self._moving_names()
         for replica in self.replicas:
             replica.place_absent_weights(moving, self.reader)
+        moving_units = self._moving_units()
+        staging = self._fill_host_memory(moving_units)
         self._attach_rows()
-        prefetcher = self._start_prefetcher()
+        prefetcher = self._start_prefetcher(moving_units, staging)
         return BuiltModel(
             options=self.spec.options,
             plan=self.plan,
@@ -92,9 +97,13 @@ class _Builder:
             timeline=self.timeline,
             reader=self.reader,
             prefetcher=prefetcher,
+            arena=self.arena,
             replicas=tuple(replica.finish() for replica in self.replicas),
             adapters=self.spec.adapters,
         )
+
+    def _close_arena(self) -> None:
+        self.arena.close()
 
     # -- weights that stay ---------------------------------------------------------------------------------
 
@@ -133,39 +142,23 @@ class _Builder:
         if self.is_host:
             memory = allocate_many([source.layout.host_bytes for source in sources])
         for source, own in zip(sources, memory, strict=True):
-            buffer = self._read(source) if own is None else self._read_into(own, source)
+            buffer = HostBuffer.allocate(source.layout.host_bytes) if own is None else own
+            self._read([(source, buffer)])
             for replica in self.replicas:
                 replica.install(source, buffer.bytes)
 
-    def _read(self, source: UnitSource, *, pinned: bool = False) -> HostBuffer:
-        return self._read_into(HostBuffer.allocate(source.layout.host_bytes, pinned=pinned), source)
-
-    def _read_into(self, buffer: HostBuffer, source: UnitSource) -> HostBuffer:
-        self.reader.submit(source.requests(buffer)).wait()
-        source.convert(buffer, self.reader)
-        return buffer
+    def _read(self, fills: Iterable[tuple[UnitSource, HostBuffer]]) -> None:
+        """Read each source into its buffer; reads go on while the next buffer is made ready."""
+        started = [(source, buffer, self.reader.submit(source.requests(buffer))) for source, buffer in fills]
+        for source, buffer, ticket in started:
+            ticket.wait()
+            source.convert(buffer, self.reader)
 
     def _moving_names(self) -> set[str]:
         """Return the tensors that move: those of the stream, and embeddings looked up by row."""
         rows = () if self.plan.embedding in (None, Residency.DEVICE) else self.spec.units.row_tables
         streamed = {tensor.name for unit in self._moving_recipes() for tensor in unit.tensors}
         return streamed | {tensor.name for tensor in rows}
-
-    # -- embeddings that are looked up by row --------------------------------------------------------------
-
-    def _attach_rows(self) -> None:
-        if self.plan.embedding in (None, Residency.DEVICE):
-            return
-        tables: dict[str, torch.Tensor] = {}
-        if self.plan.embedding is Residency.HOST:
-            tables = {tensor.name: self._host_table(tensor) for tensor in self.spec.units.row_tables}
-        for replica in self.replicas:
-            replica.attach_rows(self.reader, tables)
-
-    def _host_table(self, tensor: TensorRecipe) -> torch.Tensor:
-        source = UnitSource(UnitRecipe(name=tensor.name, tensors=(tensor,)))
-        self.host_tables[tensor.name] = self._read(source, pinned=self.pins)
-        return source.host_views(self.host_tables[tensor.name].bytes)[tensor.name]
 
     # -- units that move -----------------------------------------------------------------------------------
 
@@ -176,49 +169,92 @@ class _Builder:
             recipes += self.spec.units.head_slices(self.plan.head_slices)
         return recipes
 
-    def _start_prefetcher(self) -> Prefetcher | None:
-        recipes = self._moving_recipes()
-        if not recipes:
+    def _moving_units(self) -> list[StreamedUnit]:
+        units = []
+        for recipe in self._moving_recipes():
+            placement = next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
+            position = self.plan.units.index(placement)
+            source = UnitSource(recipe)
+            lives_in_host = placement.residency is Residency.HOST
+            units.append(
+                StreamedUnit(name=recipe.name, position=position, source=source, lives_in_host=lives_in_host)
+            )
+        return units
+
+    def _fill_host_memory(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
+        """Take the plan's host memory, and read what lives there; return the buffers that reads go to."""
+        tables = self._host_tables()
+        own = [unit for unit in units if unit.lives_in_host and self._table_of(unit.source, tables) is None]
+        num_buffers = 0
+        if units:
+            num_buffers = self.plan.num_slots if self.is_host else self.plan.num_staging
+        buffer_bytes = max((unit.source.layout.host_bytes for unit in units), default=0)
+        sources = [*tables, *(unit.source for unit in own)]
+        sizes = [source.layout.host_bytes for source in sources]
+        self.arena = HostArena([*sizes, *[buffer_bytes] * num_buffers], self.runtime)
+        self._read((source, self.arena.ready(index)) for index, source in enumerate(sources))
+        for index, table in enumerate(tables):
+            self.host_tables[table.unit.name] = self.arena.ready(index)
+        for index, unit in enumerate(own, start=len(tables)):
+            unit.pinned = self.arena.ready(index)
+        for unit in units:
+            if unit.lives_in_host and unit.pinned is None:
+                unit.pinned = self._part_of_table(unit.source, tables)
+        return [self.arena.ready(len(sources) + number) for number in range(num_buffers)]
+
+    def _start_prefetcher(
+        self, units: Sequence[StreamedUnit], buffers: Sequence[HostBuffer]
+    ) -> Prefetcher | None:
+        if not units:
             return None
-        units = [self._streamed_unit(recipe) for recipe in recipes]
-        prefetcher = Prefetcher(
-            units,
-            self.reader,
-            num_buffers=self.plan.num_slots if self.is_host else self.plan.num_staging,
-            buffer_bytes=max(unit.source.layout.host_bytes for unit in units),
-            timeline=self.timeline,
-            pinned=self.pins,
-        )
+        prefetcher = Prefetcher(units, self.reader, buffers, timeline=self.timeline)
         self.on_failure.callback(prefetcher.close)
         streams = []
         for replica in self.replicas:
-            streams.append(replica.attach_stream(prefetcher, recipes))
+            streams.append(replica.attach_stream(prefetcher, [unit.source.unit for unit in units]))
             self.on_failure.callback(streams[-1].close)
         prefetcher.start(streams)
         return prefetcher
 
-    def _streamed_unit(self, recipe: UnitRecipe) -> StreamedUnit:
-        placement = next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
-        source = UnitSource(recipe)
-        pinned = None
-        if placement.residency is Residency.HOST:
-            pinned = self._part_of_host_table(source) or self._read(source, pinned=self.pins)
-        position = self.plan.units.index(placement)
-        return StreamedUnit(name=recipe.name, position=position, source=source, pinned=pinned)
+    # -- embeddings that are looked up by row --------------------------------------------------------------
 
-    def _part_of_host_table(self, source: UnitSource) -> HostBuffer | None:
-        """Return the part of a host-resident embedding that a tied head, or a slice of one, is."""
+    def _host_tables(self) -> list[UnitSource]:
+        """Return the embeddings that live in host memory."""
+        if self.plan.embedding is not Residency.HOST:
+            return []
+        return [UnitSource(UnitRecipe(name=t.name, tensors=(t,))) for t in self.spec.units.row_tables]
+
+    def _attach_rows(self) -> None:
+        if self.plan.embedding in (None, Residency.DEVICE):
+            return
+        tables = {
+            source.unit.name: source.host_views(self.host_tables[source.unit.name].bytes)[source.unit.name]
+            for source in self._host_tables()
+        }
+        for replica in self.replicas:
+            replica.attach_rows(self.reader, tables)
+
+    def _table_of(self, source: UnitSource, tables: Sequence[UnitSource]) -> UnitSource | None:
+        """Return the embedding in host memory that a tied head, or a slice of one, is a part of."""
         tensor = source.unit.tensors[0]
-        stored = tensor.pieces[0].source if tensor.pieces else None
-        for table in self.spec.units.row_tables:
-            whole, buffer = table.pieces[0].source, self.host_tables.get(table.name)
-            if buffer is None or stored is None or len(source.unit.tensors) > 1:
+        if len(source.unit.tensors) > 1 or not tensor.pieces:
+            return None
+        part = tensor.pieces[0].source
+        for table in tables:
+            whole = table.unit.tensors[0].pieces[0].source
+            if part.path != whole.path or not part.dtype == table.unit.tensors[0].dtype == whole.dtype:
                 continue
-            if stored.path != whole.path or not stored.dtype == table.dtype == whole.dtype:
-                continue
-            start = stored.offset - whole.offset
-            if start >= 0 and stored.offset + stored.num_bytes <= whole.offset + whole.num_bytes:
-                # Both lie congruent to the file, so the slice's page starts on one of the table's.
-                page = start + whole.offset % PAGE - stored.offset % PAGE
-                return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])
+            start = part.offset - whole.offset
+            if start >= 0 and part.offset + part.num_bytes <= whole.offset + whole.num_bytes:
+                return table
         return None
+
+    def _part_of_table(self, source: UnitSource, tables: Sequence[UnitSource]) -> HostBuffer:
+        table = self._table_of(source, tables)
+        assert table is not None
+        part = source.unit.tensors[0].pieces[0].source
+        whole = table.unit.tensors[0].pieces[0].source
+        # Both lie congruent to the file, so the part's page starts on one of the table's.
+        page = part.offset - whole.offset + whole.offset % PAGE - part.offset % PAGE
+        buffer = self.host_tables[table.unit.name]
+        return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])

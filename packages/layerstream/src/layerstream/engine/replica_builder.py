@@ -136,7 +136,7 @@ class ReplicaBuilder:
         if not self._runtime.is_host:
             self.parts.buffers.allocate(self._plan.num_slots, self._plan.slot_bytes)
         stream = self.parts.stream = WeightStream(prefetcher, self.parts.buffers, index=self.parts.index)
-        hooks = self.parts.hooks = StreamHooks(stream, prefetcher.timeline, self.parts.group)
+        hooks = self.parts.hooks = StreamHooks(stream, self.parts.group)
         model = self.parts.model
         bindings = [UnitBinding(model, recipe.tensors) for recipe in recipes]
         hooks.attach(

@@ -74,6 +74,7 @@ class Timeline:
     )
     _spans: deque[Span] = field(init=False)
     _listeners: list[Callable[[Span], None]] = field(default_factory=list)
+    _sources: list[Callable[[], None]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -92,8 +93,18 @@ class Timeline:
         for listener in listeners:
             listener(span)
 
+    def add_source(self, flush: Callable[[], None]) -> None:
+        """Call `flush` before the timeline is read: it records what is known but not recorded yet."""
+        self._sources.append(flush)
+
+    def flush(self) -> None:
+        """Record all that has happened by now; `totals` are complete after it."""
+        for flush in self._sources:
+            flush()
+
     def spans(self) -> tuple[Span, ...]:
-        """Return the spans still in the ring, in the order they ended."""
+        """Return the spans still in the ring, in the order they were recorded."""
+        self.flush()
         with self._lock:
             return tuple(self._spans)
 

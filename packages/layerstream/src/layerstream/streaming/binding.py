@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import nn
 
 from ..errors import UnsupportedModelError
 from ..spec.profiles import TensorRecipe
-from ..spec.timeline import Activity, Timeline
 from .absent_weight import AbsentWeight, GuardedTensors
 from .eager import run_eagerly
 from .no_backward import without_backward
@@ -195,14 +193,13 @@ class StreamHooks:
     A task of `group` waits for its turn before each unit, and shares the unit with the visit's other tasks.
     """
 
-    def __init__(self, stream: WeightStream, timeline: Timeline, group: SweepGroup) -> None:
+    def __init__(self, stream: WeightStream, group: SweepGroup) -> None:
         """Serve modules from `stream`."""
         self._stream = stream
-        self._timeline = timeline
         self._group = group
         self._handles: list[Any] = []
         self._bindings: list[UnitBinding] = []
-        self._open: dict[int, tuple[Lease, UnitBinding, float]] = {}
+        self._open: dict[int, tuple[Lease, UnitBinding]] = {}
 
     def attach(self, modules: Iterable[StreamedModule]) -> None:
         """Put the hooks on `modules`."""
@@ -237,7 +234,7 @@ class StreamHooks:
     def _acquire(self, index: int, binding: UnitBinding) -> None:
         lease = self._stream.acquire(index)
         binding.install(lease.key, lambda: self._stream.views(lease))
-        self._open[index] = (lease, binding, perf_counter())
+        self._open[index] = (lease, binding)
 
     def _release_unchanged(self, index: int) -> None:
         changed = self._release(index)
@@ -248,11 +245,9 @@ class StreamHooks:
         entry = self._open.pop(index, None)
         if entry is None:
             return None
-        lease, binding, start_s = entry
+        lease, binding = entry
         changed = binding.release()
-        span = self._stream.units[index].span(Activity.COMPUTE, lease.sweep, start_s, perf_counter())
         self._stream.release(lease)
-        self._timeline.record(span)
         return changed
 
     def leave_all(self) -> None:

@@ -1,7 +1,6 @@
 """Host memory that reads land in, as torch tensors.
 
-It is allocated once and reused. For a CPU device it is the slot itself; for an accelerator it is pinned.
-Room: streaming.
+It is allocated once and reused. For a CPU device it is the slot itself. Room: streaming.
 """
 
 from __future__ import annotations
@@ -33,14 +32,8 @@ class HostBuffer:
     address: int
 
     @classmethod
-    def allocate(cls, num_bytes: int, *, pinned: bool = False) -> HostBuffer:
-        """Return a buffer of `num_bytes`: pinned for an accelerator, otherwise of the reader's huge pages."""
-        if pinned:
-            # The pinned allocator promises no page alignment: take one page more and start on a boundary.
-            whole = torch.empty(num_bytes + PAGE, dtype=torch.uint8, pin_memory=True)
-            start = -whole.data_ptr() % PAGE
-            tensor = whole[start : start + num_bytes]
-            return cls(bytes=tensor, view=memoryview(tensor.numpy()), address=tensor.data_ptr())
+    def allocate(cls, num_bytes: int) -> HostBuffer:
+        """Return a buffer of `num_bytes` in huge pages."""
         aligned = AlignedBuffer(num_bytes)
         tensor = torch.frombuffer(aligned.buffer, dtype=torch.uint8, count=num_bytes)
         return cls(bytes=tensor, view=aligned.view(0, num_bytes), address=aligned.address)
@@ -58,7 +51,7 @@ class HostBuffer:
         return cls(bytes=tensor, view=memoryview(tensor.numpy()), address=tensor.data_ptr())
 
 
-def allocate_many(sizes: Sequence[int], *, pinned: bool = False) -> list[HostBuffer]:
+def allocate_many(sizes: Sequence[int]) -> list[HostBuffer]:
     """Return a buffer of each size, each starting on a page.
 
     All of them are one allocation, so that rounding up to huge pages happens once.
@@ -66,7 +59,7 @@ def allocate_many(sizes: Sequence[int], *, pinned: bool = False) -> list[HostBuf
     starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
     if not starts[-1]:
         return []
-    whole = HostBuffer.allocate(starts[-1], pinned=pinned)
+    whole = HostBuffer.allocate(starts[-1])
     return [whole.part(start, size) for start, size in zip(starts, sizes, strict=False)]
 
 

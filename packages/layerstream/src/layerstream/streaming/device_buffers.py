@@ -13,21 +13,26 @@ import torch
 
 from .layout import UnitLayout
 from .runtime import DeviceRuntime
+from .visit_spans import VisitMarks
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
     """A device buffer for one unit.
 
     Attributes:
         bytes: its memory.
         index: its number; tells apart the views into different slots.
-        free_after: the event after which no computation on the device uses it any more.
+        copied: happens when the last copy into it is done.
+        released: happens when the last computation that used it is done.
+        was_used: `released` was recorded.
     """
 
     bytes: torch.Tensor
     index: int
-    free_after: Any = None
+    copied: Any
+    released: Any
+    was_used: bool = False
 
 
 @dataclass(slots=True)
@@ -37,49 +42,60 @@ class DeviceBuffers:
     Attributes:
         runtime: the device's operations.
         slots: all slots; the weight stream keeps track of the free ones.
+        copies: the stream of all copies.
     """
 
     runtime: DeviceRuntime
     slots: list[Slot] = field(default_factory=list)
-    _copies: Any = None
+    copies: Any = None
 
     def __post_init__(self) -> None:
         """Make the copy stream."""
-        self._copies = self.runtime.copy_stream()
+        self.copies = self.runtime.copy_stream()
 
     def allocate(self, num_slots: int, slot_bytes: int) -> None:
         """Allocate the slots."""
+        runtime = self.runtime
         self.slots = [
-            Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)
+            Slot(
+                runtime.allocate(slot_bytes), index, copied=runtime.new_event(), released=runtime.new_event()
+            )
+            for index in range(num_slots)
         ]
 
-    def start_copy(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
-        """Start to copy a unit from its host buffer into `slot`; return the event of the copy's end.
+    def start_copy(self, host: torch.Tensor, layout: UnitLayout, slot: Slot, marks: VisitMarks) -> None:
+        """Start to copy a unit from its host buffer into `slot`; `slot.copied` happens when that is done.
 
         The copy waits, on the device, for the last computation that used the slot: without this wait it would
         overwrite weights that a kernel is still reading.
         """
-        self.runtime.stream_wait(self._copies, slot.free_after)
+        runtime = self.runtime
+        if slot.was_used:
+            runtime.stream_wait(self.copies, slot.released)
+        runtime.mark(marks.copy_start, self.copies)
         self.copy_runs(host, layout, slot.bytes)
-        return self.runtime.record(self._copies)
+        runtime.record(slot.copied, self.copies)
+        runtime.mark(marks.copy_end, self.copies)
+        marks.copied_bytes = layout.copied_bytes
 
     def copy_runs(self, host: torch.Tensor, layout: UnitLayout, target: torch.Tensor) -> None:
         """Copy a unit's runs from its host layout into its device layout in `target`."""
-        for run in layout.copies:
-            self.runtime.copy(
+        pairs = [
+            (
                 target[run.device_offset : run.device_offset + run.num_bytes],
                 host[run.host_offset : run.host_offset + run.num_bytes],
-                self._copies,
             )
+            for run in layout.copies
+        ]
+        self.runtime.copy(pairs, self.copies)
 
-    def order_compute_after(self, copied: Any) -> None:
-        """Let later computation wait for a copy: without it a kernel would read a half-filled slot."""
-        self.runtime.stream_wait(self.runtime.compute_stream(), copied)
-
-    def compute_event(self) -> Any:
-        """Return the event that happens when all computation issued to the device so far is done."""
-        return self.runtime.record(self.runtime.compute_stream())
+    def record_release(self, slot: Slot) -> None:
+        """Let the next copy into `slot` wait for all computation issued so far."""
+        self.runtime.record(slot.released, self.runtime.compute_stream())
+        slot.was_used = True
 
     def finish(self) -> None:
         """Block until every copy so far is done."""
-        self.runtime.host_wait(self.runtime.record(self._copies))
+        event = self.runtime.new_event()
+        self.runtime.record(event, self.copies)
+        self.runtime.host_wait(event)

@@ -6,7 +6,6 @@ who waits for whom; `stream` decides what happens to a fetched unit. Room: strea
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,13 +25,15 @@ class StreamedUnit:
         name: its module path.
         position: its index among all units of the plan, for timelines.
         source: its recipe and layout.
-        pinned: its host buffer, if the unit lives in host memory; None if it is read from disk each time.
+        lives_in_host: it stays in host memory; otherwise it is read from disk each time.
+        pinned: its host buffer, if it lives in host memory.
         replica: the number of the replica that uses it, for timelines.
     """
 
     name: str
     position: int
     source: UnitSource
+    lives_in_host: bool = False
     pinned: HostBuffer | None = None
     replica: int = 0
 
@@ -52,27 +53,36 @@ class StreamedUnit:
 
 @dataclass(slots=True, eq=False)
 class NumberedBuffer:
-    """A host buffer of the pool; its number tells apart the views into different buffers."""
+    """A host buffer of the pool.
+
+    Attributes:
+        host: its memory.
+        index: its number; tells apart the views into different buffers.
+        copied: for each replica that copied out of it, what waits on the host until that copy is done.
+    """
 
     host: HostBuffer
     index: int
+    copied: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def wait_for_copies(self) -> None:
+        """Block until every copy out of it is done: a read before that would change what is copied."""
+        for wait in tuple(self.copied.values()):
+            wait()
 
 
 @dataclass(slots=True, eq=False)
 class Fetch:
-    """One read of one unit, for all attached replicas.
+    """One unit on its way to all attached replicas.
 
     Attributes:
         unit: the index of the unit.
-        sweep: the sweep that it is read for.
+        sweep: the sweep that it is fetched for.
         buffer: the buffer that it is read into; None if the unit has its own in host memory.
         ticket: the reader's ticket for it; None until the read was submitted, and for a unit in host memory.
         error: why it failed; None while it has not.
         num_leases: leases that may still use the buffer.
-        num_active: leases that were not cancelled.
         is_finished: the bytes are read and converted, or never will be.
-        is_recorded: the timeline has the read.
-        finish_lock: held by the replica that waits for the read and converts the unit.
     """
 
     unit: int
@@ -81,10 +91,7 @@ class Fetch:
     ticket: ReadTicket | None = None
     error: LayerstreamError | None = None
     num_leases: int = 0
-    num_active: int = 0
     is_finished: bool = False
-    is_recorded: bool = False
-    finish_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
@@ -139,8 +146,20 @@ class Consumer(ABC):
         """Return the numbers of the buffers that its computation uses."""
 
     @abstractmethod
-    def enqueue(self, fetch: Fetch) -> Callable[[], None]:
-        """Queue a unit for it; return a function to call, without the lock, once the read is submitted."""
+    def enqueue(self, fetch: Fetch) -> None:
+        """Queue a unit for it."""
+
+    @abstractmethod
+    def on_fetched(self) -> None:
+        """Make use of a fetch that is finished by now."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Let a computation that waits look again."""
+
+    @abstractmethod
+    def recover(self) -> list[Fetch]:
+        """Put its state in order after a change that was broken off; return the fetches that are leased."""
 
     @abstractmethod
     def drop_queue(self) -> None:

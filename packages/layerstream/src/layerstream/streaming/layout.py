@@ -52,6 +52,11 @@ class UnitLayout:
     device_bytes: int
     copies: tuple[CopyRun, ...]
 
+    @property
+    def copied_bytes(self) -> int:
+        """The bytes of all copies."""
+        return sum(run.num_bytes for run in self.copies)
+
 
 def stored_as_used(tensor: TensorRecipe) -> bool:
     """Return whether the bytes on disk are the tensor as the model uses it, aligned to the element size."""

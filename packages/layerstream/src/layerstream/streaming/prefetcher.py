@@ -1,9 +1,12 @@
 """Read each unit from disk once, ahead of time, for all replicas.
 
-One thread hands the reads of the coming units to the reader as long as a host buffer is free. It delivers
-every fetched unit to each attached replica's stream, and the buffer is free again when the last replica is
-done with it. The prefetcher knows the order in which units were visited, not the reason for it; what a
-replica does with a unit is up to its stream.
+The reads of the coming units are handed to the reader as long as a host buffer is free. Every fetched unit
+goes to each attached replica's stream, and the buffer is free again when the last replica is done with it.
+The prefetcher knows the order in which units were visited, not the reason for it; what a replica does with a
+unit is up to its stream.
+
+It has no thread of its own: whoever makes room for the next read, or waits for one, calls `advance`. A thread
+would first have to get the interpreter's lock, which a computation gives up only every few milliseconds.
 
 Replicas keep in step because a replica that runs ahead finds no free buffer. How long the others wait:
  - for a replica inside a forward: as long as it takes, because it will ask for its unit or fail;
@@ -28,13 +31,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 
-from ..checkpoint.reader import DiskReader
+from ..checkpoint.reader import DiskReader, ReadTicket
 from ..errors import LayerstreamError, StreamError
 from ..spec.timeline import Activity, Timeline
-from .buffers import allocate_many
+from .buffers import HostBuffer
+from .converter import Converter
 from .fetches import Consumer, Fetch, NumberedBuffer, StreamedUnit, VisitCounter
 
 PATIENCE_S = 2.0
@@ -51,62 +56,64 @@ class Prefetcher:
         lock: guards everything that the prefetcher and its consumers share.
         timeline: records every read.
         is_closed: nothing more is read.
-        upcoming: the index of the unit that is read next.
+        upcoming: the index of the unit that is fetched next.
     """
 
     def __init__(
         self,
         units: Sequence[StreamedUnit],
         reader: DiskReader,
+        buffers: Sequence[HostBuffer],
         *,
-        num_buffers: int,
-        buffer_bytes: int,
         timeline: Timeline,
-        pinned: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Allocate the host buffers; `start` begins to prefetch the first units.
+        """Take over the host buffers; `start` begins to prefetch the first units.
 
         Args:
             units: the units in their expected visiting order.
             reader: reads the disk.
-            num_buffers: host buffers: staging for accelerators, the slots themselves on a CPU.
-            buffer_bytes: the size of each.
+            buffers: host buffers: staging for accelerators, the slots themselves on a CPU.
             timeline: records every read, copy and wait.
-            pinned: whether the buffers are pinned for an accelerator.
             patience_s: how long replicas in step wait for one that is between two forwards.
         """
         self.units = tuple(units)
         self.reader, self.timeline = reader, timeline
-        self.num_buffers = num_buffers
+        self.num_buffers = len(buffers)
         self.lock = threading.Lock()
         self.is_closed = False
         self.upcoming = 0
         self._patience_s = patience_s
-        self._buffers = deque(
-            NumberedBuffer(host, index)
-            for index, host in enumerate(allocate_many([buffer_bytes] * num_buffers, pinned=pinned))
-        )
+        self._all_buffers = [NumberedBuffer(host, index) for index, host in enumerate(buffers)]
+        self._buffers = deque(self._all_buffers)
         self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
-        self._may_fetch_more = threading.Condition(self.lock)
         self._consumers: list[Consumer] = []
         self._fetched = VisitCounter()
-        self._thread = threading.Thread(target=self._run, name="layerstream-prefetcher", daemon=True)
+        self._in_flight: list[Fetch] = []
+        self._is_changing = False
+        self._converter: Converter | None = None
+        if any(unit.source.needs_conversion for unit in self.units):
+            self._converter = Converter(self.units, reader, on_done=self._complete)
 
     def start(self, consumers: Sequence[Consumer]) -> None:
         """Begin to read for `consumers`, which share the prefetcher's lock from now on."""
-        self._consumers = list(consumers)
-        self._thread.start()
+        with self.lock:
+            self._consumers = list(consumers)
+            self.advance()
 
     def close(self) -> None:
-        """Stop reading and free every buffer. Close the consumers first."""
+        """Stop reading and let go of every buffer. Close the consumers first, and the reader afterwards."""
         with self.lock:
             self.is_closed = True
-            self.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            in_flight = list(self._in_flight)
+            for fetch in in_flight:
+                if fetch.ticket is not None:
+                    fetch.ticket.cancel()
+        if self._converter is not None:
+            self._converter.close()
         with self.lock:
             self._buffers.clear()
+            self._all_buffers.clear()
             for unit in self.units:
                 unit.pinned = None
 
@@ -126,30 +133,46 @@ class Prefetcher:
                 consumer.detach()
                 consumer.attach()
             self.upcoming = 0
-            self.wake()
+            self.advance()
 
     # -- for consumers, under the lock ---------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """Let the prefetcher check again whether it may fetch."""
-        self._may_fetch_more.notify()
+    def begin_change(self) -> None:
+        """Begin a change; first put everything in order if Ctrl-C broke off an earlier one."""
+        if self._is_changing:
+            self._recover()
+        self._is_changing = True
+
+    def end_change(self) -> None:
+        """End a change: all is in order again."""
+        self._is_changing = False
+
+    def advance(self) -> None:
+        """Fetch units as far as buffers and replicas allow; detach replicas that nobody should wait for."""
+        while not self.is_closed:
+            if self._may_fetch():
+                self._fetch_upcoming()
+            elif not self._detach_idle():
+                return
+
+    def wake_waiting(self) -> None:
+        """Let every computation that waits look again: how long it may have to wait has changed."""
+        for consumer in self._consumers:
+            if consumer.is_waiting:
+                consumer.wake()
 
     def set_successor(self, unit: int, successor: int) -> None:
         """Expect `successor` after `unit` from now on."""
         self._successor[unit] = successor
 
     def release(self, fetch: Fetch) -> None:
-        """Record that one lease no longer uses the buffer; the last one frees it."""
+        """Record that one lease no longer uses the buffer; the last one frees it, or cancels the read."""
         fetch.num_leases -= 1
-        if fetch.num_leases == 0 and fetch.buffer is not None:
-            self._buffers.append(fetch.buffer)
-            fetch.buffer = None
-        self.wake()
-
-    def cancel(self, fetch: Fetch) -> None:
-        """Record that one lease was cancelled; the last one cancels the read."""
-        fetch.num_active -= 1
-        if fetch.num_active == 0 and fetch.ticket is not None:
+        if fetch.num_leases:
+            return
+        if fetch.is_finished:
+            self._free(fetch)
+        elif fetch.ticket is not None:
             fetch.ticket.cancel()
 
     def refuse_deadlock(self, consumer: Consumer) -> None:
@@ -163,67 +186,21 @@ class Prefetcher:
         if len(held) >= self.num_buffers > 0:
             raise StreamError(f"another unit was requested while all {self.num_buffers} slots are in use")
 
-    # -- for consumers, without the lock -------------------------------------------------------------------
-
-    def finish(self, fetch: Fetch) -> None:
-        """Wait until a fetch is read, then convert what needs it; the first replica to come here does so.
-
-        Raises:
-            LayerstreamError: the unit could not be read or converted; raised for every replica.
-        """
-        with fetch.finish_lock:
-            if not fetch.is_finished:
-                unit = self.units[fetch.unit]
-                try:
-                    self._finish_read(fetch, unit)
-                except LayerstreamError as error:
-                    fetch.error = error
-                except (OSError, RuntimeError, ValueError) as error:
-                    fetch.error = _as_stream_error(unit.name, error)
-                fetch.is_finished = True
-        if fetch.error is not None:
-            raise fetch.error
-
-    def record_read(self, fetch: Fetch) -> None:
-        """Record the read of a fetch in the timeline, once."""
-        with self.lock:
-            is_first, fetch.is_recorded = not fetch.is_recorded, True
-        ticket = fetch.ticket
-        if is_first and ticket is not None:
-            unit = self.units[fetch.unit]
-            num_bytes = unit.source.read_bytes
-            span = unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, num_bytes)
-            self.timeline.record(span)
-
-    def _finish_read(self, fetch: Fetch, unit: StreamedUnit) -> None:
-        if fetch.ticket is None:
-            return
-        # A cancelled ticket raises here too, but only once nothing more is read into its buffer.
-        fetch.ticket.wait()
-        self.record_read(fetch)
-        if unit.source.needs_conversion and fetch.buffer is not None and fetch.num_active:
-            unit.source.convert(fetch.buffer.host, self.reader)
-
-    # -- the thread ----------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while self._prefetch_next():
-            pass
-
-    def _prefetch_next(self) -> bool:
-        """Hand the reads of the next unit to the reader; return False when closed."""
-        with self.lock:
-            while not self.is_closed and not self._may_fetch():
-                if not self._detach_idle():
-                    self._may_fetch_more.wait(self._patience_left_s())
-            if self.is_closed:
-                return False
-            fetch, on_submitted = self._enqueue_upcoming()
-        if fetch.buffer is not None:
-            self._submit_read(fetch, fetch.buffer)
-        for callback in on_submitted:
-            callback()
-        return True
+    def patience_left_s(self) -> float | None:
+        """Return the seconds until an idle replica may be detached; None when no other one starves for it."""
+        if not any(consumer.is_starving for consumer in self._consumers):
+            return None
+        attached = [consumer for consumer in self._consumers if consumer.is_attached]
+        idle = [consumer for consumer in attached if not consumer.is_waiting and not consumer.forwards]
+        awaited = [
+            consumer
+            for consumer in idle
+            if consumer.is_expected and (consumer.num_queued or len(idle) == len(attached))
+        ]
+        if not awaited:
+            return None
+        since_s = min(consumer.idle_since_s for consumer in awaited)
+        return max(0.001, since_s + self._patience_s - perf_counter())
 
     def _may_fetch(self) -> bool:
         self._attach_waiting()
@@ -232,35 +209,83 @@ class Prefetcher:
             return False
         return bool(self._buffers) or self.units[self.upcoming].pinned is not None
 
-    def _enqueue_upcoming(self) -> tuple[Fetch, list[Callable[[], None]]]:
-        """Queue the upcoming unit for every attached replica.
-
-        Returns:
-            The fetch, and the functions to call once its read is submitted.
-        """
+    def _fetch_upcoming(self) -> None:
+        """Fetch the upcoming unit for every attached replica."""
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
-        fetch = Fetch(
-            unit=self.upcoming,
-            sweep=self._fetched.visit(self.upcoming),
-            num_leases=len(attached),
-            num_active=len(attached),
-        )
-        if self.units[fetch.unit].pinned is None:
-            fetch.buffer = self._buffers.popleft()
+        unit = self.units[self.upcoming]
+        fetch = Fetch(unit=self.upcoming, sweep=self._fetched.visit(self.upcoming), num_leases=len(attached))
         for consumer in self._consumers:
             if consumer.rejoin_unit is not None:
                 consumer.num_missed += 1
         self.upcoming = self._successor[fetch.unit]
-        return fetch, [consumer.enqueue(fetch) for consumer in attached]
+        if unit.pinned is None:
+            self._submit_read(fetch, self._buffers.popleft())
+        else:
+            fetch.is_finished = True
+        for consumer in attached:
+            consumer.enqueue(fetch)
 
     def _submit_read(self, fetch: Fetch, buffer: NumberedBuffer) -> None:
+        fetch.buffer = buffer
+        self._in_flight.append(fetch)
+        source = self.units[fetch.unit].source
         try:
-            fetch.ticket = self.reader.submit(self.units[fetch.unit].source.requests(buffer.host))
+            fetch.ticket = self.reader.submit(
+                source.requests(buffer.host),
+                before=buffer.wait_for_copies,
+                on_done=partial(self._on_read, fetch),
+            )
         except LayerstreamError as error:
-            fetch.error = error
+            self._in_flight.remove(fetch)
+            fetch.error, fetch.is_finished = error, True
             return
-        if not fetch.num_active:  # it was cancelled before there was a ticket
-            fetch.ticket.cancel()
+        if not fetch.ticket.num_jobs:  # all of its tensors are converted from others
+            assert self._converter is not None
+            self._converter.put(fetch)
+
+    def _free(self, fetch: Fetch) -> None:
+        if fetch.buffer is not None:
+            self._buffers.append(fetch.buffer)
+            fetch.buffer = None
+
+    def _recover(self) -> None:
+        """Put everything in order after Ctrl-C: drop what was fetched, and find the buffers that are free."""
+        leased = [fetch for consumer in self._consumers for fetch in consumer.recover()]
+        for fetch in self._in_flight:
+            fetch.num_leases = 0
+            if fetch.ticket is not None:
+                fetch.ticket.cancel()
+        for fetch in leased:
+            fetch.num_leases = leased.count(fetch)
+        used = [fetch.buffer for fetch in (*self._in_flight, *leased)]
+        self._buffers = deque(buffer for buffer in self._all_buffers if buffer not in used)
+
+    # -- on a thread of the reader or the converter --------------------------------------------------------
+
+    def _on_read(self, fetch: Fetch, ticket: ReadTicket) -> None:
+        """Go on with a fetch whose reads have ended."""
+        unit = self.units[fetch.unit]
+        if ticket.error is None:
+            num_bytes = unit.source.read_bytes
+            self.timeline.record(
+                unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, num_bytes)
+            )
+            if self._converter is not None and unit.source.needs_conversion and fetch.num_leases:
+                self._converter.put(fetch)
+                return
+        self._complete(fetch, ticket.error)
+
+    def _complete(self, fetch: Fetch, error: LayerstreamError | None) -> None:
+        """Let the replicas use a fetch, or free its buffer if none wants it any more."""
+        with self.lock:
+            if fetch in self._in_flight:
+                self._in_flight.remove(fetch)
+            fetch.error, fetch.is_finished = error, True
+            if not fetch.num_leases:
+                self._free(fetch)
+            for consumer in self._consumers:
+                consumer.on_fetched()
+            self.advance()
 
     # -- which replicas are attached -----------------------------------------------------------------------
 
@@ -301,25 +326,3 @@ class Prefetcher:
         for consumer in idle:
             consumer.detach()
         return bool(idle)
-
-    def _patience_left_s(self) -> float | None:
-        """Return the seconds until an idle replica may be detached; None when no other one starves for it."""
-        if not any(consumer.is_starving for consumer in self._consumers):
-            return None
-        attached = [consumer for consumer in self._consumers if consumer.is_attached]
-        idle = [consumer for consumer in attached if not consumer.is_waiting and not consumer.forwards]
-        awaited = [
-            consumer
-            for consumer in idle
-            if consumer.is_expected and (consumer.num_queued or len(idle) == len(attached))
-        ]
-        if not awaited:
-            return None
-        since_s = min(consumer.idle_since_s for consumer in awaited)
-        return max(0.001, since_s + self._patience_s - perf_counter())
-
-
-def _as_stream_error(unit: str, error: Exception) -> StreamError:
-    stream_error = StreamError(f"unit {unit!r} could not be read and converted: {error}")
-    stream_error.__cause__ = error
-    return stream_error

@@ -6,26 +6,38 @@ operations. Room: streaming.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 
+from ..errors import StreamError
+from ..spec.sizes import format_bytes
+
+CopyPair = tuple[torch.Tensor, torch.Tensor]
+"""A target on the device and its source in host memory, of the same size."""
+
 
 class DeviceRuntime(Protocol):
     """Streams, events and copies of one device. Streams and events are opaque.
+
+    An event is made once and recorded again and again. Each wait is for the last record before the wait.
 
     Attributes:
         device: the device that tensors are on.
         name: the device's name in plans.
         is_host: device memory is host memory; nothing is copied.
         pins_host_memory: copies are fast and asynchronous only from pinned memory.
+        registers_host_memory: memory of our own can be pinned where it is.
     """
 
     device: torch.device
     name: str
     is_host: bool
     pins_host_memory: bool
+    registers_host_memory: bool
 
     def current(self) -> AbstractContextManager[Any]:
         """Return a context in which the calling thread computes on this device."""
@@ -36,8 +48,17 @@ class DeviceRuntime(Protocol):
     def compute_stream(self) -> Any:
         """Return the stream on which the calling thread computes."""
 
-    def record(self, stream: Any) -> Any:
-        """Return an event that happens when all work issued to `stream` so far is done."""
+    def new_event(self) -> Any:
+        """Return an event that orders work."""
+
+    def new_mark(self) -> Any:
+        """Return an event that only tells the time."""
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Let `event` happen when all work issued to `stream` so far is done."""
+
+    def mark(self, mark: Any, stream: Any) -> None:
+        """Let `mark` tell the time at which all work issued to `stream` so far is done."""
 
     def stream_wait(self, stream: Any, event: Any) -> None:
         """Make later work on `stream` wait for `event`; the host does not wait."""
@@ -45,11 +66,37 @@ class DeviceRuntime(Protocol):
     def host_wait(self, event: Any) -> None:
         """Block the calling thread until `event` has happened."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
+    def has_passed(self, mark: Any) -> bool:
+        """Return whether the time of `mark` is known."""
+
+    def time_s(self, mark: Any) -> float:
+        """Return the time of a mark that has passed, as `perf_counter` seconds."""
+
+    def copy(self, pairs: Sequence[CopyPair], stream: Any) -> None:
         """Copy bytes from host to device on `stream`; the host does not wait."""
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Return `num_bytes` of device memory as a uint8 tensor."""
+
+    def register_host(self, address: int, num_bytes: int) -> None:
+        """Pin host memory of our own, which starts and ends on a page.
+
+        Raises:
+            StreamError: the driver refuses.
+        """
+
+    def unregister_host(self, address: int) -> None:
+        """Undo `register_host`."""
+
+
+class HostMark:
+    """A mark of a device without asynchronous work: the time at which it was recorded."""
+
+    __slots__ = ("time_s",)
+
+    def __init__(self) -> None:
+        """Start before any record."""
+        self.time_s = 0.0
 
 
 class TorchRuntime:
@@ -62,6 +109,10 @@ class TorchRuntime:
         self.is_host = device.type == "cpu"
         self.pins_host_memory = device.type not in ("cpu", "mps")
         self._module: Any = torch.get_device_module(device)
+        # ROCm's torch calls its own driver by the same name.
+        self.registers_host_memory = self.pins_host_memory and hasattr(self._module, "cudart")
+        self._has_streams = not self.is_host and hasattr(self._module, "Stream")
+        self._clock = _DeviceClock(self._module, device) if self._has_streams else None
 
     def current(self) -> AbstractContextManager[Any]:
         """Make this the calling thread's current device: some libraries use the current one."""
@@ -72,29 +123,37 @@ class TorchRuntime:
 
     def copy_stream(self) -> Any:
         """Return a new stream on this device; None if the device has no streams."""
-        if self.is_host or not hasattr(self._module, "Stream"):
-            return None
-        return self._module.Stream(device=self.device)
+        return self._module.Stream(device=self.device) if self._has_streams else None
 
     def compute_stream(self) -> Any:
         """Return the calling thread's current stream on this device; None if the device has no streams."""
-        if self.is_host or not hasattr(self._module, "current_stream"):
-            return None
-        return self._module.current_stream(self.device)
+        return self._module.current_stream(self.device) if self._has_streams else None
 
-    def record(self, stream: Any) -> Any:
-        """Return an event recorded on `stream` now."""
-        if stream is None:
-            if not self.is_host and hasattr(self._module, "synchronize"):
-                self._module.synchronize()  # MPS has no streams to order work by: the host waits instead
-            return None
-        event = self._module.Event()
-        event.record(stream)
-        return event
+    def new_event(self) -> Any:
+        """Return an event; None if the device has no streams."""
+        return self._module.Event() if self._has_streams else None
+
+    def new_mark(self) -> Any:
+        """Return an event with a time."""
+        return self._module.Event(enable_timing=True) if self._has_streams else HostMark()
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Record `event` on `stream`; on a device without streams the host waits for the device instead."""
+        if event is not None:
+            event.record(stream)
+        elif not self.is_host and hasattr(self._module, "synchronize"):
+            self._module.synchronize()
+
+    def mark(self, mark: Any, stream: Any) -> None:
+        """Record `mark` on `stream`."""
+        if self._has_streams:
+            mark.record(stream)
+        else:
+            mark.time_s = perf_counter()
 
     def stream_wait(self, stream: Any, event: Any) -> None:
         """Make later work on `stream` wait for `event`."""
-        if stream is not None and event is not None:
+        if event is not None:
             stream.wait_event(event)
 
     def host_wait(self, event: Any) -> None:
@@ -102,11 +161,85 @@ class TorchRuntime:
         if event is not None:
             event.synchronize()
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: Any) -> None:
-        """Copy `source` into `target` on `stream`, asynchronously if both memories allow it."""
+    def has_passed(self, mark: Any) -> bool:
+        """Return whether the device has come to `mark`."""
+        return not self._has_streams or bool(mark.query())
+
+    def time_s(self, mark: Any) -> float:
+        """Return when the device came to `mark`."""
+        return mark.time_s if self._clock is None else self._clock.time_s(mark)
+
+    def copy(self, pairs: Sequence[CopyPair], stream: Any) -> None:
+        """Copy each source into its target on `stream`, asynchronously if both memories allow it."""
         with nullcontext() if stream is None else self._module.stream(stream):
-            target.copy_(source, non_blocking=True)
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Return uninitialized device memory as a uint8 tensor of `num_bytes`."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+
+    def register_host(self, address: int, num_bytes: int) -> None:
+        """Pin the memory for every device of this kind.
+
+        Raises:
+            StreamError: the driver refuses.
+        """
+        with self.current():
+            code = int(self._module.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
+        if code != 0:
+            self._forget_error()
+            raise StreamError(
+                f"the driver of {self.name} refused to pin {format_bytes(num_bytes)} of host memory "
+                f"(error {code})"
+            )
+
+    def _forget_error(self) -> None:
+        """Take up the error that the driver keeps, which a later kernel would report as its own."""
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
+
+    def unregister_host(self, address: int) -> None:
+        """Undo `register_host`. A refusal changes nothing: the process's end undoes it too."""
+        with self.current():
+            self._module.cudart().cudaHostUnregister(address)
+
+
+_PORTABLE = 1
+"""`cudaHostRegisterPortable`: pinned for every device, not only the current one."""
+
+
+class _DeviceClock:
+    """Translates the times of a device's events to `perf_counter` seconds."""
+
+    # Times between two events are 32-bit milliseconds: 4 microseconds of rounding after half a minute.
+    _REBASE_S = 30.0
+
+    def __init__(self, module: Any, device: torch.device) -> None:
+        self._module, self._device = module, device
+        self._base: Any = None
+        self._base_s = 0.0
+        self._next_base: Any = None
+
+    def time_s(self, event: Any) -> float:
+        if self._base is None:
+            self._base = self._record()
+            self._base.synchronize()
+            self._base_s = perf_counter()
+        elapsed_s = self._base.elapsed_time(event) / 1e3
+        time_s = self._base_s + elapsed_s
+        if elapsed_s > self._REBASE_S:
+            self._rebase()
+        return time_s
+
+    def _rebase(self) -> None:
+        if self._next_base is None:
+            self._next_base = self._record()
+        elif self._next_base.query():
+            self._base_s += self._base.elapsed_time(self._next_base) / 1e3
+            self._base, self._next_base = self._next_base, None
+
+    def _record(self) -> Any:
+        event = self._module.Event(enable_timing=True)
+        event.record(self._module.current_stream(self._device))
+        return event

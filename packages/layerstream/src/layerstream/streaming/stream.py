@@ -1,8 +1,10 @@
 """Have each unit ready on one replica's device when a computation asks for it.
 
-The computation calls `acquire(unit)` and releases the lease afterwards. The units that the prefetcher reads
-are queued here, and the *delivery* thread moves them onto the device in order. A stream knows its own replica
-only: that other replicas share the reads is up to the prefetcher.
+The computation calls `acquire(unit)` and releases the lease afterwards. The units that the prefetcher fetches
+are queued here, and copied into slots in their order: each copy is issued as soon as its unit is in host
+memory and a slot is free. That is by the thread that gives back the slot, or by the one that ends the read;
+neither waits for a copy. A stream knows its own replica only: that other replicas share the reads is up to
+the prefetcher.
 
 Room: streaming. Invariants (each with the test that holds it, in tests/unit/streaming/test_stream.py,
 tests/contract/test_async_device.py and tests/faults/test_life_cycle.py):
@@ -15,26 +17,24 @@ tests/contract/test_async_device.py and tests/faults/test_life_cycle.py):
  5. Nothing is allocated for a unit once the stream runs (test_a_thousand_sweeps_leak_nothing).
  6. After `close()`, from any state, no thread is left and every buffer is free
     (test_close_in_any_state_leaves_no_thread).
+ 7. Ctrl-C at any moment loses no buffer and no slot (test_ctrl_c_at_any_moment_loses_nothing).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import torch
 
-from ..checkpoint.reader import ReadTicket
 from ..errors import LayerstreamError, ReplicaStoppedError, StreamClosedError, StreamError
-from ..spec.timeline import Activity
 from .device_buffers import DeviceBuffers, Slot
 from .fetches import Consumer, Fetch, StreamedUnit, VisitCounter
 from .prefetcher import Prefetcher
+from .visit_spans import VisitMarks, VisitSpans
 
 
 @dataclass(slots=True, eq=False)
@@ -43,70 +43,63 @@ class Lease:
 
     Attributes:
         unit: the index of the unit in the stream.
-        sweep: the sweep that it was fetched for.
-        fetch: the fetch whose buffer it still uses; None once it is copied out of it, or recycled.
+        fetch: the fetch that it came with; on a CPU device, it holds the unit's buffer.
         slot: the device slot that it is in; None on a CPU device, and before the copy.
-        event: happens when the copy into the slot is done.
-        is_ready: it is in place, or failed.
-        is_cancelled: no computation will ask for it.
-        error: why it could not be fetched.
+        marks: tell when it was copied and used; None before that.
+        error: why it could not be fetched or copied.
     """
 
     unit: int
-    sweep: int
-    fetch: Fetch | None = None
+    fetch: Fetch
     slot: Slot | None = None
-    event: Any = None
-    is_ready: bool = False
-    is_cancelled: bool = False
+    marks: VisitMarks | None = None
     error: LayerstreamError | None = None
 
     @property
     def key(self) -> tuple[int, int]:
         """The unit and the number of its slot or buffer: the same key means the same addresses."""
-        if self.slot is not None:
-            return self.unit, self.slot.index
-        return self.unit, self.buffer_index
+        return self.unit, self.buffer_index if self.slot is None else self.slot.index
 
     @property
     def buffer_index(self) -> int:
         """The number of the host buffer that it is in; -1 when it is in none."""
-        return self.fetch.buffer.index if self.fetch is not None and self.fetch.buffer is not None else -1
+        return -1 if self.fetch.buffer is None else self.fetch.buffer.index
 
 
 class WeightStream(Consumer):
     """Delivers units to one replica, in the order in which it requests them."""
 
     def __init__(self, prefetcher: Prefetcher, buffers: DeviceBuffers, *, index: int = 0) -> None:
-        """Start the delivery thread; nothing is fetched before the prefetcher is started.
+        """Take over the slots; nothing is fetched before the prefetcher is started.
 
         Args:
             prefetcher: reads the disk, for this replica and others.
             buffers: the device's slots; a CPU device has none, there the host buffers are the slots.
-            index: the replica's number, for timelines.
+            index: the replica's number.
         """
         super().__init__()
+        runtime = buffers.runtime
         self.units: tuple[StreamedUnit, ...] = tuple(
             replace(unit, replica=index) for unit in prefetcher.units
         )
-        self._prefetcher, self._buffers, self._timeline = prefetcher, buffers, prefetcher.timeline
-        self._is_host = buffers.runtime.is_host
+        self._prefetcher, self._buffers, self._index = prefetcher, buffers, index
+        self._is_host = runtime.is_host
         self._free_slots: deque[Slot] = deque(buffers.slots)
-        self._depth = prefetcher.num_buffers + len(buffers.slots)
+        # Units in host memory are queued a whole sweep ahead, so that the reads of others go on meanwhile.
+        self._depth = max(prefetcher.num_buffers + len(buffers.slots), len(self.units))
         self._num_slots = len(buffers.slots) or prefetcher.num_buffers
-        # One lock, the prefetcher's, with two conditions: each thread is woken only for its own reason.
         self._lock = prefetcher.lock
-        self._may_deliver = threading.Condition(self._lock)
-        self._finished = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Lease] = deque()
-        self._deliveries: deque[tuple[Lease, Fetch]] = deque()
+        self._to_copy: deque[Lease] = deque()
         self._leased: list[Lease] = []
         self._last_unit: int | None = None
         self._visited = VisitCounter()
+        self._spans = VisitSpans(runtime, prefetcher.timeline)
+        self._asked = runtime.new_mark()
+        self._copied = [runtime.new_event() for _ in range(prefetcher.num_buffers)]
         self._closed = False
         self._stopped_by: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="layerstream-delivery", daemon=True)
-        self._thread.start()
 
     # -- for the computation -------------------------------------------------------------------------------
 
@@ -119,31 +112,43 @@ class WeightStream(Consumer):
             ReplicaStoppedError: the work of another replica failed.
             StreamError: every slot is leased already, so the unit could never arrive.
         """
-        start_s = perf_counter()
+        runtime = self._buffers.runtime
+        compute = runtime.compute_stream()
+        runtime.mark(self._asked, compute)
         with self._lock:
-            sweep = self._visited.visit(unit)
-            lease = self._wait_until_ready(unit)
-            self._queue.popleft()
-            self._prefetcher.wake()
-            if lease.error is not None:
-                error = lease.error
-                self._recycle(lease)
-                self.detach()
-                raise error
-            self._leased.append(lease)
-        self._buffers.order_compute_after(lease.event)
-        self._timeline.record(self.units[unit].span(Activity.WAIT, sweep, start_s, perf_counter()))
+            self._prefetcher.begin_change()
+            try:
+                lease = self._take(unit)
+            except Exception:
+                self._prefetcher.end_change()
+                raise
+            self._prefetcher.end_change()
+        marks, slot = lease.marks, lease.slot
+        assert marks is not None
+        marks.asked, self._asked = self._asked, marks.asked
+        if slot is not None:
+            runtime.stream_wait(compute, slot.copied)
+        runtime.mark(marks.start, compute)
         return lease
 
     def release(self, lease: Lease) -> None:
         """Free the memory of a lease; a copy into it will wait for the computation issued so far."""
-        event = self._buffers.compute_event()
+        runtime, marks = self._buffers.runtime, lease.marks
+        compute = runtime.compute_stream()
+        if lease.slot is not None:
+            self._buffers.record_release(lease.slot)
         with self._lock:
+            self._prefetcher.begin_change()
             if lease in self._leased:
                 self._leased.remove(lease)
-                if lease.slot is not None:
-                    lease.slot.free_after = event
                 self._recycle(lease)
+                self._issue_copies()
+                self._prefetcher.advance()
+            self._prefetcher.end_change()
+        if marks is not None:
+            lease.marks = None
+            runtime.mark(marks.end, compute)
+            self._spans.finish(marks)
 
     def release_all(self) -> None:
         """Release every lease that an interrupted computation left."""
@@ -155,7 +160,6 @@ class WeightStream(Consumer):
         unit = self.units[lease.unit]
         if lease.slot is not None:
             return unit.source.device_views(lease.slot.bytes)
-        assert lease.fetch is not None
         assert lease.fetch.buffer is not None
         return unit.source.host_views(lease.fetch.buffer.host.bytes)
 
@@ -169,19 +173,19 @@ class WeightStream(Consumer):
         with self._lock:
             self.forwards = max(0, self.forwards - 1)
             self.idle_since_s = perf_counter()
-            self._prefetcher.wake()
+            self._wake_others()
 
     def leave_step(self) -> None:
         """Make other replicas no longer expect another forward of this one soon."""
         with self._lock:
             self.is_expected = False
-            self._prefetcher.wake()
+            self._wake_others()
 
     def stop(self, error: BaseException) -> None:
         """Make every `acquire` fail until `resume`, waiting ones too: another replica failed with `error`."""
         with self._lock:
             self._stopped_by = error
-            self._finished.notify_all()
+            self._changed.notify_all()
 
     def resume(self) -> None:
         """Undo `stop`, and forget forwards that Ctrl-C may have ended before their `end_forward`."""
@@ -190,59 +194,84 @@ class WeightStream(Consumer):
             self.forwards = 0
 
     def close(self) -> None:
-        """Stop the delivery and free everything. Safe to call twice and in any state.
+        """Stop the deliveries and free everything. Safe to call twice and in any state.
 
         Close the prefetcher afterwards, not before.
         """
         with self._lock:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             self.detach()
-            self._may_deliver.notify_all()
-            self._finished.notify_all()
-            self._prefetcher.wake()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._changed.notify_all()
+            self._wake_others()
+        if was_closed:
+            return
+        # The slots' memory may be used for something else from here on.
+        self._buffers.finish()
+        self._spans.flush()
         with self._lock:
-            self._deliveries.clear()
             self._leased.clear()
             self._free_slots.clear()
             self._buffers.slots.clear()
             for unit in self.units:
                 unit.pinned = None
 
+    # -- inside acquire, under the lock --------------------------------------------------------------------
+
+    def _take(self, unit: int) -> Lease:
+        """Wait for the lease of `unit`, and take it off the queue."""
+        sweep = self._visited.visit(unit)
+        lease = self._wait_until_ready(unit)
+        self._queue.popleft()
+        if lease.error is not None:
+            self._recycle(lease)
+            self.detach()
+            raise lease.error
+        self._leased.append(lease)
+        lease.marks = lease.marks or self._spans.new_marks()
+        lease.marks.unit, lease.marks.sweep = self.units[unit], sweep
+        self._prefetcher.advance()
+        return lease
+
     def _wait_until_ready(self, unit: int) -> Lease:
-        """Return the lease of `unit` at the head of the queue once it is ready."""
+        """Return the lease of `unit`, at the head of the queue, once it is ready."""
         self._check_open()
         if self._last_unit is not None:
             self._prefetcher.set_successor(self._last_unit, unit)
         self._last_unit = unit
         self.is_waiting = True
         try:
-            lease = self._wait_until_queued(unit)
-            while not lease.is_ready or lease.is_cancelled:
-                self._finished.wait()
+            while not self._is_ready(unit):
+                self._wait(unit)
                 self._check_open()
-                if lease.is_cancelled:
-                    lease = self._wait_until_queued(unit)
         finally:
-            self.is_waiting = False
-            self.rejoin_unit = None
-        return lease
+            self.is_waiting, self.rejoin_unit = False, None
+        return self._queue[0]
 
-    def _wait_until_queued(self, unit: int) -> Lease:
-        """Return the lease of `unit` once it is at the head of the queue.
+    def _is_ready(self, unit: int) -> bool:
+        if not self._queue or self._queue[0].unit != unit:
+            return False
+        lease = self._queue[0]
+        if lease.error is None and self._is_host and lease.fetch.is_finished:
+            lease.error = lease.fetch.error
+            return True
+        return lease.error is not None or lease.slot is not None
 
-        If the head is another unit, or another is read next, rejoin where the reads come to `unit`.
+    def _wait(self, unit: int) -> None:
+        """Wait for a change; if another unit is next, first rejoin where the fetches come to this one.
+
+        Only here the lock is given up in the middle of a change: all is in order at that moment.
         """
-        while not (self._queue and self._queue[0].unit == unit):
+        if not (self._queue and self._queue[0].unit == unit):
             if self._queue or not self.is_attached or self._prefetcher.upcoming != unit:
                 self.detach()
                 self.rejoin_unit = unit
             self._refuse_deadlock(unit)
-            self._prefetcher.wake()
-            self._finished.wait()
-            self._check_open()
-        return self._queue[0]
+        self._prefetcher.advance()
+        if self._is_ready(unit):
+            return
+        self._prefetcher.end_change()
+        self._changed.wait(self._prefetcher.patience_left_s())
+        self._prefetcher.begin_change()
 
     def _refuse_deadlock(self, unit: int) -> None:
         if len(self._leased) >= self._num_slots:
@@ -278,102 +307,85 @@ class WeightStream(Consumer):
         """Return the numbers of the host buffers that the computation uses."""
         return {lease.buffer_index for lease in self._leased if lease.slot is None}
 
-    def enqueue(self, fetch: Fetch) -> Callable[[], None]:
-        """Queue a lease for `fetch`; return a callback to run, without the lock, after the submission."""
-        lease = Lease(unit=fetch.unit, sweep=fetch.sweep, fetch=fetch)
+    def enqueue(self, fetch: Fetch) -> None:
+        """Queue a lease for `fetch`."""
+        lease = Lease(fetch.unit, fetch)
         self._queue.append(lease)
-        self._finished.notify_all()
-        return partial(self._on_submitted, lease, fetch)
+        if not self._is_host:
+            self._to_copy.append(lease)
+        self.on_fetched()
+
+    def on_fetched(self) -> None:
+        """Copy what is fetched by now, and let a computation that waits look again."""
+        self._issue_copies()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let a computation that waits look again."""
+        if self.is_waiting:
+            self._changed.notify_all()
 
     def drop_queue(self) -> None:
-        """Cancel everything fetched for this replica and not requested yet."""
+        """Drop everything fetched for this replica and not requested yet."""
         for lease in self._queue:
-            self._cancel(lease)
-        self._queue.clear()
-        self._finished.notify_all()
-
-    def _cancel(self, lease: Lease) -> None:
-        lease.is_cancelled = True
-        self._may_deliver.notify()
-        if lease.fetch is not None:
-            self._prefetcher.cancel(lease.fetch)
-        if lease.is_ready:
             self._recycle(lease)
+        self._queue.clear()
+        self._to_copy.clear()
+        self.wake()
+
+    def recover(self) -> list[Fetch]:
+        """Drop the queue, and find the free slots, after a change that was broken off."""
+        self._queue.clear()
+        self._to_copy.clear()
+        leased = [lease.slot for lease in self._leased]
+        self._free_slots = deque(slot for slot in self._buffers.slots if slot not in leased)
+        for slot in self._free_slots:
+            self._buffers.record_release(slot)
+        return [lease.fetch for lease in self._leased if lease.slot is None]
+
+    def _wake_others(self) -> None:
+        """Let the others go on without this replica, if it is not needed any more."""
+        self._prefetcher.begin_change()
+        self._prefetcher.advance()
+        self._prefetcher.wake_waiting()
+        self._prefetcher.end_change()
 
     def _recycle(self, lease: Lease) -> None:
         """Return a lease's memory to the pools."""
         if lease.slot is not None:
             self._free_slots.append(lease.slot)
-        if lease.fetch is not None:
-            self._prefetcher.release(lease.fetch)
-        lease.slot = lease.fetch = None
-        self._may_deliver.notify()
-
-    # -- delivery ------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while self._deliver_next():
-            pass
-
-    def _on_submitted(self, lease: Lease, fetch: Fetch) -> None:
-        if fetch.ticket is not None and self._is_host and not self.units[lease.unit].source.needs_conversion:
-            # Nothing is left to do after the read: the reader's thread itself marks the unit ready, which
-            # saves one hand-over.
-            fetch.ticket.on_done(partial(self._on_read_done, lease, fetch, fetch.ticket))
-            return
-        with self._lock:
-            self._deliveries.append((lease, fetch))
-            self._may_deliver.notify()
-
-    def _on_read_done(self, lease: Lease, fetch: Fetch, ticket: ReadTicket) -> None:
-        lease.error = ticket.error
-        if lease.error is None:
-            self._prefetcher.record_read(fetch)
-        self._mark_ready(lease)
-
-    def _deliver_next(self) -> bool:
-        """Move the next unit that was read onto the device and mark it ready; return False when closed."""
-        with self._lock:
-            while not self._closed and not self._deliveries:
-                self._may_deliver.wait()
-            if not self._deliveries:
-                return False
-            lease, fetch = self._deliveries.popleft()
-        try:
-            self._prefetcher.finish(fetch)
-        except LayerstreamError as error:
-            lease.error = error
-        if self._is_host or lease.error is not None or lease.is_cancelled:
-            self._mark_ready(lease)
+            lease.slot = None
         else:
-            self._copy(lease, fetch)
-        return True
+            self._prefetcher.release(lease.fetch)
 
-    def _mark_ready(self, lease: Lease) -> None:
-        with self._lock:
-            lease.is_ready = True
-            if lease.is_cancelled:
-                self._recycle(lease)
-            self._finished.notify_all()
+    def _issue_copies(self) -> None:
+        """Start to copy the next units, in order, as long as they are fetched and slots are free."""
+        while self._to_copy and self._to_copy[0].fetch.is_finished and not self._closed:
+            lease = self._to_copy[0]
+            lease.error = lease.fetch.error
+            if lease.error is None:
+                if not self._free_slots:
+                    return
+                self._copy(lease)
+            self._to_copy.popleft()
 
-    def _copy(self, lease: Lease, fetch: Fetch) -> None:
-        with self._lock:
-            while not self._free_slots and not self._closed and not lease.is_cancelled:
-                self._may_deliver.wait()
-            slot = self._free_slots.popleft() if self._free_slots and not self._closed else None
-        if slot is None:
-            self._mark_ready(lease)
-            return
-        start_s = perf_counter()
-        unit = self.units[lease.unit]
-        host = unit.pinned or (fetch.buffer.host if fetch.buffer is not None else None)
+    def _copy(self, lease: Lease) -> None:
+        """Start to copy a unit into a free slot; its host buffer may be used again once the copy is done."""
+        unit, buffer, runtime = self.units[lease.unit], lease.fetch.buffer, self._buffers.runtime
+        host = unit.pinned if buffer is None else buffer.host
         assert host is not None
-        event = self._buffers.start_copy(host.bytes, unit.source.layout, slot)
-        lease.event, lease.slot, lease.fetch = event, slot, None
-        self._mark_ready(lease)
-        # The host buffer may be read into again only once the copy out of it is done.
-        self._buffers.runtime.host_wait(event)
-        num_bytes = sum(run.num_bytes for run in unit.source.layout.copies)
-        self._timeline.record(unit.span(Activity.COPY, lease.sweep, start_s, perf_counter(), num_bytes))
-        with self._lock:
-            self._prefetcher.release(fetch)
+        slot = self._free_slots[0]
+        lease.marks = self._spans.new_marks()
+        try:
+            self._buffers.start_copy(host.bytes, unit.source.layout, slot, lease.marks)
+            if buffer is not None:
+                event = self._copied[buffer.index]
+                runtime.record(event, self._buffers.copies)
+                buffer.copied[self._index] = partial(runtime.host_wait, event)
+        except RuntimeError as error:
+            lease.error = StreamError(f"unit {unit.name!r} could not be copied to {runtime.name}: {error}")
+            lease.error.__cause__ = error
+            return
+        self._free_slots.popleft()
+        lease.slot = slot
+        self._prefetcher.release(lease.fetch)

@@ -11,7 +11,7 @@ import pytest
 from kit.random_file import CHUNK_BYTES, FILE_BYTES, GUARD, guarded, into
 
 from layerstream.checkpoint.buffers import AlignedBuffer
-from layerstream.checkpoint.reader import DiskReader, ReadRequest
+from layerstream.checkpoint.reader import DiskReader, ReadRequest, ReadTicket
 from layerstream.errors import StreamClosedError
 
 
@@ -34,9 +34,13 @@ def test_tickets_are_served_in_order_of_submission(path: str) -> None:
     buffer = AlignedBuffer(10 * CHUNK_BYTES)
     with DiskReader(num_threads=1, chunk_bytes=CHUNK_BYTES) as reader:
         reader.submit([held_until(gate, path)])
-        tickets = [reader.submit([into(buffer, 0, path, number, 5 * CHUNK_BYTES)]) for number in range(5)]
-        for number, ticket in enumerate(tickets):
-            ticket.on_done(lambda number=number: order.append(number))  # type: ignore[misc]
+        tickets = [
+            reader.submit(
+                [into(buffer, 0, path, number, 5 * CHUNK_BYTES)],
+                on_done=lambda _, number=number: order.append(number),  # type: ignore[misc]
+            )
+            for number in range(5)
+        ]
         gate.set()
         assert all(ticket.wait(30) for ticket in tickets)
     assert order == [0, 1, 2, 3, 4]
@@ -54,18 +58,17 @@ def test_wait_returns_false_after_its_timeout(path: str) -> None:
         assert ticket.wait(30)
 
 
-def test_an_empty_ticket_is_done_at_once_and_calls_back(path: str) -> None:
-    calls: list[str] = []
+def test_an_empty_ticket_is_done_at_once_and_calls_nobody(path: str) -> None:
+    calls: list[ReadTicket] = []
     with DiskReader() as reader:
         for requests in (
             [],
             [ReadRequest(path=path, offset=7, num_bytes=0, target=memoryview(bytearray()), address=0)],
         ):
-            ticket = reader.submit(requests)
-            ticket.on_done(lambda: calls.append("done"))
+            ticket = reader.submit(requests, on_done=calls.append)
             assert ticket.done
             assert ticket.wait(0)
-    assert calls == ["done", "done"]
+    assert not calls
 
 
 def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(
@@ -73,18 +76,15 @@ def test_a_callback_is_called_once_and_its_error_does_not_stop_the_thread(
 ) -> None:
     reported: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_value))
-    gate, calls, second = threading.Event(), [], threading.Event()
+    gate, calls = threading.Event(), []
 
-    def callback() -> None:
+    def callback(ticket: ReadTicket) -> None:
         calls.append(threading.current_thread().name)
         raise ValueError("from the callback")
 
     with DiskReader(num_threads=1) as reader:
-        ticket = reader.submit([held_until(gate, path)])
-        ticket.on_done(callback)
-        ticket.on_done(second.set)
+        reader.submit([held_until(gate, path)], on_done=callback)
         gate.set()
-        assert second.wait(30)
         assert reader.submit([one_byte(path)]).wait(30)
     assert calls == ["layerstream-read-0"]
     assert [str(error) for error in reported] == ["from the callback"]
@@ -145,9 +145,10 @@ def test_closing_at_any_moment_ends_every_ticket(num_finished: int, path: str) -
     buffer = AlignedBuffer(FILE_BYTES)
     finished = threading.Semaphore(0)
     reader = DiskReader(num_threads=4, chunk_bytes=CHUNK_BYTES)
-    tickets = [reader.submit([into(buffer, 0, path, number, 30_000)]) for number in range(60)]
-    for ticket in tickets:
-        ticket.on_done(finished.release)
+    tickets = [
+        reader.submit([into(buffer, 0, path, number, 30_000)], on_done=lambda _: finished.release())
+        for number in range(60)
+    ]
     for _ in range(num_finished):
         assert finished.acquire(timeout=30)
     reader.close()
@@ -170,11 +171,10 @@ def test_a_closed_reader_refuses_requests_and_can_be_closed_again(path: str) -> 
 def test_closing_from_a_callback_does_not_wait_for_itself(path: str) -> None:
     reader = DiskReader(num_threads=2)
     closed = threading.Event()
-    ticket = reader.submit([into(AlignedBuffer(9), 0, path, 0, 9)])
 
-    def close() -> None:
+    def close(_: ReadTicket) -> None:
         reader.close()
         closed.set()
 
-    ticket.on_done(close)
+    reader.submit([into(AlignedBuffer(9), 0, path, 0, 9)], on_done=close)
     assert closed.wait(30)

@@ -16,6 +16,7 @@ from kit.byte_units import NUM_UNITS, UNIT_BYTES, byte_unit, visit
 from layerstream.checkpoint.reader import DiskReader
 from layerstream.errors import ReadFailedError, StreamClosedError, StreamError
 from layerstream.spec.timeline import Activity, Timeline
+from layerstream.streaming.buffers import allocate_many
 from layerstream.streaming.device_buffers import DeviceBuffers
 from layerstream.streaming.prefetcher import Prefetcher
 from layerstream.streaming.runtime import TorchRuntime
@@ -33,8 +34,7 @@ def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
         prefetcher = Prefetcher(
             [byte_unit(file, index) for index in range(NUM_UNITS)],
             reader,
-            num_buffers=2,
-            buffer_bytes=UNIT_BYTES + 8192,
+            allocate_many([UNIT_BYTES + 8192] * 2),
             timeline=timeline,
         )
         stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
@@ -101,8 +101,7 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
         prefetcher = Prefetcher(
             [byte_unit(fifo, 0), byte_unit(fifo, 1)],
             reader,
-            num_buffers=2,
-            buffer_bytes=UNIT_BYTES + 8192,
+            allocate_many([UNIT_BYTES + 8192] * 2),
             timeline=timeline,
         )
         stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))

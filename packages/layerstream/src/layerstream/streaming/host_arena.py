@@ -1,0 +1,107 @@
+"""All host memory that copies to a device come from, as one mapping that takes what it is.
+
+torch's own pinned allocations are rounded up to powers of two, which can double them. Here the memory is our
+own, in huge pages, and the driver pins it where it is. It is pinned in pieces, each of which holds whole
+buffers: a copy must not cross from one piece into the next. Room: streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from ..checkpoint.buffers import AlignedBuffer
+from ..spec.sizes import MIB, align_up
+from .buffers import HostBuffer
+from .layout import PAGE
+from .runtime import DeviceRuntime
+
+PIECE_BYTES = 256 * MIB
+"""The size of a piece; one that holds a larger buffer is as large as that."""
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A part of the arena that is faulted in and pinned as a whole."""
+
+    start: int
+    num_bytes: int
+    is_ready: bool = False
+
+
+class HostArena:
+    """Buffers in one mapping. Each must be made `ready` before its first use.
+
+    Attributes:
+        num_bytes: the size of all buffers, in whole pages.
+        pinned_bytes: what is pinned now.
+    """
+
+    def __init__(self, sizes: Sequence[int], runtime: DeviceRuntime) -> None:
+        """Reserve address space; no memory is taken yet.
+
+        Args:
+            sizes: the buffers' sizes in bytes.
+            runtime: pins the memory, if its device wants that.
+
+        Raises:
+            StreamError: the system has not so much address space.
+        """
+        self._runtime = runtime
+        self._pins = runtime.pins_host_memory and runtime.registers_host_memory
+        self._starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
+        self.num_bytes = self._starts.pop()
+        self.pinned_bytes = 0
+        self._memory: AlignedBuffer | None = None
+        self._buffers: list[HostBuffer] = []
+        self._pieces: list[_Piece] = []
+        self._piece_of: list[_Piece] = []
+        if self.num_bytes:
+            self._memory = AlignedBuffer(self.num_bytes, fault_in=False)
+            self._buffers = self._cut(self._memory, sizes)
+            self._group(sizes)
+
+    def _cut(self, memory: AlignedBuffer, sizes: Sequence[int]) -> list[HostBuffer]:
+        whole = HostBuffer(
+            bytes=torch.frombuffer(memory.buffer, dtype=torch.uint8),
+            view=memory.buffer,
+            address=memory.address,
+        )
+        return [whole.part(start, size) for start, size in zip(self._starts, sizes, strict=True)]
+
+    def _group(self, sizes: Sequence[int]) -> None:
+        for start, size in zip(self._starts, sizes, strict=True):
+            num_bytes = align_up(size, PAGE)
+            if not self._pieces or self._pieces[-1].num_bytes + num_bytes > PIECE_BYTES:
+                self._pieces.append(_Piece(start, 0))
+            self._pieces[-1].num_bytes += num_bytes
+            self._piece_of.append(self._pieces[-1])
+
+    def ready(self, index: int) -> HostBuffer:
+        """Return buffer `index`, faulted in and pinned.
+
+        Raises:
+            StreamError: the system refuses the memory, or the driver to pin it.
+        """
+        piece = self._piece_of[index]
+        if not piece.is_ready:
+            assert self._memory is not None
+            self._memory.fault_in(piece.start, piece.num_bytes)
+            if self._pins:
+                self._runtime.register_host(self._memory.address + piece.start, piece.num_bytes)
+                self.pinned_bytes += piece.num_bytes
+            piece.is_ready = True
+        return self._buffers[index]
+
+    def close(self) -> None:
+        """Unpin everything and let go of it. No copy and no read may be under way; safe to call twice."""
+        for piece in self._pieces:
+            if piece.is_ready and self._pins and self._memory is not None:
+                self._runtime.unregister_host(self._memory.address + piece.start)
+                self.pinned_bytes -= piece.num_bytes
+            piece.is_ready = False
+        self._buffers.clear()
+        self._memory = None

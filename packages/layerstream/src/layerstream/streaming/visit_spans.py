@@ -1,0 +1,93 @@
+"""Record in the timeline when each visit's copy, wait and computation happened on the device.
+
+The device comes to them later than the host issues them. So each visit carries marks, and its spans are
+recorded once the device has passed the last of them. Room: streaming.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from ..spec.timeline import Activity, Timeline
+from .fetches import StreamedUnit
+from .runtime import DeviceRuntime
+
+
+class VisitMarks:
+    """The marks of one visit; they are used again for later ones.
+
+    Attributes:
+        copy_start: the copy began.
+        copy_end: it ended.
+        asked: the device had nothing left to compute before this unit.
+        start: the unit's computation began.
+        end: it ended.
+        copied_bytes: bytes of the copy; 0 without a copy.
+        unit: the unit.
+        sweep: the sweep of the visit.
+    """
+
+    __slots__ = ("asked", "copied_bytes", "copy_end", "copy_start", "end", "start", "sweep", "unit")
+
+    def __init__(self, runtime: DeviceRuntime) -> None:
+        """Make the marks."""
+        self.copy_start, self.copy_end = runtime.new_mark(), runtime.new_mark()
+        self.asked, self.start, self.end = runtime.new_mark(), runtime.new_mark(), runtime.new_mark()
+        self.copied_bytes = 0
+        self.unit: StreamedUnit | None = None
+        self.sweep = 0
+
+
+class VisitSpans:
+    """Turns the marks of finished visits into spans of the timeline. Any thread may flush."""
+
+    def __init__(self, runtime: DeviceRuntime, timeline: Timeline) -> None:
+        """Record into `timeline`, which flushes this whenever it is read."""
+        self._runtime, self._timeline = runtime, timeline
+        self._free: list[VisitMarks] = []
+        self._open: deque[VisitMarks] = deque()
+        self._lock = threading.Lock()
+        timeline.add_source(self.flush)
+
+    def new_marks(self) -> VisitMarks:
+        """Return marks for one visit."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return VisitMarks(self._runtime)
+
+    def finish(self, marks: VisitMarks) -> None:
+        """Record the spans of a visit, and of earlier ones, as far as the device has come to their ends."""
+        self._open.append(marks)
+        while (passed := self._take(wait=False)) is not None:
+            self._record(passed)
+
+    def flush(self) -> None:
+        """Record the spans of all visits; wait for the device where it has not come to them."""
+        while (passed := self._take(wait=True)) is not None:
+            self._record(passed)
+
+    def _take(self, *, wait: bool) -> VisitMarks | None:
+        """Return the oldest visit if the device is through with it."""
+        with self._lock:
+            if not self._open:
+                return None
+            if not self._runtime.has_passed(self._open[0].end):
+                if not wait:
+                    return None
+                self._runtime.host_wait(self._open[0].end)
+            return self._open.popleft()
+
+    def _record(self, marks: VisitMarks) -> None:
+        unit, sweep, time_s = marks.unit, marks.sweep, self._runtime.time_s
+        assert unit is not None
+        record = self._timeline.record
+        if marks.copied_bytes:
+            start_s, end_s = time_s(marks.copy_start), time_s(marks.copy_end)
+            record(unit.span(Activity.COPY, sweep, start_s, end_s, marks.copied_bytes))
+        start_s = time_s(marks.start)
+        record(unit.span(Activity.WAIT, sweep, time_s(marks.asked), start_s))
+        record(unit.span(Activity.COMPUTE, sweep, start_s, time_s(marks.end)))
+        marks.copied_bytes, marks.unit = 0, None
+        self._free.append(marks)
