@@ -165,6 +165,7 @@ def profile() -> ModelProfile:
         block=0,
         weight_bytes=28 * MIB,
         slot_bytes=28 * MIB,
+        host_bytes=28 * MIB,
         read_bytes=28 * MIB,
         num_parameters=14 * MIB,
     )

@@ -29,6 +29,15 @@ NUM_BUFFERS = 2
 LONG_S = 3600.0
 
 
+class CopyingRuntime(TorchRuntime):
+    """A device in host memory with slots of its own; every copy is done at once."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.name = "fake:0"
+        self.is_host = False
+
+
 class SharedReads:
     """A prefetcher and its replicas' streams; counts the reads."""
 

@@ -15,6 +15,7 @@ def _unit(name: str, block: int | None, size: int) -> UnitProfile:
         block=block,
         weight_bytes=size,
         slot_bytes=size + 100,
+        host_bytes=size + 200,
         read_bytes=size,
         num_parameters=size // 2,
     )

@@ -260,6 +260,7 @@ def describe_model(
     name: str,
     dtype: str,
     slot_bytes: Callable[[UnitRecipe], int],
+    host_bytes: Callable[[UnitRecipe], int],
 ) -> ModelProfile:
     """Return the model as numbers.
 
@@ -271,10 +272,11 @@ def describe_model(
         name: path or Hub id.
         dtype: the run dtype.
         slot_bytes: returns the space that a unit takes in a slot, including alignment.
+        host_bytes: returns the space that it takes in host memory, including alignment.
     """
 
     def profile(unit: UnitRecipe) -> UnitProfile:
-        return _unit_profile(unit, units.blocks_of.get(unit.name), slot_bytes(unit))
+        return _unit_profile(unit, units.blocks_of.get(unit.name), slot_bytes(unit), host_bytes(unit))
 
     config = model.config.get_text_config(decoder=True)
     edges = {granularity: slot_bytes(unit) for granularity, unit in units.edges.items()}
@@ -309,7 +311,7 @@ def describe_model(
     )
 
 
-def _unit_profile(unit: UnitRecipe, block: int | None, slot_bytes: int) -> UnitProfile:
+def _unit_profile(unit: UnitRecipe, block: int | None, slot_bytes: int, host_bytes: int) -> UnitProfile:
     pieces = [piece.source for tensor in unit.tensors for piece in tensor.pieces]
     sources = {source.name: source for c in unit.conversions for source in c.sources}
     return UnitProfile(
@@ -317,6 +319,7 @@ def _unit_profile(unit: UnitRecipe, block: int | None, slot_bytes: int) -> UnitP
         block=block,
         weight_bytes=_weight_bytes(unit),
         slot_bytes=slot_bytes,
+        host_bytes=host_bytes,
         read_bytes=sum(source.num_bytes for source in (*pieces, *sources.values())),
         num_parameters=sum(prod(tensor.shape) for tensor in unit.tensors),
     )

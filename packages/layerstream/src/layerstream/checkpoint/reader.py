@@ -23,7 +23,7 @@ from .buffers import BounceBuffer
 from .files import MAX_ALIGNMENT, Opener, OpenFile, open_buffered, open_direct
 from .tickets import ReadRequest, ReadTicket
 
-__all__ = ["DiskReader", "ReadRequest", "ReadTicket"]
+__all__ = ["DiskReader", "PreparedReads", "ReadRequest", "ReadTicket"]
 
 READER_THREADS = 4
 """The default number of threads, and so of reads in progress at a time."""
@@ -46,8 +46,21 @@ class _Run:
     num_bytes: int
     address: int
     deliver: Callable[[memoryview, int], None] | None
-    # They keep the targets' memory alive as long as a thread may write to it.
-    requests: list[ReadRequest]
+    # What owns the targets' memory: it must stay alive as long as a thread may write to it.
+    owners: list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedReads:
+    """Requests that were sorted, merged and cut once, to be submitted again and again.
+
+    Attributes:
+        num_bytes: the requested bytes.
+        pieces: the chunks of each run: where they start in it, and their sizes.
+    """
+
+    num_bytes: int
+    pieces: tuple[tuple[_Run, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -120,9 +133,16 @@ class DiskReader:
         """The bytes that have reached their targets, without those read for alignment."""
         return self._bytes_read
 
+    def prepare(self, requests: Sequence[ReadRequest]) -> PreparedReads:
+        """Return `requests` as `submit` reads them, sorted, merged and cut."""
+        pieces = [
+            (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
+        ]
+        return PreparedReads(sum(request.num_bytes for request in requests), tuple(pieces))
+
     def submit(
         self,
-        requests: Sequence[ReadRequest],
+        requests: Sequence[ReadRequest] | PreparedReads,
         *,
         before: Callable[[], None] | None = None,
         on_done: Callable[[ReadTicket], None] | None = None,
@@ -138,16 +158,13 @@ class DiskReader:
         Raises:
             StreamClosedError: the reader is closed.
         """
-        pieces = [
-            (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
-        ]
-        num_bytes = sum(request.num_bytes for request in requests)
-        ticket = ReadTicket(num_bytes, len(pieces), before=before, on_done=on_done)
+        reads = requests if isinstance(requests, PreparedReads) else self.prepare(requests)
+        ticket = ReadTicket(reads.num_bytes, len(reads.pieces), before=before, on_done=on_done)
         with self._changed:
             if self._closed:
                 raise StreamClosedError("the disk reader is closed; load the model again")
-            self._jobs.extend(_Job(ticket, run, start, size) for run, start, size in pieces)
-            self._changed.notify(len(pieces))
+            self._jobs.extend(_Job(ticket, run, start, size) for run, start, size in reads.pieces)
+            self._changed.notify(len(reads.pieces))
         return ticket
 
     def read_now(self, path: str, offset: int, target: memoryview) -> None:
@@ -263,7 +280,8 @@ def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
             and last.address + last.num_bytes == request.address
         ):
             last.num_bytes += request.num_bytes
-            last.requests.append(request)
+            if last.owners[-1] is not _owner(request):
+                last.owners.append(_owner(request))
         elif request.num_bytes:
             runs.append(
                 _Run(
@@ -272,10 +290,14 @@ def _merge(requests: Iterable[ReadRequest]) -> list[_Run]:
                     request.num_bytes,
                     request.address,
                     request.deliver,
-                    [request],
+                    [_owner(request)],
                 )
             )
     return runs
+
+
+def _owner(request: ReadRequest) -> object:
+    return None if request.target is None else request.target.obj
 
 
 def _cut(run: _Run, chunk_bytes: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from ..spec.timeline import Timeline
 from ..streaming.buffers import HostBuffer, allocate_many
 from ..streaming.fetches import StreamedUnit
 from ..streaming.host_arena import HostArena
-from ..streaming.layout import PAGE
+from ..streaming.layout import PAGE, lay_out_in_host
 from ..streaming.prefetcher import Prefetcher
 from ..streaming.runtime import DeviceRuntime
 from ..streaming.sources import UnitSource
@@ -174,8 +174,8 @@ class _Builder:
         for recipe in self._moving_recipes():
             placement = next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
             position = self.plan.units.index(placement)
-            source = UnitSource(recipe)
             lives_in_host = placement.residency is Residency.HOST
+            source = UnitSource(recipe)
             units.append(
                 StreamedUnit(name=recipe.name, position=position, source=source, lives_in_host=lives_in_host)
             )
@@ -185,10 +185,13 @@ class _Builder:
         """Take the plan's host memory, and read what lives there; return the buffers that reads go to."""
         tables = self._host_tables()
         own = [unit for unit in units if unit.lives_in_host and self._table_of(unit.source, tables) is None]
+        for unit in own:
+            unit.source = UnitSource(unit.source.unit, lay_out_in_host)
         num_buffers = 0
         if units:
             num_buffers = self.plan.num_slots if self.is_host else self.plan.num_staging
-        buffer_bytes = max((unit.source.layout.host_bytes for unit in units), default=0)
+        passing = [unit.source.layout.host_bytes for unit in units if not unit.lives_in_host]
+        buffer_bytes = max(passing, default=0)
         sources = [*tables, *(unit.source for unit in own)]
         sizes = [source.layout.host_bytes for source in sources]
         self.arena = HostArena([*sizes, *[buffer_bytes] * num_buffers], self.runtime)

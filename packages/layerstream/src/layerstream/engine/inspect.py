@@ -33,7 +33,7 @@ from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, ModelError, PlanError
 from ..spec.options import LoadOptions
 from ..spec.profiles import ActivationProfile, ModelProfile
-from ..streaming.layout import slot_bytes
+from ..streaming.layout import host_bytes, slot_bytes
 from .adapter_switch import AdapterSwitch
 from .adapters import Adapter, AdapterSizes, find_adapters, measure_adapters
 
@@ -207,6 +207,7 @@ def _describe(
         name=name,
         dtype=str(model.config.dtype).removeprefix("torch."),
         slot_bytes=lambda unit: slot_bytes(unit, on_host=on_host),
+        host_bytes=host_bytes,
     )
     return ModelSpec(
         name=name,

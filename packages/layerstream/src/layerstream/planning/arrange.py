@@ -11,7 +11,7 @@ from ..spec.options import Workload
 from ..spec.plans import LedgerLine, Residency
 from ..spec.profiles import Machine, ModelProfile
 from .candidates import Configuration, units_at, visited_units
-from .ledger import all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
+from .ledger import all_host_bytes, all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
 from .residency import spread, spread_within
 
 
@@ -62,8 +62,8 @@ class PlanningProblem:
         """Return the device memory of `configuration` with as few residents as possible."""
         return total_bytes(self.least_device_lines(configuration))
 
-    def least_host_bytes(self, configuration: Configuration, resident_bytes: int) -> int:
-        """Return the smallest host memory of `configuration` with `resident_bytes` of units on the device.
+    def least_host_bytes(self, configuration: Configuration, num_resident: int) -> int:
+        """Return the smallest host memory of `configuration` with `num_resident` decoder units on the device.
 
         The other units either pass through staging buffers or, where that takes less, all live in host
         memory.
@@ -71,14 +71,12 @@ class PlanningProblem:
         fixed = total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
         if self.machine.device_is_host or not configuration.num_slots:
             return fixed
-        rest = all_unit_bytes(units_at(self.profile, configuration.granularity)) - resident_bytes
-        if (
-            self.profile.head
-            and not configuration.head_on_device
-            and not self.head_is_free_in_host(configuration)
-        ):
-            rest += self.profile.head.slot_bytes
-        return fixed + min(rest, configuration.num_slots * configuration.slot_bytes)
+        units, head = units_at(self.profile, configuration.granularity), self.profile.head
+        on_device = set(spread(len(units), num_resident))
+        rest = all_host_bytes([unit for index, unit in enumerate(units) if index not in on_device])
+        if head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
+            rest += head.host_bytes
+        return fixed + min(rest, configuration.num_slots * configuration.staging_bytes)
 
     def head_is_free_in_host(self, configuration: Configuration) -> bool:
         """Return whether the head takes no host memory, being tied to an embedding that lives there."""
@@ -111,7 +109,7 @@ class PlanningProblem:
             for index in in_host
             if index < num_decoder_units or not self.head_is_free_in_host(configuration)
         ]
-        host = host_lines(profile, machine, configuration, num_staging, all_unit_bytes(host_units))
+        host = host_lines(profile, machine, configuration, num_staging, all_host_bytes(host_units))
         if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
             return None
         resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
@@ -143,13 +141,13 @@ class PlanningProblem:
         free: set[int] = set()
         if rest and self.head_is_free_in_host(configuration):
             free = {rest.pop()}
-        sizes = [units[index].slot_bytes for index in rest]
+        sizes = [units[index].host_bytes for index in rest]
         available_bytes = host_budget_bytes - total_bytes(
             host_lines(self.profile, self.machine, configuration, 0, 0)
         )
         if sum(sizes) <= available_bytes:
             return free | set(rest), 0
-        available_bytes -= configuration.num_slots * configuration.slot_bytes
+        available_bytes -= configuration.num_slots * configuration.staging_bytes
         return free | {
             rest[index] for index in spread_within(sizes, available_bytes)
         }, configuration.num_slots

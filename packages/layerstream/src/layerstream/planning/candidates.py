@@ -6,7 +6,7 @@ they cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..spec.plans import Granularity, Residency
@@ -25,6 +25,7 @@ class Configuration:
         granularity: the size of a unit.
         num_slots: device buffers for streamed units; 0 when every unit stays on the device.
         slot_bytes: the size of one slot; 0 without slots.
+        staging_bytes: the size of one staging buffer; 0 without slots.
         embedding: where the input embedding's rows are looked up; None when it is not row-addressable.
         head_on_device: the whole head stays on the device.
         head_slices: the number of vocabulary slices in which a streamed head is visited.
@@ -33,6 +34,7 @@ class Configuration:
     granularity: Granularity
     num_slots: int
     slot_bytes: int
+    staging_bytes: int
     embedding: Residency | None
     head_on_device: bool
     head_slices: int = 1
@@ -96,29 +98,33 @@ def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> 
                 granularity=Granularity.BLOCK,
                 num_slots=0,
                 slot_bytes=0,
+                staging_bytes=0,
                 embedding=embedding,
                 head_on_device=head_on_device,
             )
     for granularity in Granularity:
         units = units_at(profile, granularity)
         if units:
-            largest = max(unit.slot_bytes for unit in units)
-            yield from _streamed_configurations(profile, granularity, largest, device_is_host)
+            yield from _streamed_configurations(profile, granularity, units, device_is_host)
 
 
 def _streamed_configurations(
-    profile: ModelProfile, granularity: Granularity, largest_bytes: int, device_is_host: bool
+    profile: ModelProfile, granularity: Granularity, units: Sequence[UnitProfile], device_is_host: bool
 ) -> Iterator[Configuration]:
+    largest_bytes = max(unit.slot_bytes for unit in units)
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
-        slices, slot_bytes = 1, largest_bytes
+        slices, slot_bytes, staging_bytes = 1, largest_bytes, max(unit.host_bytes for unit in units)
         if profile.head is not None and not head_on_device:
             slices = choose_head_slices(profile, largest_bytes)
-            slot_bytes = max(largest_bytes, head_slice_bytes(profile.head, profile.head_rows, slices))
+            slice_bytes = head_slice_bytes(profile.head, profile.head_rows, slices)
+            slot_bytes = max(slot_bytes, slice_bytes)
+            staging_bytes = max(staging_bytes, profile.head.host_bytes if slices == 1 else slice_bytes)
         for num_slots in SLOT_COUNTS:
             yield Configuration(
                 granularity=granularity,
                 num_slots=num_slots,
                 slot_bytes=slot_bytes,
+                staging_bytes=staging_bytes,
                 embedding=embedding,
                 head_on_device=head_on_device,
                 head_slices=slices,

@@ -119,7 +119,7 @@ def host_lines(
         profile: the model as numbers.
         machine: the machine.
         configuration: how the model is arranged.
-        num_staging: pinned buffers between disk and slots, each as large as a slot.
+        num_staging: staging buffers between disk and slots.
         host_unit_bytes: the size of the units that live in host memory (0 for a head tied to an embedding
             there).
     """
@@ -130,7 +130,7 @@ def host_lines(
         {
             LedgerKind.EMBEDDING: profile.embedding_bytes if configuration.embedding is Residency.HOST else 0,
             LedgerKind.HOST_BLOCKS: host_unit_bytes,
-            LedgerKind.STAGING: num_staging * configuration.slot_bytes,
+            LedgerKind.STAGING: num_staging * configuration.staging_bytes,
             **_reader_sizes(profile),
         },
     )
@@ -142,8 +142,13 @@ def total_bytes(lines: Iterable[LedgerLine]) -> int:
 
 
 def all_unit_bytes(units: Sequence[UnitProfile]) -> int:
-    """Return the bytes that all of `units` take, alignment included."""
+    """Return the slot bytes that all of `units` take, alignment included."""
     return sum(unit.slot_bytes for unit in units)
+
+
+def all_host_bytes(units: Sequence[UnitProfile]) -> int:
+    """Return the host memory that all of `units` take, alignment included."""
+    return sum(unit.host_bytes for unit in units)
 
 
 def room_bytes(plan: PlacementPlan) -> int:

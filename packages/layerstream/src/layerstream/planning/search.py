@@ -65,8 +65,8 @@ class Search:
 
     def least_host_bytes(self, configuration: Configuration) -> int:
         """Return the smallest host memory with which `configuration` can run."""
-        resident_bytes, _ = self._resident_choices(configuration)[0]
-        return self.problem.least_host_bytes(configuration, resident_bytes)
+        _, num_resident = self._resident_choices(configuration)[0]
+        return self.problem.least_host_bytes(configuration, num_resident)
 
     def best(
         self, configurations: Sequence[Configuration], host_budget_bytes: int

@@ -113,6 +113,7 @@ class UnitProfile:
         block: the index of the decoder block it belongs to; None for the head.
         weight_bytes: its tensors in the run dtype, which is what moves to the device.
         slot_bytes: the space it takes in a slot, including alignment.
+        host_bytes: the space it takes in host memory, including alignment.
         read_bytes: what is read from the disk to make it; differs from `weight_bytes` when the dtype on disk
             does.
         num_parameters: its number of elements.
@@ -122,6 +123,7 @@ class UnitProfile:
     block: int | None
     weight_bytes: int
     slot_bytes: int
+    host_bytes: int
     read_bytes: int
     num_parameters: int
 

@@ -81,17 +81,19 @@ class Timeline:
         """Create the ring."""
         self._spans = deque(maxlen=self.capacity)
 
-    def record(self, span: Span) -> None:
-        """Add `span` to the ring and the totals, and pass it to the listeners."""
+    def record(self, *spans: Span) -> None:
+        """Add `spans` to the ring and the totals, and pass them to the listeners."""
         with self._lock:
-            self._spans.append(span)
-            total = self.totals[span.activity]
-            total.count += 1
-            total.seconds += span.duration_s
-            total.num_bytes += span.num_bytes
+            self._spans.extend(spans)
+            for span in spans:
+                total = self.totals[span.activity]
+                total.count += 1
+                total.seconds += span.end_s - span.start_s
+                total.num_bytes += span.num_bytes
             listeners = tuple(self._listeners)
         for listener in listeners:
-            listener(span)
+            for span in spans:
+                listener(span)
 
     def add_source(self, flush: Callable[[], None]) -> None:
         """Call `flush` before the timeline is read: it records what is known but not recorded yet."""

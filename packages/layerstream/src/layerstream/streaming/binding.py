@@ -26,6 +26,9 @@ from .sweep_group import SweepGroup
 Place = tuple[dict[str, Any], str]
 """A module's dictionary of parameters or buffers, and a name in it."""
 
+_put = dict.__setitem__
+"""Layerstream's own way around the guard of a module's tensors."""
+
 _MARK = "_streams_weights"
 _LOADED_AGAIN = (
     "{what} cannot change a streamed weight: its block's next visit loads it again. Change the checkpoint, "
@@ -117,7 +120,7 @@ class UnitBinding:
             self._places.append((place, name))
             self._absent.append(place[name])
         self._installed: dict[tuple[int, int], list[torch.Tensor]] = {}
-        self._current: list[tuple[Place, torch.Tensor, AbsentWeight]] = []
+        self._current: list[tuple[dict[str, Any], str, torch.Tensor, AbsentWeight]] = []
 
     @property
     def is_untouched(self) -> bool:
@@ -129,32 +132,33 @@ class UnitBinding:
         self.release()  # Ctrl-C may have left them in place.
         installed = self._installed.get(key)
         if installed is None:
-            with torch.inference_mode(False):
-                by_name = views()
-            installed = [
-                as_installed(by_name[t.name], is_buffer=t.is_buffer, parameter=InstalledWeight)
-                for t in self._tensors
-            ]
-            self._installed[key] = installed
-        for place, value, absent in zip(self._places, installed, self._absent, strict=True):
-            guarded, name = place
+            installed = self._installed[key] = self._as_installed(views)
+        for (guarded, name), value, absent in zip(self._places, installed, self._absent, strict=True):
             tensors: dict[str, Any] = guarded
-            if not is_streamed(guarded.get(name)):
+            if guarded.get(name) is not absent and not is_streamed(guarded.get(name)):
                 tensors, name = guarded.place_of(name)
                 if not is_streamed(tensors.get(name)):
                     continue  # A parametrization computes this weight from tensors of its own.
             if value.requires_grad is not absent.requires_grad:
                 value.requires_grad_(absent.requires_grad)
-            dict.__setitem__(tensors, name, value)
-            self._current.append(((tensors, name), value, absent))
+            _put(tensors, name, value)
+            self._current.append((tensors, name, value, absent))
+
+    def _as_installed(self, views: Callable[[], dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        with torch.inference_mode(False):
+            by_name = views()
+        return [
+            as_installed(by_name[t.name], is_buffer=t.is_buffer, parameter=InstalledWeight)
+            for t in self._tensors
+        ]
 
     def release(self) -> AbsentWeight | None:
         """Put the absent weights back; return one whose weight was changed or replaced meanwhile, if any."""
         changed = None
-        for (tensors, name), value, absent in self._current:
+        for tensors, name, value, absent in self._current:
             if (value._version or tensors.get(name) is not value) and changed is None:
                 changed = self._check_change(tensors.get(name), value, absent)
-            dict.__setitem__(tensors, name, absent)
+            _put(tensors, name, absent)
         self._current.clear()
         return changed
 

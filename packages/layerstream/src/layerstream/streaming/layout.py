@@ -106,6 +106,24 @@ def lay_out(unit: UnitRecipe) -> UnitLayout:
     )
 
 
+def lay_out_in_host(unit: UnitRecipe) -> UnitLayout:
+    """Return the layout of a unit that stays in host memory and is copied from there in every sweep.
+
+    Its bytes are read only once. So where `lay_out` needs several copies, they lie as on the device instead,
+    and one copy moves all of them.
+    """
+    layout = lay_out(unit)
+    if len(layout.copies) <= 1:
+        return layout
+    return UnitLayout(
+        host_offsets=layout.device_offsets,
+        host_bytes=align_up(layout.device_bytes, PAGE),
+        device_offsets=layout.device_offsets,
+        device_bytes=layout.device_bytes,
+        copies=(CopyRun(host_offset=0, device_offset=0, num_bytes=layout.device_bytes),),
+    )
+
+
 def _file_runs(tensors: Sequence[TensorRecipe]) -> list[list[TensorRecipe]]:
     """Group tensors whose bytes follow one another in one file."""
     runs: list[list[TensorRecipe]] = []
@@ -155,3 +173,8 @@ def slot_bytes(unit: UnitRecipe, *, on_host: bool) -> int:
     """Return the size of a slot that can hold `unit`, by the host layout if the slot is host memory."""
     layout = lay_out(unit)
     return layout.host_bytes if on_host else layout.device_bytes
+
+
+def host_bytes(unit: UnitRecipe) -> int:
+    """Return the host memory that `unit` takes, whether it stays there or only passes through."""
+    return max(lay_out(unit).host_bytes, lay_out_in_host(unit).host_bytes)

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 
-from ..checkpoint.reader import DiskReader, ReadTicket
+from ..checkpoint.reader import DiskReader, PreparedReads, ReadTicket
 from ..errors import LayerstreamError, StreamError
 from ..spec.timeline import Activity, Timeline
 from .buffers import HostBuffer
@@ -90,6 +90,7 @@ class Prefetcher:
         self._consumers: list[Consumer] = []
         self._fetched = VisitCounter()
         self._in_flight: list[Fetch] = []
+        self._reads: dict[tuple[int, int], PreparedReads] = {}
         self._is_changing = False
         self._converter: Converter | None = None
         if any(unit.source.needs_conversion for unit in self.units):
@@ -114,6 +115,7 @@ class Prefetcher:
         with self.lock:
             self._buffers.clear()
             self._all_buffers.clear()
+            self._reads.clear()
             for unit in self.units:
                 unit.pinned = None
 
@@ -188,7 +190,7 @@ class Prefetcher:
 
     def patience_left_s(self) -> float | None:
         """Return the seconds until an idle replica may be detached; None when no other one starves for it."""
-        if not any(consumer.is_starving for consumer in self._consumers):
+        if not self._is_any_starving():
             return None
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
         idle = [consumer for consumer in attached if not consumer.is_waiting and not consumer.forwards]
@@ -204,10 +206,13 @@ class Prefetcher:
 
     def _may_fetch(self) -> bool:
         self._attach_waiting()
-        attached = [consumer for consumer in self._consumers if consumer.is_attached]
-        if not attached or any(consumer.is_full for consumer in attached):
-            return False
-        return bool(self._buffers) or self.units[self.upcoming].pinned is not None
+        is_wanted = False
+        for consumer in self._consumers:
+            if consumer.is_attached:
+                if consumer.is_full:
+                    return False
+                is_wanted = True
+        return is_wanted and (bool(self._buffers) or self.units[self.upcoming].pinned is not None)
 
     def _fetch_upcoming(self) -> None:
         """Fetch the upcoming unit for every attached replica."""
@@ -228,12 +233,10 @@ class Prefetcher:
     def _submit_read(self, fetch: Fetch, buffer: NumberedBuffer) -> None:
         fetch.buffer = buffer
         self._in_flight.append(fetch)
-        source = self.units[fetch.unit].source
+        before = buffer.wait_for_copies if buffer.copied else None
         try:
             fetch.ticket = self.reader.submit(
-                source.requests(buffer.host),
-                before=buffer.wait_for_copies,
-                on_done=partial(self._on_read, fetch),
+                self._reads_of(fetch.unit, buffer), before=before, on_done=partial(self._on_read, fetch)
             )
         except LayerstreamError as error:
             self._in_flight.remove(fetch)
@@ -242,6 +245,13 @@ class Prefetcher:
         if not fetch.ticket.num_jobs:  # all of its tensors are converted from others
             assert self._converter is not None
             self._converter.put(fetch)
+
+    def _reads_of(self, unit: int, buffer: NumberedBuffer) -> PreparedReads:
+        reads = self._reads.get((unit, buffer.index))
+        if reads is None:
+            reads = self.reader.prepare(self.units[unit].source.requests(buffer.host))
+            self._reads[unit, buffer.index] = reads
+        return reads
 
     def _free(self, fetch: Fetch) -> None:
         if fetch.buffer is not None:
@@ -294,9 +304,10 @@ class Prefetcher:
 
         If no attached replica needs what is read, turn to the unit of the one that has waited the longest.
         """
-        waiting = {
-            consumer: consumer.rejoin_unit for consumer in self._consumers if consumer.rejoin_unit is not None
-        }
+        waiting = {}
+        for consumer in self._consumers:
+            if consumer.rejoin_unit is not None:
+                waiting[consumer] = consumer.rejoin_unit
         if not waiting:
             return
         if self.upcoming not in waiting.values():
@@ -313,9 +324,12 @@ class Prefetcher:
             if unit == self.upcoming:
                 consumer.attach()
 
+    def _is_any_starving(self) -> bool:
+        return any(consumer.is_waiting and consumer.is_starving for consumer in self._consumers)
+
     def _detach_idle(self) -> bool:
         """Detach replicas that do not run, if another one starves; return whether any was detached."""
-        if not any(consumer.is_starving for consumer in self._consumers):
+        if not self._is_any_starving():
             return False
         now_s = perf_counter()
         idle = [

@@ -28,10 +28,10 @@ class UnitSource:
         read_bytes: bytes read to fill one buffer.
     """
 
-    def __init__(self, unit: UnitRecipe) -> None:
+    def __init__(self, unit: UnitRecipe, lay_out: Callable[[UnitRecipe], UnitLayout] = lay_out) -> None:
         """Compute the layout of `unit`."""
         self.unit = unit
-        self.layout: UnitLayout = lay_out(unit)
+        self.layout = lay_out(unit)
         self.read_bytes = sum(p.source.num_bytes for t in unit.tensors for p in t.pieces) + sum(
             source.num_bytes for c in unit.conversions for source in c.sources
         )

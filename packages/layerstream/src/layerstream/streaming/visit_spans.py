@@ -82,12 +82,14 @@ class VisitSpans:
     def _record(self, marks: VisitMarks) -> None:
         unit, sweep, time_s = marks.unit, marks.sweep, self._runtime.time_s
         assert unit is not None
-        record = self._timeline.record
-        if marks.copied_bytes:
-            start_s, end_s = time_s(marks.copy_start), time_s(marks.copy_end)
-            record(unit.span(Activity.COPY, sweep, start_s, end_s, marks.copied_bytes))
         start_s = time_s(marks.start)
-        record(unit.span(Activity.WAIT, sweep, time_s(marks.asked), start_s))
-        record(unit.span(Activity.COMPUTE, sweep, start_s, time_s(marks.end)))
+        spans = (
+            unit.span(Activity.WAIT, sweep, time_s(marks.asked), start_s),
+            unit.span(Activity.COMPUTE, sweep, start_s, time_s(marks.end)),
+        )
+        if marks.copied_bytes:
+            copy_s = time_s(marks.copy_start), time_s(marks.copy_end)
+            spans = (unit.span(Activity.COPY, sweep, *copy_s, marks.copied_bytes), *spans)
+        self._timeline.record(*spans)
         marks.copied_bytes, marks.unit = 0, None
         self._free.append(marks)

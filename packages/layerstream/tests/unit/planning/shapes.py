@@ -24,6 +24,7 @@ def unit(name: str, block: int | None, num_parameters: int, *, alignment: int = 
         block=block,
         weight_bytes=size,
         slot_bytes=align_up(size, alignment),
+        host_bytes=align_up(size, alignment),
         read_bytes=size,
         num_parameters=num_parameters,
     )

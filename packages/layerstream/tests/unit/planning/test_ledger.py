@@ -59,6 +59,7 @@ def _configuration(embedding: Residency, *, head_on_device: bool) -> Configurati
         granularity=Granularity.BLOCK,
         num_slots=2,
         slot_bytes=10_000_000,
+        staging_bytes=10_000_000,
         embedding=embedding,
         head_on_device=head_on_device,
     )

@@ -29,7 +29,9 @@ PROFILE = ModelProfile(
     dtype="float16",
     num_parameters=1,
     blocks=tuple(
-        UnitProfile(name=f"b.{i}", block=i, weight_bytes=1, slot_bytes=1, read_bytes=1, num_parameters=1)
+        UnitProfile(
+            name=f"b.{i}", block=i, weight_bytes=1, slot_bytes=1, host_bytes=1, read_bytes=1, num_parameters=1
+        )
         for i in range(NUM_BLOCKS)
     ),
     hidden_size=100,
@@ -71,6 +73,7 @@ def plan_with(room: int, resident: frozenset[int] = frozenset()) -> PlacementPla
         units=units,
         num_slots=1,
         slot_bytes=1,
+        staging_bytes=1,
         num_staging=0,
         embedding=None,
         head_slices=1,

@@ -18,7 +18,9 @@ from layerstream.spec.profiles import ActivationProfile, Machine, ModelProfile, 
 from layerstream.spec.report import StreamReport
 from layerstream.spec.serialize import from_dict, to_dict
 
-UNIT = UnitProfile(name="layers.0", block=0, weight_bytes=10, slot_bytes=16, read_bytes=10, num_parameters=5)
+UNIT = UnitProfile(
+    name="layers.0", block=0, weight_bytes=10, slot_bytes=16, host_bytes=16, read_bytes=10, num_parameters=5
+)
 PROFILE = ModelProfile(
     name="tiny",
     model_type="llama",

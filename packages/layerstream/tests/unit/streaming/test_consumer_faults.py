@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import random
 import threading
 import time
 from pathlib import Path
 
+import pytest
+import torch
 from kit.byte_units import NUM_UNITS, UNIT_BYTES, visit
-from kit.shared_reads import KINDS, both_kinds, in_parallel, in_step, replicas, sweep
+from kit.shared_reads import KINDS, CopyingRuntime, both_kinds, in_parallel, in_step, replicas, sweep
 
 from layerstream.errors import ReadFailedError, ReplicaStoppedError, StreamClosedError, StreamError
+from layerstream.streaming.runtime import TorchRuntime
 from layerstream.streaming.stream import WeightStream
 
 
@@ -130,3 +134,35 @@ def test_random_works_and_faults_never_hang_or_mix_up_weights(file: Path, kind: 
             assert {type(error) for error in raised} <= {type(None), BrokenOffError}
         for stream in shared.streams:
             sweep(stream)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "copying"])
+def test_ctrl_c_at_any_moment_loses_nothing(file: Path, kind: str) -> None:
+    rng = random.Random(7)
+    # the fake asynchronous device keeps its own state in Python, which Ctrl-C would break
+    runtime = CopyingRuntime() if kind == "copying" else TorchRuntime(torch.device("cpu"))
+    with replicas(file, [runtime]) as shared:
+        (stream,) = shared.streams
+        num_interrupts = 0
+        for _ in range(150):
+            delay_s = rng.random() * 0.01
+            interrupt = threading.Thread(target=lambda s=delay_s: (time.sleep(s), _thread.interrupt_main()))
+            try:
+                interrupt.start()
+                while interrupt.is_alive():
+                    sweep(stream)
+                interrupt.join()
+                time.sleep(0.001)
+            except KeyboardInterrupt:
+                num_interrupts += 1
+            interrupt.join()
+            stream.release_all()
+            stream.resume()
+        assert num_interrupts == 150
+        for _ in range(3):
+            sweep(stream)
+        # every buffer and slot is still there: two leases at once are served
+        leases = [stream.acquire(0), stream.acquire(1)]
+        assert len({lease.key[1] for lease in leases}) == 2
+        for lease in leases:
+            stream.release(lease)
