@@ -11,12 +11,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
-import psutil
 import torch
 from transformers import PreTrainedConfig
 
 from .engine.build import build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
+from .engine.peak_memory import held_host_bytes
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
 from .planning.forward_limits import forward_limits
@@ -268,10 +268,13 @@ def load_with(
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Return the model that `load` loads, with the options as one value."""
-    baseline_bytes = psutil.Process().memory_info().rss
     runtimes = _resolve_runtimes(options, runtime)
+    baseline_bytes = held_host_bytes(runtimes[0])
     spec = inspect_model(model, options, on_host=runtimes[0].is_host)
     machines = _machines_of(runtimes, spec)
+    if not runtimes[0].is_host:
+        # The device's driver takes memory of its own when it is first asked.
+        baseline_bytes = held_host_bytes(runtimes[0])
     placement = plan_profile(spec.profile, options, machines)
     if runtimes[0].is_host and not placement.is_resident:
         trim_malloc()

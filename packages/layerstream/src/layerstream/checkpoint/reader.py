@@ -160,12 +160,28 @@ class DiskReader:
         """
         reads = requests if isinstance(requests, PreparedReads) else self.prepare(requests)
         ticket = ReadTicket(reads.num_bytes, len(reads.pieces), before=before, on_done=on_done)
+        self.queue(ticket, reads)
+        return ticket
+
+    def queue(self, ticket: ReadTicket, reads: PreparedReads) -> None:
+        """Queue the reads of `ticket` behind all earlier ones; Ctrl-C leaves all of them queued, or none.
+
+        Raises:
+            StreamClosedError: the reader is closed.
+        """
+        jobs = [_Job(ticket, run, start, size) for run, start, size in reads.pieces]
         with self._changed:
             if self._closed:
                 raise StreamClosedError("the disk reader is closed; load the model again")
-            self._jobs.extend(_Job(ticket, run, start, size) for run, start, size in reads.pieces)
-            self._changed.notify(len(reads.pieces))
-        return ticket
+            self._jobs.extend(jobs)
+            self._changed.notify(len(jobs))
+
+    def was_queued(self, ticket: ReadTicket) -> bool:
+        """Return whether the reads of `ticket` were queued, and so will end, if Ctrl-C came during `queue`."""
+        with self._changed:
+            self._changed.notify_all()
+            known = (*self._jobs, *self._in_progress.values())
+            return bool(ticket.started_s) or any(job.ticket is ticket for job in known)
 
     def read_now(self, path: str, offset: int, target: memoryview) -> None:
         """Fill `target` from `offset` on this thread, ahead of the queue and through the page cache.

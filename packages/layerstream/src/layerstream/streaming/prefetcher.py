@@ -234,10 +234,12 @@ class Prefetcher:
         fetch.buffer = buffer
         self._in_flight.append(fetch)
         before = buffer.wait_for_copies if buffer.copied else None
+        reads = self._reads_of(fetch.unit, buffer)
+        fetch.ticket = ReadTicket(
+            reads.num_bytes, len(reads.pieces), before=before, on_done=partial(self._on_read, fetch)
+        )
         try:
-            fetch.ticket = self.reader.submit(
-                self._reads_of(fetch.unit, buffer), before=before, on_done=partial(self._on_read, fetch)
-            )
+            self.reader.queue(fetch.ticket, reads)
         except LayerstreamError as error:
             self._in_flight.remove(fetch)
             fetch.error, fetch.is_finished = error, True
@@ -261,14 +263,21 @@ class Prefetcher:
     def _recover(self) -> None:
         """Put everything in order after Ctrl-C: drop what was fetched, and find the buffers that are free."""
         leased = [fetch for consumer in self._consumers for fetch in consumer.recover()]
+        self._in_flight = [fetch for fetch in self._in_flight if self._will_complete(fetch)]
         for fetch in self._in_flight:
             fetch.num_leases = 0
-            if fetch.ticket is not None:
-                fetch.ticket.cancel()
         for fetch in leased:
             fetch.num_leases = leased.count(fetch)
         used = [fetch.buffer for fetch in (*self._in_flight, *leased)]
         self._buffers = deque(buffer for buffer in self._all_buffers if buffer not in used)
+
+    def _will_complete(self, fetch: Fetch) -> bool:
+        """Cancel a fetch; return whether `_complete` still comes for it."""
+        ticket = fetch.ticket
+        if ticket is None:
+            return False
+        ticket.cancel()
+        return not ticket.num_jobs or self.reader.was_queued(ticket)
 
     # -- on a thread of the reader or the converter --------------------------------------------------------
 

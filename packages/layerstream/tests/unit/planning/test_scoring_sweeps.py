@@ -73,7 +73,6 @@ def plan_with(room: int, resident: frozenset[int] = frozenset()) -> PlacementPla
         units=units,
         num_slots=1,
         slot_bytes=1,
-        staging_bytes=1,
         num_staging=0,
         embedding=None,
         head_slices=1,

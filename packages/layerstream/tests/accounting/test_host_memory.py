@@ -1,0 +1,88 @@
+"""The ledger's host lines, checked against what the driver pins and against the kernel's own figures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import layerstream as ls
+from layerstream.spec.plans import LedgerKind
+from layerstream.testing import FakeAsyncRuntime
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+WORKLOAD = ls.Workload(batch_size=2, prompt_tokens=6, new_tokens=2)
+PINNED_KINDS = (LedgerKind.HOST_BLOCKS, LedgerKind.STAGING, LedgerKind.EMBEDDING)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 10 blocks of 31 MB, with sizes that are no powers of two."""
+    config = LlamaConfig(
+        hidden_size=1280,
+        intermediate_size=3000,
+        num_hidden_layers=10,
+        num_attention_heads=10,
+        num_key_value_heads=5,
+        vocab_size=3000,
+    )
+    directory = tmp_path_factory.mktemp("host")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def host_bytes(plan: ls.PlacementPlan, *kinds: LedgerKind) -> int:
+    return sum(
+        line.num_bytes
+        for line in plan.ledger.lines
+        if line.where is ls.MemoryTier.HOST and (not kinds or line.kind in kinds)
+    )
+
+
+@pytest.mark.parametrize("host", ["min", "100 MiB", "1 GiB"])
+def test_the_driver_pins_what_the_ledger_says(checkpoint: Path, host: str) -> None:
+    runtime = FakeAsyncRuntime(lag_s=0.0)
+    budget = ls.MemoryBudget(device="min", host=host)
+    with ls.load(checkpoint, budget=budget, runtime=runtime, workload=WORKLOAD) as streamed:
+        streamed.model(IDS)
+        predicted_bytes = host_bytes(streamed.plan, *PINNED_KINDS)
+        assert runtime.most_registered_bytes <= predicted_bytes <= streamed.plan.ledger.host_budget_bytes
+        assert runtime.most_registered_bytes == pytest.approx(predicted_bytes, rel=0.02)
+    assert not runtime.registered
+
+
+GROW = """
+import sys, torch
+import layerstream as ls
+from layerstream.testing import FakeAsyncRuntime
+tiny, path, host = sys.argv[1:]
+workload = ls.Workload(prompt_tokens=6, new_tokens=2)
+def load(path):
+    budget = ls.MemoryBudget(device="min", host=host)
+    return ls.load(path, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0), workload=workload)
+with load(tiny) as streamed:  # what libraries keep after their first use
+    streamed.model(torch.arange(6)[None])
+before_bytes = held_host_bytes(FakeAsyncRuntime())
+with load(path) as streamed:
+    streamed.model(torch.arange(6)[None])
+    lines = streamed.plan.ledger.lines
+    # the fake device's memory is host memory too; its runtime and the forward take next to nothing here
+    held = [line for line in lines if line.kind.value not in ("runtime", "activations", "conversion")]
+    print(held_host_bytes(FakeAsyncRuntime()) - before_bytes, sum(line.num_bytes for line in held))
+    print(streamed.report().peak_host_bytes)
+"""
+
+
+@pytest.mark.parametrize("host", ["100 MiB", "1 GiB"])
+def test_the_process_grows_by_what_the_ledger_says(checkpoint: Path, tiny_llama_dir: Path, host: str) -> None:
+    command = [sys.executable, "-c", GROW, str(tiny_llama_dir), str(checkpoint), host]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    grown_bytes, predicted_bytes, reported_bytes = map(int, done.stdout.split())
+    assert grown_bytes == pytest.approx(predicted_bytes, rel=0.02)
+    assert reported_bytes == pytest.approx(grown_bytes, rel=0.02)
