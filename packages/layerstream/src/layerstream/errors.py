@@ -171,6 +171,10 @@ class ReadFailedError(StreamError, OSError):
         self.offset = offset
 
 
+class PinningError(StreamError):
+    """The driver refused to pin host memory."""
+
+
 class StreamClosedError(StreamError):
     """The streamed model was used after `close()`."""
 

@@ -6,6 +6,7 @@ because a submodule of that name would hide the lazily exported function.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedConfig
 from .engine.build import build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
 from .engine.peak_memory import held_host_bytes
+from .errors import PinningError
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
 from .planning.forward_limits import forward_limits
@@ -25,7 +27,7 @@ from .simulation import dtype_name, list_machines, plan_profile
 from .spec.keywords import refuse_keywords
 from .spec.options import LoadOptions, MemoryBudget, Workload
 from .spec.plans import PlacementPlan
-from .spec.profiles import Machine, ModelProfile
+from .spec.profiles import HostPinning, Machine, ModelProfile
 from .streaming.runtime import DeviceRuntime, TorchRuntime
 
 Budget = str | int | MemoryBudget
@@ -275,6 +277,24 @@ def load_with(
     if not runtimes[0].is_host:
         # The device's driver takes memory of its own when it is first asked.
         baseline_bytes = held_host_bytes(runtimes[0])
+    try:
+        return _load_on(spec, options, runtimes, machines, baseline_bytes)
+    except PinningError as error:
+        if machines[0].host_pinning is not HostPinning.ALL:
+            raise
+        warnings.warn(f"{error}; units in host memory pass through staging buffers", stacklevel=2)
+    machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
+    spec = inspect_model(model, options, on_host=False)
+    return _load_on(spec, options, runtimes, machines, baseline_bytes)
+
+
+def _load_on(
+    spec: ModelSpec,
+    options: LoadOptions,
+    runtimes: Sequence[DeviceRuntime],
+    machines: Sequence[Machine],
+    baseline_bytes: int,
+) -> StreamedModel:
     placement = plan_profile(spec.profile, options, machines)
     if runtimes[0].is_host and not placement.is_resident:
         trim_malloc()

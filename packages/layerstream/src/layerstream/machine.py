@@ -24,7 +24,7 @@ from .checkpoint.buffers import AlignedBuffer
 from .checkpoint.reader import DiskReader, ReadRequest
 from .checkpoint.user_cache import cache_directory
 from .errors import PlanError
-from .spec.profiles import Machine
+from .spec.profiles import HostPinning, Machine
 from .spec.sizes import MIB
 
 _MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s")
@@ -95,8 +95,16 @@ def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine
             runtime_bytes=_ACCELERATOR_RUNTIME_BYTES,
             memory_bytes_per_s=300e9,
             flops_per_s=3e13,
+            host_pinning=_host_pinning(device),
         )
     return _with_kept_rates(machine, device, dtype)
+
+
+def _host_pinning(device: torch.device) -> HostPinning:
+    """Return what the driver pins: MPS needs nothing, and CUDA's and ROCm's pin memory where it is."""
+    if device.type == "mps" or hasattr(torch.get_device_module(device), "cudart"):
+        return HostPinning.ALL
+    return HostPinning.ROUNDED
 
 
 def _with_kept_rates(machine: Machine, device: torch.device, dtype: str) -> Machine:

@@ -75,7 +75,7 @@ class StreamedModel:
         """
         self.options, self.plan, self.profile = built.options, built.plan, built.profile
         self.timeline = built.timeline
-        self._reader, self._prefetcher, self._arena = built.reader, built.prefetcher, built.arena
+        self._reader, self._prefetcher, self._arenas = built.reader, built.prefetcher, built.arenas
         self._runtimes = tuple(parts.runtime for parts in built.replicas)
         self._watch = WorkloadWatch(limits)
         self._controls = tuple(
@@ -292,7 +292,8 @@ class StreamedModel:
         self._reader.close()
         for control in self._controls:
             control.unload()
-        self._arena.close()
+        for arena in self._arenas:
+            arena.close()
 
     def __enter__(self) -> StreamedModel:
         """Return this model; leaving the block closes it."""

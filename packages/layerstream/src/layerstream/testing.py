@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .errors import PinningError
 from .streaming.runtime import CopyPair, HostMark
 
 _POISON = 0xFF
@@ -56,8 +57,16 @@ class FakeAsyncRuntime:
         most_registered_bytes: the most that was pinned at a time.
     """
 
-    def __init__(self, *, lag_s: float = 0.002, name: str = "fake:0") -> None:
-        """Delay everything that is waited for by `lag_s` seconds; two devices need two names."""
+    def __init__(
+        self, *, lag_s: float = 0.002, name: str = "fake:0", pin_limit_bytes: int | None = None
+    ) -> None:
+        """Two devices need two names.
+
+        Args:
+            lag_s: delays everything that is waited for, in seconds.
+            name: the device's name in plans.
+            pin_limit_bytes: the most host memory that can be pinned; None is no limit.
+        """
         self.device = torch.device("cpu")
         self.name = name
         self.is_host = False
@@ -66,7 +75,7 @@ class FakeAsyncRuntime:
         self.num_copies = 0
         self.registered: dict[int, int] = {}
         self.most_registered_bytes = 0
-        self._lag_s = lag_s
+        self._lag_s, self._pin_limit_bytes = lag_s, pin_limit_bytes
         self._lock = threading.RLock()
         self._compute = FakeStream("compute")
         self._in_use: set[int] = set()
@@ -147,6 +156,9 @@ class FakeAsyncRuntime:
         with self._lock:
             for start, size in self.registered.items():
                 assert address + num_bytes <= start or start + size <= address, "it is pinned already"
+            total_bytes = sum(self.registered.values()) + num_bytes
+            if self._pin_limit_bytes is not None and total_bytes > self._pin_limit_bytes:
+                raise PinningError(f"the fake driver pins at most {self._pin_limit_bytes} bytes")
             self.registered[address] = num_bytes
             self.most_registered_bytes = max(self.most_registered_bytes, sum(self.registered.values()))
 

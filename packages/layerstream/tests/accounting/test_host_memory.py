@@ -57,9 +57,37 @@ def test_the_driver_pins_what_the_ledger_says(checkpoint: Path, host: str) -> No
     assert not runtime.registered
 
 
+def test_where_the_driver_refuses_units_pass_through_pinned_staging_buffers(checkpoint: Path) -> None:
+    budget = ls.MemoryBudget(device="min", host="1 GiB")
+    with ls.load(checkpoint, budget=budget, runtime=FakeAsyncRuntime(), workload=WORKLOAD) as streamed:
+        expected = streamed.model(IDS).logits
+        staging_bytes = 2 * streamed.plan.slot_bytes + 16384
+    runtime = FakeAsyncRuntime(pin_limit_bytes=staging_bytes)
+    with (
+        pytest.warns(UserWarning, match="pass through staging buffers"),
+        ls.load(checkpoint, budget=budget, runtime=runtime, workload=WORKLOAD) as streamed,
+    ):
+        assert "not pinned" in streamed.plan.explain()
+        assert streamed.plan.count(ls.Residency.DISK) == 0
+        for _ in range(3):
+            assert torch.equal(streamed.model(IDS).logits, expected)
+        assert streamed.report().bytes_read == 0
+        predicted_bytes = host_bytes(streamed.plan, LedgerKind.STAGING)
+        assert runtime.most_registered_bytes == pytest.approx(predicted_bytes, rel=0.02)
+    assert not runtime.registered
+
+
+def test_where_not_even_staging_buffers_can_be_pinned_loading_says_so(checkpoint: Path) -> None:
+    runtime = FakeAsyncRuntime(pin_limit_bytes=4096)
+    with pytest.raises(ls.StreamError, match="pins at most 4096"):
+        ls.load(checkpoint, budget="min", runtime=runtime, workload=WORKLOAD)
+    assert not runtime.registered
+
+
 GROW = """
 import sys, torch
 import layerstream as ls
+from layerstream.engine.peak_memory import held_host_bytes
 from layerstream.testing import FakeAsyncRuntime
 tiny, path, host = sys.argv[1:]
 workload = ls.Workload(prompt_tokens=6, new_tokens=2)

@@ -9,6 +9,7 @@ that the disk does not idle between tickets.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 import time
@@ -48,6 +49,8 @@ class _Run:
     deliver: Callable[[memoryview, int], None] | None
     # What owns the targets' memory: it must stay alive as long as a thread may write to it.
     owners: list[object]
+    # Where the bytes are, if not in a file but in memory.
+    source_address: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,15 @@ class DiskReader:
             (run, start, size) for run in _merge(requests) for start, size in _cut(run, self._chunk_bytes)
         ]
         return PreparedReads(sum(request.num_bytes for request in requests), tuple(pieces))
+
+    def prepare_copy(
+        self, source: memoryview, source_address: int, target: memoryview, address: int
+    ) -> PreparedReads:
+        """Return the copy of `source` to `target`, in memory, as something that the threads do as they read."""
+        owners = [source.obj, target.obj]
+        run = _Run("", 0, target.nbytes, address, None, owners, source_address)
+        pieces = tuple((run, start, size) for start, size in _cut(run, self._chunk_bytes))
+        return PreparedReads(target.nbytes, pieces)
 
     def submit(
         self,
@@ -271,6 +283,10 @@ class DiskReader:
 
     def _read(self, job: _Job, bounce: BounceBuffer) -> None:
         run = job.run
+        if run.source_address:
+            # ctypes releases the interpreter's lock during the copy.
+            ctypes.memmove(run.address + job.start, run.source_address + job.start, job.num_bytes)
+            return
         file = self._open(run.path, self._files)
         offset = run.offset + job.start
         if run.deliver is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..checkpoint.reader import DiskReader
 from ..spec.options import LoadOptions
 from ..spec.plans import PlacementPlan, Residency, UnitPlacement
-from ..spec.profiles import ModelProfile, UnitRecipe
+from ..spec.profiles import HostPinning, ModelProfile, UnitRecipe
 from ..spec.timeline import Timeline
 from ..streaming.buffers import HostBuffer, allocate_many
 from ..streaming.fetches import StreamedUnit
@@ -34,7 +34,7 @@ class BuiltModel:
         timeline: what happened when.
         reader: reads the disk.
         prefetcher: reads the units that move, for all replicas; None when everything stays.
-        arena: the host memory of what moves; close it after the reader.
+        arenas: the host memory of what moves; close them after the reader.
         replicas: the parts of each device's replica.
         adapters: what must still be put on each replica's model.
     """
@@ -45,7 +45,7 @@ class BuiltModel:
     timeline: Timeline
     reader: DiskReader
     prefetcher: Prefetcher | None
-    arena: HostArena
+    arenas: tuple[HostArena, ...]
     replicas: tuple[ReplicaParts, ...]
     adapters: tuple[Adapter, ...]
 
@@ -71,9 +71,10 @@ class _Builder:
         self.spec, self.plan, self.on_failure = spec, plan, on_failure
         self.runtime, self.is_host = runtimes[0], runtimes[0].is_host
         self.timeline = Timeline()
-        self.arena = HostArena((), self.runtime)
+        self.pins_units = plan.host_pinning is HostPinning.ALL
+        self.arenas: list[HostArena] = []
         # After the reader, whose threads may still write to it.
-        on_failure.callback(self._close_arena)
+        on_failure.callback(self._close_arenas)
         self.reader = DiskReader()
         on_failure.callback(self.reader.close)
         self.recipes = {unit.name: unit for unit in spec.units.streamed[plan.granularity]}
@@ -87,9 +88,9 @@ class _Builder:
         for replica in self.replicas:
             replica.place_absent_weights(moving, self.reader)
         moving_units = self._moving_units()
-        staging = self._fill_host_memory(moving_units)
+        self._fill_host_memory(moving_units)
         self._attach_rows()
-        prefetcher = self._start_prefetcher(moving_units, staging)
+        prefetcher = self._start_prefetcher(moving_units)
         return BuiltModel(
             options=self.spec.options,
             plan=self.plan,
@@ -97,13 +98,14 @@ class _Builder:
             timeline=self.timeline,
             reader=self.reader,
             prefetcher=prefetcher,
-            arena=self.arena,
+            arenas=tuple(self.arenas),
             replicas=tuple(replica.finish() for replica in self.replicas),
             adapters=self.spec.adapters,
         )
 
-    def _close_arena(self) -> None:
-        self.arena.close()
+    def _close_arenas(self) -> None:
+        for arena in self.arenas:
+            arena.close()
 
     # -- weights that stay ---------------------------------------------------------------------------------
 
@@ -172,44 +174,48 @@ class _Builder:
     def _moving_units(self) -> list[StreamedUnit]:
         units = []
         for recipe in self._moving_recipes():
-            placement = next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
+            placement = self._placement_of(recipe)
             position = self.plan.units.index(placement)
-            lives_in_host = placement.residency is Residency.HOST
-            source = UnitSource(recipe)
-            units.append(
-                StreamedUnit(name=recipe.name, position=position, source=source, lives_in_host=lives_in_host)
-            )
+            units.append(StreamedUnit(name=recipe.name, position=position, source=UnitSource(recipe)))
         return units
 
-    def _fill_host_memory(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
-        """Take the plan's host memory, and read what lives there; return the buffers that reads go to."""
+    def _placement_of(self, recipe: UnitRecipe) -> UnitPlacement:
+        return next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
+
+    def _fill_host_memory(self, units: Sequence[StreamedUnit]) -> None:
+        """Take the plan's memory for what lives in host memory, and read it."""
         tables = self._host_tables()
-        own = [unit for unit in units if unit.lives_in_host and self._table_of(unit.source, tables) is None]
+        living = [u for u in units if self._placement_of(u.source.unit).residency is Residency.HOST]
+        own = [unit for unit in living if self._table_of(unit.source, tables) is None]
         for unit in own:
             unit.source = UnitSource(unit.source.unit, lay_out_in_host)
-        num_buffers = 0
-        if units:
-            num_buffers = self.plan.num_slots if self.is_host else self.plan.num_staging
-        passing = [unit.source.layout.host_bytes for unit in units if not unit.lives_in_host]
-        buffer_bytes = max(passing, default=0)
         sources = [*tables, *(unit.source for unit in own)]
         sizes = [source.layout.host_bytes for source in sources]
-        self.arena = HostArena([*sizes, *[buffer_bytes] * num_buffers], self.runtime)
-        self._read((source, self.arena.ready(index)) for index, source in enumerate(sources))
-        for index, table in enumerate(tables):
-            self.host_tables[table.unit.name] = self.arena.ready(index)
-        for index, unit in enumerate(own, start=len(tables)):
-            unit.pinned = self.arena.ready(index)
-        for unit in units:
-            if unit.lives_in_host and unit.pinned is None:
-                unit.pinned = self._part_of_table(unit.source, tables)
-        return [self.arena.ready(len(sources) + number) for number in range(num_buffers)]
+        self.arenas.append(HostArena(sizes, self.runtime, pins=self.pins_units))
+        buffers = [self.arenas[-1].reserved(index) for index in range(len(sources))]
+        self._read((source, self.arenas[-1].ready(index)) for index, source in enumerate(sources))
+        self.host_tables = {t.unit.name: b for t, b in zip(tables, buffers, strict=False)}
+        for unit, buffer in zip(own, buffers[len(tables) :], strict=True):
+            unit.host = buffer
+        for unit in living:
+            unit.host = unit.host or self._part_of_table(unit.source, tables)
+            unit.passes_staging = not self.pins_units
 
-    def _start_prefetcher(
-        self, units: Sequence[StreamedUnit], buffers: Sequence[HostBuffer]
-    ) -> Prefetcher | None:
+    def _make_buffers(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
+        """Return the buffers that reads go to: staging buffers, or a CPU device's slots."""
+        number = self.plan.num_slots if self.is_host else self.plan.num_staging
+        sizes = [unit.source.layout.host_bytes for unit in units if unit.needs_buffer]
+        if not sizes:
+            return []
+        if self.plan.host_pinning is HostPinning.ROUNDED:
+            return [HostBuffer.allocate_pinned(max(sizes)) for _ in range(number)]
+        self.arenas.append(HostArena([max(sizes)] * number, self.runtime))
+        return [self.arenas[-1].ready(index) for index in range(number)]
+
+    def _start_prefetcher(self, units: Sequence[StreamedUnit]) -> Prefetcher | None:
         if not units:
             return None
+        buffers = self._make_buffers(units)
         prefetcher = Prefetcher(units, self.reader, buffers, timeline=self.timeline)
         self.on_failure.callback(prefetcher.close)
         streams = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..spec.options import Workload
 from ..spec.plans import LedgerLine, Residency
-from ..spec.profiles import Machine, ModelProfile
+from ..spec.profiles import HostPinning, Machine, ModelProfile
 from .candidates import Configuration, units_at, visited_units
 from .ledger import all_host_bytes, all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
 from .residency import spread, spread_within
@@ -76,7 +76,13 @@ class PlanningProblem:
         rest = all_host_bytes([unit for index, unit in enumerate(units) if index not in on_device])
         if head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
             rest += head.host_bytes
-        return fixed + min(rest, configuration.num_slots * configuration.staging_bytes)
+        staging = configuration.num_slots * configuration.staging_bytes
+        return fixed + (min(rest, staging) if self.pins_units else staging)
+
+    @property
+    def pins_units(self) -> bool:
+        """Whether units in host memory are copied from where they are."""
+        return self.machine.host_pinning is HostPinning.ALL
 
     def head_is_free_in_host(self, configuration: Configuration) -> bool:
         """Return whether the head takes no host memory, being tied to an embedding that lives there."""
@@ -145,8 +151,10 @@ class PlanningProblem:
         available_bytes = host_budget_bytes - total_bytes(
             host_lines(self.profile, self.machine, configuration, 0, 0)
         )
-        if sum(sizes) <= available_bytes:
+        if sum(sizes) <= available_bytes and self.pins_units:
             return free | set(rest), 0
+        if not rest:
+            return free, 0 if self.pins_units or not free else configuration.num_slots
         available_bytes -= configuration.num_slots * configuration.staging_bytes
         return free | {
             rest[index] for index in spread_within(sizes, available_bytes)

@@ -7,11 +7,11 @@ they cost.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..spec.plans import Granularity, Residency
 from ..spec.profiles import HEAD_SLICE_ROWS, ModelProfile, UnitProfile
-from ..spec.sizes import align_up
+from ..spec.sizes import align_up, rounded_up
 
 SLOT_COUNTS = (2, 3)
 PAGE_BYTES = 4096
@@ -85,12 +85,15 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
     )
 
 
-def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> Iterator[Configuration]:
+def enumerate_configurations(
+    profile: ModelProfile, *, device_is_host: bool, rounds_staging: bool = False
+) -> Iterator[Configuration]:
     """Yield every sensible configuration of `profile`: first without slots, then from coarse to fine units.
 
     Args:
         profile: the model as numbers.
         device_is_host: whether the device is the CPU, which has no host memory apart from its own.
+        rounds_staging: whether each staging buffer is rounded up to a power of two.
     """
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         if head_on_device or profile.head is None:
@@ -105,7 +108,8 @@ def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> 
     for granularity in Granularity:
         units = units_at(profile, granularity)
         if units:
-            yield from _streamed_configurations(profile, granularity, units, device_is_host)
+            for configuration in _streamed_configurations(profile, granularity, units, device_is_host):
+                yield _with_rounded_staging(configuration) if rounds_staging else configuration
 
 
 def _streamed_configurations(
@@ -129,6 +133,10 @@ def _streamed_configurations(
                 head_on_device=head_on_device,
                 head_slices=slices,
             )
+
+
+def _with_rounded_staging(configuration: Configuration) -> Configuration:
+    return replace(configuration, staging_bytes=rounded_up(configuration.staging_bytes))
 
 
 def _edge_choices(profile: ModelProfile, device_is_host: bool) -> Iterator[tuple[Residency | None, bool]]:

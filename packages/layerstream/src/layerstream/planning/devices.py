@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import PlanError
-from ..spec.profiles import Machine
+from ..spec.profiles import HostPinning, Machine
+
+_WORST_FIRST = (HostPinning.ROUNDED, HostPinning.STAGING, HostPinning.ALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
             ),
             flops_per_s=min(machine.flops_per_s / replicas[machine.device] for machine in machines),
             runtime_bytes=max(machine.runtime_bytes for machine in machines),
+            host_pinning=next(p for p in _WORST_FIRST if p in {m.host_pinning for m in machines}),
             measured=all(machine.measured for machine in machines),
         ),
         names=names,

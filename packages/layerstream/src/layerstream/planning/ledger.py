@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ..spec.options import Workload
 from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan, Residency
 from ..spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
-from .candidates import Configuration
+from .candidates import PAGE_BYTES, Configuration
 
 CARRIED_WIDTHS = {Granularity.BLOCK: 4, Granularity.PART: 6}
 """Tensors of the residual stream's width that a suspended forward holds.
@@ -125,10 +125,14 @@ def host_lines(
     """
     if machine.device_is_host:
         return ()
+    embedding_bytes = 0
+    if configuration.embedding is Residency.HOST:
+        # It begins and ends anywhere within a page of its file.
+        embedding_bytes = profile.embedding_bytes + 2 * PAGE_BYTES
     return _lines(
         MemoryTier.HOST,
         {
-            LedgerKind.EMBEDDING: profile.embedding_bytes if configuration.embedding is Residency.HOST else 0,
+            LedgerKind.EMBEDDING: embedding_bytes,
             LedgerKind.HOST_BLOCKS: host_unit_bytes,
             LedgerKind.STAGING: num_staging * configuration.staging_bytes,
             **_reader_sizes(profile),

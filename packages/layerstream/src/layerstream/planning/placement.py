@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..errors import BudgetTooSmallError, PlanError
 from ..spec.options import MemoryBudget, Workload
 from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
-from ..spec.profiles import Machine, ModelProfile
+from ..spec.profiles import HostPinning, Machine, ModelProfile
 from ..spec.sizes import format_bytes, parse_size
 from .arrange import Arrangement, PlanningProblem
 from .candidates import Configuration, enumerate_configurations, visited_units
@@ -63,7 +63,13 @@ def plan_placement(
         machine=group.machine,
         replicas_per_device=group.replicas_per_device,
     )
-    every_configuration = list(enumerate_configurations(profile, device_is_host=machine.device_is_host))
+    every_configuration = list(
+        enumerate_configurations(
+            profile,
+            device_is_host=machine.device_is_host,
+            rounds_staging=group.machine.host_pinning is HostPinning.ROUNDED,
+        )
+    )
     device_budget_bytes, configurations = _within_device_budget(problem, every_configuration, budget)
     configurations = _resident_if_it_fits(configurations)
     search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
@@ -125,6 +131,7 @@ def _as_plan(
         num_slots=configuration.num_slots,
         slot_bytes=configuration.slot_bytes,
         num_staging=arrangement.num_staging,
+        host_pinning=problem.machine.host_pinning,
         embedding=configuration.embedding,
         head_slices=configuration.head_slices,
         ledger=ledger,

@@ -59,6 +59,7 @@ def simulate_pipeline(
         zip(
             [residencies[unit] for unit in times.unit_index],
             times.read_s,
+            times.host_s or (0.0,) * len(times.read_s),
             times.copy_s,
             times.compute_s,
             strict=True,
@@ -70,19 +71,23 @@ def simulate_pipeline(
     reader_free = copier_free = now = 0.0
     slot = staging = -1
     for sweep in range(sweeps):
-        for index, (residency, read_s, copy_s, compute_s) in enumerate(visits):
+        for index, (residency, disk_s, host_s, copy_s, compute_s) in enumerate(visits):
+            read_s = {Residency.DISK: disk_s, Residency.HOST: host_s}.get(residency, 0.0)
+            is_staged = residency is Residency.DISK or read_s > 0
             wait_start, read_start, read_end, copy_start, copy_end = now, now, now, now, now
             if residency is not Residency.DEVICE:
                 slot = (slot + 1) % buffers.num_slots
                 read_start = read_end = 0.0
-                if residency is Residency.DISK:
+                if is_staged:
                     staging = (staging + 1) % len(staging_free)
                     read_start = max(reader_free, staging_free[staging if buffers.num_staging else slot])
                     reader_free = read_end = read_start + read_s
                 copy_start = max(read_end, copier_free, slot_free[slot])
                 copier_free = copy_end = copy_start + copy_s
-                if residency is Residency.DISK:
+                if is_staged:
                     staging_free[staging if buffers.num_staging else slot] = copy_end
+            if residency is Residency.HOST:
+                read_start = read_end  # nothing is read from the disk
             start = max(now, copy_end)
             now = start + compute_s
             if residency is not Residency.DEVICE:

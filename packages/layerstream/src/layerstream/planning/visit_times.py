@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..spec.plans import Granularity, Residency
-from ..spec.profiles import Machine, ModelProfile, UnitProfile
+from ..spec.profiles import HostPinning, Machine, ModelProfile, UnitProfile
 from .candidates import visited_units
 
 UNIT_OVERHEAD_S = 300e-6
@@ -35,6 +35,8 @@ class VisitTimes:
         copy_bytes: bytes that it copies if its unit does not live on the device; 0 on a CPU device.
         read_s: seconds of that read.
         copy_s: seconds of that copy; 0 on a CPU device.
+        host_s: seconds from host memory to a staging buffer; empty where units are copied from where they
+            are.
         compute_s: seconds of the forward through the unit.
     """
 
@@ -44,6 +46,7 @@ class VisitTimes:
     read_s: tuple[float, ...]
     copy_s: tuple[float, ...]
     compute_s: tuple[float, ...]
+    host_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,9 @@ def visit_times(profile: ModelProfile, machine: Machine, forward: Forward) -> Vi
         copy_bytes = (0,) * len(visits)
     efficiency = TRANSFER_EFFICIENCY[forward.granularity]
     lookup_s = _lookup_s(profile, machine, forward)
+    host_s: tuple[float, ...] = ()
+    if machine.host_pinning is not HostPinning.ALL:
+        host_s = tuple(size / (machine.pageable_bytes_per_s * efficiency) for size in copy_bytes)
     return VisitTimes(
         unit_index=indices,
         read_bytes=read_bytes,
@@ -86,6 +92,7 @@ def visit_times(profile: ModelProfile, machine: Machine, forward: Forward) -> Vi
         read_s=tuple(size / (machine.disk_bytes_per_s * efficiency) for size in read_bytes),
         copy_s=tuple(size / (machine.copy_bytes_per_s * efficiency) for size in copy_bytes),
         compute_s=(compute[0] + lookup_s, *compute[1:]),
+        host_s=host_s,
     )
 
 

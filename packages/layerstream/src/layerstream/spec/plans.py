@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from .profiles import HostPinning
 from .serialize import JsonValue
 from .sizes import format_bytes, format_rate, format_seconds
 
@@ -205,6 +206,7 @@ class PlacementPlan(JsonValue):
     num_slots: int
     slot_bytes: int
     num_staging: int
+    host_pinning: HostPinning
     embedding: Residency | None
     head_slices: int
     ledger: MemoryLedger
@@ -240,6 +242,8 @@ class PlacementPlan(JsonValue):
         if self.num_slots:
             staging = f", {self.num_staging} staging buffers" if self.num_staging else ""
             lines.append(f"  slots       {self.num_slots} of {format_bytes(self.slot_bytes)}{staging}")
+        if self.host_pinning is not HostPinning.ALL and counts[Residency.HOST]:
+            lines.append("  host        not pinned: units in host memory pass through the staging buffers")
         if self.embedding is not None:
             lines.append(f"  embedding   {self.embedding.value}")
         if self.head_slices > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from .serialize import JsonValue
@@ -220,6 +221,19 @@ class ModelProfile(JsonValue):
         return sum(unit.weight_bytes for unit in self.blocks) + self.embedding_bytes + self.edge_bytes + head
 
 
+class HostPinning(Enum):
+    """Which host memory a device's driver pins, so that copies from it are fast and asynchronous."""
+
+    ALL = "all"
+    """Any, where it is; devices that need no pinned memory count here too."""
+
+    STAGING = "staging"
+    """Staging buffers only: units in host memory pass through them."""
+
+    ROUNDED = "rounded"
+    """As `STAGING`, and each buffer is rounded up to a power of two."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine(JsonValue):
     """A machine as numbers, measured or assumed.
@@ -231,6 +245,8 @@ class Machine(JsonValue):
         host_memory_bytes: free host memory.
         disk_bytes_per_s: rate of sequential reads from a cold disk.
         copy_bytes_per_s: rate of copies from pinned host memory to the device.
+        pageable_bytes_per_s: rate of copies from other host memory into pinned staging buffers.
+        host_pinning: which host memory is pinned.
         memory_bytes_per_s: rate of reads of device memory; bounds a forward of few tokens.
         flops_per_s: rate of matrix multiplication in the run dtype; bounds a forward of many tokens.
         runtime_bytes: device memory that the runtime itself takes (context, workspaces, allocator slack).
@@ -243,6 +259,8 @@ class Machine(JsonValue):
     host_memory_bytes: int
     disk_bytes_per_s: float = 2.0e9
     copy_bytes_per_s: float = 12.0e9
+    pageable_bytes_per_s: float = 9.0e9
+    host_pinning: HostPinning = HostPinning.ALL
     memory_bytes_per_s: float = 20.0e9
     flops_per_s: float = 2.0e11
     runtime_bytes: int = 0

@@ -88,6 +88,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def rounded_up(num_bytes: int) -> int:
+    """Return the smallest power of two that is at least `num_bytes`."""
+    return 1 << max(0, num_bytes - 1).bit_length()
+
+
 def dtype_bytes(dtype: str, num_elements: int = 1) -> int:
     """Return the bytes of `num_elements` of torch dtype `dtype` (its name, without `torch.`), rounded up.
 

@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.buffers import AlignedBuffer
 from ..spec.profiles import TensorRecipe
-from ..spec.sizes import align_up
+from ..spec.sizes import align_up, rounded_up
 from .layout import PAGE
 
 
@@ -37,6 +37,12 @@ class HostBuffer:
         aligned = AlignedBuffer(num_bytes)
         tensor = torch.frombuffer(aligned.buffer, dtype=torch.uint8, count=num_bytes)
         return cls(bytes=tensor, view=aligned.view(0, num_bytes), address=aligned.address)
+
+    @classmethod
+    def allocate_pinned(cls, num_bytes: int) -> HostBuffer:
+        """Return a buffer of `num_bytes` that torch pins; it takes a whole power of two of bytes."""
+        whole = torch.empty(rounded_up(num_bytes), dtype=torch.uint8, pin_memory=True)
+        return cls.over(whole[:num_bytes])
 
     def part(self, start: int, num_bytes: int) -> HostBuffer:
         """Return a part of this buffer as another buffer; nothing is copied."""

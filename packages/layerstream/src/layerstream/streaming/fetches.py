@@ -25,17 +25,22 @@ class StreamedUnit:
         name: its module path.
         position: its index among all units of the plan, for timelines.
         source: its recipe and layout.
-        lives_in_host: it stays in host memory; otherwise it is read from disk each time.
-        pinned: its host buffer, if it lives in host memory.
+        host: its host buffer, if it lives in host memory; otherwise it is read from disk each time.
+        passes_staging: the host buffer is not pinned: it is copied to a staging buffer first.
         replica: the number of the replica that uses it, for timelines.
     """
 
     name: str
     position: int
     source: UnitSource
-    lives_in_host: bool = False
-    pinned: HostBuffer | None = None
+    host: HostBuffer | None = None
+    passes_staging: bool = False
     replica: int = 0
+
+    @property
+    def needs_buffer(self) -> bool:
+        """Whether it comes by way of a buffer of the pool."""
+        return self.host is None or self.passes_staging
 
     def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
         """Return a timeline span of one activity on this unit."""

@@ -40,18 +40,19 @@ class HostArena:
         pinned_bytes: what is pinned now.
     """
 
-    def __init__(self, sizes: Sequence[int], runtime: DeviceRuntime) -> None:
+    def __init__(self, sizes: Sequence[int], runtime: DeviceRuntime, *, pins: bool = True) -> None:
         """Reserve address space; no memory is taken yet.
 
         Args:
             sizes: the buffers' sizes in bytes.
             runtime: pins the memory, if its device wants that.
+            pins: False leaves the memory as it is.
 
         Raises:
             StreamError: the system has not so much address space.
         """
         self._runtime = runtime
-        self._pins = runtime.pins_host_memory and runtime.registers_host_memory
+        self._pins = pins and runtime.pins_host_memory and runtime.registers_host_memory
         self._starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
         self.num_bytes = self._starts.pop()
         self.pinned_bytes = 0
@@ -80,11 +81,16 @@ class HostArena:
             self._pieces[-1].num_bytes += num_bytes
             self._piece_of.append(self._pieces[-1])
 
+    def reserved(self, index: int) -> HostBuffer:
+        """Return buffer `index`, which may not be ready yet."""
+        return self._buffers[index]
+
     def ready(self, index: int) -> HostBuffer:
         """Return buffer `index`, faulted in and pinned.
 
         Raises:
-            StreamError: the system refuses the memory, or the driver to pin it.
+            StreamError: the system refuses the memory.
+            PinningError: the driver refuses to pin it.
         """
         piece = self._piece_of[index]
         if not piece.is_ready:

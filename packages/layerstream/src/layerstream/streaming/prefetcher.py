@@ -93,7 +93,7 @@ class Prefetcher:
         self._reads: dict[tuple[int, int], PreparedReads] = {}
         self._is_changing = False
         self._converter: Converter | None = None
-        if any(unit.source.needs_conversion for unit in self.units):
+        if any(unit.source.needs_conversion and unit.host is None for unit in self.units):
             self._converter = Converter(self.units, reader, on_done=self._complete)
 
     def start(self, consumers: Sequence[Consumer]) -> None:
@@ -117,7 +117,7 @@ class Prefetcher:
             self._all_buffers.clear()
             self._reads.clear()
             for unit in self.units:
-                unit.pinned = None
+                unit.host = None
 
     # -- for replicas that run at the same time ------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Prefetcher:
                 if consumer.is_full:
                     return False
                 is_wanted = True
-        return is_wanted and (bool(self._buffers) or self.units[self.upcoming].pinned is not None)
+        return is_wanted and (bool(self._buffers) or not self.units[self.upcoming].needs_buffer)
 
     def _fetch_upcoming(self) -> None:
         """Fetch the upcoming unit for every attached replica."""
@@ -223,7 +223,7 @@ class Prefetcher:
             if consumer.rejoin_unit is not None:
                 consumer.num_missed += 1
         self.upcoming = self._successor[fetch.unit]
-        if unit.pinned is None:
+        if unit.needs_buffer:
             self._submit_read(fetch, self._buffers.popleft())
         else:
             fetch.is_finished = True
@@ -251,9 +251,16 @@ class Prefetcher:
     def _reads_of(self, unit: int, buffer: NumberedBuffer) -> PreparedReads:
         reads = self._reads.get((unit, buffer.index))
         if reads is None:
-            reads = self.reader.prepare(self.units[unit].source.requests(buffer.host))
-            self._reads[unit, buffer.index] = reads
+            reads = self._reads[unit, buffer.index] = self._prepare(self.units[unit], buffer.host)
         return reads
+
+    def _prepare(self, unit: StreamedUnit, buffer: HostBuffer) -> PreparedReads:
+        if unit.host is None:
+            return self.reader.prepare(unit.source.requests(buffer))
+        num_bytes = unit.source.layout.host_bytes
+        return self.reader.prepare_copy(
+            unit.host.view, unit.host.address, buffer.view[:num_bytes], buffer.address
+        )
 
     def _free(self, fetch: Fetch) -> None:
         if fetch.buffer is not None:
@@ -284,7 +291,7 @@ class Prefetcher:
     def _on_read(self, fetch: Fetch, ticket: ReadTicket) -> None:
         """Go on with a fetch whose reads have ended."""
         unit = self.units[fetch.unit]
-        if ticket.error is None:
+        if ticket.error is None and unit.host is None:
             num_bytes = unit.source.read_bytes
             self.timeline.record(
                 unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, num_bytes)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import StreamError
+from ..errors import PinningError
 from ..spec.sizes import format_bytes
 
 CopyPair = tuple[torch.Tensor, torch.Tensor]
@@ -82,7 +82,7 @@ class DeviceRuntime(Protocol):
         """Pin host memory of our own, which starts and ends on a page.
 
         Raises:
-            StreamError: the driver refuses.
+            PinningError: the driver refuses.
         """
 
     def unregister_host(self, address: int) -> None:
@@ -183,13 +183,13 @@ class TorchRuntime:
         """Pin the memory for every device of this kind.
 
         Raises:
-            StreamError: the driver refuses.
+            PinningError: the driver refuses.
         """
         with self.current():
             code = int(self._module.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
         if code != 0:
             self._forget_error()
-            raise StreamError(
+            raise PinningError(
                 f"the driver of {self.name} refused to pin {format_bytes(num_bytes)} of host memory "
                 f"(error {code})"
             )

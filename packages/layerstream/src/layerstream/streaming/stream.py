@@ -213,7 +213,7 @@ class WeightStream(Consumer):
             self._free_slots.clear()
             self._buffers.slots.clear()
             for unit in self.units:
-                unit.pinned = None
+                unit.host = None
 
     # -- inside acquire, under the lock --------------------------------------------------------------------
 
@@ -372,7 +372,7 @@ class WeightStream(Consumer):
     def _copy(self, lease: Lease) -> None:
         """Start to copy a unit into a free slot; its host buffer may be used again once the copy is done."""
         unit, buffer, runtime = self.units[lease.unit], lease.fetch.buffer, self._buffers.runtime
-        host = unit.pinned if buffer is None else buffer.host
+        host = unit.host if buffer is None else buffer.host
         assert host is not None
         slot = self._free_slots[0]
         lease.marks = self._spans.new_marks()
