@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 
 from .errors import PinningError
-from .streaming.runtime import CopyPair, HostMark
 
 _POISON = 0xFF
 """A byte that makes NaN in every floating dtype."""
@@ -46,6 +45,13 @@ class FakeEvent:
 
     copies: tuple[_Copy, ...] = ()
     used: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class FakeMark:
+    """A point in time."""
+
+    time_s: float = 0.0
 
 
 class FakeAsyncRuntime:
@@ -96,9 +102,9 @@ class FakeAsyncRuntime:
         """Return an event."""
         return FakeEvent()
 
-    def new_mark(self) -> HostMark:
+    def new_mark(self) -> FakeMark:
         """Return a mark."""
-        return HostMark()
+        return FakeMark()
 
     def record(self, event: FakeEvent, stream: FakeStream) -> None:
         """Let `event` be after all work on `stream` so far."""
@@ -107,15 +113,15 @@ class FakeAsyncRuntime:
             stream.pending = [copy for copy in stream.pending if not copy.landed]
             event.copies = tuple(stream.pending)
 
-    def mark(self, mark: HostMark, stream: FakeStream) -> None:
+    def mark(self, mark: FakeMark, stream: FakeStream) -> None:
         """Let `mark` tell the time now."""
         mark.time_s = time.perf_counter()
 
-    def has_passed(self, mark: HostMark) -> bool:
+    def has_passed(self, mark: FakeMark) -> bool:
         """Return True: the time is known at once."""
         return True
 
-    def time_s(self, mark: HostMark) -> float:
+    def time_s(self, mark: FakeMark) -> float:
         """Return the time of `mark`."""
         return mark.time_s
 
@@ -135,7 +141,7 @@ class FakeAsyncRuntime:
         time.sleep(2 * self._lag_s)
         self._land(event)
 
-    def copy(self, pairs: Sequence[CopyPair], stream: FakeStream) -> None:
+    def copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], stream: FakeStream) -> None:
         """Issue copies. Each target is NaN until its copy lands; the source is read only then."""
         with self._lock:
             for target, source in pairs:

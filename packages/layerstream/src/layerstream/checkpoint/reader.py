@@ -146,8 +146,8 @@ class DiskReader:
     def prepare_copy(
         self, source: memoryview, source_address: int, target: memoryview, address: int
     ) -> PreparedReads:
-        """Return the copy of `source` to `target`, in memory, as something that the threads do as they read."""
-        owners = [source.obj, target.obj]
+        """Return a copy in memory, of `source` to `target`, as reads: the threads do it in parallel."""
+        owners: list[object] = [source.obj, target.obj]
         run = _Run("", 0, target.nbytes, address, None, owners, source_address)
         pieces = tuple((run, start, size) for start, size in _cut(run, self._chunk_bytes))
         return PreparedReads(target.nbytes, pieces)
@@ -189,7 +189,7 @@ class DiskReader:
             self._changed.notify(len(jobs))
 
     def was_queued(self, ticket: ReadTicket) -> bool:
-        """Return whether the reads of `ticket` were queued, and so will end, if Ctrl-C came during `queue`."""
+        """Return whether the reads of `ticket` were queued, even if Ctrl-C came during `queue`."""
         with self._changed:
             self._changed.notify_all()
             known = (*self._jobs, *self._in_progress.values())

@@ -193,6 +193,7 @@ class PlacementPlan(JsonValue):
         head_slices: the number of vocabulary slices that the head is visited in; 1 is the whole head.
         ledger: the memory it takes.
         cost: the predicted time.
+        host_pinning: which host memory is pinned, where units live there or pass through it.
     """
 
     DERIVED_KEYS: ClassVar = ("is_resident",)
@@ -206,11 +207,11 @@ class PlacementPlan(JsonValue):
     num_slots: int
     slot_bytes: int
     num_staging: int
-    host_pinning: HostPinning
     embedding: Residency | None
     head_slices: int
     ledger: MemoryLedger
     cost: SweepCost
+    host_pinning: HostPinning = HostPinning.ALL
 
     def count(self, residency: Residency) -> int:
         """Return how many units live at `residency`."""

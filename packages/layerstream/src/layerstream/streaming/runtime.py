@@ -190,8 +190,8 @@ class TorchRuntime:
         if code != 0:
             self._forget_error()
             raise PinningError(
-                f"the driver of {self.name} refused to pin {format_bytes(num_bytes)} of host memory "
-                f"(error {code})"
+                f"the driver of {self.name} refused to pin {format_bytes(num_bytes)} of host memory (error "
+                f"{code}): raise the limit on locked memory (ulimit -l), or give a smaller host budget"
             )
 
     def _forget_error(self) -> None:
@@ -226,7 +226,7 @@ class _DeviceClock:
             self._base = self._record()
             self._base.synchronize()
             self._base_s = perf_counter()
-        elapsed_s = self._base.elapsed_time(event) / 1e3
+        elapsed_s: float = self._base.elapsed_time(event) / 1e3
         time_s = self._base_s + elapsed_s
         if elapsed_s > self._REBASE_S:
             self._rebase()

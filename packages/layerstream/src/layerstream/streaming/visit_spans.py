@@ -83,13 +83,13 @@ class VisitSpans:
         unit, sweep, time_s = marks.unit, marks.sweep, self._runtime.time_s
         assert unit is not None
         start_s = time_s(marks.start)
-        spans = (
+        spans = [
             unit.span(Activity.WAIT, sweep, time_s(marks.asked), start_s),
             unit.span(Activity.COMPUTE, sweep, start_s, time_s(marks.end)),
-        )
+        ]
         if marks.copied_bytes:
             copy_s = time_s(marks.copy_start), time_s(marks.copy_end)
-            spans = (unit.span(Activity.COPY, sweep, *copy_s, marks.copied_bytes), *spans)
+            spans.insert(0, unit.span(Activity.COPY, sweep, *copy_s, marks.copied_bytes))
         self._timeline.record(*spans)
         marks.copied_bytes, marks.unit = 0, None
         self._free.append(marks)
