@@ -3,9 +3,9 @@
     python benchmarks/bench_gpu.py [--minutes 5] [--out DIR] [--device auto|cpu|fake|cuda:0]
 
 It needs a plain checkout, torch, transformers, accelerate and what the SDK imports; no network and no model.
-Every step is a process of its own with a limit. Results are appended to `gpu_<card>_<date>.jsonl` as they come,
-so that a run that is cut off loses nothing. The table of ratios and targets is written after every step as
-`.md` and `.json`; `--table-only` makes it again.
+Every step is a process of its own with a limit. Results are appended to `gpu_<card>_<date>.jsonl` as they
+come, so that a run that is cut off loses nothing. The table of ratios and targets is written after every step
+as `.md` and `.json`; `--table-only` makes it again.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class StoppedError(BaseException):
 def main() -> int:
     """Run the steps, or render the table again."""
     options = parse_options()
+    # the steps write to the same output
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     out = options.out or RESULTS
     if options.table_only:
         return render_newest(out)

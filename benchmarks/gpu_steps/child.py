@@ -27,6 +27,8 @@ import transformers
 
 import layerstream as ls
 from layerstream.machine import describe_machine
+from layerstream.streaming.runtime import DeviceRuntime, TorchRuntime
+from layerstream.testing import FakeAsyncRuntime
 
 from . import lines
 from .lines import Found, Row
@@ -76,7 +78,7 @@ class Child:
 
     @property
     def is_accelerator(self) -> bool:
-        """Whether speed and memory are judged: on a real device with a memory of its own."""
+        """Whether it is a real device with a memory of its own."""
         return self.torch_device.type != "cpu"
 
     @property
@@ -96,36 +98,49 @@ class Child:
         """Load a streamed model on the device, the fake one included."""
         if self.device != FAKE:
             return ls.load(path, budget=budget, device=self.device, workload=workload)
-        # the test kit is no part of the package's public names
-        from layerstream.testing import FakeAsyncRuntime  # noqa: PLC0415
-
-        return ls.load(path, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0), workload=workload)
+        return ls.load(path, budget=budget, runtime=self.runtime(), workload=workload)
 
     def plan(self, path: Path, budget: ls.MemoryBudget, workload: ls.Workload) -> ls.PlacementPlan:
         """Return what `load` would do."""
         profile = profile_of(path, self.device)
-        machine = describe_machine(self.torch_device, dtype=profile.dtype)
-        if self.device == FAKE:
-            machine = replace(machine, device="fake:0")
+        machine = self.machine(profile.dtype)
         return ls.simulate(profile, machine=machine, budget=budget, workload=workload)
+
+    def machine(self, dtype: str) -> ls.Machine:
+        """Return this machine as the planner sees it."""
+        machine = describe_machine(self.torch_device, dtype=dtype)
+        return replace(machine, device="fake:0") if self.device == FAKE else machine
+
+    def runtime(self) -> DeviceRuntime:
+        """Return the operations of the device."""
+        return FakeAsyncRuntime(lag_s=0.0) if self.device == FAKE else TorchRuntime(self.torch_device)
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""
         torch.get_device_module(self.torch_device).synchronize()
 
-    def at_most(self, what: str, ratio: float, target: float, note: str) -> Row:
-        """Return a row for a ratio with an upper bound; it is judged on a real device only."""
+    @property
+    def is_judged(self) -> bool:
+        """Whether speed and memory count: large models on a device with a memory of its own."""
+        return self.is_accelerator and not self.is_quick
+
+    def at_most(
+        self, what: str, ratio: float, target: float, note: str, *, is_judged: bool | None = None
+    ) -> Row:
+        """Return a row for a ratio with an upper bound."""
         row = Row(what=what, found=f"{ratio:.3f}", target=f"at most {target:g}", note=note)
-        return replace(row, met=ratio <= target) if self.is_accelerator else self._unjudged(row)
+        return self._judged(row, ratio <= target, is_judged)
 
     def within(self, what: str, ratio: float, target: float, note: str) -> Row:
         """Return a row for a ratio that should be 1, give or take `target`."""
         row = Row(what=what, found=f"{ratio:.3f}", target=f"1 ± {target:g}", note=note)
-        return replace(row, met=abs(ratio - 1) <= target) if self.is_accelerator else self._unjudged(row)
+        return self._judged(row, abs(ratio - 1) <= target, None)
 
-    def _unjudged(self, row: Row) -> Row:
-        reason = f"a tiny model on the {'fake device' if self.device == FAKE else 'CPU'}: not judged"
-        return replace(row, note=f"{reason}; {row.note}" if row.note else reason)
+    def _judged(self, row: Row, is_met: bool, is_judged: bool | None) -> Row:
+        if self.is_judged if is_judged is None else is_judged:
+            return replace(row, met=is_met)
+        where = {FAKE: "the fake device", "cpu": "the CPU"}.get(self.device, f"{self.device}, --quick")
+        return replace(row, note=f"not judged ({where}); {row.note}")
 
 
 @cache

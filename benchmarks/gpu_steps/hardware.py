@@ -39,7 +39,7 @@ def cases(child: Child) -> Iterator[Case]:
 
 def look(child: Child) -> Found:
     """Return the device that the other steps use, its name, and the facts for the result file."""
-    device = child.device if child.device == FAKE else str(resolve_device(child.device))
+    device = child.device if child.device == FAKE else with_index(resolve_device(child.device))
     usage = shutil.disk_usage(child.work)
     facts: dict[str, Any] = {
         "device": device,
@@ -56,6 +56,14 @@ def look(child: Child) -> Found:
     card = facts.get("card") or {"fake": "fake device"}.get(device, "CPU")
     slug = facts["card"] if "card" in facts else f"{device}-{hardware_slug()}"
     return Found(figures={"device": device, "card": card, "slug": slug, "facts": facts})
+
+
+def with_index(device: torch.device) -> str:
+    """Return the device by type and number: some functions of torch take no other."""
+    module = torch.get_device_module(device)
+    if device.type == "cpu" or device.index is not None or not hasattr(module, "current_device"):
+        return str(device)
+    return f"{device.type}:{module.current_device()}"
 
 
 def card_facts(device: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ LLAMA_1B = LlamaShape(
     dtype="float16",
 )
 FULL_MINUTES = 5.0
-"""From here on the shapes are whole."""
+"""From here on the 7B shape is whole."""
 
 SEVEN_B, SEVENTY_B, ONE_B, PEERS = "7B shape", "70B shape", "1B shape", "7B shape, first blocks"
 
@@ -112,7 +112,8 @@ def num_blocks_of(child: Child, name: str, shape: LlamaShape) -> int:
         return {SEVEN_B: 8, SEVENTY_B: 8, ONE_B: 4, PEERS: 4}[name]
     share = min(1.0, child.minutes / FULL_MINUTES)
     if name == SEVENTY_B:
-        return max(8, int(shape.num_blocks * share))
+        # what memory it takes is the same from 24 blocks on; a sweep of all takes half a minute
+        return max(24, min(shape.num_blocks, int(8 * child.minutes)))
     if name == PEERS:
         # accelerate takes seconds for a few blocks; links go to whole shards, of four blocks each
         most = max(4, int(8 * child.minutes / FULL_MINUTES) // 4 * 4)

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from block_plans import load_planned, open_blocks
 from common import interleave, median, median_ratio
 from random_llama import MANY_BLOCKS, write_llama
 
 import layerstream as ls
 
-from .child import Case, Child
+from .child import FAKE, Case, Child
 from .lines import Found, Row
 from .llama7b import load_plain
 from .sweeps import GIB
 
 WORKLOAD = ls.Workload(prompt_tokens=16, new_tokens=64)
 SIZES = (64, 256)
-FORWARDS, ROUNDS = 12, 9
+FORWARDS, ROUNDS = 8, 9
 RESIDENT_TARGET, UNIT_TARGET_US = 1.03, 150.0
 
 
@@ -45,17 +46,18 @@ def measure(child: Child, hidden_size: int) -> Found:
         write_llama(path, shape, repeats=True)
     with ExitStack() as stack:
         models: dict[str, Any] = {"plain": load_plain(path, child.torch_device)}
-        budgets = {"resident": ls.MemoryBudget(), "from disk": block_budget(child, path, "min")}
+        models["resident"] = stack.enter_context(child.load(path, ls.MemoryBudget(), WORKLOAD))
+        plans = {"from disk": block_plan(child, path, "min")}
         if child.has_two_tiers:
-            budgets["from host"] = block_budget(child, path, 4 * GIB)
-        for name, budget in budgets.items():
-            models[name] = stack.enter_context(child.load(path, budget, WORKLOAD))
-        rounds = 3 if child.is_quick else ROUNDS
+            plans["from host"] = block_plan(child, path, 4 * GIB)
+        for name, plan in plans.items():
+            models[name] = stack.enter_context(load_planned(path, plan, child.runtime()))
+        rounds = 2 if child.is_quick else ROUNDS
         us = interleave(
             {name: lambda model=model: forward_us(child, model) for name, model in models.items()},
             rounds=rounds,
         )
-        units = {name: streamed_units(models[name].plan) for name in budgets}
+        units = {name: streamed_units(plan) for name, plan in plans.items()}
     return Found(rows=tuple(rows(child, hidden_size, us, units)), figures={"us": us, "streamed_units": units})
 
 
@@ -66,16 +68,19 @@ def rows(child: Child, hidden_size: int, us: dict[str, list[float]], units: dict
     yield Row(what=f"{title}: plain forward", found=f"{median(us['plain']):.0f} µs", note=clock)
     ratio = median_ratio(us["resident"], us["plain"])
     note = f"{median(us['resident']):.0f} µs a forward, {clock}"
-    yield child.at_most(f"{title}: resident / plain", ratio, RESIDENT_TARGET, note)
+    # the fake device computes on this thread; a CPU's figures count, small as the model is
+    is_judged = child.device != FAKE and not child.is_quick
+    yield child.at_most(f"{title}: resident / plain", ratio, RESIDENT_TARGET, note, is_judged=is_judged)
     for name in ("from disk", "from host"):
         if name not in us:
             continue
-        assert units[name], f"nothing is streamed {name}"
         more = [(ours - plain) / units[name] for ours, plain in zip(us[name], us["plain"], strict=True)]
         note = (
             f"{median(us[name]):.0f} µs a forward of {units[name]} streamed units; more than plain, by units"
         )
-        row = child.at_most(f"{title}: a unit {name}, µs", median(more), UNIT_TARGET_US, note)
+        row = child.at_most(
+            f"{title}: a unit {name}", median(more), UNIT_TARGET_US, note, is_judged=is_judged
+        )
         yield replace(row, found=f"{median(more):.1f} µs", target=f"at most {UNIT_TARGET_US:g} µs")
 
 
@@ -100,14 +105,9 @@ def streamed_units(plan: ls.PlacementPlan) -> int:
     return len(plan.units) - plan.count(ls.Residency.DEVICE)
 
 
-def block_budget(child: Child, path: Path, host: int | str) -> ls.MemoryBudget:
-    """Return the least device budget with whole blocks as units, so that figures of two days compare."""
-    least = child.plan(path, ls.MemoryBudget(device="min", host=host), WORKLOAD)
-    device = least.ledger.device_bytes
-    step = max(1, sum(unit.weight_bytes for unit in least.units) // 256)
-    for _ in range(256):
-        budget = ls.MemoryBudget(device=device, host=host)
-        if child.plan(path, budget, WORKLOAD).granularity is ls.Granularity.BLOCK:
-            return budget
-        device += step
-    raise RuntimeError("no budget makes whole blocks the units")
+def block_plan(child: Child, path: Path, host: int | str) -> ls.PlacementPlan:
+    """Return the plan that streams every block, whole, so that figures of two days compare."""
+    profile = open_blocks(path, on_host=not child.has_two_tiers).profile
+    budget = ls.MemoryBudget(device="min", host=host)
+    machine = child.machine(profile.dtype)
+    return ls.simulate(profile, machine=machine, budget=budget, workload=WORKLOAD)

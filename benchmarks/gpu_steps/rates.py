@@ -97,7 +97,7 @@ def registered(num_bytes: int) -> Iterator[torch.Tensor]:
 
 
 def _copy_rate_by_events(target: torch.Tensor, source: torch.Tensor) -> float:
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream(device=target.device)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     with torch.cuda.stream(stream):
         start.record()
