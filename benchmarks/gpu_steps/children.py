@@ -93,6 +93,11 @@ class Worker:
                 start_new_session=True,
             )
 
+    @property
+    def process_id(self) -> int | None:
+        """The process's id; None before it has started."""
+        return None if self._process is None else self._process.pid
+
     def poll(self) -> bool:
         """Return whether it has ended for good; start it again if it died and may go on."""
         assert self._process is not None
@@ -190,7 +195,7 @@ class Stage:
                 self._close_steps(starts)
         except BaseException as error:
             for worker in self.workers:
-                if not worker.ended and worker._process is not None:
+                if not worker.ended and worker.process_id is not None:
                     worker.end(f"stopped: {error}" if str(error) else "stopped")
             raise
         finally:
