@@ -44,7 +44,7 @@ class Step:
 
     Attributes:
         name: the module.
-        weight: its share, in seconds of a five-minute run on a card.
+        weight: its share of the time that is left, against the weights of the steps after it.
         is_timed: it measures time or memory, so nothing may run beside it.
         shards: processes that share its cases where the machine has cores for them.
     """
@@ -56,16 +56,16 @@ class Step:
 
 
 STEPS = (
-    Step(name="tests", weight=45, is_timed=False),
-    Step(name="families", weight=45, is_timed=False, shards=4),
-    Step(name="models", weight=45, is_timed=False),
-    Step(name="rates", weight=20),
-    Step(name="llama7b", weight=95),
+    Step(name="tests", weight=80, is_timed=False),
+    Step(name="families", weight=80, is_timed=False, shards=8),
+    Step(name="models", weight=80, is_timed=False),
+    Step(name="rates", weight=25),
+    Step(name="llama7b", weight=120),
     Step(name="llama70b", weight=60),
-    Step(name="batches", weight=30),
+    Step(name="batches", weight=25),
     Step(name="python_cost", weight=25),
-    Step(name="peers", weight=35),
-    Step(name="variants", weight=45),
+    Step(name="peers", weight=30),
+    Step(name="variants", weight=35),
 )
 """Every step, the most telling first."""
 
@@ -88,7 +88,9 @@ def main() -> int:
     if options.table_only:
         return render_newest(out)
     for number in SIGNALS:
-        signal.signal(number, _raise_stopped)
+        # nohup and a shell's background jobs ignore some
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise_stopped)
     ends_at_s = monotonic() + options.minutes * 60 - KEPT_BACK_S
     with work_directory(options.work) as work:
         writes_files = options.out is not None or not options.quick
@@ -216,7 +218,7 @@ def run_stage(stage: Sequence[Step], steps: Sequence[Step], spec: Spec, ends_at_
     share_s = left_s * own / (own + sum(step.weight for step in later))
     workers = []
     for step in stage:
-        shards = max(1, min(step.shards, (os.cpu_count() or 1) // 4))
+        shards = max(1, min(step.shards, (os.cpu_count() or 1) // 2))
         workers += [
             Worker(spec=spec, step=step.name, ends_at_s=monotonic() + share_s, shard=(number, shards))
             for number in range(shards)

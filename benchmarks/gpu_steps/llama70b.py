@@ -17,8 +17,8 @@ import torch
 
 import layerstream as ls
 
-from .child import Case, Child, shown_bytes
-from .lines import Found, Row
+from .child import Case, Child, report, shown_bytes
+from .lines import OK, Found, Row
 from .models import SEVENTY_B, ensure, shape_of
 from .sweeps import device_bytes, facts_of, host_bytes
 
@@ -76,9 +76,11 @@ def two_tokens(child: Child) -> Found:
     path = ensure(child, SEVENTY_B)
     cap_bytes = cap_device(child)
     budget = budget_for(child, path, cap_bytes)
+    start_s = monotonic()
     with HostPeak() as host, child.load(path, budget, WORKLOAD) as streamed:
         assert not streamed.plan.is_resident, streamed.plan.explain()
         loaded_bytes = host.now_bytes() - host.start_bytes
+        report_loaded(child, monotonic() - start_s, loaded_bytes)
         ids = torch.arange(3, 19, device=streamed.device).reshape(1, -1)
         start_s = monotonic()
         rows = streamed.generate(
@@ -88,7 +90,7 @@ def two_tokens(child: Child) -> Found:
         seconds = monotonic() - start_s
         assert rows.shape[1] == ids.shape[1] + NEW_TOKENS, rows.shape
         sleep(2 * SAMPLE_EVERY_S)
-        plan, report = streamed.plan, streamed.report()
+        plan, work = streamed.plan, streamed.report()
         device = device_peak(child)
     figures: dict[str, Any] = {
         "seconds": seconds,
@@ -96,7 +98,7 @@ def two_tokens(child: Child) -> Found:
         "host_loaded_bytes": loaded_bytes,
         "cap_bytes": cap_bytes,
         "device": device,
-        **facts_of(plan, report),
+        **facts_of(plan, work),
     }
     shape = shape_of(child, SEVENTY_B)
     title = f"{shown_bytes(shape.weight_bytes)} of weights in {shape.num_blocks} blocks"
@@ -105,10 +107,17 @@ def two_tokens(child: Child) -> Found:
         found=f"{seconds:.1f} s",
         target="runs to the end",
         met=True,
-        note=f"{title}; {shown_bytes(report.bytes_copied / seconds)}/s copied, holes read from disk",
+        note=f"{title}; {shown_bytes(work.bytes_copied / seconds)}/s copied, holes read from disk",
         is_promise=True,
     )
     return Found(rows=(first, *memory_rows(child, plan.ledger, host, device, cap_bytes)), figures=figures)
+
+
+def report_loaded(child: Child, seconds: float, loaded_bytes: int) -> None:
+    """Append what is known before the first token, which may take longer than there is time."""
+    note = f"{shown_bytes(loaded_bytes)} of host memory grown, {device_peak(child) or 'no'} device bytes"
+    row = Row(what="70B shape: loaded", found=f"{seconds:.1f} s", note=note)
+    report(child, "loading", OK, "", seconds, Found(rows=(row,), figures={"host_bytes": loaded_bytes}))
 
 
 def cap_device(child: Child) -> int:

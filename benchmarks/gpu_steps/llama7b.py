@@ -43,7 +43,7 @@ def streamed(child: Child, name: str, host_share: float) -> Found:
         path,
         ls.MemoryBudget(device=device, host=host),
         f"7B shape {name}: sweep / its bytes at the plain rate",
-        steps=12 if host_share == 1.0 else 2,
+        steps=6 if host_share == 1.0 else 2,
     )
 
 

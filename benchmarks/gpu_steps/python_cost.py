@@ -23,7 +23,7 @@ import layerstream as ls
 from .child import FAKE, Case, Child
 from .lines import Found, Row
 from .llama7b import load_plain
-from .sweeps import GIB
+from .sweeps import GIB, streamed_units
 
 WORKLOAD = ls.Workload(prompt_tokens=16, new_tokens=64)
 SIZES = (64, 256)
@@ -33,7 +33,7 @@ RESIDENT_TARGET, UNIT_TARGET_US = 1.03, 150.0
 
 def cases(child: Child) -> Iterator[Case]:
     """Yield one case for each hidden size."""
-    for size in SIZES:
+    for size in SIZES[:1] if child.is_quick else SIZES:
         yield f"hidden size {size}", 1.0, lambda size=size: measure(child, size)
 
 
@@ -98,11 +98,6 @@ def forward_us(child: Child, model: Any) -> float:
         spent_s.append(time.thread_time() - start_s)
     child.synchronize()
     return median(spent_s[2:]) * 1e6
-
-
-def streamed_units(plan: ls.PlacementPlan) -> int:
-    """Return how many units move in every sweep."""
-    return len(plan.units) - plan.count(ls.Residency.DEVICE)
 
 
 def block_plan(child: Child, path: Path, host: int | str) -> ls.PlacementPlan:

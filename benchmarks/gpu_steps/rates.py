@@ -23,7 +23,7 @@ from .lines import Found, Row
 from .models import SEVEN_B, ensure
 
 COPY_BYTES = 2**30
-READ_BYTES = 3 * 2**30
+READ_BYTES = 3 * 2**29
 SMALL_BYTES = 2**24
 READ_AT_ONCE_BYTES = 2**28
 

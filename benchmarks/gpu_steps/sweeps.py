@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from common import drop_page_cache, median
@@ -20,6 +20,8 @@ from .rates import cold_read_rate, plain_copy
 
 WORKLOAD = ls.Workload(prompt_tokens=PROMPT_TOKENS, new_tokens=40)
 TARGET = 1.08
+SETTLE_S = 0.3
+"""In which a sweep's prefetch for the next one comes to rest, before anything plain is measured."""
 GIB = 1024**3
 
 
@@ -75,6 +77,7 @@ def measure_sweeps(child: Child, path: Path, budget: ls.MemoryBudget, what: str,
     note = (
         f"{median(found.sweep_s):.4f} s a sweep, {median(limits_s):.4f} s by its bytes: "
         f"{shown_bytes(cost.read_bytes)} read, {shown_bytes(cost.copy_bytes)} copied; "
+        f"{streamed_units(plan)} units of up to {shown_bytes(plan.slot_bytes)}, {plan.num_slots} slots; "
         f"median of {len(found.sweep_s)}"
     )
     figures = {
@@ -96,9 +99,11 @@ def turns(
     total, number = 1, -1
     while number < total:
         start_s = perf_counter()
+        if child.is_judged:
+            sleep(SETTLE_S)
         drop_page_cache(path)
         read_rate = cold_read_rate(child, path, max(number, 0)) if streamed.plan.cost.read_bytes else None
-        plain_rate = copy_rate() if copy_rate is not None else None
+        plain_rate = median([copy_rate() for _ in range(3)]) if copy_rate is not None else None
         sweep_s = decode_seconds(streamed, batch_size=1, steps=steps)
         number += 1
         is_slow = sweep_s > 1.0
@@ -110,6 +115,11 @@ def turns(
             most = 2 if is_slow else 5
             total = min(most, child.rounds(perf_counter() - start_s, most=most)) - (1 if is_slow else 0)
     return found
+
+
+def streamed_units(plan: ls.PlacementPlan) -> int:
+    """Return how many units move in every sweep."""
+    return len(plan.units) - plan.count(ls.Residency.DEVICE)
 
 
 def facts_of(plan: ls.PlacementPlan, report: ls.StreamReport) -> dict[str, Any]:

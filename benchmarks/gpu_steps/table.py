@@ -20,7 +20,7 @@ def rows_of(run: Run) -> list[Row]:
         cases = [case for case in run.cases() if case["step"] == step]
         found = [Row(**row) for case in cases for row in case["rows"]]
         rows += _counted(found)
-        rows += [_without_result(case) for case in cases if case["status"] != OK]
+        rows += _without_result(step, [case for case in cases if case["status"] != OK])
         ending = run.steps().get(step)
         if ending is None or ending["ended"] != OK:
             ended = "not run to its end" if ending is None else ending["ended"]
@@ -51,16 +51,22 @@ def _tally(rows: list[Row]) -> Row:
     )
 
 
-def _without_result(case: dict[str, Any]) -> Row:
-    is_failure = case["status"] == FAILED
-    return Row(
-        what=f"{case['step']}: {case['case']}",
-        found=case["status"],
-        target="runs" if is_failure else "",
-        met=False if is_failure else None,
-        note=case["reason"],
-        is_promise=is_failure,
-    )
+def _without_result(step: str, cases: list[dict[str, Any]]) -> list[Row]:
+    """Return a row for each reason why cases have no result."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        names.setdefault((case["status"], case["reason"]), []).append(case["case"])
+    return [
+        Row(
+            what=f"{step}: {', '.join(same) if len(same) < 4 else f'{len(same)} cases'}",
+            found=status,
+            target="runs" if status == FAILED else "",
+            met=False if status == FAILED else None,
+            note=reason if len(same) < 4 else f"{reason}: {', '.join(same)}",
+            is_promise=status == FAILED,
+        )
+        for (status, reason), same in names.items()
+    ]
 
 
 def verdict(row: Row) -> str:
