@@ -34,6 +34,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PREFIX = "layerstream-gpu-"
 HARDWARE = "hardware"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LEAST_SHARE_S = 20.0
+"""A step's least: importing torch and transformers alone takes half of it on a slow machine."""
 KEPT_BACK_S = 3.0
 """For the last table and for removing the models."""
 
@@ -99,7 +101,7 @@ def main() -> int:
         try:
             return run(options, work, out, ends_at_s)
         except StoppedError as stopped:
-            print(f"stopped by {stopped} before anything was measured")
+            print(f"stopped by {stopped}")
             return 128 + stopped.number
 
 
@@ -174,11 +176,11 @@ def look_at_the_machine(spec: Spec, options: argparse.Namespace, steps: Sequence
         sys.exit(f"the machine cannot be looked at: {worker.note or ''} {[case['reason'] for case in cases]}")
     figures = found[0]["figures"]
     facts = {**figures["facts"], "commit": commit()}
-    # paths of this machine do not belong in a result file
-    places = {"--work", "--out", str(options.work), str(options.out)}
-    shown = [option for option in sys.argv[1:] if option not in places]
+    chosen = f"--minutes {options.minutes:g} --device {options.device}{' --quick' * options.quick}"
+    if len(steps) < len(STEPS):
+        chosen += f" --steps {' '.join(step.name for step in steps)}"
     summary = (
-        f"{started:%Y-%m-%d %H:%M} UTC, `bench_gpu.py {' '.join(shown)}`, torch {facts['torch']}, "
+        f"{started:%Y-%m-%d %H:%M} UTC, `bench_gpu.py {chosen}`, torch {facts['torch']}, "
         f"transformers {facts['transformers']}, layerstream at {facts['commit']}"
     )
     return {
@@ -216,6 +218,7 @@ def run_stage(stage: Sequence[Step], steps: Sequence[Step], spec: Spec, ends_at_
     later = [step for step in steps[steps.index(stage[-1]) :] if step not in stage]
     own = max(step.weight for step in stage)
     share_s = left_s * own / (own + sum(step.weight for step in later))
+    share_s = max(share_s, min(left_s, LEAST_SHARE_S))
     workers = []
     for step in stage:
         shards = max(1, min(step.shards, (os.cpu_count() or 1) // 2))

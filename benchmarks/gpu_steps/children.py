@@ -26,7 +26,7 @@ IMPORT_PATHS = (
     ROOT / "benchmarks",
 )
 POLL_EVERY_S = 0.05
-END_GRACE_S = 2.0
+END_GRACE_S = 10.0
 LEAST_S = 3.0
 """What a process needs to be worth starting again."""
 MOST_STARTS = 20
@@ -100,15 +100,13 @@ class Worker:
 
     def poll(self) -> bool:
         """Return whether it has ended for good; start it again if it died and may go on."""
-        assert self._process is not None
         if self.ended:
             return True
-        status = self._process.poll()
-        if status is None:
+        if not self._has_exited():
             if monotonic() < self.ends_at_s:
                 return False
             self.end("time limit")
-        elif status == 0:
+        elif (status := self._reap()) == 0:
             self.ended = lines.OK
         else:
             self._died(status)
@@ -116,22 +114,29 @@ class Worker:
 
     def end(self, reason: str) -> None:
         """End the process and all that it started."""
-        assert self._process is not None
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_GRACE_S)
-                break
-        # what it started may still be there
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._reap()
         self.ended = reason
 
+    def _has_exited(self) -> bool:
+        """Return whether the process has exited. It is not reaped: until then its group's id is its own."""
+        assert self._process is not None
+        if self._process.returncode is not None:
+            return True
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, options) is not None
+
+    def _reap(self) -> int:
+        """Kill what is left of the process's group and return the exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            # a driver may hold on to a process for a while, to unlock its memory
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_GRACE_S)
+        return -signal.SIGKILL if self._process.returncode is None else self._process.returncode
+
     def _died(self, status: int) -> None:
-        with suppress(ProcessLookupError):
-            assert self._process is not None
-            os.killpg(self._process.pid, signal.SIGKILL)
         self.note = self._tail()
         sys.stdout.write(f"{self.step}: {_status_text(status)}\n{self.note}\n")
         may_go_on = self._begun() != self._begun_before and self._starts < MOST_STARTS

@@ -47,9 +47,7 @@ def measure(child: Child, hidden_size: int) -> Found:
     with ExitStack() as stack:
         models: dict[str, Any] = {"plain": load_plain(path, child.torch_device)}
         models["resident"] = stack.enter_context(child.load(path, ls.MemoryBudget(), WORKLOAD))
-        plans = {"from disk": block_plan(child, path, "min")}
-        if child.has_two_tiers:
-            plans["from host"] = block_plan(child, path, 4 * GIB)
+        plans = block_plans(child, path)
         for name, plan in plans.items():
             models[name] = stack.enter_context(load_planned(path, plan, child.runtime()))
         rounds = 2 if child.is_quick else ROUNDS
@@ -100,9 +98,19 @@ def forward_us(child: Child, model: Any) -> float:
     return median(spent_s[2:]) * 1e6
 
 
-def block_plan(child: Child, path: Path, host: int | str) -> ls.PlacementPlan:
-    """Return the plan that streams every block, whole, so that figures of two days compare."""
+def block_plans(child: Child, path: Path) -> dict[str, ls.PlacementPlan]:
+    """Return plans that stream every block, whole, so that figures of two days compare."""
     profile = open_blocks(path, on_host=not child.has_two_tiers).profile
-    budget = ls.MemoryBudget(device="min", host=host)
     machine = child.machine(profile.dtype)
-    return ls.simulate(profile, machine=machine, budget=budget, workload=WORKLOAD)
+    hosts: dict[str, int | str] = {"from disk": "min"}
+    if child.has_two_tiers:
+        hosts["from host"] = 4 * GIB
+    return {
+        name: ls.simulate(
+            profile,
+            machine=machine,
+            budget=ls.MemoryBudget(device="min", host=host),
+            workload=WORKLOAD,
+        )
+        for name, host in hosts.items()
+    }

@@ -26,7 +26,7 @@ GIB = 1024**3
 
 
 def device_bytes(child: Child, path: Path, workload: ls.Workload) -> int:
-    """Return a device budget that streams most of a model in large units: the least and a fifth of it all."""
+    """Return a device budget that streams most of a model: the least, and a fifth of its weights."""
     least = child.plan(path, ls.MemoryBudget(device="min", host="min"), workload)
     return least.ledger.device_bytes + sum(unit.weight_bytes for unit in least.units) // 5
 
