@@ -102,6 +102,15 @@ def test_a_case_that_has_begun_and_not_ended_is_in_the_table_as_cut_off(tmp_path
     assert "| step rates | not run to its end |" in text
 
 
+def test_a_step_that_was_cut_off_says_how_many_of_its_cases_have_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    begin(path)
+    lines.append(path, kind="count", step="families", count=88)
+    add_case(path, "llama", equal(True))
+    lines.append(path, kind="step", step="families", ended="time limit", note="", seconds=9.0)
+    assert "| step families | time limit |  |  | 1 of 88 cases" in table.as_markdown(lines.read_run(path))
+
+
 def test_a_case_that_raised_is_a_miss(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     begin(path)

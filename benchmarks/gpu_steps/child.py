@@ -259,6 +259,8 @@ def main() -> int:
         # threads do not speed up tiny matrices, and they make the figures of a busy machine jump
         torch.set_num_threads(1)
     module = importlib.import_module(f"gpu_steps.{child.step}")
+    if hasattr(module, "count"):
+        lines.append(child.results, kind="count", step=child.step, count=module.count(child))
     run(child, module.cases(child))
     sys.stdout.flush()
     # neither a daemon thread nor a driver's exit handler may turn a finished step into a hanging one

@@ -37,6 +37,11 @@ def cases(child: Child) -> Iterator[Case]:
             )
 
 
+def count(child: Child) -> int:
+    """Return how many cases there are in all: a step that is cut off has not begun some of them."""
+    return len(QUICK if child.is_quick else FAMILIES) * len(DTYPES)
+
+
 def compare(child: Child, family: str, dtype: str) -> Found:
     """Compare one family in one dtype, from each tier that the device has."""
     path = child.work / f"{family}-{dtype}"

@@ -5,6 +5,7 @@ A file may hold several runs; the last one counts. Lines are of these kinds:
 - `run`: what the run is of, once, at its start;
 - `begun`: a case has started;
 - `case`: it has ended, with its status, its rows of the table and its figures;
+- `count`: how many cases a step has, where those that have not begun would be missed;
 - `step`: a step has ended, and how.
 """
 
@@ -72,6 +73,10 @@ class Run:
     def steps(self) -> dict[str, dict[str, Any]]:
         """Return how each step ended; a step that has not ended is absent."""
         return {line["step"]: line for line in self.lines if line["kind"] == "step"}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many cases each step has, of those that say so."""
+        return {line["step"]: line["count"] for line in self.lines if line["kind"] == "count"}
 
 
 def _cut_off(begun: dict[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,19 @@ def rows_of(run: Run) -> list[Row]:
         found = [Row(**row) for case in cases for row in case["rows"]]
         rows += _counted(found)
         rows += _without_result(step, [case for case in cases if case["status"] != OK])
-        ending = run.steps().get(step)
-        if ending is None or ending["ended"] != OK:
-            ended = "not run to its end" if ending is None else ending["ended"]
-            rows.append(Row(what=f"step {step}", found=ended, met=None, note=(ending or {}).get("note", "")))
+        rows += _ending(run, step, sum(case["status"] == OK for case in cases))
     return rows
+
+
+def _ending(run: Run, step: str, num_done: int) -> list[Row]:
+    """Return a row for a step that has not come to its end."""
+    ending = run.steps().get(step, {"ended": "not run to its end", "note": ""})
+    if ending["ended"] == OK:
+        return []
+    total = run.counts().get(step)
+    done = f"{num_done} of {total} cases have a result" if total else ""
+    note = "; ".join(part for part in (done, ending["note"]) if part)
+    return [Row(what=f"step {step}", found=ending["ended"], note=note)]
 
 
 def _counted(rows: list[Row]) -> list[Row]:
