@@ -12,6 +12,7 @@ import psutil
 import torch
 from common import GIB, environment, hardware_slug
 
+import layerstream as ls
 from layerstream.machine import free_host_bytes, resolve_device
 
 from .child import FAKE, Case, Child
@@ -45,6 +46,8 @@ def look(child: Child) -> Found:
         "device": device,
         **card_facts(device),
         **environment(child.work),
+        # it runs from the checkout, and need not be installed
+        "layerstream": ls.__version__,
         "memory available": f"{psutil.virtual_memory().available / GIB:.1f} GiB",
         "memory usable here": f"{free_host_bytes() / GIB:.1f} GiB",
         "disk free": f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB",

@@ -73,6 +73,9 @@ def ensure(child: Child, name: str) -> Path:
     """Return the directory of a model; it is written if it is not there."""
     directory = directory_of(child, name)
     if not directory.exists():
+        for left in child.work.glob(f"{directory.name}.*"):
+            # by a process that was ended in the middle of it
+            shutil.rmtree(left)
         unfinished = directory.with_name(f"{directory.name}.{os.getpid()}")
         if name == PEERS:
             take_first_blocks(ensure(child, SEVEN_B), unfinished, shape_of(child, name))
@@ -112,25 +115,32 @@ def num_blocks_of(child: Child, name: str, shape: LlamaShape) -> int:
         return {SEVEN_B: 8, SEVENTY_B: 8, ONE_B: 4, PEERS: 4}[name]
     share = min(1.0, child.minutes / FULL_MINUTES)
     if name == SEVENTY_B:
-        # what memory it takes is the same from 24 blocks on; a sweep of all takes half a minute
-        return max(24, min(shape.num_blocks, int(8 * child.minutes)))
+        # 24 blocks and the edges would fit into 15 GB and 25 GB; a sweep of all takes half a minute
+        return max(28, min(shape.num_blocks, int(8 * child.minutes)))
     if name == PEERS:
         # accelerate takes seconds for a few blocks; links go to whole shards, of four blocks each
         most = max(4, int(8 * child.minutes / FULL_MINUTES) // 4 * 4)
         return min(shape_of(child, SEVEN_B).num_blocks, most)
     if name == ONE_B:
         return shape.num_blocks
-    module = torch.get_device_module(child.torch_device)
     edge_bytes = replace(shape, num_blocks=0).weight_bytes
     most_bytes = min(
         # it is on the card twice at once, for the comparison with everything resident
-        0.42 * module.mem_get_info(child.torch_device)[0],
+        0.4 * device_memory_bytes(child.torch_device),
         0.6 * free_host_bytes(),
         0.8 * shutil.disk_usage(child.work).free,
         share * shape.weight_bytes,
     )
-    block_bytes = (shape.weight_bytes - edge_bytes) / shape.num_blocks
-    return max(2, min(shape.num_blocks, int((most_bytes - edge_bytes) / block_bytes)))
+    block_bytes = (shape.weight_bytes - edge_bytes) // shape.num_blocks
+    return max(2, min(shape.num_blocks, int((most_bytes - edge_bytes) // block_bytes)))
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """Return the memory of the whole device; of the host where torch does not say."""
+    module = torch.get_device_module(device)
+    if not hasattr(module, "get_device_properties"):
+        return free_host_bytes()
+    return int(module.get_device_properties(device).total_memory)
 
 
 def take_first_blocks(source: Path, target: Path, shape: LlamaShape) -> None:
