@@ -146,7 +146,7 @@ def budget_for(child: Child, path: Path, cap_bytes: int) -> ls.MemoryBudget:
     # the planner knows what is free in host memory here
     free = child.plan(path, ls.MemoryBudget(device=DEVICE_BYTES, host="auto"), WORKLOAD)
     host = min(HOST_BYTES, int(0.8 * free.ledger.host_budget_bytes))
-    return ls.MemoryBudget(device=min(DEVICE_BYTES, int(cap_bytes * 15 / 16)), host=host)
+    return ls.MemoryBudget(device=min(DEVICE_BYTES, (cap_bytes or CAP_BYTES) * 15 // 16), host=host)
 
 
 def device_peak(child: Child) -> dict[str, int]:
