@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -186,6 +187,27 @@ def bench(session: nox.Session) -> None:
     install(session, *LAYERSTREAM, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
     for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", script, "--quick", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need an accelerator, then measure on it; takes the options of `bench_gpu.py`."""
+    python = find_python_with_device()
+    if python is None:
+        session.log("no Python here has a torch that sees a device: everything is installed, for the CPU")
+        install(session, *LAYERSTREAM, *COMPARE, *TEST_TOOLS)
+        python = "python"
+    session.run(python, "benchmarks/bench_gpu.py", *session.posargs, external=True)
+
+
+def find_python_with_device() -> str | None:
+    """Return a Python outside this session whose torch sees an accelerator; None if there is none."""
+    question = "import torch, transformers, sys; sys.exit(not torch.accelerator.is_available())"
+    found = (sys.executable, os.environ.get("VIRTUAL_ENV", "") + "/bin/python", "python3", "python")
+    for python in filter(None, map(shutil.which, found)):
+        if subprocess.run([python, "-c", question], capture_output=True, check=False).returncode == 0:
+            return python
+    return None
 
 
 def name_sessions(arguments: list[str]) -> list[str]:

@@ -23,13 +23,13 @@ from layerstream.machine import describe_machine
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.plans import Residency
 from layerstream.streaming.buffers import HostBuffer
-from layerstream.streaming.runtime import TorchRuntime
+from layerstream.streaming.runtime import DeviceRuntime, TorchRuntime
 from layerstream.streaming.sources import UnitSource
 
 
-def open_blocks(directory: Path) -> ModelSpec:
-    """Open a checkpoint with whole blocks as its only units."""
-    spec = inspect_model(directory)
+def open_blocks(directory: Path, *, on_host: bool = True) -> ModelSpec:
+    """Open a checkpoint with whole blocks as its only units, laid out for the CPU or for another device."""
+    spec = inspect_model(directory, on_host=on_host)
     return replace(spec, profile=replace(spec.profile, parts=(), layers=()))
 
 
@@ -65,10 +65,13 @@ def resident_share(plan: ls.PlacementPlan) -> float:
 
 
 @contextmanager
-def load_planned(directory: Path, plan: ls.PlacementPlan) -> Iterator[ls.StreamedModel]:
-    """Yield the model of `directory`, placed as `plan` says."""
-    runtime = TorchRuntime(torch.device("cpu"))
-    with ls.StreamedModel(build(open_blocks(directory), plan, [runtime]), baseline_bytes=0) as streamed:
+def load_planned(
+    directory: Path, plan: ls.PlacementPlan, runtime: DeviceRuntime | None = None
+) -> Iterator[ls.StreamedModel]:
+    """Yield the model of `directory`, placed as `plan` says, on the CPU or on `runtime`'s device."""
+    runtime = runtime or TorchRuntime(torch.device("cpu"))
+    spec = open_blocks(directory, on_host=runtime.is_host)
+    with ls.StreamedModel(build(spec, plan, [runtime]), baseline_bytes=0) as streamed:
         yield streamed
 
 

@@ -20,11 +20,19 @@ def decode_seconds(model: Any, *, batch_size: int, steps: int) -> float:
         steps: number of timed forwards.
     """
     prompt = torch.arange(3, 3 + batch_size * PROMPT_TOKENS).reshape(batch_size, PROMPT_TOKENS) % 500
+    prompt = prompt.to(model.device)
     cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-    token = torch.full((batch_size, 1), 5)
+    token = torch.full((batch_size, 1), 5, device=model.device)
+    device = torch.get_device_module(model.device)
 
     def step() -> None:
         model(input_ids=token, past_key_values=cache, use_cache=True)
 
+    def run() -> None:
+        for _ in range(steps):
+            step()
+        device.synchronize()
+
     step()
-    return timed(lambda: [step() for _ in range(steps)]) / steps
+    device.synchronize()
+    return timed(run) / steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -110,7 +111,12 @@ LLAMA_70B = LlamaShape(
 
 
 def write_llama(
-    directory: Path, shape: LlamaShape, *, blocks_per_shard: int = 4, sparse: bool = False
+    directory: Path,
+    shape: LlamaShape,
+    *,
+    blocks_per_shard: int = 4,
+    sparse: bool = False,
+    repeats: bool = False,
 ) -> Path:
     """Write a random Llama as sharded safetensors, tensor by tensor: at most one tensor is in memory.
 
@@ -119,6 +125,7 @@ def write_llama(
         shape: the model's shape.
         blocks_per_shard: decoder blocks in one file.
         sparse: write headers only; holes (zeros that take no disk space) stand for the weights.
+        repeats: take all matrices from one block of random values: written as fast as the disk allows.
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(shape.config(), indent=1))
@@ -127,10 +134,11 @@ def write_llama(
     shards = [
         _join(shape, range(start, min(start + blocks_per_shard, shape.num_blocks))) for start in starts
     ] + [shape.edges()]
-    places, generator = {}, torch.Generator().manual_seed(0)
+    places = {}
+    values = RepeatedValues(shape.dtype) if repeats else FreshValues(shape.dtype)
     for number, tensors in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(directory / name, tensors, shape, None if sparse else generator)
+        _write_shard(directory / name, tensors, shape, None if sparse else values)
         places |= dict.fromkeys(tensors, name)
     index = {"metadata": {"total_size": shape.weight_bytes}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -142,7 +150,10 @@ def _join(shape: LlamaShape, blocks: range) -> dict[str, tuple[int, ...]]:
 
 
 def _write_shard(
-    path: Path, tensors: dict[str, tuple[int, ...]], shape: LlamaShape, generator: torch.Generator | None
+    path: Path,
+    tensors: dict[str, tuple[int, ...]],
+    shape: LlamaShape,
+    values: FreshValues | RepeatedValues | None,
 ) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -157,16 +168,52 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        if generator is None:
+        if values is None:
             file.truncate(8 + len(text) + end)
             return
         for name, size in tensors.items():
-            file.write(_random_bytes(name, size, shape.dtype, generator))
+            for part in values.bytes_of(name, size):
+                file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _random_bytes(name: str, size: tuple[int, ...], dtype: str, generator: torch.Generator) -> memoryview:
-    """Return one tensor's bytes: ones for norms, otherwise normal with deviation 0.02, like a fresh model."""
-    tensor = torch.ones(size) if "norm" in name else torch.randn(*size, generator=generator).mul_(0.02)
-    return memoryview(tensor.to(getattr(torch, dtype)).contiguous().view(torch.uint8).reshape(-1).numpy())
+class FreshValues:
+    """Values of a fresh model: ones for norms, otherwise normal with deviation 0.02."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = getattr(torch, dtype)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def bytes_of(self, name: str, size: tuple[int, ...]) -> Iterator[memoryview]:
+        """Yield one tensor's bytes."""
+        tensor = (
+            torch.ones(size) if "norm" in name else torch.randn(*size, generator=self._generator).mul_(0.02)
+        )
+        yield _as_bytes(tensor.to(self._dtype))
+
+
+class RepeatedValues:
+    """The same, but every matrix begins anywhere in one block of values and goes round in it."""
+
+    def __init__(self, dtype: str, num_values: int = 2**23 + 1) -> None:
+        self._fresh = FreshValues(dtype)
+        (self._block,) = self._fresh.bytes_of("block", (num_values,))
+        self._at = 0
+        self._element_bytes = getattr(torch, dtype).itemsize
+
+    def bytes_of(self, name: str, size: tuple[int, ...]) -> Iterator[memoryview]:
+        """Yield one tensor's bytes in parts."""
+        if "norm" in name:
+            yield from self._fresh.bytes_of(name, size)
+            return
+        left_bytes = prod(size) * self._element_bytes
+        while left_bytes:
+            part = self._block[self._at : self._at + left_bytes]
+            yield part
+            left_bytes -= len(part)
+            self._at = (self._at + len(part)) % len(self._block)
+
+
+def _as_bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
