@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..variants.loaded import Loaded
+from .chunk_reader import ChunkReader
 
 _NAME_PARTS = ("attention", "mm", "linear", "gemv", "gemm", "dequant", "bitsandbytes", "softmax")
 """Parts of the names of operators that compute attention and matrix products."""
@@ -41,12 +42,12 @@ def kernel_facts(loaded: Loaded, prompt_ids: torch.Tensor) -> dict[str, Any]:
     """
     if loaded.model.config._attn_implementation == "flex_attention":
         return {"attention_kernel": "flex_attention, compiled"}
-    prefill, decode = _Recorder(), _Recorder()
-    with loaded.context(), torch.no_grad():
+    prefill, decode, reader = _Recorder(), _Recorder(), ChunkReader(loaded.model)
+    with loaded.context():
         with prefill:
-            outputs = loaded.model(prompt_ids, use_cache=True)
+            reader.read(prompt_ids)
         with decode:
-            loaded.model(prompt_ids[:, -1:], past_key_values=outputs.past_key_values, use_cache=True)
+            reader.read(prompt_ids[:, -1:])
     return {
         "attention_kernel": _attention(prefill.counts),
         "prefill_operators": _relevant(prefill.counts),
