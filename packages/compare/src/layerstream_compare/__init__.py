@@ -10,7 +10,8 @@ from .events import Event
 from .experiment import Experiment, compare, run
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
 from .reports.files import csv_report, drawings, html_report, write_reports
-from .reports.metrics import METRICS, Metric
+from .reports.metric import Metric
+from .reports.metrics import METRICS
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated

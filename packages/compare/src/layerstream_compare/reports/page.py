@@ -13,7 +13,8 @@ from typing import Any
 from layerstream import format_bytes
 
 from ..divergence import REFERENCE_FACT
-from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
+from .metric import Metric
+from .metrics import NOISE_FLOOR, TEXTS, Row, measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, length_plots, memory_plot
 from .tables import GROUPS

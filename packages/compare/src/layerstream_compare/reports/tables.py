@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measurement import Measurement
-from .metrics import BY_KEY, METRICS, Metric, Row, measured
+from .metric import Metric
+from .metrics import BY_KEY, METRICS, Row, measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}
 """Headings of the groups of metrics."""

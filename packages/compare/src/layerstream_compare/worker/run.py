@@ -199,14 +199,14 @@ class _Run:
             device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True)
             + loaded.extra_device_held_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
-            load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
+            load_spike_bytes=load.peak_bytes - load.resident_bytes,
             phases=tuple(self._meter.phases),
         )
 
     def _facts(self, memory: Memory, generated: Generated) -> dict[str, Any]:
         # first: the streamed variant's report must cover only what was measured
         facts = self._loaded.facts()
-        num_parameters = ls.profile_model(self._case.model, dtype=self._case.dtype).num_parameters
+        profile = ls.profile_model(self._case.model, dtype=self._case.dtype)
         missing_flags = find_variant(self._case.variant, "weights").missing_cpu_flags()
         prompt_ids = self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)
         return {
@@ -214,9 +214,10 @@ class _Run:
             **kernel_facts(self._loaded, prompt_ids),
             **({"cpu_lacks": list(missing_flags)} if missing_flags and facts["device"] == "cpu" else {}),
             "margins": list(generated.margins),
-            "parameters": num_parameters,
+            "parameters": profile.num_parameters,
+            "unquantized_weight_bytes": profile.weight_bytes,
             "held_after_load_bytes": self._held_after_load_bytes,
-            "effective_bits_per_weight": memory.held_bytes * 8 / num_parameters,
+            "effective_bits_per_weight": memory.held_bytes * 8 / profile.num_parameters,
             "threads": torch.get_num_threads(),
             "peak_is_reset": self._meter.peak_is_reset,
         }

@@ -35,10 +35,10 @@ _FITS_SHARE = 0.7
 """A resident reference is loaded only if its weights take less than this share of the free memory."""
 
 _REFERENCE_SHARE = 0.5
-"""Budget of a streamed reference as a share of the free memory.
+"""Budget of a streamed reference as a share of the free memory on its device.
 
 Memory is measured before the reference is loaded, and its results are the same at every budget; a smaller one
-only takes longer."""
+only takes longer. Of host memory the reference takes what is free."""
 
 
 def compare_on(
@@ -97,7 +97,7 @@ def measure_quality(
     if case.variant != "streamed":
         longest = max(prompt.num_tokens, CHUNK_POSITIONS)
         new_tokens = max(case.max_new_tokens, len(prose))
-        budget = int(_REFERENCE_SHARE * free)
+        budget = ls.MemoryBudget(device=int(_REFERENCE_SHARE * free))
         with streamed.open_streamed(
             reference_case, budget=budget, prompt_tokens=longest, new_tokens=new_tokens
         ) as reference:
