@@ -38,6 +38,7 @@ WARMUP_PROMPT_TOKENS = 512
 _KERNEL_PROMPT_TOKENS = 8
 _NOISY_SPREAD = 2.0
 _NOISY_CORES = 0.25
+_REFUSALS = ("No available kernel", "No viable backend")
 
 
 class Emit(Protocol):
@@ -63,7 +64,20 @@ def run_case(case: Case, emit: Emit) -> None:
         emit("unavailable", reason=f"{case.label} needs the package {error.name}, which is not installed")
     except Exception as error:  # noqa: BLE001  a failed case is a result
         traceback.print_exc()
-        emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
+        if backend := _refused_backend(case, error):
+            reason = (
+                f"{case.attention}: torch's {backend} has no kernel for this model's shapes and dtype here"
+            )
+            emit("unavailable", reason=reason)
+        else:
+            emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
+
+
+def _refused_backend(case: Case, error: Exception) -> str:
+    """Return the attention backend that the case forces, if the error is that it does not support the model."""
+    # torch says only this much; on an accelerator it warns of its reasons on standard error
+    is_refusal = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+    return find_variant(case.attention, "attention").backend if is_refusal else ""
 
 
 def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
