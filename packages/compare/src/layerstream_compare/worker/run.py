@@ -29,6 +29,7 @@ from .background_load import BackgroundLoadMeter
 from .detokenize import Detokenizer, decode, token_texts
 from .generation import Generated, generate_greedily
 from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
+from .nvml import gpu_facts
 from .operator_trace import kernel_facts
 from .teacher_forcing import measure_quality
 
@@ -74,7 +75,7 @@ def run_case(case: Case, emit: Emit) -> None:
 
 
 def _refused_backend(case: Case, error: Exception) -> str:
-    """Return the attention backend that the case forces, if the error is that it does not support the model."""
+    """Return the attention backend that the case forces, if the error is that it refuses the model."""
     # torch says only this much; on an accelerator it warns of its reasons on standard error
     is_refusal = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
     return find_variant(case.attention, "attention").backend if is_refusal else ""
@@ -226,6 +227,7 @@ class _Run:
         return {
             **facts,
             **kernel_facts(self._loaded, prompt_ids),
+            **gpu_facts(self._loaded.model.device),
             **({"cpu_lacks": list(missing_flags)} if missing_flags and facts["device"] == "cpu" else {}),
             "margins": list(generated.margins),
             "parameters": profile.num_parameters,
