@@ -116,10 +116,10 @@ def test_the_streamed_variant_takes_the_least_of_both_memories_by_default(tiny_m
     loaded.close()
     assert "H" not in facts["placement"]
     assert facts["host_ledger_bytes"] <= facts["host_budget_bytes"]
-    sizes = {(where, purpose): size for where, purpose, size in facts["ledger"]}
+    sizes = {(line["memory"], line["kind"]): line["bytes"] for line in facts["ledger"]}
     slots, staging = sizes["device", "slots"], sizes["host", "staging"]
     assert loaded.extra_device_held_bytes == slots
-    assert loaded.extra_held_bytes == slots + staging + sizes.get(("host", "input embedding"), 0)
+    assert loaded.extra_held_bytes == slots + staging + sizes.get(("host", "embedding"), 0)
     assert sum(size for (where, _), size in sizes.items() if where == "device") == facts["ledger_bytes"]
     assert sum(size for (where, _), size in sizes.items() if where == "host") == facts["host_ledger_bytes"]
     assert facts["sweep_read_bytes"] > 0

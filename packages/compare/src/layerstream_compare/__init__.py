@@ -9,7 +9,7 @@ from .errors import CompareError, ExperimentError, ResultsError
 from .events import Event
 from .experiment import Experiment, compare, run
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
-from .reports.files import csv_report, drawings, html_report, write_reports
+from .reports.files import csv_report, drawings, html_report, memory_notes, write_reports
 from .reports.metric import Metric
 from .reports.metrics import METRICS
 from .results import read_results
@@ -40,6 +40,7 @@ __all__ = [
     "drawings",
     "html_report",
     "list_variants",
+    "memory_notes",
     "read_results",
     "run",
     "run_in_process",

@@ -76,6 +76,15 @@ def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
     return slots, sum(line.num_bytes for line in host_lines if line.kind in HOST_WEIGHT_KINDS)
 
 
+def _ledger_entry(line: ls.LedgerLine) -> dict[str, Any]:
+    return {
+        "memory": line.where.value,
+        "kind": line.kind.value,
+        "purpose": line.purpose,
+        "bytes": line.num_bytes,
+    }
+
+
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
     plan = streamed.plan
     ledger = plan.ledger
@@ -87,7 +96,7 @@ def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
         "budget_bytes": ledger.device_budget_bytes,
         "ledger_bytes": ledger.device_bytes,
         **(host if _has_device(plan) else {}),
-        "ledger": [[line.where.value, line.purpose, line.num_bytes] for line in ledger.lines],
+        "ledger": [_ledger_entry(line) for line in ledger.lines],
         "sweep_read_bytes": plan.cost.read_bytes,
         "sweep_copy_bytes": plan.cost.copy_bytes,
         "report": streamed.report().to_dict(),
