@@ -66,7 +66,9 @@ def test_a_host_budget_that_was_chosen_is_named_with_what_it_buys():
     (note,) = [note for note in memory_notes([streamed, *default_table()[1:]]) if "holds" in note]
     assert "weights that stay in pinned host memory need not be read from disk" in note
     assert "it takes blocks in host memory 900 MiB, staging 57 MiB" in note
-    assert note.endswith("its budget of 957 MiB allows that (--host-budget auto).")
+    assert note.endswith(
+        "the budget that was chosen for it, 957 MiB, allows that, and min would take the least."
+    )
 
 
 def test_a_device_budget_larger_than_a_quantized_model_is_named():
@@ -75,8 +77,8 @@ def test_a_device_budget_larger_than_a_quantized_model_is_named():
     note = memory_notes([streamed, *default_table()[1:]])[-1]
     assert note == (
         "streamed holds 600 MiB of device memory, more than bnb-int8 (560 MiB) and bnb-nf4 (340 MiB): it "
-        "takes slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; its budget of 67 MiB allows "
-        "that (--budget 700 MiB)."
+        "takes slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
+        "chosen for it, 67 MiB, allows that, and min would take the least."
     )
 
 
@@ -104,7 +106,7 @@ def test_on_a_cpu_a_note_appears_only_where_streamed_is_larger():
     larger = on_cpu("streamed", held=120, peak=140, budget="120 MiB", facts=streamed_facts(LEDGER[:4]))
     (note,) = memory_notes([larger, *others])
     assert note.startswith("streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): it takes slots")
-    assert note.endswith("allows that (--budget 120 MiB).")
+    assert note.endswith("allows that, and min would take the least.")
 
 
 def test_needed_memory_gets_a_note_too_and_lanes_are_not_repeated():

@@ -151,8 +151,8 @@ def _bounds(row: Row, place: _Place, planned_bytes: int) -> list[str]:
         is_small = planned_bytes > _SMALL_SHARE * weights > 0
         small = f"the whole model has only {format_bytes(weights)} of weights"
         return ["this is the least with which it can be streamed", *([small] if is_small else [])]
-    size = f" of {format_bytes(facts[place.budget_fact])}" if place.budget_fact in facts else ""
-    return [f"its budget{size} allows that (--{place.budget.replace('_', '-')} {requested})"]
+    size = f", {format_bytes(facts[place.budget_fact])}," if place.budget_fact in facts else ""
+    return [f"the budget that was chosen for it{size} allows that, and min would take the least"]
 
 
 def _enumerated(words: Sequence[str]) -> str:

@@ -33,8 +33,8 @@ _DEVICE_MEMORY_NOTE = (
     "allocator. The driver's own memory (its context, kernels) is not part of it."
 )
 _HOST_MEMORY_NOTE = (
-    "Held is what the weights keep in host memory, pinned. Working comes on top of it while the model runs. "
-    "Mapped files can be reclaimed; the load spike is the thin bar that starts where held ends."
+    "Held is what the weights keep in host memory. Working comes on top of it while the model runs. Mapped "
+    "files and the load spike are in the table: libraries, and the checkpoint while it is copied."
 )
 _FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
 

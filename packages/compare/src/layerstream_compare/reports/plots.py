@@ -22,7 +22,9 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def memory_plot(rows: Sequence[Row], *, memory: str = "") -> str:
-    """Return stacked bars of held, working and mapped memory; a thin bar shows the load spike.
+    """Return stacked bars of held and working memory; on a CPU also of mapped memory and the load spike.
+
+    On an accelerator most of the last two are files: its libraries, and the checkpoint while it is copied.
 
     Args:
         rows: the cases.
@@ -46,14 +48,12 @@ def memory_plot(rows: Sequence[Row], *, memory: str = "") -> str:
 
 
 def _memory_end(row: Row, kinds: Mapping[str, str]) -> float:
-    """Return where a bar ends: at the sum of its parts, or where the load spike or the peak ends."""
-    held, *_ = kinds
-    stacked = sum(_value(row, key) for key in kinds if key != "load_spike_bytes")
+    """Return where a row's bars end."""
     if "load_spike_bytes" not in kinds:
-        return stacked
-    if held != "held_bytes":
-        return max(stacked, _value(row, held) + _value(row, "load_spike_bytes"))
-    return max(_value(row, "peak_over_baseline_bytes"), _value(row, held) + _value(row, "load_spike_bytes"))
+        return sum(_value(row, key) for key in kinds)
+    return max(
+        _value(row, "peak_over_baseline_bytes"), _value(row, "held_bytes") + _value(row, "load_spike_bytes")
+    )
 
 
 def _memory_bar(row: Row, kinds: Mapping[str, str], scale: svg.Scale, y: float) -> list[str]:
@@ -79,11 +79,10 @@ def _memory_bar(row: Row, kinds: Mapping[str, str], scale: svg.Scale, y: float) 
     ]
 
 
-_OUTSIDE_DEVICES = {"mapped_bytes": "faint", "load_spike_bytes": "s3"}
 _MEMORY_KINDS = {
-    "": {"held_bytes": "s0", "working_bytes": "s1", **_OUTSIDE_DEVICES},
+    "": {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"},
     "device": {"device_held_bytes": "s0", "device_working_bytes": "s1"},
-    "host": {"host_held_bytes": "s0", "host_working_bytes": "s1", **_OUTSIDE_DEVICES},
+    "host": {"host_held_bytes": "s0", "host_working_bytes": "s1"},
 }
 """Metrics of a memory plot, in drawing order and what is held first, with the CSS class of their colour."""
 
