@@ -169,7 +169,9 @@ def test_memory_bars_of_a_device_and_of_the_host_are_apart_each_to_its_own_scale
 
 def test_plots_say_why_the_streamed_model_takes_more_of_a_memory():
     html = checked(plots_view(on_device("streamed", "resident", "bnb-nf4")))
-    assert "Streamed holds 84 MiB of host memory, more than In memory (0 B) and 4-bit NF4 (2 MiB)" in html
+    assert (
+        "“Streamed” holds 84 MiB of host memory, more than “In memory” (0 B) and “4-bit NF4” (2 MiB)" in html
+    )
     assert "a sweep reads 210 MiB from disk and copies 210 MiB to the device" in html
     smaller = [sample_values.measurement(STREAMED), sample_values.measurement(NF4)]
     assert "ls-note" not in plots_view(smaller)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +14,13 @@ import layerstream as ls
 from layerstream.testing import FakeAsyncRuntime
 from layerstream_compare.case import Case
 from layerstream_compare.measurement import Measurement, Memory, PhaseMemory
+from layerstream_compare.protocol import measurement_of
+from layerstream_compare.reports.files import memory_notes
 from layerstream_compare.reports.metrics import BY_KEY
 from layerstream_compare.variants import streamed
 from layerstream_compare.variants.loaded import Loaded
 from layerstream_compare.worker.memory import read_memory
+from layerstream_compare.worker.run import run_case
 
 MIB = 1024**2
 
@@ -152,3 +157,20 @@ def test_on_a_cpu_a_host_budget_changes_nothing(tiny_model):
     assert facts[0]["ledger"] == facts[1]["ledger"]
     assert facts[0]["placement"] == facts[1]["placement"]
     assert "host_budget_bytes" not in facts[0]
+
+
+def test_a_case_on_a_device_reports_both_memories_and_its_notes_name_the_host(tiny_model, monkeypatch):
+    monkeypatch.setattr(streamed.ls, "load", partial(ls.load, runtime=FakeAsyncRuntime(lag_s=0.0)))
+    case = Case(model=tiny_model, variant="streamed", prompt="Hello", max_new_tokens=4, quality=False)
+    messages: list[dict[str, Any]] = []
+    run_case(case, lambda kind, **data: messages.append({"kind": kind, **data}))
+    measurement = measurement_of(case, json.loads(json.dumps(messages[-1])), isolation="in-process")
+    assert measurement.status == "ok", measurement.reason
+    memory = measurement.memory
+    assert 0 < memory.device_held_bytes < memory.held_bytes
+    assert measurement.facts["unquantized_weight_bytes"] > 0
+    on_device = replace(memory, held_bytes=10**9, device_held_bytes=10**9)
+    resident = replace(measurement, case=case.with_changes(variant="resident"), memory=on_device, facts={})
+    tiers, note = memory_notes([measurement, resident])
+    assert tiers.startswith("streamed plans ")
+    assert "of host memory, more than resident (0 B): weights pass through pinned host memory" in note

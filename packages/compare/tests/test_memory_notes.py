@@ -14,8 +14,8 @@ from layerstream_compare.reports.tables import markdown, terminal_notes, termina
 
 HOST_NOTE = (
     "streamed holds 84 MiB of host memory, more than resident (0 B), bnb-int8 (0 B) and bnb-nf4 (2 MiB): "
-    "weights pass through pinned host memory on their way to the device; it takes staging 57 MiB, input "
-    "embedding 27 MiB; this is the least with which it can be streamed."
+    "weights pass through pinned host memory on their way to the device; its largest uses: staging "
+    "57 MiB, input embedding 27 MiB; this is the least with which it can be streamed."
 )
 TIERS = (
     "streamed plans 67 MiB of device memory (budget 67 MiB) and 84 MiB of host memory (budget "
@@ -65,7 +65,7 @@ def test_a_host_budget_that_was_chosen_is_named_with_what_it_buys():
     )
     (note,) = [note for note in memory_notes([streamed, *default_table()[1:]]) if "holds" in note]
     assert "weights that stay in pinned host memory need not be read from disk" in note
-    assert "it takes blocks in host memory 900 MiB, staging 57 MiB" in note
+    assert "its largest uses: blocks in host memory 900 MiB, staging 57 MiB" in note
     assert note.endswith(
         "the budget that was chosen for it, 957 MiB, allows that, and min would take the least."
     )
@@ -76,8 +76,8 @@ def test_a_device_budget_larger_than_a_quantized_model_is_named():
     streamed = measured("streamed", sizes, budget="700 MiB", facts=facts)
     note = memory_notes([streamed, *default_table()[1:]])[-1]
     assert note == (
-        "streamed holds 600 MiB of device memory, more than bnb-int8 (560 MiB) and bnb-nf4 (340 MiB): it "
-        "takes slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
+        "streamed holds 600 MiB of device memory, more than bnb-int8 (560 MiB) and bnb-nf4 (340 MiB): its "
+        "largest uses: slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
         "chosen for it, 67 MiB, allows that, and min would take the least."
     )
 
@@ -105,7 +105,9 @@ def test_on_a_cpu_a_note_appears_only_where_streamed_is_larger():
     assert terminal_notes(rows_of([smaller, *others])) == []
     larger = on_cpu("streamed", held=120, peak=140, budget="120 MiB", facts=streamed_facts(LEDGER[:4]))
     (note,) = memory_notes([larger, *others])
-    assert note.startswith("streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): it takes slots")
+    assert note.startswith(
+        "streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): its largest uses: slots"
+    )
     assert note.endswith("allows that, and min would take the least.")
 
 

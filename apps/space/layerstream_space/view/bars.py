@@ -74,6 +74,9 @@ _TWO_MEMORIES = (
     ),
 )
 
+_QUOTED = {name: f"“{title}”" for name, title in TITLES.items()}
+"""Names of variants inside a sentence, where "more than In memory" could be misread."""
+
 _EMPTY = (
     '<section class="ls-plots"><div class="ls-card ls-hollow"><h3>Memory</h3><p>Bars appear when the first '
     'column is done: weights, working memory, and the spike while loading.</p></div><div class="ls-card '
@@ -91,7 +94,7 @@ def plots_view(measurements: Sequence[Measurement]) -> str:
     ]
     if not good:
         return _EMPTY
-    notes = "".join(f'<p class="ls-note">{escape(note)}</p>' for note in memory_notes(good, TITLES))
+    notes = "".join(f'<p class="ls-note">{escape(note)}</p>' for note in memory_notes(good, _QUOTED))
     return f'<section class="ls-plots" aria-label="Plots">{_memory(good)}{_latency(good)}{notes}</section>'
 
 
@@ -116,7 +119,10 @@ def _memory(good: Sequence[Measurement]) -> str:
             f'<li><i class="line"></i>budget of the streamed model {tip(first.budget_tip, "budget")}</li>'
         )
     bars = "".join(_memory_bars(good, memory) for memory in memories)
-    return f'<div class="ls-card ls-memory"><h3>Memory</h3><ul class="ls-legend">{legend}</ul>{bars}</div>'
+    two = " two" if len(memories) > 1 else ""
+    return (
+        f'<div class="ls-card ls-memory{two}"><h3>Memory</h3><ul class="ls-legend">{legend}</ul>{bars}</div>'
+    )
 
 
 def _general(key: str) -> str:

@@ -112,34 +112,6 @@ MEMORY_METRICS: tuple[Metric, ...] = (
         _working,
     ),
     _memory(
-        "mapped_bytes",
-        "mapped",
-        "File pages that stay mapped although no weight is kept in them: the checkpoint before quantization, "
-        "library code. They count as resident, but the system reclaims them when memory is short",
-        _mapped,
-    ),
-    _memory(
-        "peak_over_baseline_bytes",
-        "peak",
-        "Highest resident set of load, warm-up, first token and decode, minus the resident set after all "
-        "imports; mapped files included. Device memory is not part of it",
-        lambda memory: memory.peak_over_baseline_bytes,
-    ),
-    _memory(
-        "load_spike_bytes",
-        "load spike",
-        "Peak during loading minus the resident set after it: needed only briefly, but needed. On an "
-        "accelerator: host memory, where a checkpoint that is mapped while it is copied counts too",
-        lambda memory: memory.load_spike_bytes,
-    ),
-    _memory(
-        "prefill_extra_bytes",
-        "prefill extra",
-        "Peak until the first token minus the resident set after the warm-up: the prompt's activations, "
-        "attention and cache. On an accelerator: its allocator's peak until then minus device held",
-        _prefill_extra,
-    ),
-    _memory(
         "device_held_bytes",
         "device held",
         "The part of held on the accelerator. A streamed model's slots are there",
@@ -190,6 +162,34 @@ MEMORY_METRICS: tuple[Metric, ...] = (
         "host needed",
         "Host held plus host working: what running takes in host memory",
         _with_device(lambda memory: memory.host_held_bytes + _host_working(memory)),
+    ),
+    _memory(
+        "mapped_bytes",
+        "mapped",
+        "File pages that stay mapped although no weight is kept in them: the checkpoint before quantization, "
+        "library code. They count as resident, but the system reclaims them when memory is short",
+        _mapped,
+    ),
+    _memory(
+        "peak_over_baseline_bytes",
+        "peak",
+        "Highest resident set of load, warm-up, first token and decode, minus the resident set after all "
+        "imports; mapped files included. Device memory is not part of it",
+        lambda memory: memory.peak_over_baseline_bytes,
+    ),
+    _memory(
+        "load_spike_bytes",
+        "load spike",
+        "Peak during loading minus the resident set after it: needed only briefly, but needed. On an "
+        "accelerator: host memory, where a checkpoint that is mapped while it is copied counts too",
+        lambda memory: memory.load_spike_bytes,
+    ),
+    _memory(
+        "prefill_extra_bytes",
+        "prefill extra",
+        "Peak until the first token minus the resident set after the warm-up: the prompt's activations, "
+        "attention and cache. On an accelerator: its allocator's peak until then minus device held",
+        _prefill_extra,
     ),
     _memory(
         "baseline_bytes",

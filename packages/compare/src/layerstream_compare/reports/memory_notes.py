@@ -98,7 +98,7 @@ def _note(row: Row, others: Sequence[Row], place: _Place, name_of: Name) -> str:
     }
     # the two figures grow together: what was already said of one is not repeated of the other
     smaller["needs"] = [other for other in smaller["needs"] if other not in smaller["holds"]]
-    clauses = []
+    clauses: list[str] = []
     for verb, key in verbs.items():
         if smaller[verb]:
             lanes = _enumerated([f"{name_of(other)} ({_text(other, key)})" for other in smaller[verb]])
@@ -134,7 +134,7 @@ def _reasons(row: Row, smaller: Sequence[Row], place: _Place) -> list[str]:
     if lines:
         largest = sorted(lines, key=lambda line: -line["bytes"])[:_SHOWN_LINES]
         sizes = (f"{line['purpose']} {format_bytes(line['bytes'])}" for line in largest)
-        reasons.append(f"it takes {', '.join(sizes)}")
+        reasons.append(f"its largest uses: {', '.join(sizes)}")
     return [*reasons, *_bounds(row, place, sum(line["bytes"] for line in lines))]
 
 

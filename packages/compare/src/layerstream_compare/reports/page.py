@@ -36,7 +36,8 @@ _HOST_MEMORY_NOTE = (
     "Held is what the weights keep in host memory. Working comes on top of it while the model runs. Mapped "
     "files and the load spike are in the table: libraries, and the checkpoint while it is copied."
 )
-_FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
+# the ledger is part of the plan, which is text for people
+_FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", "ledger", REFERENCE_FACT)
 
 
 def html_page(rows: Sequence[Row]) -> str:

@@ -43,9 +43,9 @@ _IN_TERMINAL_WITH_DEVICE = (
 
 def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
     """Return a table of the figures that fit a terminal of `width` characters."""
-    keys, dropped_first = _IN_TERMINAL, _DROPPED_FIRST
-    if has_device(rows):
-        keys, dropped_first = _IN_TERMINAL_WITH_DEVICE, _DROPPED_FIRST_WITH_DEVICE
+    on_device = has_device(rows)
+    keys: tuple[str, ...] = _IN_TERMINAL_WITH_DEVICE if on_device else _IN_TERMINAL
+    dropped_first = _DROPPED_FIRST_WITH_DEVICE if on_device else _DROPPED_FIRST
     dropped = dropped_first[: max(0, len(keys) - (width - _TEXT_WIDTH) // _FIGURE_WIDTH)]
     metrics = [metric for key in keys if key not in dropped for metric in _terminal_metrics(key, rows)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -29,8 +29,8 @@ def recorded_kernels(device: torch.device) -> Iterator[Counter[str]]:
     profile the device.
     """
     counts: Counter[str] = Counter()
-    activity = getattr(ProfilerActivity, device.type.upper(), None)
-    if device.type == "cpu" or activity not in supported_activities():
+    activity: ProfilerActivity | None = getattr(ProfilerActivity, device.type.upper(), None)
+    if device.type == "cpu" or activity is None or activity not in supported_activities():
         yield counts
         return
     with profile(activities=[activity]) as profiler:
