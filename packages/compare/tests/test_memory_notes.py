@@ -14,7 +14,7 @@ from layerstream_compare.reports.tables import markdown, terminal_notes, termina
 
 HOST_NOTE = (
     "streamed holds 84 MiB of host memory, more than resident (0 B), bnb-int8 (0 B) and bnb-nf4 (2 MiB): "
-    "weights pass through pinned host memory on their way to the device; its largest uses: staging "
+    "weights pass through pinned host memory on their way to the device; its plan counts staging "
     "57 MiB, input embedding 27 MiB; this is the least with which it can be streamed."
 )
 TIERS = (
@@ -64,11 +64,18 @@ def test_a_host_budget_that_was_chosen_is_named_with_what_it_buys():
         facts=streamed_facts(ledger),
     )
     (note,) = [note for note in memory_notes([streamed, *default_table()[1:]]) if "holds" in note]
-    assert "weights that stay in pinned host memory need not be read from disk" in note
-    assert "its largest uses: blocks in host memory 900 MiB, staging 57 MiB" in note
+    assert "weights that stay in host memory need not be read from disk" in note
+    assert "its plan counts blocks in host memory 900 MiB, staging 57 MiB" in note
     assert note.endswith(
         "the budget that was chosen for it, 957 MiB, allows that, and min would take the least."
     )
+
+
+def test_an_embedding_in_host_memory_alone_is_a_reason_too():
+    facts = streamed_facts((*LEDGER[:4], ("host", "embedding", "input embedding", 27)))
+    streamed = measured("streamed", memory(device_held=60, host_held=27), facts=facts)
+    note = memory_notes([streamed, *default_table()[1:]])[-1]
+    assert "(2 MiB): the rows of its embedding are looked up there; its plan counts input embedding" in note
 
 
 def test_a_device_budget_larger_than_a_quantized_model_is_named():
@@ -77,7 +84,7 @@ def test_a_device_budget_larger_than_a_quantized_model_is_named():
     note = memory_notes([streamed, *default_table()[1:]])[-1]
     assert note == (
         "streamed holds 600 MiB of device memory, more than bnb-int8 (560 MiB) and bnb-nf4 (340 MiB): its "
-        "largest uses: slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
+        "plan counts slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
         "chosen for it, 67 MiB, allows that, and min would take the least."
     )
 
@@ -106,7 +113,7 @@ def test_on_a_cpu_a_note_appears_only_where_streamed_is_larger():
     larger = on_cpu("streamed", held=120, peak=140, budget="120 MiB", facts=streamed_facts(LEDGER[:4]))
     (note,) = memory_notes([larger, *others])
     assert note.startswith(
-        "streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): its largest uses: slots"
+        "streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): its plan counts slots"
     )
     assert note.endswith("allows that, and min would take the least.")
 

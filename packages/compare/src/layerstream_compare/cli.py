@@ -72,7 +72,7 @@ def run_command(  # noqa: PLR0913  each option is an argument
         str,
         typer.Option(
             help="Host memory for the streamed variant on an accelerator: min, auto, or a size. "
-            "What it allows is pinned, so that fewer weights are read from disk."
+            "Weights that fit stay there and are not read from disk."
         ),
     ] = "min",
     dtype: Annotated[str, typer.Option(help="Unquantized dtype; auto keeps the checkpoint's.")] = "auto",

@@ -146,8 +146,8 @@ MEMORY_METRICS: tuple[Metric, ...] = (
     _memory(
         "host_held_bytes",
         "host held",
-        "The part of held in host memory: a streamed model's weights that stay there, and its buffers on the "
-        "way to the device, pinned",
+        "The part of held in host memory: a streamed model's weights that stay there, and its pinned buffers "
+        "on the way to the device",
         _with_device(lambda memory: memory.host_held_bytes),
     ),
     _memory(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from layerstream import format_bytes
 
@@ -130,18 +129,21 @@ def _reasons(row: Row, smaller: Sequence[Row], place: _Place) -> list[str]:
     if facts.get("is_resident"):
         reasons.append("its budget holds the whole model, so nothing is streamed")
     elif place.tier == "host":
-        reasons.append(_use_of_host_memory(lines))
+        reasons += _uses_of_host_memory({line["kind"] for line in lines})
     if lines:
         largest = sorted(lines, key=lambda line: -line["bytes"])[:_SHOWN_LINES]
         sizes = (f"{line['purpose']} {format_bytes(line['bytes'])}" for line in largest)
-        reasons.append(f"its largest uses: {', '.join(sizes)}")
+        reasons.append(f"its plan counts {', '.join(sizes)}")
     return [*reasons, *_bounds(row, place, sum(line["bytes"] for line in lines))]
 
 
-def _use_of_host_memory(lines: Sequence[dict[str, Any]]) -> str:
-    if any(line["kind"] == "host_blocks" for line in lines):
-        return "weights that stay in pinned host memory need not be read from disk"
-    return "weights pass through pinned host memory on their way to the device"
+def _uses_of_host_memory(kinds: set[str]) -> list[str]:
+    """Return why a model on a device takes host memory, from the kinds of its ledger's lines."""
+    if "host_blocks" in kinds:
+        return ["weights that stay in host memory need not be read from disk"]
+    if "staging" in kinds:
+        return ["weights pass through pinned host memory on their way to the device"]
+    return ["the rows of its embedding are looked up there"] if "embedding" in kinds else []
 
 
 def _bounds(row: Row, place: _Place, planned_bytes: int) -> list[str]:
