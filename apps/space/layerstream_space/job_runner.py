@@ -58,7 +58,8 @@ class RunRequest:
         attention: names of attention variants.
         lengths: prompt lengths in tokens; 0 leaves the prompt as it is.
         new_tokens: length of the answer in tokens.
-        budget: memory of the streamed variant: `min` or a size.
+        budget: memory of the streamed variant: `min` or a size; on an accelerator its device memory.
+        host_budget: host memory of the streamed variant on an accelerator: `min`, `auto` or a size.
         dtype: `auto` keeps the checkpoint's.
         quality: where to measure agreement with the exact model: `none`, `answer` (on its own answer) or
             `prose` (on a page of prose as well).
@@ -72,6 +73,7 @@ class RunRequest:
     lengths: tuple[int, ...] = (0,)
     new_tokens: int = 32
     budget: str = "min"
+    host_budget: str = "min"
     dtype: str = "auto"
     quality: str = "answer"
     timeline: bool = False
@@ -178,6 +180,7 @@ def _experiment(request: RunRequest, model: str, limits: Limits) -> Experiment:
             lengths=request.lengths,
             max_new_tokens=request.new_tokens,
             budget=request.budget,
+            host_budget=request.host_budget,
             dtype=request.dtype,
             time_limit_s=limits.case_s,
             quality=request.quality != "none",

@@ -63,6 +63,60 @@ def measurement(
     return Measurement(case=of, **(fields | changes))
 
 
+def on_device(of: Case, **changes: Any) -> Measurement:
+    """Return a measurement of an accelerator: its own memory, and host memory."""
+    device_held, host_held = {
+        "streamed": (60, 84),
+        "resident": (258, 0),
+        "bnb-int8": (158, 0),
+    }.get(of.variant, (112, 2))
+    at_rest = {"anonymous_bytes": 900 * MIB, "file_bytes": 400 * MIB}
+    device = {
+        "device_allocated_bytes": (device_held + 26) * MIB,
+        "device_reserved_bytes": (device_held + 46) * MIB,
+    }
+    loaded = {**at_rest, "shared_bytes": host_held * MIB, **device}
+    phases = (
+        PhaseMemory(phase="import", peak_bytes=1300 * MIB, **at_rest),
+        PhaseMemory(phase="load", peak_bytes=(1600 + host_held) * MIB, **loaded),
+        PhaseMemory(phase="warm-up", peak_bytes=(1311 + host_held) * MIB, **loaded),
+        PhaseMemory(phase="decode", peak_bytes=(1312 + host_held) * MIB, **loaded),
+    )
+    memory = Memory(
+        baseline_bytes=1300 * MIB,
+        held_bytes=(device_held + host_held) * MIB,
+        device_held_bytes=device_held * MIB,
+        peak_over_baseline_bytes=(300 + host_held) * MIB,
+        load_spike_bytes=300 * MIB,
+        phases=phases,
+    )
+    return measurement(of, **({"memory": memory, "facts": device_facts(of)} | changes))
+
+
+def device_facts(of: Case) -> dict[str, Any]:
+    facts: dict[str, Any] = {"device": "cuda:0", "margins": [0.9, 0.02, 0.6]}
+    if of.variant != "streamed":
+        return facts
+    lines = (
+        ("device", "slots", "slots", 40),
+        ("device", "edges", "edges (norms, buffers)", 20),
+        ("device", "activations", "activations", 18),
+        ("host", "staging", "staging", 57),
+        ("host", "embedding", "input embedding", 27),
+    )
+    return facts | {
+        "ledger": [
+            {"memory": where, "kind": kind, "purpose": purpose, "bytes": size * MIB}
+            for where, kind, purpose, size in lines
+        ],
+        "budget_bytes": 100 * MIB,
+        "host_budget_bytes": 84 * MIB,
+        "sweep_read_bytes": 210 * MIB,
+        "sweep_copy_bytes": 210 * MIB,
+        "unquantized_weight_bytes": 257 * MIB,
+    }
+
+
 def timing(**changes: Any) -> Timing:
     fields: dict[str, Any] = {
         "load_s": 1.5,

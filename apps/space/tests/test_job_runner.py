@@ -57,6 +57,15 @@ def test_request_within_the_limits_is_accepted():
     check_request(request_with(new_tokens=64, prompt="x" * 1200), PUBLIC_LIMITS)
 
 
+def test_both_budgets_reach_the_cases():
+    request = request_with(model="some/tiny", budget="6 GiB", host_budget="24 GiB")
+    *_, last = runner_with(well_behaved).start(request)
+    assert {column.case.budget for column in last.state.columns} == {"6 GiB"}
+    assert {column.case.host_budget for column in last.state.columns} == {"24 GiB"}
+    with pytest.raises(VisitorError, match="the host budget is 'plenty'"):
+        next(runner_with(well_behaved).start(request_with(model="some/tiny", host_budget="plenty")))
+
+
 def test_run_fills_one_column_after_another():
     *updates, last = runner_with(well_behaved).start(request_with(model="some/tiny"))
     assert [column.status for column in last.state.columns] == ["ok", "ok"]

@@ -56,3 +56,22 @@ def test_invalid_parameters_change_nothing(answers):
 def test_address_is_held_to_the_limits(answers):
     prompt, variants, tokens, budget, _ = answers[3]
     assert (len(prompt), len(variants), tokens, len(budget)) == (1200, 4, 64, 40)
+
+
+CONTROLS = """
+import json
+import gradio as gr
+from layerstream_space.settings import Settings
+from layerstream_space.ui.side_by_side import _budgets
+
+with gr.Blocks():
+    pairs = [_budgets(Settings(), has_gpu=has_gpu) for has_gpu in (False, True)]
+print(json.dumps([[budget.label, host.visible, host.value] for budget, host in pairs]))
+"""
+
+
+def test_host_budget_is_a_control_only_with_a_gpu_and_starts_at_the_least():
+    done = subprocess.run([sys.executable, "-c", CONTROLS], capture_output=True, text=True, check=True)
+    without, with_gpu = json.loads(done.stdout)
+    assert without == ["Memory budget of the streamed model", False, "min"]
+    assert with_gpu == ["Device memory budget of the streamed model", True, "min"]

@@ -17,7 +17,7 @@ from layerstream_space.host_info import HostInfo
 from layerstream_space.run_state import RunState
 from layerstream_space.timeline_state import TimelineState
 from layerstream_space.view.bars import plots_view
-from layerstream_space.view.columns import FIGURES, columns_view, empty_columns
+from layerstream_space.view.columns import FIGURES, FIGURES_WITH_DEVICE, columns_view, empty_columns
 from layerstream_space.view.curves import curves_view, power
 from layerstream_space.view.documents import documents_view
 from layerstream_space.view.downloads import downloads_view
@@ -146,6 +146,49 @@ def test_memory_bars_are_drawn_to_scale_with_the_budget_line():
     assert "budget 100 MiB" in html
 
 
+def on_device(*variants: str) -> list:
+    return [sample_values.on_device(sample_values.case(name)) for name in variants]
+
+
+def test_memory_bars_of_a_device_and_of_the_host_are_apart_each_to_its_own_scale():
+    html = checked(plots_view(on_device("streamed", "bnb-nf4")))
+    device, host = re.findall(
+        r"<h4>(.*?)</h4><div class=\"ls-bars has-budget\">(.*?)</span></div></div>", html
+    )[:2]
+    assert device[0].startswith("On the device")
+    assert host[0].startswith("In host memory")
+    for (_, bars), held, most, budget in ((device, 60, 112 + 26, 100), (host, 84, 84 + 12, 84)):
+        assert f'<i class="held" style="width:{held / (most * 1.04) * 100:.2f}%">' in bars
+        assert f"--at:{budget / (most * 1.04) * 100:.2f}%" in bars
+        assert f"budget {budget} MiB" in bars
+    assert "Streamed on the device: 60 MiB weights, 26 MiB working memory" in device[1]
+    assert "Streamed in host memory: 84 MiB weights, 12 MiB working memory" in host[1]
+    # the files that loading maps would dwarf everything else
+    assert "spike" not in html
+
+
+def test_plots_say_why_the_streamed_model_takes_more_of_a_memory():
+    html = checked(plots_view(on_device("streamed", "resident", "bnb-nf4")))
+    assert (
+        "“Streamed” holds 84 MiB of host memory, more than “In memory” (0 B) and “4-bit NF4” (2 MiB)" in html
+    )
+    assert "a sweep reads 210 MiB from disk and copies 210 MiB to the device" in html
+    smaller = [sample_values.measurement(STREAMED), sample_values.measurement(NF4)]
+    assert "ls-note" not in plots_view(smaller)
+
+
+def test_columns_of_a_device_have_figures_of_both_memories():
+    state = RunState([STREAMED, NF4], STREAMED)
+    state.apply(sample_values.finished(sample_values.on_device(STREAMED)), 0.0)
+    html = checked(columns_view(state, 1.0))
+    for key, name in FIGURES_WITH_DEVICE:
+        metric = next(metric for metric in METRICS if metric.key == key)
+        assert f"<dt>{name} " in html
+        assert metric.show(metric.value(sample_values.on_device(STREAMED))) in html
+    # a column that still waits has the same rows
+    assert html.count('class="ls-q"') == 2 * len(FIGURES_WITH_DEVICE)
+
+
 def test_plots_say_what_will_appear_before_anything_is_measured():
     failed = sample_values.measurement(STREAMED, status="failed", memory=None, timing=None)
     assert plots_view([failed]) == plots_view([])
@@ -206,6 +249,16 @@ def test_ledger_bar_names_its_parts():
     assert f"slots {format_bytes(16 * sample_values.MIB)}" in html
     peak, budget = format_bytes(28 * sample_values.MIB), format_bytes(64 * sample_values.MIB)
     assert f"predicted peak {peak} of {budget}" in html
+
+
+def test_ledger_of_a_device_has_a_bar_for_each_memory_and_that_of_a_cpu_one():
+    html = checked(ledger_bar(sample_values.plan("D.H.")))
+    assert html.index("On the device") < html.index("In host memory")
+    assert f"blocks in host memory {format_bytes(8 * sample_values.MIB)}" in html
+    assert f"predicted peak {format_bytes(8 * sample_values.MIB)} of" in html
+    html = checked(ledger_bar(sample_values.plan("D..")))
+    assert html.count('class="ls-stack"') == 1
+    assert "In host memory" not in html
 
 
 def test_known_models_are_listed_in_decimal_gigabytes():

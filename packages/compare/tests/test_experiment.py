@@ -112,6 +112,7 @@ def test_the_reference_has_the_same_length_and_round_and_default_attention_if_li
         ({"time_limit_s": 0}, "time_limit_s is 0"),
         ({"budget": "plenty"}, "the budget is 'plenty': give min, or a size"),
         ({"budget": "0 MiB"}, "the budget is '0 MiB'"),
+        ({"host_budget": "plenty"}, "the host budget is 'plenty': give min, or a size"),
     ],
 )
 def test_an_invalid_experiment_is_rejected_with_the_given_value(changes, message):
@@ -122,6 +123,12 @@ def test_an_invalid_experiment_is_rejected_with_the_given_value(changes, message
 @pytest.mark.parametrize("budget", ["min", "auto", "1", "100MiB", "1.5G", ".5 gb", " 6 GiB "])
 def test_a_budget_is_min_auto_or_a_size(budget):
     assert experiment(budget=budget).budget == budget
+
+
+def test_both_budgets_reach_every_case_and_are_the_least_by_default():
+    assert {(case.budget, case.host_budget) for case in experiment().cases()} == {("min", "min")}
+    cases = experiment(budget="6 GiB", host_budget="auto", noise_floor=True).cases()
+    assert {(case.budget, case.host_budget) for case in cases} == {("6 GiB", "auto")}
 
 
 @pytest.mark.parametrize("budget", ["", "0", "0.0 GB", "-3 MiB", "6 X", "6 GiB 2", "٣"])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,12 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import NORM_ELEMENTS, QUANTIZED_ELEMENTS, SHAPES, VOCABULARY_ELEMENTS, save_tiny_model
 from transformers import AutoModelForCausalLM
 
-import layerstream_compare.worker.nvml as nvml_module
 from layerstream_compare.case import Case
 from layerstream_compare.variants import bnb, streamed
 from layerstream_compare.worker.background_load import BackgroundLoadMeter, busy_s
 from layerstream_compare.worker.memory import PhaseMeter, held_bytes, mapped_held_bytes, read_memory
-from layerstream_compare.worker.nvml import process_bytes
 
 MIB = 1024**2
 UNQUANTIZED_BYTES = 2 * (NORM_ELEMENTS + 2 * VOCABULARY_ELEMENTS)
@@ -114,53 +111,6 @@ def test_an_accelerator_is_initialized_before_its_counters_are_reset(monkeypatch
     meter.start("import")
     assert meter.stop().device_allocated_bytes == 7
     assert started == [torch.device("cuda:0")]
-
-
-class FakeNvml:
-    """A driver that counts 300 bytes for this process and 500 for another, on one GPU."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, fails_in: str = "") -> None:
-        self.calls = []
-        self._fails_in = fails_in
-
-    def __getattr__(self, name):
-        def call(*arguments):
-            self.calls.append((name, *arguments))
-            if name == self._fails_in:
-                raise self.NVMLError
-            if name == "nvmlDeviceGetComputeRunningProcesses":
-                return [
-                    SimpleNamespace(pid=os.getpid(), usedGpuMemory=300),
-                    SimpleNamespace(pid=1, usedGpuMemory=500),
-                ]
-            return "handle"
-
-        return call
-
-
-@pytest.fixture
-def one_gpu(monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
-    monkeypatch.setattr(nvml_module, "has_package", lambda name: True)
-
-
-def test_nvml_is_queried_by_gpu_uuid_and_counts_this_process_only(one_gpu, monkeypatch):
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert process_bytes(torch.device("cuda:0")) == 300
-    assert ("nvmlDeviceGetHandleByUUID", "GPU-abc") in nvml.calls
-    assert nvml.calls[-1] == ("nvmlShutdown",)
-    assert process_bytes(torch.device("cpu")) == 0
-
-
-@pytest.mark.parametrize("fails_in", ["nvmlInit", "nvmlDeviceGetComputeRunningProcesses"])
-def test_a_failing_driver_gives_0(one_gpu, monkeypatch, fails_in):
-    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fails_in))
-    assert process_bytes(torch.device("cuda:0")) == 0
 
 
 def test_a_plain_model_holds_its_parameters_and_buffers(tiny_model):

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from layerstream_compare.case import Case
 from layerstream_compare.errors import ResultsError
-from layerstream_compare.measurement import Measurement
+from layerstream_compare.measurement import Measurement, Memory, PhaseMemory
 from layerstream_compare.results import FILE_NAME, FINGERPRINT, ResultsFile, read_results, set_aside
+
+MEMORY = Memory(
+    baseline_bytes=1,
+    held_bytes=3,
+    peak_over_baseline_bytes=5,
+    load_spike_bytes=0,
+    phases=(PhaseMemory(phase="load", anonymous_bytes=2, file_bytes=3, peak_bytes=5),),
+)
 
 
 def finished(number: int, **changes) -> Measurement:
@@ -77,6 +87,7 @@ ENVIRONMENT = {
         ({"max_new_tokens": 2}, {}, "max_new_tokens: 1 -> 2"),
         ({"chat": False}, {}, "chat: true -> false"),
         ({"budget": "6GiB"}, {}, "budget: min -> 6GiB"),
+        ({"host_budget": "auto"}, {}, "host_budget: min -> auto"),
         ({}, {"versions": {"torch": "3"}}, "torch: 2 -> 3"),
         ({}, {FINGERPRINT: {"config.json": "c0", "weights": "w1"}}, "the model's weights: w0 -> w1"),
     ],
@@ -138,3 +149,25 @@ def test_results_that_are_no_plain_file_are_refused_and_not_read(tmp_path):
 def test_reading_a_folder_without_results_reports_the_missing_file(tmp_path):
     with pytest.raises(ResultsError, match=r"no results in .*results\.jsonl"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "host_budget"),
+    [({"device": "cpu"}, "min"), ({}, "min"), ({"device": "cuda:0"}, "auto")],
+    ids=["on a CPU", "failed", "on an accelerator"],
+)
+def test_results_from_before_host_budgets_are_read_with_what_they_were_measured_with(
+    facts, host_budget, tmp_path
+):
+    record = json.loads(finished(0, facts=facts, memory=MEMORY).to_json())
+    del record["case"]["host_budget"]
+    for phase in record["memory"]["phases"]:
+        del phase["shared_bytes"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(record) + "\n")
+    (measurement,) = read_results(tmp_path)
+    assert measurement.case.host_budget == host_budget
+    assert measurement.case.budget == "min"
+    assert measurement.memory == MEMORY
+    # a run with the same settings goes on in the folder
+    with ResultsFile(tmp_path) as results:
+        results.refuse_another_experiment(finished(0).case.with_changes(host_budget=host_budget), {})

@@ -73,6 +73,45 @@ def test_a_variant_that_needs_an_accelerator_is_available_only_with_one(monkeypa
     assert cudnn.availability() is None
 
 
+def test_a_gpu_of_another_vendor_or_a_torch_for_cpus_is_the_reason(monkeypatch):
+    cudnn, efficient = (find_variant(f"sdpa-{name}", "attention") for name in ("cudnn", "efficient"))
+    monkeypatch.setattr(registry_module, "driver_vendors", lambda: (registry_module.AMD,))
+    monkeypatch.setattr(registry_module, "installed_version", lambda name: "2.13.0+rocm7.2")
+    assert cudnn.availability() == "sdpa-cudnn has kernels for NVIDIA GPUs only"
+    assert efficient.availability() is None
+    monkeypatch.setattr(registry_module, "installed_version", lambda name: "2.13.0+cpu")
+    assert efficient.availability() == (
+        "sdpa-efficient has no kernel for a CPU, and torch 2.13.0+cpu is built for CPUs only"
+    )
+
+
+@pytest.mark.parametrize(
+    ("generation", "module", "distribution"),
+    [
+        (2, "flash_attn/__init__.py", "flash-attn"),
+        (3, "flash_attn_interface.py", "flash-attn-3"),
+        (4, "flash_attn/cute/__init__.py", "flash-attn-4"),
+    ],
+)
+def test_flash_attention_is_available_only_from_the_distribution_of_its_generation(
+    generation, module, distribution, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
+    monkeypatch.syspath_prepend(tmp_path)
+    flash = find_variant(f"flash-attention-{generation}", "attention")
+    assert "which is not installed" in flash.availability()
+    (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / module).touch()
+    # another generation may have brought the module
+    assert flash.availability() == (
+        f"flash-attention-{generation} needs the package {distribution}, which is not installed"
+    )
+    metadata = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    assert flash.availability() is None
+
+
 def test_a_dotted_package_is_found_without_importing_its_parent():
     assert has_package("email.mime")
     assert not has_package("email.no_such_part")

@@ -9,6 +9,7 @@ import pytest
 from tiny_model import tiny_tokenizer
 
 import layerstream as ls
+import layerstream_compare.variants.registry as registry_module
 from layerstream_compare.case import Case
 from layerstream_compare.protocol import measurement_of
 from layerstream_compare.runners.isolate import run_isolated
@@ -151,6 +152,15 @@ def test_an_unavailable_variant_names_the_missing_package(tiny_model):
     last = _messages(Case(model=tiny_model, variant="resident", attention="flash-attention-3", **QUICK))[-1]
     assert last["kind"] == "unavailable"
     assert "flash_attn_interface" in last["reason"]
+
+
+def test_a_backend_without_a_kernel_for_the_model_is_unavailable_and_says_so(tiny_model, monkeypatch):
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
+    last = _messages(Case(model=tiny_model, variant="resident", attention="sdpa-cudnn", **QUICK))[-1]
+    assert last["kind"] == "unavailable"
+    assert last["reason"] == (
+        "sdpa-cudnn: torch's CUDNN_ATTENTION has no kernel for this model's shapes and dtype here"
+    )
 
 
 def test_an_unknown_variant_fails_and_lists_the_valid_names():

@@ -71,6 +71,7 @@ class Endpoints:
         budget: str = "min",
         model: str = "",
         quality: str = "answer",
+        host_budget: str = "min",
     ) -> Generator[list[dict[str, Any]], None, None]:
         """Run one prompt through variants and return a measurement for each.
 
@@ -83,6 +84,7 @@ class Endpoints:
             budget: memory of the streamed variant: `min` or a size such as `100 MiB`.
             model: a name from `/choices`; empty means the first one.
             quality: where to measure agreement: `answer`, `prose` (also on prose, slow) or `none`.
+            host_budget: host memory of the streamed variant on an accelerator: `min`, `auto` or a size.
         """
         request = RunRequest(
             model=model or self._services.catalogue.names[0],
@@ -91,6 +93,7 @@ class Endpoints:
             new_tokens=max_new_tokens,
             budget=budget,
             quality=quality,
+            host_budget=host_budget,
         )
         try:
             with closing(follow_run(self._services.job_runner, request)) as states:

@@ -13,10 +13,12 @@ from .side_by_side import Controls, available_variants
 TOOLS = ("compare", "watch", "fit", "context", "method")
 """The tabs, as addresses name them in `?tool=`; gradio uses `page` itself."""
 
-COPY_JS = """(prompt, variants, tokens, budget, quality) => {
+COPY_JS = """(prompt, variants, tokens, budget, quality, host) => {
   const link = new URL(window.location.href.split(/[?#]/)[0]);
-  link.search = new URLSearchParams({prompt, variants: variants.join(","), tokens, budget,
-  quality}).toString(); window.history.replaceState(null, "", link);
+  const query = {prompt, variants: variants.join(","), tokens, budget, quality};
+  if (host && host !== "min") query.host_budget = host;
+  link.search = new URLSearchParams(query).toString();
+  window.history.replaceState(null, "", link);
   if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
   const button = document.querySelector("#share");
   if (button) {
@@ -32,9 +34,17 @@ def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Li
     """Fill the page from its address when it opens, and let the button write an address."""
 
     def on_load(request: gr.Request) -> tuple[Any, ...]:
-        return values_from_query(dict(request.query_params), limits)
+        query = dict(request.query_params)
+        return (*values_from_query(query, limits), _budget_from(query, "host_budget"))
 
-    outputs = [controls.prompt, controls.variants, controls.new_tokens, controls.budget, controls.quality]
+    outputs = [
+        controls.prompt,
+        controls.variants,
+        controls.new_tokens,
+        controls.budget,
+        controls.quality,
+        controls.host_budget,
+    ]
     page.load(on_load, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
     share.click(None, outputs, None, js=COPY_JS, api_visibility="private")
 
@@ -80,6 +90,10 @@ def values_from_query(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:
         min(max(4, int(tokens)), limits.new_tokens)
         if tokens.isascii() and tokens.isdigit() and len(tokens) < 7
         else gr.skip(),
-        query["budget"][:40] if query.get("budget") else gr.skip(),
+        _budget_from(query, "budget"),
         quality if quality in ("answer", "prose", "none") else gr.skip(),
     )
+
+
+def _budget_from(query: Mapping[str, str], name: str) -> Any:
+    return query[name][:40] if query.get(name) else gr.skip()

@@ -10,9 +10,10 @@ import gradio as gr
 
 from layerstream_compare import list_variants
 
+from ..host_info import read_host_info
 from ..job_runner import RunRequest
 from ..run_state import RunState
-from ..settings import Limits
+from ..settings import Limits, Settings
 from ..view.bars import plots_view
 from ..view.columns import columns_view, empty_columns
 from ..view.downloads import downloads_view
@@ -27,6 +28,7 @@ EXAMPLES = (
     "List three good uses of a paper clip.",
 )
 DEFAULT_VARIANTS = ("streamed", "resident", "bnb-int8", "bnb-nf4")
+HOST_BUDGETS = ("min", "auto", "1 GiB", "8 GiB", "24 GiB")
 BUDGETS = ("min", "80 MiB", "100 MiB", "150 MiB", "200 MiB", "300 MiB")
 
 
@@ -40,11 +42,20 @@ class Controls:
     budget: gr.Dropdown
     quality: gr.Radio
     model: gr.Dropdown
+    host_budget: gr.Dropdown
 
     @property
     def inputs(self) -> list[Any]:
         """The arguments of a request, in their order."""
-        return [self.prompt, self.variants, self.new_tokens, self.budget, self.quality, self.model]
+        return [
+            self.prompt,
+            self.variants,
+            self.new_tokens,
+            self.budget,
+            self.quality,
+            self.model,
+            self.host_budget,
+        ]
 
 
 def available_variants() -> list[tuple[str, str]]:
@@ -121,24 +132,44 @@ def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Contr
     )
     max_tokens = settings.limits.new_tokens
     new_tokens = gr.Slider(4, max_tokens, value=min(40, max_tokens), step=1, label="New tokens")
-    budget = gr.Dropdown(
-        list(dict.fromkeys([settings.budget, *BUDGETS])),
-        value=settings.budget,
-        label="Memory budget of the streamed model",
-        info="min is the smallest budget that works. You can type any size, such as 120 MiB.",
-        allow_custom_value=True,
-    )
+    budget, host_budget = _budgets(settings, has_gpu=read_host_info().has_gpu)
     quality = gr.Radio(
         [("on its answer", "answer"), ("also on prose (slow)", "prose"), ("no", "none")],
         value="answer",
         label="Measure agreement with the exact model",
         elem_classes=["ls-choice"],
     )
-    return Controls(prompt, variants, new_tokens, budget, quality, model)
+    return Controls(prompt, variants, new_tokens, budget, quality, model, host_budget)
+
+
+def _budgets(settings: Settings, *, has_gpu: bool) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """Return the controls of the streamed model's budgets; the second one counts only with a GPU."""
+    budget = gr.Dropdown(
+        list(dict.fromkeys([settings.budget, *BUDGETS])),
+        value=settings.budget,
+        label=f"{'Device memory' if has_gpu else 'Memory'} budget of the streamed model",
+        info="min is the smallest budget that works. You can type any size, such as 120 MiB.",
+        allow_custom_value=True,
+    )
+    host_budget = gr.Dropdown(
+        list(HOST_BUDGETS),
+        value=HOST_BUDGETS[0],
+        label="Host memory budget of the streamed model",
+        info="Weights that fit are kept in host memory and not read from disk. auto takes what is free.",
+        allow_custom_value=True,
+        visible=has_gpu,
+    )
+    return budget, host_budget
 
 
 def _request(
-    prompt: str, variants: list[str], new_tokens: float, budget: str, quality: str, model: str
+    prompt: str,
+    variants: list[str],
+    new_tokens: float,
+    budget: str,
+    quality: str,
+    model: str,
+    host_budget: str,
 ) -> RunRequest:
     return RunRequest(
         model=model,
@@ -146,6 +177,7 @@ def _request(
         variants=tuple(variants),
         new_tokens=int(new_tokens),
         budget=(budget or "min").strip(),
+        host_budget=(host_budget or "min").strip(),
         quality=quality,
     )
 

@@ -116,9 +116,15 @@ def _request(services: Services, prompt: str, share: float, new_tokens: int) -> 
         variants=("streamed",),
         new_tokens=new_tokens,
         budget=f"{planned.ledger.device_budget_bytes} B",
+        host_budget=_size(planned.ledger.host_budget_bytes),
         quality="none",
         timeline=True,
     )
+
+
+def _size(num_bytes: int) -> str:
+    # a plan for a CPU has no host budget
+    return f"{num_bytes} B" if num_bytes else "min"
 
 
 def _plan(services: Services, prompt: str, share: float, new_tokens: int) -> PlacementPlan:

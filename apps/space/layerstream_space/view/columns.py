@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from layerstream_compare import Measurement
 
 from ..run_state import Column, RunState
+from .bars import has_device
 from .elements import ABOUT, BY_KEY, DASH, escape, figure, status_line, tip, title_of
 
 FIGURES = (
@@ -21,6 +22,15 @@ FIGURES = (
     ("top1_answer", "same top token"),
 )
 """The figures under each column: a metric's key and its short name."""
+
+FIGURES_WITH_DEVICE = (
+    ("device_peak_bytes", "peak on device"),
+    ("host_needed_bytes", "peak in host"),
+    ("device_held_bytes", "weights on device"),
+    ("host_held_bytes", "weights in host"),
+    *FIGURES[2:],
+)
+"""The same once a column was measured on an accelerator, which has a memory of its own."""
 
 STATUSES = {
     "waiting": "waiting",
@@ -75,7 +85,7 @@ def _empty_column(name: str) -> str:
         f'<article class="ls-column empty"><header><h3>{escape(title_of(name))}</h3></header><p '
         f'class="ls-badges"></p><p class="ls-about">{escape(ABOUT.get(name, ""))}</p>'
         '<div class="ls-text"><div class="ls-ghost" aria-hidden="true"><i></i><i></i><i></i></div></div>'
-        f'<p class="ls-outcome">&nbsp;</p>{_figures(None)}</article>'
+        f'<p class="ls-outcome">&nbsp;</p>{_figures(None, FIGURES)}</article>'
     )
 
 
@@ -121,12 +131,13 @@ def _column(state: RunState, column: Column) -> str:
     classes = f"ls-column {column.status}" + (" reference" if column.is_reference else "")
     name = escape(title_of(column.case.variant))
     about = ABOUT.get(column.case.variant, "")
+    keys = FIGURES_WITH_DEVICE if has_device(state.measurements) else FIGURES
     return (
         f'<article class="{classes}" aria-label="{name}"><header><h3>{name}</h3>'
         f'<span class="ls-state {column.status}">{STATUSES[column.status]}</span></header>'
         f'{_badges(column)}<p class="ls-about">{escape(about)}</p>'
         f'<div class="ls-text" tabindex="0" aria-label="Answer of {name}">{_answer(state, column)}</div>'
-        f'<p class="ls-outcome">{_outcome(state, column)}</p>{_figures(column.measurement)}</article>'
+        f'<p class="ls-outcome">{_outcome(state, column)}</p>{_figures(column.measurement, keys)}</article>'
     )
 
 
@@ -204,9 +215,9 @@ def _outcome(state: RunState, column: Column) -> str:
     return "&nbsp;"
 
 
-def _figures(measurement: Measurement | None) -> str:
+def _figures(measurement: Measurement | None, keys: Sequence[tuple[str, str]]) -> str:
     rows = []
-    for key, name in FIGURES:
+    for key, name in keys:
         value = escape(figure(measurement, key))
         quiet = ' class="none"' if value == DASH else ""
         rows.append(f"<div><dt>{name} {tip(BY_KEY[key].includes, name)}</dt><dd{quiet}>{value}</dd></div>")

@@ -24,7 +24,15 @@ TITLES: Mapping[str, str] = {
     "sdpa": "SDPA",
     "sdpa-math": "SDPA math (quadratic)",
     "sdpa-flash": "SDPA flash (linear)",
+    "sdpa-efficient": "SDPA efficient (linear)",
+    "sdpa-cudnn": "SDPA cuDNN (linear)",
+    "flash-attention-2": "flash-attn 2 (linear)",
+    "flash-attention-3": "flash-attn 3 (linear)",
+    "flash-attention-4": "flash-attn 4 (linear)",
     "flex": "flex",
+    "hub-flash-attention-2": "flash-attn 2, Hub (linear)",
+    "hub-flash-attention-3": "flash-attn 3, Hub (linear)",
+    "hub-flash-attention-4": "flash-attn 4, Hub (linear)",
 }
 """Short names of variants, for columns and legends."""
 

@@ -195,14 +195,24 @@ def _ledger_row(name: str, num_bytes: int, full_width: int, css_class: str) -> s
 
 
 def ledger_bar(plan: PlacementPlan) -> str:
-    """Return the device's ledger as one stacked bar against its budget, without parts too small to see."""
-    budget_bytes, total = plan.ledger.device_budget_bytes, plan.ledger.device_bytes
+    """Return the ledger as a stacked bar against the budget; with a device, a bar for each memory."""
+    ledger = plan.ledger
+    stacks = [(MemoryTier.DEVICE, "On the device", ledger.device_budget_bytes)]
+    if ledger.host_bytes:
+        stacks.append((MemoryTier.HOST, "In host memory", ledger.host_budget_bytes))
+    bars = "".join(
+        (f"<h4>{heading}</h4>" if len(stacks) > 1 else "") + _ledger_stack(plan, tier, budget_bytes)
+        for tier, heading, budget_bytes in stacks
+    )
+    title = "What takes the memory"
+    return f'<div class="ls-card"><h3>{title} {tip(_LEDGER_TIP, title)}</h3>{bars}</div>'
+
+
+def _ledger_stack(plan: PlacementPlan, tier: MemoryTier, budget_bytes: int) -> str:
+    """Return one memory's lines without those too small to see."""
+    total = plan.ledger.total_bytes(tier)
     full_width = max(budget_bytes, total)
-    lines = [
-        line
-        for line in plan.ledger.lines
-        if line.where is MemoryTier.DEVICE and line.num_bytes > full_width / 200
-    ]
+    lines = [line for line in plan.ledger.lines if line.where is tier and line.num_bytes > full_width / 200]
     lines.sort(key=lambda line: line.kind not in _WEIGHTS)
     texts = [f"{escape(line.purpose)} {format_bytes(line.num_bytes)}" for line in lines]
     parts = "".join(
@@ -212,9 +222,8 @@ def ledger_bar(plan: PlacementPlan) -> str:
     legend = "".join(f'<li><i class="p{number % 5}"></i>{text}</li>' for number, text in enumerate(texts))
     peak = f"predicted peak {format_bytes(total)} of {format_bytes(budget_bytes)}"
     return (
-        f'<div class="ls-card"><h3>What takes the memory {tip(_LEDGER_TIP, "What takes the memory")}</h3>'
         f'<div class="ls-stack" role="img" aria-label="{peak}">{parts}</div>'
-        f'<ul class="ls-legend">{legend}<li>{peak}</li></ul></div>'
+        f'<ul class="ls-legend">{legend}<li>{peak}</li></ul>'
     )
 
 

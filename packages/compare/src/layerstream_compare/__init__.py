@@ -9,8 +9,9 @@ from .errors import CompareError, ExperimentError, ResultsError
 from .events import Event
 from .experiment import Experiment, compare, run
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
-from .reports.files import csv_report, drawings, html_report, write_reports
-from .reports.metrics import METRICS, Metric
+from .reports.files import csv_report, drawings, html_report, memory_notes, write_reports
+from .reports.metric import Metric
+from .reports.metrics import METRICS
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated
@@ -39,6 +40,7 @@ __all__ = [
     "drawings",
     "html_report",
     "list_variants",
+    "memory_notes",
     "read_results",
     "run",
     "run_in_process",

@@ -25,7 +25,10 @@ class Case:
         max_new_tokens: tokens to generate, greedily.
         dtype: torch's name of the unquantized dtype; `auto` keeps the checkpoint's.
         device: torch device string; `auto` is the accelerator if there is one.
-        budget: memory for the `streamed` variant, in any form `layerstream.load` accepts.
+        budget: device memory for the `streamed` variant, in any form `layerstream.load` accepts; on a CPU
+            all of its memory.
+        host_budget: host memory for the `streamed` variant on an accelerator, in the same forms. On a CPU it
+            has no effect.
         quality: measure agreement with the exact reference on the reference's own answer.
         prose: with `quality`, also measure agreement on the prose that ships with this package. On a slow CPU
             this takes longer than everything else together.
@@ -47,6 +50,7 @@ class Case:
     dtype: str = "auto"
     device: str = "auto"
     budget: str = "min"
+    host_budget: str = "min"
     quality: bool = True
     prose: bool = True
     threads: int = 0

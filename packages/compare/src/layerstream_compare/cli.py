@@ -62,7 +62,18 @@ def run_command(  # noqa: PLR0913  each option is an argument
     ] = "0",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, greedily.")] = 60,
     budget: Annotated[
-        str, typer.Option(help="Memory for the streamed variant: min, or a size such as 6GiB.")
+        str,
+        typer.Option(
+            help="Memory for the streamed variant, on an accelerator its device memory: min, "
+            "or a size such as 6GiB."
+        ),
+    ] = "min",
+    host_budget: Annotated[
+        str,
+        typer.Option(
+            help="Host memory for the streamed variant on an accelerator: min, auto, or a size. "
+            "Weights that fit stay there and are not read from disk."
+        ),
     ] = "min",
     dtype: Annotated[str, typer.Option(help="Unquantized dtype; auto keeps the checkpoint's.")] = "auto",
     device: Annotated[
@@ -114,6 +125,7 @@ def run_command(  # noqa: PLR0913  each option is an argument
         lengths=tuple(parse_length(text) for text in lengths.split(",")),
         max_new_tokens=max_new_tokens,
         budget=budget,
+        host_budget=host_budget,
         dtype=dtype,
         device=device,
         rounds=rounds,

@@ -25,6 +25,7 @@ PACKAGES = (
     "auto-round",
     "flash-attn",
     "kernels",
+    "nvidia-ml-py",
     "safetensors",
     "numpy",
 )

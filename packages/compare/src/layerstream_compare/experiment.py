@@ -47,7 +47,8 @@ class Experiment:
         attention: names of attention variants; the reference uses `default` if listed, else the first.
         lengths: prompt lengths in tokens; 0 leaves the prompt unchanged.
         max_new_tokens: tokens to generate, greedily.
-        budget: memory for the `streamed` variant: `min`, `auto` or a size.
+        budget: device memory for the `streamed` variant: `min`, `auto` or a size; on a CPU, all its memory.
+        host_budget: host memory for the `streamed` variant on an accelerator, in the same forms.
         dtype: torch's name of the unquantized dtype; `auto` keeps the checkpoint's.
         device: torch device string; `auto` is the accelerator if there is one.
         rounds: number of times each case is measured.
@@ -71,6 +72,7 @@ class Experiment:
     lengths: tuple[int, ...] = (0,)
     max_new_tokens: int = 60
     budget: str = "min"
+    host_budget: str = "min"
     dtype: str = "auto"
     device: str = "auto"
     rounds: int = 1
@@ -91,7 +93,8 @@ class Experiment:
                 without a checkpoint, or a budget that is not a size.
         """
         _check_model(self.model)
-        _check_budget(self.budget)
+        _check_budget("budget", self.budget)
+        _check_budget("host budget", self.host_budget)
         for kind, names in (("weights", self.variants), ("attention", self.attention)):
             _check_names(kind, names)
         if not self.lengths or len(set(self.lengths)) < len(self.lengths) or min(self.lengths) < 0:
@@ -155,6 +158,7 @@ class Experiment:
             dtype=self.dtype,
             device=self.device,
             budget=self.budget,
+            host_budget=self.host_budget,
             # agreement is the same in every round, and expensive at every long prompt: measure it once
             quality=self.quality and number == 0 and length == self.lengths[0],
             prose=self.prose,
@@ -260,14 +264,14 @@ def _fingerprint(model: str) -> dict[str, Any]:
         return {}  # a worker will report it
 
 
-def _check_budget(budget: str) -> None:
+def _check_budget(name: str, budget: str) -> None:
     if budget in ("min", "auto"):
         return
     try:
         parse_size(budget)
     except PlanError as error:
         raise ExperimentError(
-            f"the budget is {budget!r}: give min, or a size such as 6 GiB or 500 MB"
+            f"the {name} is {budget!r}: give min, or a size such as 6 GiB or 500 MB"
         ) from error
 
 

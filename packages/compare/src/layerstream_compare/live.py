@@ -18,7 +18,8 @@ from .reports.metrics import BY_KEY
 
 _DRAWS_PER_S = 1
 _SHOWN_CHARACTERS = 300
-_SHOWN_METRICS = ("held_bytes", "first_token_s", "inter_token_median_s")
+_SHOWN_METRICS = ("first_token_s", "inter_token_median_s")
+_HELD, _HELD_APART = ("held_bytes",), ("device_held_bytes", "host_held_bytes")
 
 
 class LiveView:
@@ -51,7 +52,9 @@ class LiveView:
         head = f"[{self._num_done}/{self._num_cases}] {event.case.label}"
         if measurement.status != "ok":
             return f"{head}: {measurement.status}: {measurement.reason}"
-        values = [(BY_KEY[key], BY_KEY[key].value(measurement)) for key in _SHOWN_METRICS]
+        has_device = measurement.memory is not None and measurement.memory.has_device
+        keys = (*(_HELD_APART if has_device else _HELD), *_SHOWN_METRICS)
+        values = [(BY_KEY[key], BY_KEY[key].value(measurement)) for key in keys]
         figures = ", ".join(
             f"{metric.title} {metric.show(value)}" for metric, value in values if value is not None
         )

@@ -22,11 +22,13 @@ class PhaseMemory:
         phase: `import`, `load`, `warm-up` (if there is one), `first-token` or `decode`.
         anonymous_bytes: private memory at the end of the phase (RssAnon).
         file_bytes: mapped files at the end of the phase (RssFile), a mapped checkpoint included.
+        shared_bytes: shared memory at the end of the phase (RssShmem), where a driver keeps the pinned memory
+            that it allocates. Older records count it in `file_bytes`.
         peak_bytes: high-water mark of the resident set during the phase, mapped files included.
         device_allocated_bytes: peak of the accelerator's allocator during the phase; 0 on a CPU.
         device_reserved_bytes: peak that the allocator reserved on the device; 0 on a CPU.
         device_process_bytes: NVML's figure for the process at the end of the phase, CUDA context included; 0
-            if NVML was not queried.
+            if NVML did not give one.
     """
 
     phase: str
@@ -36,6 +38,12 @@ class PhaseMemory:
     device_allocated_bytes: int = 0
     device_reserved_bytes: int = 0
     device_process_bytes: int = 0
+    shared_bytes: int = 0
+
+    @property
+    def resident_bytes(self) -> int:
+        """The whole resident set at the end of the phase."""
+        return self.anonymous_bytes + self.file_bytes + self.shared_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,16 @@ class Memory:
     phases: tuple[PhaseMemory, ...]
     mapped_held_bytes: int = 0
     device_held_bytes: int = 0
+
+    @property
+    def has_device(self) -> bool:
+        """Whether the case ran on an accelerator, which has a memory of its own."""
+        return self.device_held_bytes > 0 or any(phase.device_allocated_bytes for phase in self.phases)
+
+    @property
+    def host_held_bytes(self) -> int:
+        """The part of `held_bytes` in host memory."""
+        return self.held_bytes - self.device_held_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +226,7 @@ class Measurement:
         if memory is not None:
             memory["phases"] = tuple(PhaseMemory(**phase) for phase in memory["phases"])
         record |= {
-            "case": Case(**record["case"]),
+            "case": _case_of(record),
             "memory": None if memory is None else Memory(**memory),
             "timing": None if timing is None else Timing(**timing),
             "agreements": tuple(Agreement(**entry) for entry in record["agreements"]),
@@ -217,3 +235,13 @@ class Measurement:
             "token_texts": tuple(record["token_texts"]),
         }
         return cls(**record)
+
+
+def _case_of(record: dict[str, Any]) -> Case:
+    """Return the case of a record.
+
+    Older ones name no host budget: on an accelerator the streamed variant took what was free, on a CPU it has
+    none.
+    """
+    on_accelerator = record["facts"].get("device", "cpu") != "cpu"
+    return Case(**{"host_budget": "auto" if on_accelerator else "min"} | record["case"])

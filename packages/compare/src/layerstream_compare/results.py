@@ -35,6 +35,7 @@ _SHARED = (
     "dtype",
     "device",
     "budget",
+    "host_budget",
     "prose",
     "threads",
     "warmup_tokens",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..measurement import Measurement
-from .metrics import rows_of
+from .memory_notes import has_device, notes_of, tier_lines
+from .metrics import Row, rows_of
 from .page import html_page
 from .page_style import DRAWING, PALETTE
 from .plots import divergence_plot, latency_plot, length_plots, memory_plot
@@ -30,18 +31,40 @@ def csv_report(measurements: Sequence[Measurement]) -> str:
 def drawings(measurements: Sequence[Measurement]) -> dict[str, str]:
     """Return the report's drawings as SVG text, by name.
 
-    The names are `memory`, `latency`, `divergence` and `lengths-<variant>`; a drawing without data is
-    omitted. Memory and latency show the first prompt length.
+    The names are `memory`, `latency`, `divergence` and `lengths-<variant>`; on an accelerator `memory-device`
+    and `memory-host` in place of `memory`. A drawing without data is omitted. Memory and latency show the
+    first prompt length.
     """
     rows = rows_of(measurements)
     first = [row for row in rows if row.shown.case.prompt_tokens == rows[0].shown.case.prompt_tokens]
+    memory = {"memory": memory_plot(first)}
+    if has_device(rows):
+        memory = {f"memory-{name}": memory_plot(first, memory=name) for name in ("device", "host")}
     drawn = {
-        "memory": memory_plot(first),
+        **memory,
         "latency": latency_plot(first),
         "divergence": divergence_plot(rows),
     }
     drawn |= {f"lengths-{variant}": drawing for variant, drawing in length_plots(rows)}
     return {name: standalone(drawing, PALETTE + DRAWING) for name, drawing in drawn.items() if drawing}
+
+
+def memory_notes(measurements: Sequence[Measurement], titles: Mapping[str, str] | None = None) -> list[str]:
+    """Return in words what streamed models keep in which memory, and why it is more than another variant's.
+
+    Without an accelerator there is a note only where a streamed model takes more memory than a variant that
+    it is compared with.
+
+    Args:
+        measurements: the cases of one experiment.
+        titles: names of variants for the reader; by default cases have their labels.
+    """
+    rows = rows_of(measurements)
+
+    def name_of(row: Row) -> str:
+        return row.label if titles is None else titles.get(row.shown.case.variant, row.label)
+
+    return [*tier_lines(rows, name_of), *notes_of(rows, name_of)]
 
 
 def write_reports(measurements: Sequence[Measurement], folder: str | Path) -> tuple[Path, ...]:

@@ -14,10 +14,10 @@ from layerstream import format_bytes, format_seconds
 
 from ..case import Case
 from ..divergence import EXACT_VARIANTS, REFERENCE_FACT
-from ..measurement import Agreement, Measurement, Memory
+from ..measurement import Agreement, Measurement
+from .memory_metrics import MEMORY_METRICS
+from .metric import Metric
 from .number_format import format_nats, format_number, format_share
-
-Value = Callable[[Measurement], "float | None"]
 
 TEXTS = {"answer": "the reference's own answer", "prose": "the text that ships with the package"}
 """The texts on which agreement is measured, with descriptions."""
@@ -27,27 +27,6 @@ NOISE_FLOOR = (
     "only by rounding"
 )
 """Explains the badge of a noise-floor row."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One figure.
-
-    Attributes:
-        key: its name in the CSV file, unit included.
-        group: `memory`, `time` or `quality`.
-        title: column heading.
-        includes: what the number includes, for tooltips.
-        value: returns it from a measurement, in bytes, seconds, nats or shares; None if it was not measured.
-        show: formats it with its unit.
-    """
-
-    key: str
-    group: str
-    title: str
-    includes: str
-    value: Value
-    show: Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,43 +142,6 @@ def _row(rounds: tuple[Measurement, ...]) -> Row:
     return Row(label=shown.case.label, shown=shown, rounds=rounds, values=values)
 
 
-def _memory(key: str, title: str, includes: str, read: Callable[[Memory], int | None]) -> Metric:
-    def value(measurement: Measurement) -> float | None:
-        return None if measurement.memory is None else read(measurement.memory)
-
-    return Metric(key=key, group="memory", title=title, includes=includes, value=value, show=format_bytes)
-
-
-def _working(memory: Memory) -> int:
-    device_peak = _highest("device_allocated_bytes")(memory)
-    if device_peak:
-        return max(0, device_peak - memory.device_held_bytes)
-    return max(0, memory.peak_over_baseline_bytes - memory.held_bytes - (_mapped(memory) or 0))
-
-
-def _mapped(memory: Memory) -> int | None:
-    phases = {phase.phase: phase for phase in memory.phases}
-    if not {"import", "decode"} <= phases.keys():
-        return None
-    return max(0, phases["decode"].file_bytes - phases["import"].file_bytes - memory.mapped_held_bytes)
-
-
-def _prefill_extra(memory: Memory) -> int | None:
-    phases = {phase.phase: phase for phase in memory.phases}
-    # the warm-up loads mapped weights into memory; after it they are not part of the prompt's cost
-    before = phases.get("warm-up") or phases.get("load")
-    if before is None or "first-token" not in phases:
-        return None
-    return max(0, phases["first-token"].peak_bytes - before.anonymous_bytes - before.file_bytes)
-
-
-def _highest(key: str) -> Callable[[Memory], int | None]:
-    def read(memory: Memory) -> int | None:
-        return max((getattr(phase, key) for phase in memory.phases), default=0) or None
-
-    return read
-
-
 def _time(key: str, title: str, includes: str, show: Callable[[float], str] = format_seconds) -> Metric:
     def value(measurement: Measurement) -> float | None:
         return None if measurement.timing is None else float(getattr(measurement.timing, key))
@@ -260,78 +202,7 @@ def _quality_metrics(text: str) -> tuple[Metric, ...]:
 
 
 METRICS: tuple[Metric, ...] = (
-    _memory(
-        "needed_bytes",
-        "needed",
-        "Held plus working memory: the peak without file pages that the system reclaims when memory is short",
-        lambda memory: memory.held_bytes + _working(memory),
-    ),
-    _memory(
-        "held_bytes",
-        "held",
-        "Weights and quantization state that the loaded model keeps: its storages, each counted once. A "
-        "streamed model's slots and buffers are included; activations and library code are not",
-        lambda memory: memory.held_bytes,
-    ),
-    _memory(
-        "working_bytes",
-        "working",
-        "Peak over the baseline minus held and mapped: activations, key-value cache, temporary copies during "
-        "loading. On an accelerator: its allocator's peak minus what is held there",
-        _working,
-    ),
-    _memory(
-        "mapped_bytes",
-        "mapped",
-        "File pages that stay mapped although no weight is kept in them: the checkpoint before quantization, "
-        "library code. They count as resident, but the system reclaims them when memory is short",
-        _mapped,
-    ),
-    _memory(
-        "peak_over_baseline_bytes",
-        "peak",
-        "Highest resident set of load, warm-up, first token and decode, minus the resident set after all "
-        "imports; mapped files included",
-        lambda memory: memory.peak_over_baseline_bytes,
-    ),
-    _memory(
-        "load_spike_bytes",
-        "load spike",
-        "Peak during loading minus the resident set after it: needed only briefly, but needed",
-        lambda memory: memory.load_spike_bytes,
-    ),
-    _memory(
-        "prefill_extra_bytes",
-        "prefill extra",
-        "Peak until the first token minus the resident set after the warm-up: the prompt's activations, "
-        "attention and cache",
-        _prefill_extra,
-    ),
-    _memory(
-        "device_peak_bytes",
-        "device peak",
-        "Peak of the accelerator's allocator in any phase",
-        _highest("device_allocated_bytes"),
-    ),
-    _memory(
-        "device_reserved_bytes",
-        "device reserved",
-        "Most memory that the accelerator's allocator reserved in any phase, cached free blocks included",
-        _highest("device_reserved_bytes"),
-    ),
-    _memory(
-        "device_process_bytes",
-        "device process",
-        "Most memory that NVML counted for the process at the end of a phase: the allocator's memory, the "
-        "CUDA context and kernels",
-        _highest("device_process_bytes"),
-    ),
-    _memory(
-        "baseline_bytes",
-        "baseline",
-        "Resident set after importing everything, before loading",
-        lambda memory: memory.baseline_bytes,
-    ),
+    *MEMORY_METRICS,
     _time("load_s", "load", "From the start of loading to a usable model"),
     _time(
         "first_forward_s",

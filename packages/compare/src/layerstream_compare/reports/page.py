@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
 from layerstream import format_bytes
 
 from ..divergence import REFERENCE_FACT
-from .metrics import NOISE_FLOOR, TEXTS, Metric, Row, measured
+from ..measurement import Memory
+from .memory_notes import has_device, notes_of, tier_lines
+from .metric import Metric
+from .metrics import NOISE_FLOOR, TEXTS, Row, measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, length_plots, memory_plot
 from .tables import GROUPS
@@ -23,14 +28,24 @@ _MEMORY_NOTE = (
     "Held is what the weights keep. Working comes on top of it at the peak; mapped is resident too, but the "
     "system reclaims it when memory is short. The load spike is the thin bar that starts where held ends."
 )
-_FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", REFERENCE_FACT)
+_DEVICE_MEMORY_NOTE = (
+    "Held is what the weights keep on the device. Working comes on top of it at the peak of torch's "
+    "allocator. The driver's own memory (its context, kernels) is not part of it."
+)
+_HOST_MEMORY_NOTE = (
+    "Held is what the weights keep in host memory. Working comes on top of it while the model runs. Mapped "
+    "files and the load spike are in the table: libraries, and the checkpoint while it is copied."
+)
+# the ledger is part of the plan, which is text for people
+_FACTS_SHOWN_ELSEWHERE = ("margins", "reference_margins", "reference_token_ids", "ledger", REFERENCE_FACT)
 
 
 def html_page(rows: Sequence[Row]) -> str:
     """Return the page for `rows`."""
     sections = [
         _overview(rows),
-        _by_length(rows, "Memory", _MEMORY_NOTE, memory_plot),
+        *_memory_figures(rows),
+        _notes([*tier_lines(rows), *notes_of(rows)]),
         _by_length(rows, "Latency", "Shorter is better. Whiskers end at the 95th percentile.", latency_plot),
         _figure(
             "Divergence",
@@ -63,6 +78,20 @@ def html_page(rows: Sequence[Row]) -> str:
         f"<title>One prompt, every variant</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def _memory_figures(rows: Sequence[Row]) -> list[str]:
+    """Return the drawing of memory; on an accelerator one for each of the two memories."""
+    if not has_device(rows):
+        return [_by_length(rows, "Memory", _MEMORY_NOTE, memory_plot)]
+    return [
+        _by_length(rows, "Device memory", _DEVICE_MEMORY_NOTE, partial(memory_plot, memory="device")),
+        _by_length(rows, "Host memory", _HOST_MEMORY_NOTE, partial(memory_plot, memory="host")),
+    ]
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
 
 
 def _overview(rows: Sequence[Row]) -> str:
@@ -201,18 +230,70 @@ def _details(rows: Sequence[Row]) -> str:
 def _phases(row: Row) -> str:
     if row.shown.memory is None:
         return ""
+    memory = row.shown.memory
+    columns = [column for column in _PHASE_COLUMNS if column.is_always_shown or column.is_in(memory)]
+    heads = "".join(
+        f'<th scope=col title="{escape(column.includes)}">{column.title}</th>' for column in columns
+    )
     lines = "".join(
-        f"<tr><th scope=row>{escape(phase.phase)}</th><td>{format_bytes(phase.anonymous_bytes)}</td>"
-        f"<td>{format_bytes(phase.file_bytes)}</td><td>{format_bytes(phase.peak_bytes)}</td></tr>"
-        for phase in row.shown.memory.phases
+        f"<tr><th scope=row>{escape(phase.phase)}</th>"
+        + "".join(f"<td>{format_bytes(getattr(phase, column.key))}</td>" for column in columns)
+        + "</tr>"
+        for phase in memory.phases
     )
     return (
-        "<div class=wide><table><thead><tr><th scope=col>phase</th>"
-        '<th scope=col title="Private memory at the end of the phase">anonymous</th>'
-        '<th scope=col title="Mapped files at the end of the phase">files</th>'
-        '<th scope=col title="Highest resident set during the phase, mapped files included">peak</th>'
+        f"<div class=wide><table><thead><tr><th scope=col>phase</th>{heads}"
         f"</tr></thead><tbody>{lines}</tbody></table></div>"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PhaseColumn:
+    """A column of a case's phases: the field of `PhaseMemory`, its title and what it includes."""
+
+    key: str
+    title: str
+    includes: str
+    is_always_shown: bool = True
+
+    def is_in(self, memory: Memory) -> bool:
+        """Return whether it was measured on an accelerator in any phase."""
+        return memory.has_device and any(getattr(phase, self.key) for phase in memory.phases)
+
+
+_PHASE_COLUMNS = (
+    _PhaseColumn(key="anonymous_bytes", title="anonymous", includes="Private memory at the end of the phase"),
+    _PhaseColumn(
+        key="shared_bytes",
+        title="shared",
+        includes="Shared memory at the end of the phase: what the driver allocated and pinned",
+        is_always_shown=False,
+    ),
+    _PhaseColumn(key="file_bytes", title="files", includes="Mapped files at the end of the phase"),
+    _PhaseColumn(
+        key="peak_bytes",
+        title="peak",
+        includes="Highest resident set during the phase, mapped files included",
+    ),
+    _PhaseColumn(
+        key="device_allocated_bytes",
+        title="device peak",
+        includes="Highest that torch allocated on the device during the phase",
+        is_always_shown=False,
+    ),
+    _PhaseColumn(
+        key="device_reserved_bytes",
+        title="device reserved",
+        includes="Highest that torch reserved on the device during the phase",
+        is_always_shown=False,
+    ),
+    _PhaseColumn(
+        key="device_process_bytes",
+        title="device process",
+        includes="What NVML counted for the process at the end of the phase",
+        is_always_shown=False,
+    ),
+)
 
 
 def _list(facts: dict[str, Any]) -> str:

@@ -21,36 +21,49 @@ _MIB = 1024.0**2
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def memory_plot(rows: Sequence[Row]) -> str:
-    """Return stacked bars of held, working and mapped memory; a thin bar shows the load spike."""
-    shown = [row for row in rows if "held_bytes" in row.values]
+def memory_plot(rows: Sequence[Row], *, memory: str = "") -> str:
+    """Return stacked bars of held and working memory; on a CPU also of mapped memory and the load spike.
+
+    On an accelerator most of the last two are files: its libraries, and the checkpoint while it is copied.
+
+    Args:
+        rows: the cases.
+        memory: `device` or `host` for one of an accelerator's two memories; empty on a CPU, which has one.
+    """
+    kinds = _MEMORY_KINDS[memory]
+    shown = [row for row in rows if next(iter(kinds)) in row.values]
     if not shown:
         return ""
-    ends = [
-        max(
-            _value(row, "peak_over_baseline_bytes"),
-            _value(row, "held_bytes") + _value(row, "load_spike_bytes"),
-        )
-        for row in shown
-    ]
+    ends = [_memory_end(row, kinds) for row in shown]
     scale = svg.linear(
         ends, _LABEL_WIDTH, svg.WIDTH - 120, unit=_MIB if max(ends) < 1000 * _MIB else 1024 * _MIB
     )
     top, step = 56, 34
     bottom = top + step * len(shown)
-    parts = _swatches(_MEMORY_KINDS) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
+    parts = _swatches(kinds) + _vertical_grid(scale, top - 8, bottom, _bytes_tick)
     for index, row in enumerate(shown):
-        parts += _memory_bar(row, scale, top + step * index)
-    return svg.picture("Memory of each variant", bottom + 24, parts)
+        parts += _memory_bar(row, kinds, scale, top + step * index)
+    title = f"{memory.capitalize()} memory" if memory else "Memory"
+    return svg.picture(f"{title} of each variant", bottom + 24, parts)
 
 
-def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
+def _memory_end(row: Row, kinds: Mapping[str, str]) -> float:
+    """Return where a row's bars end."""
+    if "load_spike_bytes" not in kinds:
+        return sum(_value(row, key) for key in kinds)
+    return max(
+        _value(row, "peak_over_baseline_bytes"), _value(row, "held_bytes") + _value(row, "load_spike_bytes")
+    )
+
+
+def _memory_bar(row: Row, kinds: Mapping[str, str], scale: svg.Scale, y: float) -> list[str]:
     parts, end = [_row_label(row, y + 13)], 0.0
-    for key, kind in _MEMORY_KINDS.items():
+    held_key, *_ = kinds
+    for key, kind in kinds.items():
         tip = f"{row.label}: {BY_KEY[key].title} {row.text_of(BY_KEY[key])}. {BY_KEY[key].includes}"
         if key == "load_spike_bytes":
             # on top of held, but over before any working memory is used
-            held = _value(row, "held_bytes")
+            held = _value(row, held_key)
             parts.append(
                 svg.rectangle(
                     scale(held), y + 18, scale(held + _value(row, key)) - scale(held), 5, kind=kind, tip=tip
@@ -59,15 +72,19 @@ def _memory_bar(row: Row, scale: svg.Scale, y: float) -> list[str]:
             continue
         begin, end = end, end + _value(row, key)
         parts.append(svg.rectangle(scale(begin), y + 2, scale(end) - scale(begin), 14, kind=kind, tip=tip))
-    held_text = f"{format_bytes(_value(row, 'held_bytes'))} held"
+    held_text = f"{format_bytes(_value(row, held_key))} held"
     return [
         *parts,
-        svg.text(svg.WIDTH - 112, y + 13, held_text, kind="value", tip=BY_KEY["held_bytes"].includes),
+        svg.text(svg.WIDTH - 112, y + 13, held_text, kind="value", tip=BY_KEY[held_key].includes),
     ]
 
 
-_MEMORY_KINDS = {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"}
-"""Metrics of the memory plot, in drawing order, with the CSS class of their colour."""
+_MEMORY_KINDS = {
+    "": {"held_bytes": "s0", "working_bytes": "s1", "mapped_bytes": "faint", "load_spike_bytes": "s3"},
+    "device": {"device_held_bytes": "s0", "device_working_bytes": "s1"},
+    "host": {"host_held_bytes": "s0", "host_working_bytes": "s1"},
+}
+"""Metrics of a memory plot, in drawing order and what is held first, with the CSS class of their colour."""
 
 
 def latency_plot(rows: Sequence[Row]) -> str:

@@ -13,12 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measurement import Measurement
-from .metrics import BY_KEY, METRICS, Metric, Row, measured
+from .memory_notes import has_device, notes_of, tier_lines
+from .metric import Metric
+from .metrics import BY_KEY, METRICS, Row, measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}
 """Headings of the groups of metrics."""
 
 _DROPPED_FIRST = ("load_spike_bytes", "top1", "working_bytes", "first_token_s")
+_DROPPED_FIRST_WITH_DEVICE = ("top1", "host_held_bytes", "device_held_bytes", "first_token_s")
 _FIGURE_WIDTH, _TEXT_WIDTH = 11, 44
 _IN_TERMINAL = (
     "held_bytes",
@@ -29,14 +32,22 @@ _IN_TERMINAL = (
     "kl_mean",
     "top1",
 )
+_IN_TERMINAL_WITH_DEVICE = (
+    "device_held_bytes",
+    "device_peak_bytes",
+    "host_held_bytes",
+    "host_needed_bytes",
+    *_IN_TERMINAL[3:],
+)
 
 
 def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
     """Return a table of the figures that fit a terminal of `width` characters."""
-    dropped = _DROPPED_FIRST[: max(0, len(_IN_TERMINAL) - (width - _TEXT_WIDTH) // _FIGURE_WIDTH)]
-    metrics = [
-        metric for key in _IN_TERMINAL if key not in dropped for metric in _terminal_metrics(key, rows)
-    ]
+    on_device = has_device(rows)
+    keys: tuple[str, ...] = _IN_TERMINAL_WITH_DEVICE if on_device else _IN_TERMINAL
+    dropped_first = _DROPPED_FIRST_WITH_DEVICE if on_device else _DROPPED_FIRST
+    dropped = dropped_first[: max(0, len(keys) - (width - _TEXT_WIDTH) // _FIGURE_WIDTH)]
+    metrics = [metric for key in keys if key not in dropped for metric in _terminal_metrics(key, rows)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("variant", overflow="fold")
     for metric in metrics:
@@ -79,8 +90,9 @@ def _outcome(row: Row) -> Text:
 
 
 def terminal_notes(rows: Sequence[Row]) -> list[Text]:
-    """Return a line with the reason for each case that was not measured."""
-    return [Text(f"{row.label}: {row.outcome()}") for row in rows if row.shown.status != "ok"]
+    """Return lines below the table: what was not measured and why, and notes about streamed memory."""
+    missing = [f"{row.label}: {row.outcome()}" for row in rows if row.shown.status != "ok"]
+    return [Text(line) for line in (*missing, *tier_lines(rows), *notes_of(rows))]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -90,9 +102,9 @@ def markdown(rows: Sequence[Row]) -> str:
         metrics = measured(rows, group)
         good = [row for row in rows if any(metric.key in row.values for metric in metrics)]
         if good:
-            parts.append(
-                f"## {heading}\n\n" + _markdown_table(good, metrics, with_outcome=group == "quality")
-            )
+            table = _markdown_table(good, metrics, with_outcome=group == "quality")
+            notes = [*tier_lines(rows), *notes_of(rows)] if group == "memory" else []
+            parts.append(f"## {heading}\n\n{table}" + "".join(f"\n{_cell(note)}\n" for note in notes))
     answers = [
         f"### {row.label}\n\n{row.outcome()}\n\n{_fenced(row.shown.text)}"
         for row in rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -29,8 +30,10 @@ class Variant:
         implementation: attention variants only: transformers' `attn_implementation`; empty keeps the model's.
         backend: attention variants only: name of torch's `SDPBackend` to force; empty forces none.
         packages: importable names it requires; a dotted one is found without importing its parent.
+        distribution: the installed distribution that must bring them, where several use one name.
         extra: extra of `layerstream-compare` that installs them; empty if there is none.
         needs_accelerator: it has no kernel for a CPU.
+        needs_nvidia: it has kernels for NVIDIA GPUs only.
         needs_compiler: on a CPU, a C++ compiler builds the kernel at first use.
         faster_with_cpu_flags: flags in /proc/cpuinfo that select a faster kernel; without them it still runs.
     """
@@ -42,21 +45,29 @@ class Variant:
     implementation: str = ""
     backend: str = ""
     packages: tuple[str, ...] = ()
+    distribution: str = ""
     extra: str = ""
     needs_accelerator: bool = False
+    needs_nvidia: bool = False
     needs_compiler: bool = False
     faster_with_cpu_flags: tuple[str, ...] = ()
 
     def availability(self) -> str | None:
         """Return why this variant cannot run here, or None if no reason is known. Imports nothing."""
         missing = [package for package in self.packages if not has_package(package)]
+        if not missing and self.distribution and not installed_version(self.distribution):
+            missing = [self.distribution]
         if missing:
             how = f"; pip install 'layerstream-compare[{self.extra}]'" if self.extra else ""
             return f"{self.name} needs the package {' and '.join(missing)}, which is not installed{how}"
         if has_accelerator():
-            return None
+            is_other = self.needs_nvidia and driver_vendors() == (AMD,)
+            return f"{self.name} has kernels for NVIDIA GPUs only" if is_other else None
         if self.needs_accelerator:
-            return f"{self.name} has no kernel for a CPU, and no accelerator was found"
+            why = "no accelerator was found"
+            if driver_vendors():
+                why = f"torch {installed_version('torch')} is built for CPUs only"
+            return f"{self.name} has no kernel for a CPU, and {why}"
         if self.needs_compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             return f"{self.name} builds its CPU kernel with a C++ compiler, and none was found"
         return None
@@ -93,7 +104,7 @@ def _autoround(bits: int) -> Variant:
     )
 
 
-def _sdpa(name: str, backend: str, *, needs_accelerator: bool = False) -> Variant:
+def _sdpa(name: str, backend: str, *, needs_accelerator: bool = False, needs_nvidia: bool = False) -> Variant:
     title = f"scaled_dot_product_attention with the {name} backend forced"
     return Variant(
         name=f"sdpa-{name}",
@@ -102,20 +113,38 @@ def _sdpa(name: str, backend: str, *, needs_accelerator: bool = False) -> Varian
         implementation="sdpa",
         backend=backend,
         needs_accelerator=needs_accelerator,
+        needs_nvidia=needs_nvidia,
     )
 
 
-def _flash(generation: int, package: str) -> Variant:
+def _flash(generation: int, package: str, distribution: str, *, needs_nvidia: bool = True) -> Variant:
     return Variant(
         name=f"flash-attention-{generation}",
         kind="attention",
-        title=f"the flash-attn package, generation {generation}",
+        title=f"the {distribution} package, generation {generation}",
         implementation=f"flash_attention_{generation}",
         packages=(package,),
+        # generations 2 and 4 are both imported as flash_attn
+        distribution=distribution,
         needs_accelerator=True,
+        needs_nvidia=needs_nvidia,
     )
 
 
+def _hub_flash(generation: int, kernel: str) -> Variant:
+    return Variant(
+        name=f"hub-flash-attention-{generation}",
+        kind="attention",
+        title=f"flash attention {generation} as a kernel from the Hub ({kernel})",
+        implementation=kernel,
+        packages=("kernels",),
+        needs_accelerator=True,
+        needs_nvidia=True,
+    )
+
+
+NVIDIA, AMD = "NVIDIA", "AMD"
+_DRIVER_FILES = {NVIDIA: "/dev/nvidiactl", AMD: "/dev/kfd"}
 _FOUR_BIT_FLAGS = ("avx512f", "avx512_bf16")
 
 _VARIANTS = (
@@ -153,10 +182,10 @@ _VARIANTS = (
     _sdpa("math", "MATH"),
     _sdpa("flash", "FLASH_ATTENTION"),
     _sdpa("efficient", "EFFICIENT_ATTENTION", needs_accelerator=True),
-    _sdpa("cudnn", "CUDNN_ATTENTION", needs_accelerator=True),
-    _flash(2, "flash_attn"),
-    _flash(3, "flash_attn_interface"),
-    _flash(4, "flash_attn.cute"),
+    _sdpa("cudnn", "CUDNN_ATTENTION", needs_accelerator=True, needs_nvidia=True),
+    _flash(2, "flash_attn", "flash-attn", needs_nvidia=False),
+    _flash(3, "flash_attn_interface", "flash-attn-3"),
+    _flash(4, "flash_attn.cute", "flash-attn-4"),
     Variant(
         name="flex",
         kind="attention",
@@ -164,14 +193,9 @@ _VARIANTS = (
         implementation="flex_attention",
         needs_compiler=True,
     ),
-    Variant(
-        name="hub-flash-attention-2",
-        kind="attention",
-        title="flash attention 2 as a kernel from the Hub",
-        implementation="kernels-community/flash-attn2",
-        packages=("kernels",),
-        needs_accelerator=True,
-    ),
+    _hub_flash(2, "kernels-community/flash-attn2"),
+    _hub_flash(3, "kernels-community/vllm-flash-attn3"),
+    _hub_flash(4, "kernels-community/flash-attn4"),
 )
 
 
@@ -202,9 +226,29 @@ def has_package(name: str) -> bool:
     return any(path.is_dir() or path.with_suffix(".py").is_file() for path in paths)
 
 
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, from its metadata; empty if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
 def has_accelerator() -> bool:
-    """Return whether the device file of an NVIDIA or AMD compute driver exists; the driver is not called."""
-    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
+    """Return whether torch can use a GPU: a compute driver's device file exists, and torch was built for it.
+
+    The driver is not called.
+    """
+    return bool(driver_vendors()) and not _is_cpu_build()
+
+
+def driver_vendors() -> tuple[str, ...]:
+    """Return the vendors, `NVIDIA` and `AMD`, whose compute driver's device file exists."""
+    return tuple(vendor for vendor, file in _DRIVER_FILES.items() if Path(file).exists())
+
+
+def _is_cpu_build() -> bool:
+    return installed_version("torch").endswith("+cpu")
 
 
 def cpu_flags() -> frozenset[str]:

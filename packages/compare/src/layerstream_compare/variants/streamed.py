@@ -1,4 +1,4 @@
-"""The `streamed` variant: layerstream within the case's memory budget. Runs in the worker."""
+"""The `streamed` variant: layerstream within the case's memory budgets. Runs in the worker."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ HOST_WEIGHT_KINDS = (ls.LedgerKind.STAGING, ls.LedgerKind.HOST_BLOCKS, ls.Ledger
 
 
 def load(case: Case) -> Loaded:
-    """Load the case's model with layerstream, within its budget, planned for its prompt and answer."""
+    """Load the case's model with layerstream, within its budgets, planned for its prompt and answer."""
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     prompt_tokens = build_prompt(tokenizer, case).num_tokens
     new_tokens = max(case.max_new_tokens, case.warmup_tokens)
-    streamed = open_streamed(case, budget=case.budget, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    budget = ls.MemoryBudget(device=case.budget, host=case.host_budget)
+    streamed = open_streamed(case, budget=budget, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     slots, host = _held_outside_modules(streamed.plan)
     return Loaded(
         case=case,
@@ -32,18 +33,20 @@ def load(case: Case) -> Loaded:
         describe=lambda: _facts(streamed),
         release=streamed.close,
         extra_held_bytes=slots + host,
-        extra_device_held_bytes=0 if streamed.model.device.type == "cpu" else slots,
+        extra_device_held_bytes=slots if _has_device(streamed.plan) else 0,
         beyond_plan=streamed.beyond_plan,
         timeline=LiveTimeline(streamed),
     )
 
 
-def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_tokens: int) -> ls.StreamedModel:
+def open_streamed(
+    case: Case, *, budget: ls.MemoryBudget, prompt_tokens: int, new_tokens: int
+) -> ls.StreamedModel:
     """Load the case's model with layerstream.
 
     Args:
         case: gives model, dtype, device and attention.
-        budget: bytes, a size, `auto` or `min`, as `layerstream.load` accepts it.
+        budget: device and host memory.
         prompt_tokens: longest forward to plan memory for.
         new_tokens: tokens generated after the prompt.
     """
@@ -58,6 +61,10 @@ def open_streamed(case: Case, *, budget: str | int, prompt_tokens: int, new_toke
     )
 
 
+def _has_device(plan: ls.PlacementPlan) -> bool:
+    return plan.device.partition(":")[0] != "cpu"
+
+
 def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
     """Return the bytes of the slots, and of the weights kept in host memory for an accelerator.
 
@@ -69,13 +76,29 @@ def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
     return slots, sum(line.num_bytes for line in host_lines if line.kind in HOST_WEIGHT_KINDS)
 
 
+def _ledger_entry(line: ls.LedgerLine) -> dict[str, Any]:
+    return {
+        "memory": line.where.value,
+        "kind": line.kind.value,
+        "purpose": line.purpose,
+        "bytes": line.num_bytes,
+    }
+
+
 def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
     plan = streamed.plan
+    ledger = plan.ledger
+    host = {"host_budget_bytes": ledger.host_budget_bytes, "host_ledger_bytes": ledger.host_bytes}
     return {
         "plan": plan.explain(),
         "placement": plan.placement_map(),
-        "budget_bytes": plan.ledger.device_budget_bytes,
-        "ledger_bytes": plan.ledger.device_bytes,
+        "is_resident": plan.is_resident,
+        "budget_bytes": ledger.device_budget_bytes,
+        "ledger_bytes": ledger.device_bytes,
+        **(host if _has_device(plan) else {}),
+        "ledger": [_ledger_entry(line) for line in ledger.lines],
+        "sweep_read_bytes": plan.cost.read_bytes,
+        "sweep_copy_bytes": plan.cost.copy_bytes,
         "report": streamed.report().to_dict(),
         "held_includes": "the model's own tensors, slots for streamed weights, and weights in host memory",
     }

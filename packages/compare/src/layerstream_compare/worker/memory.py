@@ -39,34 +39,42 @@ class Reading:
 
     Attributes:
         anonymous_bytes: private memory, copied-on-write file pages included.
-        file_bytes: mapped files and shared memory.
+        file_bytes: mapped files.
+        shared_bytes: shared memory, where a driver keeps the pinned memory that it allocates.
         peak_bytes: high-water mark of the resident set since the last reset.
     """
 
     anonymous_bytes: int
     file_bytes: int
+    shared_bytes: int
     peak_bytes: int
 
     @property
     def resident_bytes(self) -> int:
         """The whole resident set."""
-        return self.anonymous_bytes + self.file_bytes
+        return self.anonymous_bytes + self.file_bytes + self.shared_bytes
 
 
 def read_memory() -> Reading:
     """Return this process's resident memory.
 
     The split comes from smaps_rollup, which walks the page tables and is exact. If it cannot be read, RssAnon
-    and RssFile of /proc/self/status are used, which lag behind by some pages per thread.
+    and RssFile of /proc/self/status are used, which lag behind by some pages per thread. RssShmem is always
+    taken from there: smaps_rollup does not tell shared memory from files.
     """
     status = _fields(_STATUS)
+    shared = status["RssShmem"]
     try:
         rollup = _fields(_ROLLUP)
-        anonymous, file = rollup["Anonymous"], rollup["Rss"] - rollup["Anonymous"]
+        anonymous = rollup["Anonymous"]
+        file = max(0, rollup["Rss"] - anonymous - shared)
     except OSError:
-        anonymous, file = status["RssAnon"], status["RssFile"] + status["RssShmem"]
+        anonymous, file = status["RssAnon"], status["RssFile"]
     return Reading(
-        anonymous_bytes=anonymous, file_bytes=file, peak_bytes=max(status["VmHWM"], anonymous + file)
+        anonymous_bytes=anonymous,
+        file_bytes=file,
+        shared_bytes=shared,
+        peak_bytes=max(status["VmHWM"], anonymous + file + shared),
     )
 
 
@@ -137,6 +145,7 @@ class PhaseMeter:
             phase=self._name,
             anonymous_bytes=reading.anonymous_bytes,
             file_bytes=reading.file_bytes,
+            shared_bytes=reading.shared_bytes,
             peak_bytes=reading.peak_bytes,
             device_allocated_bytes=allocated,
             device_reserved_bytes=reserved,

@@ -12,6 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..variants.loaded import Loaded
+from .chunk_reader import ChunkReader
+from .device_kernels import recorded_kernels
 
 _NAME_PARTS = ("attention", "mm", "linear", "gemv", "gemm", "dequant", "bitsandbytes", "softmax")
 """Parts of the names of operators that compute attention and matrix products."""
@@ -33,7 +35,8 @@ class _Recorder(TorchDispatchMode):
 def kernel_facts(loaded: Loaded, prompt_ids: torch.Tensor) -> dict[str, Any]:
     """Return counts of attention and matmul operators in a prefill of `prompt_ids` and in one decode step.
 
-    `attention_kernel` summarizes the prefill's attention. Compiled attention (flex) cannot be traced.
+    `attention_kernel` summarizes the prefill's attention. On an accelerator the kernels behind the operators
+    are named too, if torch can profile it. Compiled attention (flex) cannot be traced.
 
     Args:
         loaded: the variant.
@@ -41,16 +44,19 @@ def kernel_facts(loaded: Loaded, prompt_ids: torch.Tensor) -> dict[str, Any]:
     """
     if loaded.model.config._attn_implementation == "flex_attention":
         return {"attention_kernel": "flex_attention, compiled"}
-    prefill, decode = _Recorder(), _Recorder()
-    with loaded.context(), torch.no_grad():
-        with prefill:
-            outputs = loaded.model(prompt_ids, use_cache=True)
-        with decode:
-            loaded.model(prompt_ids[:, -1:], past_key_values=outputs.past_key_values, use_cache=True)
+    prefill, decode, reader = _Recorder(), _Recorder(), ChunkReader(loaded.model)
+    device = loaded.model.device
+    with loaded.context():
+        with recorded_kernels(device) as prefill_kernels, prefill:
+            reader.read(prompt_ids)
+        with recorded_kernels(device) as decode_kernels, decode:
+            reader.read(prompt_ids[:, -1:])
+    kernels = {"prefill_device_kernels": prefill_kernels, "decode_device_kernels": decode_kernels}
     return {
         "attention_kernel": _attention(prefill.counts),
         "prefill_operators": _relevant(prefill.counts),
         "decode_operators": _relevant(decode.counts),
+        **{name: dict(sorted(counts.items())) for name, counts in kernels.items() if counts},
     }
 
 

@@ -29,6 +29,7 @@ from .background_load import BackgroundLoadMeter
 from .detokenize import Detokenizer, decode, token_texts
 from .generation import Generated, generate_greedily
 from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
+from .nvml import gpu_facts
 from .operator_trace import kernel_facts
 from .teacher_forcing import measure_quality
 
@@ -38,6 +39,7 @@ WARMUP_PROMPT_TOKENS = 512
 _KERNEL_PROMPT_TOKENS = 8
 _NOISY_SPREAD = 2.0
 _NOISY_CORES = 0.25
+_REFUSALS = ("No available kernel", "No viable backend")
 
 
 class Emit(Protocol):
@@ -63,7 +65,20 @@ def run_case(case: Case, emit: Emit) -> None:
         emit("unavailable", reason=f"{case.label} needs the package {error.name}, which is not installed")
     except Exception as error:  # noqa: BLE001  a failed case is a result
         traceback.print_exc()
-        emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
+        if backend := _refused_backend(case, error):
+            reason = (
+                f"{case.attention}: torch's {backend} has no kernel for this model's shapes and dtype here"
+            )
+            emit("unavailable", reason=reason)
+        else:
+            emit("failed", reason=f"{type(error).__name__}: {_reason(error)}", stderr_tail=_tail(error))
+
+
+def _refused_backend(case: Case, error: Exception) -> str:
+    """Return the attention backend that the case forces, if the error is that it refuses the model."""
+    # torch says only this much; on an accelerator it warns of its reasons on standard error
+    is_refusal = isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+    return find_variant(case.attention, "attention").backend if is_refusal else ""
 
 
 def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
@@ -199,24 +214,26 @@ class _Run:
             device_held_bytes=held_bytes(loaded.model, on_accelerator_only=True)
             + loaded.extra_device_held_bytes,
             peak_over_baseline_bytes=peak - baseline.resident_bytes,
-            load_spike_bytes=load.peak_bytes - load.anonymous_bytes - load.file_bytes,
+            load_spike_bytes=load.peak_bytes - load.resident_bytes,
             phases=tuple(self._meter.phases),
         )
 
     def _facts(self, memory: Memory, generated: Generated) -> dict[str, Any]:
         # first: the streamed variant's report must cover only what was measured
         facts = self._loaded.facts()
-        num_parameters = ls.profile_model(self._case.model, dtype=self._case.dtype).num_parameters
+        profile = ls.profile_model(self._case.model, dtype=self._case.dtype)
         missing_flags = find_variant(self._case.variant, "weights").missing_cpu_flags()
         prompt_ids = self._prompt.token_ids[:, :_KERNEL_PROMPT_TOKENS].to(self._loaded.model.device)
         return {
             **facts,
             **kernel_facts(self._loaded, prompt_ids),
+            **gpu_facts(self._loaded.model.device),
             **({"cpu_lacks": list(missing_flags)} if missing_flags and facts["device"] == "cpu" else {}),
             "margins": list(generated.margins),
-            "parameters": num_parameters,
+            "parameters": profile.num_parameters,
+            "unquantized_weight_bytes": profile.weight_bytes,
             "held_after_load_bytes": self._held_after_load_bytes,
-            "effective_bits_per_weight": memory.held_bytes * 8 / num_parameters,
+            "effective_bits_per_weight": memory.held_bytes * 8 / profile.num_parameters,
             "threads": torch.get_num_threads(),
             "peak_is_reset": self._meter.peak_is_reset,
         }

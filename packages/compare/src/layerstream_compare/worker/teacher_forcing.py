@@ -7,9 +7,7 @@ differ.
 
 from __future__ import annotations
 
-import inspect
 import os
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -24,6 +22,7 @@ from ..variants import resident, streamed
 from ..variants.loaded import Loaded
 from ..variants.prompts import Prompt
 from .agreement import AgreementMeter
+from .chunk_reader import ChunkReader
 from .generation import greedy_arguments
 
 CHUNK_POSITIONS = 64
@@ -36,34 +35,10 @@ _FITS_SHARE = 0.7
 """A resident reference is loaded only if its weights take less than this share of the free memory."""
 
 _REFERENCE_SHARE = 0.5
-"""Budget of a streamed reference as a share of the free memory.
+"""Budget of a streamed reference as a share of the free memory on its device.
 
 Memory is measured before the reference is loaded, and its results are the same at every budget; a smaller one
-only takes longer."""
-
-
-@dataclass(slots=True)
-class _ChunkReader:
-    """Feeds a text to `model` chunk by chunk, with a KV cache."""
-
-    model: PreTrainedModel
-    _cache: Any = None
-
-    def read(self, token_ids: torch.Tensor, *, last_only: bool = False) -> torch.Tensor:
-        """Read the next chunk and return its logits, shape [positions, vocabulary].
-
-        Args:
-            token_ids: the chunk, int64, shape [1, positions].
-            last_only: return the last position only, and if the model supports it, compute no others.
-        """
-        arguments: dict[str, Any] = {"use_cache": True, "past_key_values": self._cache}
-        if last_only and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            arguments["logits_to_keep"] = 1
-        with torch.no_grad():
-            outputs = self.model(token_ids.to(self.model.device), **arguments)
-        self._cache = outputs.past_key_values
-        logits: torch.Tensor = outputs.logits[0, -1:] if last_only else outputs.logits[0]
-        return logits
+only takes longer. Of host memory the reference takes what is free."""
 
 
 def compare_on(
@@ -87,7 +62,7 @@ def compare_on(
         The agreement, and the reference's margin p1 - p2 at each target.
     """
     meter = AgreementMeter(text)
-    reference_reader, variant_reader = _ChunkReader(reference), _ChunkReader(loaded.model)
+    reference_reader, variant_reader = ChunkReader(reference), ChunkReader(loaded.model)
     start, target_ids = torch.tensor([prefix]), torch.tensor(targets)
     expected = reference_reader.read(start, last_only=True)
     with loaded.context():
@@ -122,7 +97,7 @@ def measure_quality(
     if case.variant != "streamed":
         longest = max(prompt.num_tokens, CHUNK_POSITIONS)
         new_tokens = max(case.max_new_tokens, len(prose))
-        budget = int(_REFERENCE_SHARE * free)
+        budget = ls.MemoryBudget(device=int(_REFERENCE_SHARE * free))
         with streamed.open_streamed(
             reference_case, budget=budget, prompt_tokens=longest, new_tokens=new_tokens
         ) as reference:
