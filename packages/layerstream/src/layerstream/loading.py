@@ -54,6 +54,7 @@ def plan(
     variant: str | None = None,
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
+    allow_sliced_head: bool = False,
     **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
@@ -80,6 +81,7 @@ def plan(
         config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
             its config. Settings that change the weights' shapes are refused.
         adapter: an adapter's directory or Hub id, or several by name, as for `load`.
+        allow_sliced_head: as for `load`.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
@@ -104,6 +106,7 @@ def plan(
         variant=variant,
         config=config,
         adapter=adapter,
+        allow_sliced_head=allow_sliced_head,
     )
     return plan_with(model, options, machine=machine)
 
@@ -197,6 +200,7 @@ def load(
     variant: str | None = None,
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
+    allow_sliced_head: bool = False,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
     **unknown: Never,
 ) -> StreamedModel:
@@ -228,6 +232,9 @@ def load(
         adapter: a directory that peft's `save_pretrained` wrote, or a Hub id; several in a mapping from their
             names. The first one is active; `set_adapter` and each request may name another. They stay in
             memory.
+        allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
+            slices, which needs less memory. Another kernel may then run, and the last bit may differ; the
+            plan says so. The CPU slices such a head anyway: there the result is exact.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
@@ -257,6 +264,7 @@ def load(
         variant=variant,
         config=config,
         adapter=adapter,
+        allow_sliced_head=allow_sliced_head,
     )
     return load_with(model, options, runtime=runtime)
 

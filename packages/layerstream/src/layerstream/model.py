@@ -259,6 +259,7 @@ class StreamedModel:
             peak_host_bytes=max(host for _, host in peaks),
             ledger_device_bytes=self.plan.ledger.device_bytes,
             budget_device_bytes=self.plan.ledger.device_budget_bytes,
+            is_bit_exact=self.plan.is_bit_exact,
         )
 
     def reset_report(self) -> None:

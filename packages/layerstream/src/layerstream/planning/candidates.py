@@ -83,13 +83,18 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
     )
 
 
-def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> Iterator[Configuration]:
+def enumerate_configurations(
+    profile: ModelProfile, *, device_is_host: bool, allow_sliced_head: bool = False
+) -> Iterator[Configuration]:
     """Yield every sensible configuration of `profile`: first without slots, then from coarse to fine units.
 
     Args:
         profile: the model as numbers.
         device_is_host: whether the device is the CPU, which has no host memory apart from its own.
+        allow_sliced_head: slice a head on an accelerator too, where a slice may run another kernel than the
+            whole head and round differently. On the CPU slices are exact, and always considered.
     """
+    may_slice = device_is_host or allow_sliced_head
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         if head_on_device or profile.head is None:
             yield Configuration(
@@ -103,16 +108,20 @@ def enumerate_configurations(profile: ModelProfile, *, device_is_host: bool) -> 
         units = units_at(profile, granularity)
         if units:
             largest = max(unit.slot_bytes for unit in units)
-            yield from _streamed_configurations(profile, granularity, largest, device_is_host)
+            yield from _streamed_configurations(profile, granularity, largest, device_is_host, may_slice)
 
 
 def _streamed_configurations(
-    profile: ModelProfile, granularity: Granularity, largest_bytes: int, device_is_host: bool
+    profile: ModelProfile,
+    granularity: Granularity,
+    largest_bytes: int,
+    device_is_host: bool,
+    may_slice: bool,
 ) -> Iterator[Configuration]:
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         slices, slot_bytes = 1, largest_bytes
         if profile.head is not None and not head_on_device:
-            slices = choose_head_slices(profile, largest_bytes)
+            slices = choose_head_slices(profile, largest_bytes) if may_slice else 1
             slot_bytes = max(largest_bytes, head_slice_bytes(profile.head, profile.head_rows, slices))
         for num_slots in SLOT_COUNTS:
             yield Configuration(

@@ -190,11 +190,12 @@ class PlacementPlan(JsonValue):
         embedding: where the input embedding's rows are looked up; None when it is not row-addressable (then
             it is on the device).
         head_slices: the number of vocabulary slices that the head is visited in; 1 is the whole head.
+        prefill_chunk_tokens: longer prompts pass through the feed-forward parts in chunks; None is off.
         ledger: the memory it takes.
         cost: the predicted time.
     """
 
-    DERIVED_KEYS: ClassVar = ("is_resident",)
+    DERIVED_KEYS: ClassVar = ("is_resident", "is_bit_exact")
 
     model_name: str
     dtype: str
@@ -207,6 +208,7 @@ class PlacementPlan(JsonValue):
     num_staging: int
     embedding: Residency | None
     head_slices: int
+    prefill_chunk_tokens: int | None = None
     ledger: MemoryLedger
     cost: SweepCost
 
@@ -218,6 +220,21 @@ class PlacementPlan(JsonValue):
     def is_resident(self) -> bool:
         """True when no weights move while the model runs."""
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
+
+    @property
+    def is_bit_exact(self) -> bool:
+        """False where the user allowed kernels of other shapes, which may round the last bit differently.
+
+        That is a head in slices on an accelerator (`allow_sliced_head`), and long prompts in chunks.
+        """
+        return not self._inexact_parts()
+
+    def _inexact_parts(self) -> list[str]:
+        is_on_cpu = self.device.split(":")[0] == "cpu"
+        sliced = [f"a head in {self.head_slices} vocabulary slices"] if self.head_slices > 1 else []
+        chunk = self.prefill_chunk_tokens
+        chunked = [] if chunk is None else [f"prompts in chunks of {chunk} tokens"]
+        return ([] if is_on_cpu else sliced) + chunked
 
     def explain(self) -> str:
         """Return the plan as text for people: placement, ledger, predicted time, what limits it."""
@@ -244,6 +261,8 @@ class PlacementPlan(JsonValue):
             lines.append(f"  embedding   {self.embedding.value}")
         if self.head_slices > 1:
             lines.append(f"  head        in {self.head_slices} vocabulary slices")
+        if not self.is_bit_exact:
+            lines.append(f"  exactness   not bit-exact, as allowed: {', '.join(self._inexact_parts())}")
         return lines
 
     def _device_names(self) -> str:
