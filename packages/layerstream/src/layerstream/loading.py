@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from .engine.build import build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
+from .engine.verification import refuse_difference
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
 from .planning.forward_limits import forward_limits
@@ -201,6 +202,7 @@ def load(
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
     allow_sliced_head: bool = False,
+    verify: bool = False,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
     **unknown: Never,
 ) -> StreamedModel:
@@ -235,6 +237,8 @@ def load(
         allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
             slices, which needs less memory. Another kernel may then run, and the last bit may differ; the
             plan says so. The CPU slices such a head anyway: there the result is exact.
+        verify: compare some streamed units and the head with resident copies of them, bit for bit, before
+            returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
@@ -246,8 +250,9 @@ def load(
         CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
         UnsupportedOptionError: a keyword is none of these; the message says what to use instead.
         ReadFailedError: the disk did not return the bytes it holds.
+        VerificationError: with `verify`, a unit differs from its resident copy.
     """
-    refuse_keywords("load", unknown, _KEYWORDS)
+    refuse_keywords("load", unknown, (*_KEYWORDS, "verify"))
     options = LoadOptions(
         budget=budget,
         device=device,
@@ -266,13 +271,14 @@ def load(
         adapter=adapter,
         allow_sliced_head=allow_sliced_head,
     )
-    return load_with(model, options, runtime=runtime)
+    return load_with(model, options, verify=verify, runtime=runtime)
 
 
 def load_with(
     model: str | Path,
     options: LoadOptions,
     *,
+    verify: bool = False,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Return the model that `load` loads, with the options as one value."""
@@ -289,7 +295,20 @@ def load_with(
         options.workload or Workload(),
         device_limit_bytes(placement, options.memory_budget, machines),
     )
-    return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes, limits=limits)
+    streamed = StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes, limits=limits)
+    if verify:
+        _verify(streamed)
+    return streamed
+
+
+def _verify(streamed: StreamedModel) -> None:
+    """Verify `streamed`, which is closed if that fails; its report starts afterwards."""
+    try:
+        refuse_difference(streamed.verify())
+    except BaseException:
+        streamed.close()
+        raise
+    streamed.reset_report()
 
 
 def _machines_of(runtimes: Sequence[DeviceRuntime], spec: ModelSpec) -> list[Machine]:

@@ -42,6 +42,7 @@ class DeviceBuffers:
     runtime: DeviceRuntime
     slots: list[Slot] = field(default_factory=list)
     _copies: Any = None
+    _freed: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Make the copy stream."""
@@ -52,6 +53,26 @@ class DeviceBuffers:
         self.slots = [
             Slot(bytes=self.runtime.allocate(slot_bytes), index=index) for index in range(num_slots)
         ]
+
+    def free(self) -> None:
+        """Free the slots until `restore`; no unit may be on its way to them."""
+        self.finish()
+        self.runtime.host_wait(self.compute_event())
+        self._freed = [slot.bytes.numel() for slot in self.slots]
+        self.slots = []
+
+    def restore(self) -> bool:
+        """Allocate the slots again; return whether they had been freed."""
+        if self._freed is None:
+            return False
+        # What used their memory meanwhile may still be computing.
+        event = self.compute_event()
+        self.slots = [
+            Slot(bytes=self.runtime.allocate(slot_bytes), index=index, free_after=event)
+            for index, slot_bytes in enumerate(self._freed)
+        ]
+        self._freed = None
+        return True
 
     def start_copy(self, host: torch.Tensor, layout: UnitLayout, slot: Slot) -> Any:
         """Start to copy a unit from its host buffer into `slot`; return the event of the copy's end.

@@ -83,12 +83,13 @@ class Prefetcher:
         self.is_closed = False
         self.upcoming = 0
         self._patience_s = patience_s
-        self._buffers = deque(
-            NumberedBuffer(host, index)
-            for index, host in enumerate(allocate_many([buffer_bytes] * num_buffers, pinned=pinned))
-        )
+        self._buffer_bytes, self._pinned = buffer_bytes, pinned
+        self._buffers: deque[NumberedBuffer] = deque()
+        self._are_freed = True
+        self.restore_buffers()
         self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
         self._may_fetch_more = threading.Condition(self.lock)
+        self._all_free = threading.Condition(self.lock)
         self._consumers: list[Consumer] = []
         self._fetched = VisitCounter()
         self._thread = threading.Thread(target=self._run, name="layerstream-prefetcher", daemon=True)
@@ -109,6 +110,28 @@ class Prefetcher:
             self._buffers.clear()
             for unit in self.units:
                 unit.pinned = None
+
+    # -- while no forward runs -----------------------------------------------------------------------------
+
+    def free_buffers(self) -> None:
+        """Detach every replica and free the buffers, until `restore_buffers`; a second call does nothing."""
+        with self.lock:
+            if self._are_freed:
+                return
+            for consumer in self._consumers:
+                consumer.detach()
+            while len(self._buffers) < self.num_buffers and not self.is_closed:
+                self._all_free.wait()
+            self._buffers.clear()
+            self._are_freed = True
+
+    def restore_buffers(self) -> None:
+        """Allocate the buffers, if they are not there."""
+        with self.lock:
+            if self._are_freed and not self.is_closed:
+                memory = allocate_many([self._buffer_bytes] * self.num_buffers, pinned=self._pinned)
+                self._buffers.extend(NumberedBuffer(host, index) for index, host in enumerate(memory))
+                self._are_freed = False
 
     # -- for replicas that run at the same time ------------------------------------------------------------
 
@@ -144,6 +167,7 @@ class Prefetcher:
         if fetch.num_leases == 0 and fetch.buffer is not None:
             self._buffers.append(fetch.buffer)
             fetch.buffer = None
+            self._all_free.notify_all()
         self.wake()
 
     def cancel(self, fetch: Fetch) -> None:

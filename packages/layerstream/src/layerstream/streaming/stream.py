@@ -189,6 +189,24 @@ class WeightStream(Consumer):
             self._stopped_by = None
             self.forwards = 0
 
+    def free_slots(self) -> None:
+        """Free what units are delivered into, until `restore_slots`; no forward may run, no view remain."""
+        with self._lock:
+            self.detach()
+            while len(self._free_slots) < len(self._buffers.slots) and not self._closed:
+                self._finished.wait()  # a copy is under way
+        self._buffers.free()
+        self._free_slots.clear()
+        if self._is_host:
+            self._prefetcher.free_buffers()
+
+    def restore_slots(self) -> None:
+        """Allocate again what `free_slots` freed, if it did; the next `acquire` starts the prefetch."""
+        if self._is_host:
+            self._prefetcher.restore_buffers()
+        if not self._closed and self._buffers.restore():
+            self._free_slots = deque(self._buffers.slots)
+
     def close(self) -> None:
         """Stop the delivery and free everything. Safe to call twice and in any state.
 
