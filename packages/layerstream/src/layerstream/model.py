@@ -285,7 +285,9 @@ class StreamedModel:
         if self.group.is_task_thread():
             raise StreamError("verify() cannot run inside a task: call it when no task runs")
         workload = self.options.workload or Workload()
-        tokens = min(_VERIFIED_TOKENS, workload.prompt_tokens, workload.prefill_chunk_tokens or _VERIFIED_TOKENS)
+        tokens = min(
+            _VERIFIED_TOKENS, workload.prompt_tokens, workload.prefill_chunk_tokens or _VERIFIED_TOKENS
+        )
         recorded = self.run_on_devices(
             lambda replica: self._controls[replica.index].record_calls(self.plan, tokens)
         )

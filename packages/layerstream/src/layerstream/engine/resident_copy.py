@@ -23,8 +23,8 @@ from ..streaming.buffers import typed_view
 from ..streaming.layout import stored_as_used
 from ..streaming.runtime import DeviceRuntime
 
-_CHUNK_ELEMENTS = 4 * 1024**2
-"""What is cast at once, on its way to an accelerator."""
+_CHUNK_ELEMENTS = 1024**2
+"""What is copied at once: torch casts what goes to an accelerator in host memory of its own."""
 
 
 class ResidentCopy:
@@ -38,9 +38,7 @@ class ResidentCopy:
         own = [tensor for inner in module.modules() for tensor in _tensors_of(inner)]
         self._module = deepcopy(module, {id(tensor): tensor for tensor in own})
 
-    def run(
-        self, weights: Mapping[int, torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def run(self, weights: Mapping[int, torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the module's output with `weights`, by the `id` of the absent weights that they stand for.
 
         The copy holds on to none of them afterwards.
@@ -113,7 +111,7 @@ class StoredWeights:
         for start, piece in pieces:
             values = piece.reshape(-1)
             for first in range(0, values.numel(), _CHUNK_ELEMENTS):
-                chunk = values[first : first + _CHUNK_ELEMENTS].to(flat.dtype)
+                chunk = values[first : first + _CHUNK_ELEMENTS]
                 flat[start + first : start + first + chunk.numel()].copy_(chunk)
         return whole
 

@@ -207,9 +207,7 @@ def record_calls(parts: ReplicaParts, plan: PlacementPlan, num_tokens: int) -> l
 
     Units that the forward did not call are left out.
     """
-    calls = [
-        RecordedCall(unit=unit, copy=ResidentCopy(unit.module)) for unit in choose_units(parts, plan)
-    ]
+    calls = [RecordedCall(unit=unit, copy=ResidentCopy(unit.module)) for unit in choose_units(parts, plan)]
     if calls:
         _run_recorded(parts.model, calls, _token_ids(parts.model, num_tokens).to(parts.runtime.device))
     return [call for call in calls if call.inputs is not None]
@@ -265,35 +263,53 @@ def _compare(parts: ReplicaParts, device: str, call: RecordedCall, free_bytes: i
         results.append(_difference(expected, actual))
         start = 0 if rows is None else rows.stop
         del weights, by_place, expected
-    sizes = [size for _, _, size in results]
+    sizes = [result.largest for result in results]
     return UnitVerification(
         unit=unit.name,
         device=device,
-        num_values=sum(values for values, _, _ in results),
-        num_different=sum(different for _, different, _ in results),
+        num_values=sum(result.num_values for result in results),
+        num_finite=sum(result.num_finite for result in results),
+        num_different=sum(result.num_different for result in results),
         largest_difference=None if None in sizes else max(size for size in sizes if size is not None),
     )
 
 
-def _difference(expected: Any, actual: Any) -> tuple[int, int, float | None]:
-    """Return how many values there are, how many differ in any bit, and by how much at most."""
-    num_values, num_different, largest = 0, 0, 0.0
-    targets = [leaf for leaf in tree_iter(expected) if isinstance(leaf, torch.Tensor)]
-    tensors = [leaf for leaf in tree_iter(actual) if isinstance(leaf, torch.Tensor)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Difference:
+    """How two outputs differ; see `UnitVerification`."""
+
+    num_values: int
+    num_finite: int
+    num_different: int
+    largest: float | None
+
+
+def _difference(expected: Any, actual: Any) -> _Difference:
+    targets, tensors = _tensors(expected), _tensors(actual)
+    num_values = sum(tensor.numel() for tensor in tensors)
     if [(t.shape, t.dtype) for t in targets] != [(t.shape, t.dtype) for t in tensors]:
-        count = sum(tensor.numel() for tensor in tensors)
-        return count, count, None
+        return _Difference(num_values=num_values, num_finite=0, num_different=num_values, largest=None)
+    num_finite, num_different, largest = 0, 0, 0.0
     for target, tensor in zip(targets, tensors, strict=True):
-        different = _bits(target) != _bits(tensor)
-        num_values += tensor.numel()
-        if not bool(different.any()):
+        are_finite = (target.isfinite() & tensor.isfinite()).reshape(-1)
+        num_finite += int(are_finite.sum())
+        are_different = _bits(target) != _bits(tensor)
+        if not bool(are_different.any()):
             continue
-        num_different += int(different.sum())
-        one, other = (each.reshape(-1)[different].double() for each in (target, tensor))
-        largest = max(largest, float((one - other).abs().max()))
-        if not bool((one.isfinite() & other.isfinite()).all()):
-            largest = float("inf")
-    return num_values, num_different, None if largest == float("inf") else largest
+        num_different += int(are_different.sum())
+        distances = (target.double() - tensor.double()).abs().reshape(-1)
+        is_known = bool(are_finite[are_different].all())
+        largest = max(largest, float(distances[are_different].max()) if is_known else float("inf"))
+    return _Difference(
+        num_values=num_values,
+        num_finite=num_finite,
+        num_different=num_different,
+        largest=None if largest == float("inf") else largest,
+    )
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_iter(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -311,13 +327,15 @@ def refuse_difference(report: VerificationReport) -> None:
     if report.is_equal:
         return
     first, *others = report.different
-    more = f" ({len(others)} more of {len(report.units)} differ too)" if others else ""
-    versions = f"layerstream {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+    more = f" ({len(others)} more of {len(report.units)} units are not equal either)" if others else ""
+    versions = (
+        f"layerstream {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
     raise VerificationError(
-        f"{first.unit} of {report.model_name} in {report.dtype} on {first.device} {first.explain()} from what a "
-        f"resident copy of it computes{more}: results would not be exact here. Report it with your hardware "
-        f"and {versions}. Until then, load it without verify to use it all the same, or with another budget, "
-        "which streams other units, and without allow_sliced_head or prefill_chunk_tokens",
+        f"the verification of {report.model_name} in {report.dtype} failed: {first.unit} on {first.device}, "
+        f"streamed and as a resident copy, {first.explain()}{more}. Results would not be exact on this "
+        f"machine. Please report it with the hardware and {versions}. Another budget streams other units; "
+        "without verify, the model loads all the same",
         report=report,
         unit=first.unit,
         device=first.device,

@@ -259,7 +259,7 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
             f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers and weights "
             f"on their way to the device need {format_bytes(needed)}; "
             f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory"
-            f"{_advice_to_slice(search.problem, needed, search.least_host_bytes, search.device_budget_bytes)}",
+            + _advice_to_slice(search.problem, needed, search.least_host_bytes, search.device_budget_bytes),
             needed_bytes=needed,
             budget_bytes=budget_bytes,
             where="host",

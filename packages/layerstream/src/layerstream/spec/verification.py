@@ -16,6 +16,7 @@ class UnitVerification:
         unit: its module path; for a head that was checked in slices, all of them together.
         device: the device that computed both.
         num_values: the values that were compared.
+        num_finite: those that are finite in both; without any, equality would prove nothing.
         num_different: those that differ in any bit.
         largest_difference: between two of them; 0.0 when all are equal, None when one of two that differ is
             not finite, or when the outputs have other shapes.
@@ -26,18 +27,21 @@ class UnitVerification:
     unit: str
     device: str
     num_values: int
+    num_finite: int
     num_different: int
     largest_difference: float | None
 
     @property
     def is_equal(self) -> bool:
-        """Whether every bit is equal."""
-        return not self.num_different
+        """Whether every bit is equal, and not all of them say infinite or not a number."""
+        return not self.num_different and self.num_finite > 0
 
     def explain(self) -> str:
         """Return the result in a few words."""
         if self.is_equal:
             return f"equal in all {self.num_values:,} values"
+        if not self.num_different:
+            return f"not comparable: none of {self.num_values:,} values is finite"
         size = "" if self.largest_difference is None else f", by at most {self.largest_difference:.3g}"
         return f"differs in {self.num_different:,} of {self.num_values:,} values{size}"
 
