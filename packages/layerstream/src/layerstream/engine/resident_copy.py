@@ -43,7 +43,7 @@ class ResidentCopy:
 
         The copy holds on to none of them afterwards.
         """
-        places = [
+        places: list[tuple[dict[str, Any], str, AbsentWeight]] = [
             (place, name, tensor)
             for inner in self._module.modules()
             for place in (inner._parameters, inner._buffers)

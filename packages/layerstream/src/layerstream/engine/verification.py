@@ -228,8 +228,9 @@ def _run_recorded(model: PreTrainedModel, calls: Sequence[RecordedCall], ids: to
 
 
 def _token_ids(model: PreTrainedModel, num_tokens: int) -> torch.Tensor:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return (torch.arange(num_tokens) % max(1, vocabulary - 1) + min(1, vocabulary - 1))[None]
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]
+    # 0 is often padding
+    return (torch.arange(num_tokens) % (vocabulary - 1) + 1).unsqueeze(0)
 
 
 # -- the resident copies -----------------------------------------------------------------------------------
@@ -309,7 +310,8 @@ def _difference(expected: Any, actual: Any) -> _Difference:
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_iter(output) if isinstance(leaf, torch.Tensor)]
+    """Return the tensors in an output, on the CPU: not every device has all dtypes of the comparison."""
+    return [leaf.cpu() for leaf in tree_iter(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -327,7 +329,7 @@ def refuse_difference(report: VerificationReport) -> None:
     if report.is_equal:
         return
     first, *others = report.different
-    more = f" ({len(others)} more of {len(report.units)} units are not equal either)" if others else ""
+    more = f" (not equal: {len(report.different)} of {len(report.units)} units)" if others else ""
     versions = (
         f"layerstream {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
