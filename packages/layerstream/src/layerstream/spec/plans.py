@@ -222,6 +222,11 @@ class PlacementPlan(JsonValue):
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
 
     @property
+    def device_is_host(self) -> bool:
+        """Whether the device is the CPU."""
+        return self.device.split(":")[0] == "cpu"
+
+    @property
     def is_bit_exact(self) -> bool:
         """False where the user allowed kernels of other shapes, which may round the last bit differently.
 
@@ -230,11 +235,10 @@ class PlacementPlan(JsonValue):
         return not self._inexact_parts()
 
     def _inexact_parts(self) -> list[str]:
-        is_on_cpu = self.device.split(":")[0] == "cpu"
         sliced = [f"a head in {self.head_slices} vocabulary slices"] if self.head_slices > 1 else []
         chunk = self.prefill_chunk_tokens
         chunked = [] if chunk is None else [f"prompts in chunks of {chunk} tokens"]
-        return ([] if is_on_cpu else sliced) + chunked
+        return ([] if self.device_is_host else sliced) + chunked
 
     def explain(self) -> str:
         """Return the plan as text for people: placement, ledger, predicted time, what limits it."""
