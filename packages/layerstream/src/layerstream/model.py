@@ -302,14 +302,23 @@ class StreamedModel:
         with ExitStack() as stack:
             for control in self._controls:
                 stack.enter_context(control.gate.shut())
+            stack.callback(self._restore_slots)
             for control in self._controls:
-                stack.callback(control.restore_slots)
                 control.free_slots()
             return [
                 verification
                 for control, calls in zip(self._controls, recorded, strict=True)
                 for verification in control.compare_calls(self.plan, calls)
             ]
+
+    def _restore_slots(self) -> None:
+        try:
+            for control in self._controls:
+                control.restore_slots()
+        except BaseException:
+            # Without slots, a forward would wait for ever.
+            self.close()
+            raise
 
     def reset_report(self) -> None:
         """Start the next report from here."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -216,15 +216,10 @@ def record_calls(parts: ReplicaParts, plan: PlacementPlan, num_tokens: int) -> l
 def _run_recorded(model: PreTrainedModel, calls: Sequence[RecordedCall], ids: torch.Tensor) -> None:
     parameters = inspect.signature(type(model).forward).parameters
     keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-    listening = [call.listening() for call in calls]
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            for context in listening:
-                context.__enter__()
-            model(input_ids=ids, use_cache=False, **keep)
-        finally:
-            for context in listening:
-                context.__exit__(None, None, None)
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as listening:
+        for call in calls:
+            listening.enter_context(call.listening())
+        model(input_ids=ids, use_cache=False, **keep)
 
 
 def _token_ids(model: PreTrainedModel, num_tokens: int) -> torch.Tensor:
