@@ -68,7 +68,6 @@ _INSTEAD: Mapping[str, str] = {
     "experts_implementation": "experts run as transformers chooses for the model: leave it out",
     "allow_all_kernels": "attention kernels come from kernels-community only: leave it out",
     "model_kwargs": "give the options themselves",
-    "verify": "give it to load(), which has weights to verify",
     "use_cache": _GENERATION,
     "max_new_tokens": f"{_GENERATION}; to reserve memory, {_WORKLOAD}",
     "max_length": f"{_GENERATION}; to reserve memory, {_WORKLOAD}",
