@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UnsupportedFormatError,
         UnsupportedModelError,
         UnsupportedOptionError,
+        VerificationError,
         WorkloadExceededError,
     )
     from .loading import load, plan, profile_model
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .spec.report import StreamReport
     from .spec.sizes import format_bytes, format_rate, format_seconds, parse_size
     from .spec.timeline import Activity, Span, Timeline
+    from .spec.verification import UnitVerification, VerificationReport
     from .uses.batching.generate import generate_many, plan_requests
     from .uses.batching.progress import BatchProgress
     from .uses.batching.requests import GenerationRequest, GenerationResult
@@ -103,6 +105,7 @@ _EXPORTS = {
         "UnsupportedFormatError",
         "UnsupportedModelError",
         "UnsupportedOptionError",
+        "VerificationError",
         "WorkloadExceededError",
     ),
     ".loading": ("load", "plan", "profile_model"),
@@ -130,6 +133,7 @@ _EXPORTS = {
     ".spec.report": ("StreamReport",),
     ".spec.sizes": ("format_bytes", "format_rate", "format_seconds", "parse_size"),
     ".spec.timeline": ("Activity", "Span", "Timeline"),
+    ".spec.verification": ("UnitVerification", "VerificationReport"),
     ".uses.batching.generate": ("generate_many", "plan_requests"),
     ".uses.batching.progress": ("BatchProgress",),
     ".uses.batching.requests": ("GenerationRequest", "GenerationResult"),
@@ -190,9 +194,12 @@ __all__ = [
     "Timeline",
     "UnitPlacement",
     "UnitProfile",
+    "UnitVerification",
     "UnsupportedFormatError",
     "UnsupportedModelError",
     "UnsupportedOptionError",
+    "VerificationError",
+    "VerificationReport",
     "Workload",
     "WorkloadExceededError",
     "bytes_by_precision",

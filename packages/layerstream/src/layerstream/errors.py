@@ -183,6 +183,36 @@ class ReplicaStoppedError(StreamError):
     """The work on this device was stopped because the work on another device failed at the same time."""
 
 
+class VerificationError(LayerstreamError):
+    """A streamed unit does not compute what a resident copy of it computes on this machine.
+
+    Attributes:
+        report: the `VerificationReport` with every unit that was checked.
+        unit: the first unit that differs.
+        device: the device that it ran on.
+        num_different: how many of its values differ.
+        largest_difference: between two of them; None where that is not a finite number.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        report: Any,
+        unit: str,
+        device: str,
+        num_different: int,
+        largest_difference: float | None,
+    ) -> None:
+        """Store the message, the report and the first difference."""
+        super().__init__(message)
+        self.report = report
+        self.unit = unit
+        self.device = device
+        self.num_different = num_different
+        self.largest_difference = largest_difference
+
+
 class ScoreError(LayerstreamError, ArithmeticError):
     """A score is not a number."""
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from .engine.build import build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
 from .engine.peak_memory import held_host_bytes
+from .engine.verification import refuse_difference
 from .errors import PinningError
 from .machine import describe_machine, resolve_device, trim_malloc
 from .model import StreamedModel
@@ -56,6 +57,7 @@ def plan(
     variant: str | None = None,
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
+    allow_sliced_head: bool = False,
     **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
@@ -82,6 +84,7 @@ def plan(
         config: a mapping of settings that replace the checkpoint's, or a transformers config that replaces
             its config. Settings that change the weights' shapes are refused.
         adapter: an adapter's directory or Hub id, or several by name, as for `load`.
+        allow_sliced_head: as for `load`.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
@@ -106,6 +109,7 @@ def plan(
         variant=variant,
         config=config,
         adapter=adapter,
+        allow_sliced_head=allow_sliced_head,
     )
     return plan_with(model, options, machine=machine)
 
@@ -199,6 +203,8 @@ def load(
     variant: str | None = None,
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
+    allow_sliced_head: bool = False,
+    verify: bool = False,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
     **unknown: Never,
 ) -> StreamedModel:
@@ -230,6 +236,11 @@ def load(
         adapter: a directory that peft's `save_pretrained` wrote, or a Hub id; several in a mapping from their
             names. The first one is active; `set_adapter` and each request may name another. They stay in
             memory.
+        allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
+            slices, which needs less memory. Another kernel may then run, and the last bit may differ; the
+            plan says so. The CPU slices such a head anyway: there the result is exact.
+        verify: compare some streamed units and the head with resident copies of them, bit for bit, before
+            returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
@@ -241,8 +252,9 @@ def load(
         CheckpointError, ModelError, PlanError: the files, the model or the options cannot be used.
         UnsupportedOptionError: a keyword is none of these; the message says what to use instead.
         ReadFailedError: the disk did not return the bytes it holds.
+        VerificationError: with `verify`, a unit differs from its resident copy.
     """
-    refuse_keywords("load", unknown, _KEYWORDS)
+    refuse_keywords("load", unknown, (*_KEYWORDS, "verify"))
     options = LoadOptions(
         budget=budget,
         device=device,
@@ -259,14 +271,16 @@ def load(
         variant=variant,
         config=config,
         adapter=adapter,
+        allow_sliced_head=allow_sliced_head,
     )
-    return load_with(model, options, runtime=runtime)
+    return load_with(model, options, verify=verify, runtime=runtime)
 
 
 def load_with(
     model: str | Path,
     options: LoadOptions,
     *,
+    verify: bool = False,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Return the model that `load` loads, with the options as one value."""
@@ -278,14 +292,17 @@ def load_with(
         # The device's driver takes memory of its own when it is first asked.
         baseline_bytes = held_host_bytes(runtimes[0])
     try:
-        return _load_on(spec, options, runtimes, machines, baseline_bytes)
+        streamed = _load_on(spec, options, runtimes, machines, baseline_bytes)
     except PinningError as error:
         if machines[0].host_pinning is not HostPinning.ALL:
             raise
         warnings.warn(f"{error}; units in host memory pass through staging buffers", stacklevel=2)
-    machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
-    spec = inspect_model(model, options, on_host=False)
-    return _load_on(spec, options, runtimes, machines, baseline_bytes)
+        machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
+        spec = inspect_model(model, options, on_host=False)
+        streamed = _load_on(spec, options, runtimes, machines, baseline_bytes)
+    if verify:
+        _verify(streamed)
+    return streamed
 
 
 def _load_on(
@@ -305,6 +322,16 @@ def _load_on(
         device_limit_bytes(placement, options.memory_budget, machines),
     )
     return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes, limits=limits)
+
+
+def _verify(streamed: StreamedModel) -> None:
+    """Verify `streamed`, which is closed if that fails; its report starts afterwards."""
+    try:
+        refuse_difference(streamed.verify())
+    except BaseException:
+        streamed.close()
+        raise
+    streamed.reset_report()
 
 
 def _machines_of(runtimes: Sequence[DeviceRuntime], spec: ModelSpec) -> list[Machine]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -21,18 +21,23 @@ from .engine.adapters import Adapter
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
 from .engine.run_parallel import run_in_parallel
+from .engine.verification import RecordedCall
 from .engine.workload_watch import WorkloadWatch
 from .errors import StreamClosedError, StreamError
 from .planning.forward_limits import ForwardLimits
+from .spec.options import Workload
 from .spec.plans import Residency
 from .spec.report import StreamReport
 from .spec.timeline import Activity
+from .spec.verification import UnitVerification, VerificationReport
 from .streaming.sweep_group import SweepGroup
 
 T = TypeVar("T")
 
 _OWN = frozenset({"group", "model", "options", "plan", "profile", "replicas", "timeline"})
 """Attributes that a streamed model sets on itself, and not on its `model`."""
+
+_VERIFIED_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +264,61 @@ class StreamedModel:
             peak_host_bytes=max(host for _, host in peaks),
             ledger_device_bytes=self.plan.ledger.device_bytes,
             budget_device_bytes=self.plan.ledger.device_budget_bytes,
+            is_bit_exact=self.plan.is_bit_exact,
         )
+
+    def verify(self) -> VerificationReport:
+        """Compare streamed units with resident copies of them, bit for bit, on this machine.
+
+        One short forward runs on each device, and its inputs and outputs are kept for the first, a middle and
+        the last streamed unit, one of each kind, and the head. Then the slots are freed, and each unit is
+        computed once more by a copy whose weights safetensors and torch load, one copy at a time. The memory
+        stays within the plan; forwards of other threads wait.
+
+        Returns:
+            What was compared. Empty where nothing is streamed. It raises nothing for a difference.
+
+        Raises:
+            StreamError: it was called inside a forward, or from a task that shares sweeps.
+        """
+        self._check_open()
+        if self.group.is_task_thread():
+            raise StreamError("verify() cannot run inside a task: call it when no task runs")
+        workload = self.options.workload or Workload()
+        tokens = min(
+            _VERIFIED_TOKENS, workload.prompt_tokens, workload.prefill_chunk_tokens or _VERIFIED_TOKENS
+        )
+        recorded = self.run_on_devices(
+            lambda replica: self._controls[replica.index].record_calls(self.plan, tokens)
+        )
+        return VerificationReport(
+            model_name=self.plan.model_name,
+            dtype=self.plan.dtype,
+            units=tuple(self._compare(recorded)) if any(recorded) else (),
+        )
+
+    def _compare(self, recorded: Sequence[Sequence[RecordedCall]]) -> list[UnitVerification]:
+        """Compare the calls of each device with resident copies, while no forward runs."""
+        with ExitStack() as stack:
+            for control in self._controls:
+                stack.enter_context(control.gate.shut())
+            stack.callback(self._restore_slots)
+            for control in self._controls:
+                control.free_slots()
+            return [
+                verification
+                for control, calls in zip(self._controls, recorded, strict=True)
+                for verification in control.compare_calls(self.plan, calls)
+            ]
+
+    def _restore_slots(self) -> None:
+        try:
+            for control in self._controls:
+                control.restore_slots()
+        except BaseException:
+            # Without slots, a forward would wait for ever.
+            self.close()
+            raise
 
     def reset_report(self) -> None:
         """Start the next report from here."""

@@ -30,6 +30,7 @@ def simulate(
     workload: Workload | None = None,
     budget: str | int | MemoryBudget = "auto",
     dtype: str | torch.dtype = "auto",
+    allow_sliced_head: bool = False,
 ) -> PlacementPlan:
     """Return the plan for the given machine, which does not have to exist.
 
@@ -40,13 +41,16 @@ def simulate(
         workload: batch, prompt and answer lengths.
         budget: as for `plan`.
         dtype: the run dtype; a profile has its own.
+        allow_sliced_head: as for `load`.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
         PlanError: the profile has another dtype than the one requested, or the list of machines is empty.
     """
     machines = list_machines(machine)
-    options = LoadOptions(budget=budget, dtype=dtype_name(dtype), workload=workload)
+    options = LoadOptions(
+        budget=budget, dtype=dtype_name(dtype), workload=workload, allow_sliced_head=allow_sliced_head
+    )
     if isinstance(model, ModelProfile):
         return plan_profile(_check_dtype(model, options.dtype), options, machines)
     spec = engine.inspect_any(model, options, on_host=machines[0].device_is_host)
@@ -61,6 +65,7 @@ def plan_profile(profile: ModelProfile, options: LoadOptions, machines: Sequence
         workload=options.workload or Workload(),
         machine=machines[0],
         other_machines=machines[1:],
+        allow_sliced_head=options.allow_sliced_head,
     )
 
 

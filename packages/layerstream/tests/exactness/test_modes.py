@@ -15,7 +15,8 @@ import torch
 from kit.budgets import load
 from kit.compare import Tensors, assert_same, greedy, left_padded_batch, reference
 from kit.families import save_tiny
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from kit.tiny_llama import save_with_a_large_vocabulary
+from transformers import PreTrainedModel
 
 Mode = Callable[[], AbstractContextManager[None]]
 MODES: tuple[Mode, ...] = (torch.no_grad, torch.inference_mode, torch.enable_grad)
@@ -32,29 +33,12 @@ def _results(model: PreTrainedModel, mode: Mode) -> Tensors:
         return results | greedy(model)
 
 
-def _save_with_a_large_vocabulary(path: Path) -> Path:
-    """Write a Llama whose head is streamed in slices at the least budget."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=6007,
-        hidden_size=64,
-        intermediate_size=112,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["as loaded", "frozen"])
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2", "mixtral", "sliced head"])
 def test_every_mode_gives_the_plain_models_bits(family: str, is_frozen: bool, tmp_path: Path) -> None:
     """One model goes through all modes, so that what one of them installs meets the next."""
     if family == "sliced head":
-        path = _save_with_a_large_vocabulary(tmp_path)
+        path = save_with_a_large_vocabulary(tmp_path)
     else:
         path = save_tiny(family, tmp_path, torch.float32)
     plain = reference(path)

@@ -205,3 +205,16 @@ def test_scores_respect_every_wait_of_an_asynchronous_device(tiny_llama_dir: Pat
     with ls.load(tiny_llama_dir, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0005)) as streamed:
         results = ls.score(streamed, requests())
     assert_logprobs(results, [logprobs_in_two_steps(plain, request) for request in requests()])
+
+
+@pytest.mark.parametrize("runtime", [None, FakeAsyncRuntime(lag_s=0.0)], ids=["cpu", "accelerator"])
+def test_on_an_accelerator_the_final_norm_sees_as_many_rows_as_in_the_plain_model(
+    tiny_llama_dir: Path, runtime: FakeAsyncRuntime | None
+) -> None:
+    """There, how many rows there are decides how each is summed; on the CPU only the needed ones run."""
+    request = ([5, 6, 7, 8], [[9, 10, 11], [12]])
+    seen: list[int] = []
+    with ls.load(tiny_llama_dir, budget="min", runtime=runtime) as streamed:
+        streamed.model.model.norm.register_forward_hook(lambda *call: seen.append(call[2].shape[-2]))
+        ls.score(streamed, [request])
+    assert sorted(seen) == ([1, 2] if runtime is None else [2, 4])

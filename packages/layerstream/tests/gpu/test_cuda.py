@@ -118,3 +118,24 @@ def test_every_device_equals_the_resident_model_with_shared_reads(
         ahead = 2 * streamed.plan.num_slots * max(unit.read_bytes for unit in streamed.plan.units)
         rows_bytes = len(devices) * 2 * (12 + 8) * 64 * 4
         assert report.bytes_read <= most + ahead + rows_bytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["min", "min from host", "mixed"])
+def test_streamed_units_equal_resident_copies_within_the_ledger(
+    tiny_llama_dir: Path, device: str, name: str, dtype: str
+) -> None:
+    module = torch.get_device_module(device)
+    before_bytes = module.memory_allocated(device) if hasattr(module, "memory_allocated") else 0
+    budget = budget_called(name, tiny_llama_dir, device, dtype)
+    with ls.load(tiny_llama_dir, budget=budget, device=device, dtype=dtype, workload=WORKLOAD) as streamed:
+        assert streamed.plan.is_bit_exact
+        streamed.verify()
+        if hasattr(module, "reset_peak_memory_stats"):
+            module.reset_peak_memory_stats(device)
+        report = streamed.verify()
+        assert report.is_equal, report.explain()
+        assert len(report.units) > 3
+        if hasattr(module, "max_memory_allocated"):
+            peak_bytes = module.max_memory_allocated(device) - before_bytes
+            assert peak_bytes <= streamed.plan.ledger.device_bytes

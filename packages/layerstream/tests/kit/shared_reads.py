@@ -59,7 +59,7 @@ def replicas(
         prefetcher = Prefetcher(
             [byte_unit(path, index) for index in range(NUM_UNITS)],
             reader,
-            allocate_many([UNIT_BYTES + 8192] * NUM_BUFFERS),
+            lambda: allocate_many([UNIT_BYTES + 8192] * NUM_BUFFERS),
             timeline=timeline,
             patience_s=patience_s,
         )

@@ -41,6 +41,23 @@ def save_tiny_llama(directory: Path) -> Path:
     return directory
 
 
+def save_with_a_large_vocabulary(directory: Path) -> Path:
+    """Write a Llama whose head is much larger than any slot for its blocks, and return `directory`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=6007,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per printable character."""
     characters = [*SPECIAL, "\n", *(chr(code) for code in range(32, 127))]

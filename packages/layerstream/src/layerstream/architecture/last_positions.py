@@ -59,9 +59,12 @@ def _has_vectors_only(module: nn.Module) -> bool:
 class LastPositions:
     """Narrows a model's final norm to the last positions, only in threads that request it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Find the norm; nothing changes before `attached`."""
-        self._norm = find_final_norm(model)
+    def __init__(self, model: PreTrainedModel, *, device_is_host: bool) -> None:
+        """Find the norm; nothing changes before `attached`, and on an accelerator nothing at all.
+
+        There, the number of rows decides how the threads divide one row's sum, and so how it is rounded.
+        """
+        self._norm = find_final_norm(model) if device_is_host else None
         self._thread = threading.local()
 
     @contextmanager

@@ -270,6 +270,7 @@ class DiskReader:
             with self._changed:
                 del self._in_progress[thread_id]
             job.ticket.end()
+            del job  # while this thread waits, it keeps no target's memory alive
 
     def _take(self, thread_id: int) -> _Job | None:
         with self._changed:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
+    from ..engine.verification import refuse_difference
     from ..loading import load_with, plan_with, profile_model
     from ..machine import probe_machine
     from ..planning.simulate import simulate_spans
@@ -55,6 +56,7 @@ __all__ = [
     "plan_with",
     "probe_machine",
     "profile_model",
+    "refuse_difference",
     "score",
     "silence_hub",
     "silence_libraries",
@@ -72,6 +74,7 @@ _import, __dir__ = lazy_exports(
         "layerstream.default_model": ("default_model_path",),
         "layerstream.engine.inspect": ("inspect_any",),
         "layerstream.engine.tokenizer": ("load_tokenizer",),
+        "layerstream.engine.verification": ("refuse_difference",),
         "layerstream.loading": ("load_with", "plan_with", "profile_model"),
         "layerstream.machine": ("probe_machine",),
         "layerstream.planning.simulate": ("simulate_spans",),

@@ -127,6 +127,8 @@ def _load_settings(options: LoadOptions) -> dict[str, Any]:
     return {
         **settings,
         "adapter": adapters or None,
+        # Nothing unless it is given: results without it can always be continued.
+        "allow_sliced_head": options.allow_sliced_head or None,
         "prefill_chunk_tokens": options.prefill_chunk_tokens,
     }
 

@@ -125,6 +125,14 @@ Adapters = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+AllowSlicedHead = Annotated[
+    bool,
+    typer.Option(
+        "--allow-sliced-head",
+        help="On accelerators, compute a large head in slices: less memory, but not bit-exact.",
+        rich_help_panel=_LOADING,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
@@ -162,6 +170,7 @@ def takes_load_options(
         "subfolder": (Subfolder, ""),
         "variant": (Variant, None),
         "adapter": (Adapters, None),
+        "allow_sliced_head": (AllowSlicedHead, False),
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

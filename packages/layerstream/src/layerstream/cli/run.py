@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,10 @@ from . import backend
 from .options import AsJson, Model, model_or_default, takes_load_options
 from .printing import err_console, note, print_json
 from .trace_files import check_trace_path, write_trace
+
+if TYPE_CHECKING:
+    from ..model import StreamedModel
+    from ..spec.verification import VerificationReport
 
 Prompt = Annotated[
     str | None,
@@ -45,6 +49,14 @@ Seed = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the answer: no plan, progress or report.")
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="First compare some streamed parts with resident copies, bit for bit; end with status 2 if they "
+        "differ.",
+    ),
+]
 TraceFile = Annotated[
     Path | None,
     typer.Option(
@@ -63,6 +75,7 @@ def run_command(
     chat: Chat = False,
     temperature: Temperature = None,
     seed: Seed = None,
+    verify: Verify = False,
     trace: TraceFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -87,6 +100,7 @@ def run_command(
     with streamed:
         if shows_notes:
             note(streamed.plan.explain() + "\n")
+        verification = _verify(streamed, shows_notes=shows_notes) if verify else None
         answer = backend.generate_answer(
             streamed, tokenizer, request, shows_text=not as_json, shows_progress=not quiet
         )
@@ -100,10 +114,26 @@ def run_command(
                     "answer": asdict(answer),
                     "plan": streamed.plan.to_dict(),
                     "report": report.to_dict(),
+                    **({} if verification is None else {"verification": verification.to_dict()}),
                 }
             )
         if trace is not None:
             write_trace(streamed.timeline.spans(), trace, model=model, subtitle=answer.explain())
+
+
+def _verify(streamed: StreamedModel, *, shows_notes: bool) -> VerificationReport:
+    """Return what `streamed.verify` found; the run's report starts afterwards.
+
+    Raises:
+        VerificationError: it found a difference.
+    """
+    with err_console().status("verifying"):
+        verification = streamed.verify()
+    if shows_notes:
+        note(verification.explain() + "\n")
+    backend.refuse_difference(verification)
+    streamed.reset_report()
+    return verification
 
 
 def _prompt_text(prompt: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from ..checkpoint.reader import DiskReader
 from ..spec.options import LoadOptions
@@ -201,22 +202,24 @@ class _Builder:
             unit.host = unit.host or self._part_of_table(unit.source, tables)
             unit.passes_staging = not self.pins_units
 
-    def _make_buffers(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
+    def _allocate_buffers(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
         """Return the buffers that reads go to: staging buffers, or a CPU device's slots."""
-        number = self.plan.num_slots if self.is_host else self.plan.num_staging
-        sizes = [unit.source.layout.host_bytes for unit in units if unit.needs_buffer]
-        if not sizes:
+        largest_bytes = max((u.source.layout.host_bytes for u in units if u.needs_buffer), default=0)
+        if not largest_bytes:
             return []
+        if self.is_host:
+            return allocate_many([largest_bytes] * self.plan.num_slots)
+        number = self.plan.num_staging
         if self.plan.host_pinning is HostPinning.ROUNDED:
-            return [HostBuffer.allocate_pinned(max(sizes)) for _ in range(number)]
-        self.arenas.append(HostArena([max(sizes)] * number, self.runtime))
+            return [HostBuffer.allocate_pinned(largest_bytes) for _ in range(number)]
+        self.arenas.append(HostArena([largest_bytes] * number, self.runtime))
         return [self.arenas[-1].ready(index) for index in range(number)]
 
     def _start_prefetcher(self, units: Sequence[StreamedUnit]) -> Prefetcher | None:
         if not units:
             return None
-        buffers = self._make_buffers(units)
-        prefetcher = Prefetcher(units, self.reader, buffers, timeline=self.timeline)
+        allocate = partial(self._allocate_buffers, units)
+        prefetcher = Prefetcher(units, self.reader, allocate, timeline=self.timeline)
         self.on_failure.callback(prefetcher.close)
         streams = []
         for replica in self.replicas:

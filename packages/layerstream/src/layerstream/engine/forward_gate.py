@@ -76,6 +76,12 @@ class ForwardGate:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep every thread out except the group's tasks."""
+        with self.shut(), self._passage():
+            yield
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Keep every thread out, once a forward that is under way has ended."""
         if self._thread_inside == threading.get_ident():
             raise StreamError(
                 "a forward of this model cannot start inside another one, "
@@ -86,8 +92,7 @@ class ForwardGate:
                 self._thread_inside = threading.get_ident()
                 self._check_open()
                 self.group.drain()
-                with self._passage():
-                    yield
+                yield
             finally:
                 self._thread_inside = None
 

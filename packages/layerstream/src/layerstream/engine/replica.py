@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from ..errors import AdapterError, ReplicaStoppedError, StreamClosedError
 from ..spec.options import NO_ADAPTER
+from ..spec.plans import PlacementPlan
+from ..spec.verification import UnitVerification
 from ..streaming.sweep_group import SweepGroup
 from .absent_weights import unload_weights
 from .adapter_places import unwatch_places, watch_places
@@ -23,6 +25,7 @@ from .forward_gate import ForwardGate
 from .model_patches import ModelPatches
 from .peak_memory import PeakMemory
 from .replica_builder import ReplicaParts
+from .verification import RecordedCall, compare_calls, record_calls
 from .workload_watch import ForwardSizes, WorkloadWatch
 
 
@@ -140,6 +143,26 @@ class ReplicaControl:
         """Tell the other devices not to wait for this one: it starts no further forward soon."""
         if self._parts.stream is not None:
             self._parts.stream.leave_step()
+
+    def record_calls(self, plan: PlacementPlan, num_tokens: int) -> list[RecordedCall]:
+        """Run a short forward and return the calls of the units to verify."""
+        return record_calls(self._parts, plan, num_tokens)
+
+    def compare_calls(self, plan: PlacementPlan, calls: Sequence[RecordedCall]) -> list[UnitVerification]:
+        """Compare the calls with resident copies of their units; the slots must be free."""
+        return compare_calls(self._parts, plan, calls)
+
+    def free_slots(self) -> None:
+        """Free the memory of the slots until `restore_slots`, while the gate is shut."""
+        self._release_units()
+        if self._parts.hooks is not None and self._parts.stream is not None:
+            self._parts.hooks.drop_views()
+            self._parts.stream.free_slots()
+
+    def restore_slots(self) -> None:
+        """Undo `free_slots`."""
+        if self._parts.stream is not None:
+            self._parts.stream.restore_slots()
 
     def stop_streaming(self) -> None:
         """Refuse further forwards and end the current one."""

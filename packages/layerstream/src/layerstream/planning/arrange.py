@@ -41,12 +41,14 @@ class PlanningProblem:
         workload: what each replica runs.
         machine: the machine.
         replicas_per_device: how many replicas one device holds.
+        allow_sliced_head: the head may be sliced on an accelerator.
     """
 
     profile: ModelProfile
     workload: Workload
     machine: Machine
     replicas_per_device: int = 1
+    allow_sliced_head: bool = False
 
     @property
     def weight_copies(self) -> int:

@@ -86,15 +86,22 @@ def choose_head_slices(profile: ModelProfile, largest_bytes: int) -> int:
 
 
 def enumerate_configurations(
-    profile: ModelProfile, *, device_is_host: bool, rounds_staging: bool = False
+    profile: ModelProfile,
+    *,
+    device_is_host: bool,
+    allow_sliced_head: bool = False,
+    rounds_staging: bool = False,
 ) -> Iterator[Configuration]:
     """Yield every sensible configuration of `profile`: first without slots, then from coarse to fine units.
 
     Args:
         profile: the model as numbers.
         device_is_host: whether the device is the CPU, which has no host memory apart from its own.
+        allow_sliced_head: slice a head on an accelerator too, where a slice may run another kernel than the
+            whole head and round differently. On the CPU slices are exact, and always considered.
         rounds_staging: whether each staging buffer is rounded up to a power of two.
     """
+    may_slice = device_is_host or allow_sliced_head
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         if head_on_device or profile.head is None:
             yield Configuration(
@@ -108,18 +115,24 @@ def enumerate_configurations(
     for granularity in Granularity:
         units = units_at(profile, granularity)
         if units:
-            for configuration in _streamed_configurations(profile, granularity, units, device_is_host):
+            for configuration in _streamed_configurations(
+                profile, granularity, units, device_is_host, may_slice
+            ):
                 yield _with_rounded_staging(configuration) if rounds_staging else configuration
 
 
 def _streamed_configurations(
-    profile: ModelProfile, granularity: Granularity, units: Sequence[UnitProfile], device_is_host: bool
+    profile: ModelProfile,
+    granularity: Granularity,
+    units: Sequence[UnitProfile],
+    device_is_host: bool,
+    may_slice: bool,
 ) -> Iterator[Configuration]:
     largest_bytes = max(unit.slot_bytes for unit in units)
     for embedding, head_on_device in _edge_choices(profile, device_is_host):
         slices, slot_bytes, staging_bytes = 1, largest_bytes, max(unit.host_bytes for unit in units)
         if profile.head is not None and not head_on_device:
-            slices = choose_head_slices(profile, largest_bytes)
+            slices = choose_head_slices(profile, largest_bytes) if may_slice else 1
             slice_bytes = head_slice_bytes(profile.head, profile.head_rows, slices)
             slot_bytes = max(slot_bytes, slice_bytes)
             staging_bytes = max(staging_bytes, profile.head.host_bytes if slices == 1 else slice_bytes)

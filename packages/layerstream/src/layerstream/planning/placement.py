@@ -6,7 +6,7 @@ and returns it as a plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import BudgetTooSmallError, PlanError
 from ..spec.options import MemoryBudget, Workload
@@ -29,6 +29,7 @@ def plan_placement(
     workload: Workload,
     machine: Machine,
     other_machines: Sequence[Machine] = (),
+    allow_sliced_head: bool = False,
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
@@ -44,6 +45,8 @@ def plan_placement(
         other_machines: further devices that share every sweep's reads, each described as the machine with
             that device. All run the workload at the same time. The device budget and the ledger's device
             lines apply per device.
+        allow_sliced_head: on accelerators, let a head that is larger than a slot be visited in slices, which
+            needs less memory but may differ from the whole head in the last bit.
 
     Returns:
         The plan with the shortest predicted time for the workload; ties go to coarser units, then to fewer
@@ -62,15 +65,11 @@ def plan_placement(
         workload=workload,
         machine=group.machine,
         replicas_per_device=group.replicas_per_device,
+        allow_sliced_head=allow_sliced_head,
     )
-    every_configuration = list(
-        enumerate_configurations(
-            profile,
-            device_is_host=machine.device_is_host,
-            rounds_staging=group.machine.host_pinning is HostPinning.ROUNDED,
-        )
+    device_budget_bytes, configurations = _within_device_budget(
+        problem, _configurations(problem, allow_sliced_head=allow_sliced_head), budget
     )
-    device_budget_bytes, configurations = _within_device_budget(problem, every_configuration, budget)
     configurations = _resident_if_it_fits(configurations)
     search = Search(problem=problem, device_budget_bytes=device_budget_bytes)
     host_budget_bytes = _host_budget_bytes(search, configurations, budget)
@@ -101,6 +100,17 @@ def device_limit_bytes(plan: PlacementPlan, budget: MemoryBudget, machines: Sequ
 def _auto_device_bytes(machine: Machine) -> int:
     share = AUTO_CPU_SHARE if machine.device_is_host else 1.0
     return int(machine.device_memory_bytes * share)
+
+
+def _configurations(problem: PlanningProblem, *, allow_sliced_head: bool) -> list[Configuration]:
+    return list(
+        enumerate_configurations(
+            problem.profile,
+            device_is_host=problem.machine.device_is_host,
+            allow_sliced_head=allow_sliced_head,
+            rounds_staging=problem.machine.host_pinning is HostPinning.ROUNDED,
+        )
+    )
 
 
 def _as_plan(
@@ -134,6 +144,7 @@ def _as_plan(
         host_pinning=problem.machine.host_pinning,
         embedding=configuration.embedding,
         head_slices=configuration.head_slices,
+        prefill_chunk_tokens=problem.workload.prefill_chunk_tokens,
         ledger=ledger,
         cost=cost,
     )
@@ -199,9 +210,37 @@ def _too_small(
         f"it needs at least {', '.join(uses)}; "
         f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload "
         f"(prompt_tokens {workload.prompt_tokens}, new_tokens {workload.new_tokens}, "
-        f"batch_size {workload.batch_size})",
+        f"batch_size {workload.batch_size})"
+        f"{_advice_to_slice(problem, needed_bytes, problem.least_device_bytes)}",
         needed_bytes=needed_bytes,
         budget_bytes=budget_bytes,
+    )
+
+
+def _advice_to_slice(
+    problem: PlanningProblem,
+    needed_bytes: int,
+    least_bytes: Callable[[Configuration], int],
+    device_budget_bytes: int | None = None,
+) -> str:
+    """Return what a head in slices would need, if that is less than `needed_bytes`; empty otherwise.
+
+    Args:
+        problem: the search that found no plan.
+        needed_bytes: the least that works without slices.
+        least_bytes: returns what one configuration needs.
+        device_budget_bytes: what the device has; None considers every configuration.
+    """
+    least = min(
+        least_bytes(configuration)
+        for configuration in _configurations(problem, allow_sliced_head=True)
+        if device_budget_bytes is None or problem.least_device_bytes(configuration) <= device_budget_bytes
+    )
+    if problem.allow_sliced_head or least >= needed_bytes:
+        return ""
+    return (
+        f"; allow_sliced_head=True (--allow-sliced-head) needs only {format_bytes(least)} ({least} bytes), "
+        "but results may differ in the last bit"
     )
 
 
@@ -221,7 +260,8 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
             f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} "
             f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers and weights "
             f"on their way to the device need {format_bytes(needed)}; "
-            f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory",
+            f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory"
+            + _advice_to_slice(search.problem, needed, search.least_host_bytes, search.device_budget_bytes),
             needed_bytes=needed,
             budget_bytes=budget_bytes,
             where="host",

@@ -98,6 +98,8 @@ class LoadOptions:
         variant: which files hold the weights: `"fp16"` is `model.fp16.safetensors`.
         config: a config that replaces the checkpoint's, or a mapping of settings that replace its settings.
         adapter: an adapter's directory or Hub id, or several by name; the first one is active.
+        allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
+            slices: less memory, but the last bit may differ. The CPU does so anyway, exactly.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -115,6 +117,7 @@ class LoadOptions:
     variant: str | None = None
     config: Mapping[str, Any] | PreTrainedConfig | None = None
     adapter: str | Path | Mapping[str, str | Path] | None = None
+    allow_sliced_head: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is not a size or a name, and devices that contradict each other."""

@@ -191,12 +191,13 @@ class PlacementPlan(JsonValue):
         embedding: where the input embedding's rows are looked up; None when it is not row-addressable (then
             it is on the device).
         head_slices: the number of vocabulary slices that the head is visited in; 1 is the whole head.
+        prefill_chunk_tokens: longer prompts pass through the feed-forward parts in chunks; None is off.
         ledger: the memory it takes.
         cost: the predicted time.
         host_pinning: which host memory is pinned, where units live there or pass through it.
     """
 
-    DERIVED_KEYS: ClassVar = ("is_resident",)
+    DERIVED_KEYS: ClassVar = ("is_resident", "is_bit_exact")
 
     model_name: str
     dtype: str
@@ -209,6 +210,7 @@ class PlacementPlan(JsonValue):
     num_staging: int
     embedding: Residency | None
     head_slices: int
+    prefill_chunk_tokens: int | None = None
     ledger: MemoryLedger
     cost: SweepCost
     host_pinning: HostPinning = HostPinning.ALL
@@ -221,6 +223,25 @@ class PlacementPlan(JsonValue):
     def is_resident(self) -> bool:
         """True when no weights move while the model runs."""
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
+
+    @property
+    def device_is_host(self) -> bool:
+        """Whether the device is the CPU."""
+        return self.device.split(":")[0] == "cpu"
+
+    @property
+    def is_bit_exact(self) -> bool:
+        """False where the user allowed kernels of other shapes, which may round the last bit differently.
+
+        That is a head in slices on an accelerator (`allow_sliced_head`), and long prompts in chunks.
+        """
+        return not self._inexact_parts()
+
+    def _inexact_parts(self) -> list[str]:
+        sliced = [f"a head in {self.head_slices} vocabulary slices"] if self.head_slices > 1 else []
+        chunk = self.prefill_chunk_tokens
+        chunked = [] if chunk is None else [f"prompts in chunks of {chunk} tokens"]
+        return ([] if self.device_is_host else sliced) + chunked
 
     def explain(self) -> str:
         """Return the plan as text for people: placement, ledger, predicted time, what limits it."""
@@ -249,6 +270,8 @@ class PlacementPlan(JsonValue):
             lines.append(f"  embedding   {self.embedding.value}")
         if self.head_slices > 1:
             lines.append(f"  head        in {self.head_slices} vocabulary slices")
+        if not self.is_bit_exact:
+            lines.append(f"  exactness   not bit-exact, as allowed: {', '.join(self._inexact_parts())}")
         return lines
 
     def _device_names(self) -> str:

@@ -37,6 +37,7 @@ class StreamReport(JsonValue):
         peak_host_bytes: the growth of this process's resident memory since before the model was loaded.
         ledger_device_bytes: the peak that the ledger predicted for each device.
         budget_device_bytes: the budget for each device.
+        is_bit_exact: results equal the resident model's bit for bit; see `PlacementPlan.is_bit_exact`.
     """
 
     DERIVED_KEYS: ClassVar = ("read_bytes_per_s",)
@@ -58,6 +59,7 @@ class StreamReport(JsonValue):
     peak_host_bytes: int
     ledger_device_bytes: int
     budget_device_bytes: int
+    is_bit_exact: bool = True
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -80,5 +82,6 @@ class StreamReport(JsonValue):
                 f"  peak memory {format_bytes(self.peak_device_bytes)} "
                 f"(ledger {format_bytes(self.ledger_device_bytes)}, "
                 f"budget {format_bytes(self.budget_device_bytes)})",
+                *([] if self.is_bit_exact else ["  exactness   not bit-exact, as allowed: see the plan"]),
             ]
         )

@@ -19,8 +19,9 @@ from ..errors import UnsupportedModelError
 from ..spec.profiles import TensorRecipe
 from .absent_weight import AbsentWeight, GuardedTensors
 from .eager import run_eagerly
+from .lease import Lease
 from .no_backward import without_backward
-from .stream import Lease, WeightStream
+from .stream import WeightStream
 from .sweep_group import SweepGroup
 
 Place = tuple[dict[str, Any], str]
@@ -123,6 +124,11 @@ class UnitBinding:
         self._current: list[tuple[dict[str, Any], str, torch.Tensor, AbsentWeight]] = []
 
     @property
+    def absent(self) -> dict[str, AbsentWeight]:
+        """The absent weights by the names of their tensors."""
+        return {tensor.name: absent for tensor, absent in zip(self._tensors, self._absent, strict=True)}
+
+    @property
     def is_untouched(self) -> bool:
         """Whether every weight is still in its place, and not replaced or inside a parametrization."""
         return all(is_streamed(place.get(name)) for place, name in self._places)
@@ -202,13 +208,13 @@ class StreamHooks:
         self._stream = stream
         self._group = group
         self._handles: list[Any] = []
-        self._bindings: list[UnitBinding] = []
+        self._bindings: dict[int, UnitBinding] = {}
         self._open: dict[int, tuple[Lease, UnitBinding]] = {}
 
     def attach(self, modules: Iterable[StreamedModule]) -> None:
         """Put the hooks on `modules`."""
         for streamed in modules:
-            self._bindings.append(streamed.binding)
+            self._bindings[streamed.index] = streamed.binding
             before, after = self._before(streamed), self._after(streamed)
             self._handles.append(streamed.module.register_forward_pre_hook(before, prepend=True))
             self._handles.append(streamed.module.register_forward_hook(after, always_call=True))
@@ -260,14 +266,22 @@ class StreamHooks:
             self._release(index)
         self._stream.release_all()
 
+    def absent_weights(self, index: int) -> dict[str, AbsentWeight]:
+        """Return the absent weights of unit `index` by the names of their tensors."""
+        return self._bindings[index].absent
+
+    def drop_views(self) -> None:
+        """Drop every view of the slots, so that their memory can be freed; no unit may be in place."""
+        for binding in self._bindings.values():
+            binding.forget()
+
     def detach(self) -> None:
         """Take every hook off and every view out of the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._open.clear()
-        for binding in self._bindings:
-            binding.forget()
+        self.drop_views()
         self._bindings.clear()
 
     def slice_linear(self, module: nn.Linear, slices: Sequence[tuple[int, UnitBinding]]) -> None:
@@ -289,7 +303,7 @@ class StreamHooks:
                     self.leave(index)
             return torch.cat(results, dim=-1)
 
-        self._bindings += [binding for _, binding in slices]
+        self._bindings |= dict(slices)
         self._replace_forward(module, without_backward(forward))
 
     def _replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:

@@ -48,6 +48,7 @@ class DeviceBuffers:
     runtime: DeviceRuntime
     slots: list[Slot] = field(default_factory=list)
     copies: Any = None
+    _freed: list[int] | None = None
 
     def __post_init__(self) -> None:
         """Make the copy stream."""
@@ -62,6 +63,25 @@ class DeviceBuffers:
             )
             for index in range(num_slots)
         ]
+
+    def free(self) -> None:
+        """Free the slots until `restore`; no unit may be on its way to them."""
+        self.finish()
+        computed = self.runtime.new_event()
+        self.runtime.record(computed, self.runtime.compute_stream())
+        self.runtime.host_wait(computed)
+        self._freed = [slot.bytes.numel() for slot in self.slots]
+        self.slots = []
+
+    def restore(self) -> bool:
+        """Allocate the slots again; return whether they had been freed."""
+        if self._freed is None:
+            return False
+        self.allocate(len(self._freed), max(self._freed, default=0))
+        for slot in self.slots:
+            self.record_release(slot)  # What used their memory meanwhile may still be computing.
+        self._freed = None
+        return True
 
     def start_copy(self, host: torch.Tensor, layout: UnitLayout, slot: Slot, marks: VisitMarks) -> None:
         """Start to copy a unit from its host buffer into `slot`; `slot.copied` happens when that is done.

@@ -31,8 +31,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from time import perf_counter
 
 from ..checkpoint.reader import DiskReader, PreparedReads, ReadTicket
@@ -63,35 +64,38 @@ class Prefetcher:
         self,
         units: Sequence[StreamedUnit],
         reader: DiskReader,
-        buffers: Sequence[HostBuffer],
+        allocate: Callable[[], Sequence[HostBuffer]],
         *,
         timeline: Timeline,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Take over the host buffers; `start` begins to prefetch the first units.
+        """Allocate the host buffers; `start` begins to prefetch the first units.
 
         Args:
             units: the units in their expected visiting order.
             reader: reads the disk.
-            buffers: host buffers: staging for accelerators, the slots themselves on a CPU.
+            allocate: returns the host buffers: staging for accelerators, the slots themselves on a CPU.
             timeline: records every read, copy and wait.
             patience_s: how long replicas in step wait for one that is between two forwards.
         """
         self.units = tuple(units)
         self.reader, self.timeline = reader, timeline
-        self.num_buffers = len(buffers)
         self.lock = threading.Lock()
         self.is_closed = False
         self.upcoming = 0
         self._patience_s = patience_s
-        self._all_buffers = [NumberedBuffer(host, index) for index, host in enumerate(buffers)]
-        self._buffers = deque(self._all_buffers)
+        self._allocate = allocate
+        self._all_buffers: list[NumberedBuffer] = []
+        self._buffers: deque[NumberedBuffer] = deque()
         self._successor = [(index + 1) % len(self.units) for index in range(len(self.units))]
+        self._all_free = threading.Condition(self.lock)
         self._consumers: list[Consumer] = []
         self._fetched = VisitCounter()
         self._in_flight: list[Fetch] = []
         self._reads: dict[tuple[int, int], PreparedReads] = {}
         self._is_changing = False
+        self.restore_buffers()
+        self.num_buffers = len(self._all_buffers)
         self._converter: Converter | None = None
         if any(unit.source.needs_conversion and unit.host is None for unit in self.units):
             self._converter = Converter(self.units, reader, on_done=self._complete)
@@ -118,6 +122,26 @@ class Prefetcher:
             self._reads.clear()
             for unit in self.units:
                 unit.host = None
+
+    # -- while no forward runs -----------------------------------------------------------------------------
+
+    def free_buffers(self) -> None:
+        """Detach every replica and let go of the buffers, until `restore_buffers`."""
+        with self.lock:
+            for consumer in self._consumers:
+                consumer.detach()
+            while len(self._buffers) < len(self._all_buffers) and not self.is_closed:
+                self._all_free.wait()  # a read is under way
+            self._buffers.clear()
+            self._all_buffers.clear()
+            self._reads.clear()
+
+    def restore_buffers(self) -> None:
+        """Allocate the buffers, if they are not there."""
+        with self.lock:
+            if not self._all_buffers and not self.is_closed:
+                self._all_buffers = [NumberedBuffer(*each) for each in zip(self._allocate(), count())]
+                self._buffers.extend(self._all_buffers)
 
     # -- for replicas that run at the same time ------------------------------------------------------------
 
@@ -266,6 +290,7 @@ class Prefetcher:
         if fetch.buffer is not None:
             self._buffers.append(fetch.buffer)
             fetch.buffer = None
+            self._all_free.notify()
 
     def _recover(self) -> None:
         """Put everything in order after Ctrl-C: drop what was fetched, and find the buffers that are free."""

@@ -24,46 +24,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
 import torch
 
-from ..errors import LayerstreamError, ReplicaStoppedError, StreamClosedError, StreamError
+from ..errors import ReplicaStoppedError, StreamClosedError, StreamError
 from .device_buffers import DeviceBuffers, Slot
 from .fetches import Consumer, Fetch, StreamedUnit, VisitCounter
+from .lease import Lease
 from .prefetcher import Prefetcher
-from .visit_spans import VisitMarks, VisitSpans
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One unit on its way to the device, then in place.
-
-    Attributes:
-        unit: the index of the unit in the stream.
-        fetch: the fetch that it came with; on a CPU device, it holds the unit's buffer.
-        slot: the device slot that it is in; None on a CPU device, and before the copy.
-        marks: tell when it was copied and used; None before that.
-        error: why it could not be fetched or copied.
-    """
-
-    unit: int
-    fetch: Fetch
-    slot: Slot | None = None
-    marks: VisitMarks | None = None
-    error: LayerstreamError | None = None
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The unit and the number of its slot or buffer: the same key means the same addresses."""
-        return self.unit, self.buffer_index if self.slot is None else self.slot.index
-
-    @property
-    def buffer_index(self) -> int:
-        """The number of the host buffer that it is in; -1 when it is in none."""
-        return -1 if self.fetch.buffer is None else self.fetch.buffer.index
+from .visit_spans import VisitSpans
 
 
 class WeightStream(Consumer):
@@ -192,6 +164,22 @@ class WeightStream(Consumer):
         with self._lock:
             self._stopped_by = None
             self.forwards = 0
+
+    def free_slots(self) -> None:
+        """Free what units are delivered into, until `restore_slots`; no forward may run, no view remain."""
+        with self._lock:
+            self.detach()
+            self._free_slots.clear()
+        self._buffers.free()
+        if self._is_host:
+            self._prefetcher.free_buffers()
+
+    def restore_slots(self) -> None:
+        """Allocate again what `free_slots` freed, if it did; the next `acquire` starts the prefetch."""
+        if self._is_host:
+            self._prefetcher.restore_buffers()
+        if not self._closed and self._buffers.restore():
+            self._free_slots = deque(self._buffers.slots)
 
     def close(self) -> None:
         """Stop the deliveries and free everything. Safe to call twice and in any state.

@@ -46,6 +46,7 @@ def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
         "variant": None,
         "config": None,
         "adapter": None,
+        "allow_sliced_head": None,
         "prefill_chunk_tokens": None,
     }
     assert header.versions == {
@@ -69,6 +70,7 @@ def test_where_a_model_runs_is_no_setting(changes: dict[str, Any], tiny_llama_di
         ({"dtype": "bfloat16"}, "dtype: auto -> bfloat16"),
         ({"attn_implementation": "eager"}, "attn_implementation: none -> eager"),
         ({"trust_remote_code": True}, "trust_remote_code: false -> true"),
+        ({"allow_sliced_head": True}, "allow_sliced_head: none -> true"),
         (
             {"workload": ls.Workload(prefill_chunk_tokens=64, batch_size=9)},
             "prefill_chunk_tokens: none -> 64",

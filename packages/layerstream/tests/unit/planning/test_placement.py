@@ -12,7 +12,7 @@ from layerstream.planning.placement import plan_placement
 from layerstream.spec.options import MemoryBudget, Workload
 from layerstream.spec.plans import Granularity, LedgerKind, MemoryTier, PlacementPlan, Residency
 from layerstream.spec.profiles import Machine, ModelProfile
-from layerstream.spec.sizes import GIB
+from layerstream.spec.sizes import GIB, format_bytes
 
 from .shapes import READ_BUFFER_BYTES, card, cpu, llama_70b, small_model, unit
 
@@ -22,6 +22,8 @@ def _plan(
     machine: Machine,
     device: int | str = "auto",
     host: int | str = "auto",
+    *,
+    allow_sliced_head: bool = False,
     **workload: int,
 ) -> PlacementPlan:
     return plan_placement(
@@ -29,6 +31,7 @@ def _plan(
         budget=MemoryBudget(device=device, host=host),
         workload=Workload(**workload),
         machine=machine,
+        allow_sliced_head=allow_sliced_head,
     )
 
 
@@ -109,6 +112,73 @@ def test_a_large_head_that_cannot_be_sliced_stays_on_the_device_rather_than_twic
     assert plan.head_slices == 1
     assert plan.units[-1].residency is Residency.DEVICE
     assert plan.ledger.device_bytes == 50_000_000 + 2 * 6_000_000 + 1000 + READ_BUFFER_BYTES
+
+
+def large_head(*, tied: bool) -> ModelProfile:
+    """Return a model whose head of 50 MB is larger than any slot of its blocks."""
+    head = unit("lm_head", None, 25_000_000)
+    return replace(small_model(tied=tied, embedding_bytes=50_000_000), head=head, head_rows=50_000)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_on_an_accelerator_a_head_is_sliced_only_if_the_user_allows_it(tied: bool) -> None:
+    for device in ("min", "600 MB", "700 MB"):
+        whole = _plan(large_head(tied=tied), card(8, 16), device=device)
+        assert (whole.head_slices, whole.is_bit_exact) == (1, True)
+        assert "bit-exact" not in whole.explain()
+    sliced = _plan(large_head(tied=tied), card(8, 16), device="min", allow_sliced_head=True)
+    assert sliced.head_slices > 1
+    assert sliced.ledger.device_bytes < _plan(large_head(tied=tied), card(8, 16), "min").ledger.device_bytes
+    assert not sliced.is_bit_exact
+    assert sliced.to_dict()["is_bit_exact"] is False
+    assert f"not bit-exact, as allowed: a head in {sliced.head_slices} vocabulary slices" in sliced.explain()
+
+
+def test_on_the_cpu_a_sliced_head_is_exact_and_needs_no_permission() -> None:
+    plan = _plan(large_head(tied=True), cpu(), device="min")
+    assert plan == _plan(large_head(tied=True), cpu(), device="min", allow_sliced_head=True)
+    assert plan.head_slices > 1
+    assert plan.is_bit_exact
+
+
+def test_prompts_in_chunks_are_not_promised_to_be_bit_exact_anywhere() -> None:
+    for machine in (cpu(), card(8, 16)):
+        plan = _plan(small_model(), machine, prefill_chunk_tokens=64)
+        assert not plan.is_bit_exact
+        assert "not bit-exact, as allowed: prompts in chunks of 64 tokens" in plan.explain()
+        assert PlacementPlan.from_dict(plan.to_dict()) == plan
+
+
+def test_a_budget_that_only_a_sliced_head_would_fit_names_the_option_and_what_it_needs() -> None:
+    sliced = _plan(large_head(tied=True), card(8, 16), "min", allow_sliced_head=True).ledger
+    with pytest.raises(BudgetTooSmallError, match="results may differ in the last bit") as caught:
+        _plan(large_head(tied=True), card(8, 16), device=sliced.device_bytes)
+    assert "allow_sliced_head=True (--allow-sliced-head) needs only" in str(caught.value)
+    assert f"({sliced.device_bytes} bytes), but" in str(caught.value)
+    assert caught.value.needed_bytes > sliced.device_bytes
+    with pytest.raises(BudgetTooSmallError) as caught:
+        _plan(large_head(tied=True), card(8, 16), sliced.device_bytes - 1, allow_sliced_head=True)
+    assert "allow_sliced_head" not in str(caught.value)
+
+
+@pytest.mark.parametrize("machine", [cpu(), card(8, 16)])
+def test_the_option_is_not_named_where_it_would_not_help(machine: Machine) -> None:
+    with pytest.raises(BudgetTooSmallError) as caught:
+        _plan(small_model(), machine, device=1000)
+    assert "allow_sliced_head" not in str(caught.value)
+
+
+def test_a_host_budget_that_only_a_sliced_head_would_fit_names_the_option_too() -> None:
+    """The head is larger than a slot, but two of it take less of the device than one beside the slots."""
+    head = unit("lm_head", None, 5_000_000)
+    model = replace(small_model(tied=True, embedding_bytes=10_000_000), head=head, head_rows=50_000)
+    device = card(8, 16).runtime_bytes + 21_000_000
+    sliced = _plan(model, card(8, 16), device, "min", allow_sliced_head=True)
+    assert sliced.ledger.host_bytes < _plan(model, card(8, 16), device, "min").ledger.host_bytes
+    with pytest.raises(BudgetTooSmallError, match=r"host budget.*allow_sliced_head=True") as caught:
+        _plan(model, card(8, 16), device, sliced.ledger.host_bytes)
+    assert f"needs only {format_bytes(sliced.ledger.host_bytes)}" in str(caught.value)
+    assert caught.value.where == "host"
 
 
 def test_a_tied_head_is_on_the_device_exactly_when_the_embedding_is() -> None:
@@ -200,9 +270,11 @@ class TestThe70BShape:
         plan = _plan(llama_70b(), card(4, 32), prompt_tokens=4096)
         assert plan.granularity is Granularity.LAYER
         assert plan.embedding is not Residency.DEVICE
-        assert plan.slot_bytes == 2 * 8192 * 28672
-        assert plan.head_slices in (1, 2)
+        assert plan.slot_bytes == max(plan.units[-1].weight_bytes, 2 * 8192 * 28672)
+        assert plan.head_slices == 1
         assert plan.ledger.device_bytes <= 4 * GIB
+        sliced = _plan(llama_70b(), card(4, 32), prompt_tokens=4096, allow_sliced_head=True)
+        assert (sliced.slot_bytes, sliced.head_slices) == (2 * 8192 * 28672, 2)
         with pytest.raises(BudgetTooSmallError):
             _plan(replace(llama_70b(), parts=(), layers=()), card(4, 32), prompt_tokens=4096)
 

@@ -152,3 +152,15 @@ def test_many_runs_in_step_lose_no_buffer(file: Path) -> None:
         assert len({lease.key[1] for lease in leases}) == NUM_BUFFERS
         for lease in leases:
             shared.streams[0].release(lease)
+
+
+@both_kinds
+def test_slots_of_all_replicas_can_be_freed_and_restored_between_sweeps(file: Path, kind: str) -> None:
+    with replicas(file, KINDS[kind](3)) as shared:
+        for _ in range(5):
+            works = [lambda stream=stream: sweep(stream) for stream in shared.streams]
+            assert in_step(shared, *works) == [None] * 3
+            for stream in shared.streams:
+                stream.free_slots()
+            for stream in shared.streams:
+                stream.restore_slots()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def stream(file: Path, timeline: Timeline) -> Iterator[WeightStream]:
         prefetcher = Prefetcher(
             [byte_unit(file, index) for index in range(NUM_UNITS)],
             reader,
-            allocate_many([UNIT_BYTES + 8192] * 2),
+            lambda: allocate_many([UNIT_BYTES + 8192] * 2),
             timeline=timeline,
         )
         stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
@@ -101,7 +103,7 @@ def test_close_wakes_a_waiting_acquire(file: Path, timeline: Timeline) -> None:
         prefetcher = Prefetcher(
             [byte_unit(fifo, 0), byte_unit(fifo, 1)],
             reader,
-            allocate_many([UNIT_BYTES + 8192] * 2),
+            lambda: allocate_many([UNIT_BYTES + 8192] * 2),
             timeline=timeline,
         )
         stream = WeightStream(prefetcher, DeviceBuffers(runtime=TorchRuntime(torch.device("cpu"))))
@@ -137,3 +139,45 @@ def test_a_thousand_sweeps_leak_nothing(stream: WeightStream) -> None:
     # The timeline's ring of 20,000 spans fills up meanwhile; one leaked buffer per sweep would be 80 MB.
     assert process.memory_info().rss - before < 16 * 1024**2
     assert (process.num_threads(), process.num_fds()) == (threads, files)
+
+
+def buffers_of(stream: WeightStream) -> list[weakref.ref[object]]:
+    """Return references to the memory of the host buffers, which is gone once they are dead."""
+    pool = stream._prefetcher._buffers
+    return [weakref.ref(buffer.host.view.obj) for buffer in pool]
+
+
+def test_freed_slots_give_their_memory_back_and_restored_ones_are_used_again(stream: WeightStream) -> None:
+    visit(stream, 0)
+    stream.free_slots()
+    stream.restore_slots()
+    memory = buffers_of(stream)
+    assert len(memory) == 2
+    for index in (1, 2, 4, 0):
+        visit(stream, index)
+    stream.free_slots()
+    gc.collect()
+    assert [reference() for reference in memory] == [None, None]
+    stream.free_slots()
+    stream.restore_slots()
+    stream.restore_slots()
+    assert all(reference() is not None for reference in buffers_of(stream))
+    for index in (3, 4, 0, 1):
+        visit(stream, index)
+
+
+def test_slots_may_be_freed_while_reads_are_under_way(stream: WeightStream) -> None:
+    for _ in range(20):
+        visit(stream, 0)
+        stream.free_slots()
+        stream.restore_slots()
+    visit(stream, 3)
+
+
+def test_a_closed_stream_allocates_nothing_more(stream: WeightStream) -> None:
+    visit(stream, 0)
+    stream.free_slots()
+    stream.close()
+    stream._prefetcher.close()
+    stream.restore_slots()
+    assert not stream._prefetcher._buffers

@@ -87,7 +87,10 @@ def score(
     """
     check_adapters(streamed, ())
     is_shared = why_not_shared(streamed.model) is None
-    all_last_positions = [LastPositions(replica.model) for replica in streamed.replicas]
+    all_last_positions = [
+        LastPositions(replica.model, device_is_host=streamed.plan.device_is_host)
+        for replica in streamed.replicas
+    ]
     scorers = [
         _scorer(replica.model, last_positions, head, is_shared)
         for replica, last_positions in zip(streamed.replicas, all_last_positions, strict=True)
@@ -136,7 +139,8 @@ def plan_scores(
     """
     check_adapters(streamed, ())
     model = streamed.model
-    scorer = _scorer(model, LastPositions(model), head, why_not_shared(model) is None)
+    last_positions = LastPositions(model, device_is_host=streamed.plan.device_is_host)
+    scorer = _scorer(model, last_positions, head, why_not_shared(model) is None)
     shares = _shares(streamed, requests, scorer, tokenizer, has_head=head is not None)
     return _plan(streamed, shares[0], scorer, max_rows)
 
