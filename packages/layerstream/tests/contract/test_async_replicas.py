@@ -112,12 +112,14 @@ def test_a_staging_buffer_that_does_not_wait_for_every_replica_breaks_a_result(
         plain(self, fetch)
         fetch.buffer = buffer
 
+    def is_exact_once() -> bool:
+        runtimes = FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")
+        with load(tiny_llama_dir, *runtimes) as streamed:
+            return is_exact(streamed.run_on_devices(forwards), reference, 1)
+
     monkeypatch.setattr(Prefetcher, "release", free_at_the_first_release)
-    with load(
-        tiny_llama_dir, FakeAsyncRuntime(lag_s=0.0), FakeAsyncRuntime(lag_s=0.02, name="fake:1")
-    ) as streamed:
-        results = streamed.run_on_devices(forwards)
-    assert not is_exact(results, reference, 1)
+    # a replica that is a whole sweep ahead may put the right unit there by chance
+    assert not all(is_exact_once() for _ in range(5))
 
 
 def test_replicas_of_a_mixed_plan_are_exact(tiny_llama_dir: Path, reference: list[torch.Tensor]) -> None:

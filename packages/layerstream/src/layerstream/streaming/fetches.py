@@ -44,16 +44,7 @@ class StreamedUnit:
 
     def span(self, activity: Activity, sweep: int, start_s: float, end_s: float, num_bytes: int = 0) -> Span:
         """Return a timeline span of one activity on this unit."""
-        return Span(
-            activity=activity,
-            unit=self.name,
-            unit_index=self.position,
-            sweep=sweep,
-            start_s=start_s,
-            end_s=end_s,
-            num_bytes=num_bytes,
-            replica=self.replica,
-        )
+        return Span(activity, self.name, self.position, sweep, start_s, end_s, num_bytes, self.replica)
 
 
 @dataclass(slots=True, eq=False)

@@ -192,7 +192,7 @@ def test_a_head_tied_to_a_host_embedding_takes_no_extra_memory() -> None:
     sizes = {line.kind: line.num_bytes for line in plan.ledger.lines if line.where is MemoryTier.HOST}
     assert plan.units[-1].residency is Residency.HOST
     assert sizes == {
-        LedgerKind.EMBEDDING: 4_000_000,
+        LedgerKind.EMBEDDING: 4_000_000 + 2 * 4096,
         LedgerKind.HOST_BLOCKS: 80_000_000,
         LedgerKind.READ_BUFFERS: READ_BUFFER_BYTES,
     }
