@@ -24,10 +24,10 @@ _POISON = 0xFF
 
 @dataclass(slots=True, eq=False)
 class _Copy:
-    target: torch.Tensor
-    source: torch.Tensor
+    target: torch.Tensor | None
+    source: torch.Tensor | None
+    memory: int
     destroys: bool
-    landed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +110,7 @@ class FakeAsyncRuntime:
         """Let `event` be after all work on `stream` so far."""
         with self._lock:
             event.used = frozenset(self._in_use) if stream is self._compute else frozenset()
-            stream.pending = [copy for copy in stream.pending if not copy.landed]
+            stream.pending = [copy for copy in stream.pending if copy.target is not None]
             event.copies = tuple(stream.pending)
 
     def mark(self, mark: FakeMark, stream: FakeStream) -> None:
@@ -131,7 +131,7 @@ class FakeAsyncRuntime:
             time.sleep(self._lag_s)
             self._land(event)
             with self._lock:
-                self._in_use |= {_memory(copy.target) for copy in event.copies}
+                self._in_use |= {copy.memory for copy in event.copies}
         else:
             with self._lock:
                 stream.safe |= event.used
@@ -153,7 +153,7 @@ class FakeAsyncRuntime:
             stream.safe.discard(memory)
             self._in_use.discard(memory)
         target.fill_(_POISON)
-        stream.pending.append(_Copy(target, source, destroys=memory in self._in_use))
+        stream.pending.append(_Copy(target, source, memory, destroys=memory in self._in_use))
         self.num_copies += 1
 
     def register_host(self, address: int, num_bytes: int) -> None:
@@ -180,12 +180,13 @@ class FakeAsyncRuntime:
     def _land(self, event: FakeEvent) -> None:
         with self._lock:
             for copy in event.copies:
-                if not copy.landed:
-                    copy.landed = True
-                    if copy.destroys:
-                        copy.target.fill_(_POISON)
-                    else:
-                        copy.target.copy_(copy.source)
+                if copy.target is None or copy.source is None:
+                    continue
+                if copy.destroys:
+                    copy.target.fill_(_POISON)
+                else:
+                    copy.target.copy_(copy.source)
+                copy.target = copy.source = None  # an event keeps no memory alive
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -18,18 +18,18 @@ IDS = torch.arange(1, 13).reshape(2, 6)
 class ComputeDoesNotWaitForCopies(FakeAsyncRuntime):
     """A computation may start before its weights are copied."""
 
-    def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
+    def stream_wait(self, stream: FakeStream, event: FakeEvent) -> None:
         """Leave out the computation's wait."""
         if stream is not self.compute_stream():
             super().stream_wait(stream, event)
-        elif event is not None:
-            self._in_use |= {copy.target.untyped_storage().data_ptr() for copy in event.copies}
+        else:
+            self._in_use |= {copy.memory for copy in event.copies}
 
 
 class CopiesDoNotWaitForCompute(FakeAsyncRuntime):
     """A copy may overwrite weights that a kernel is still reading."""
 
-    def stream_wait(self, stream: FakeStream, event: FakeEvent | None) -> None:
+    def stream_wait(self, stream: FakeStream, event: FakeEvent) -> None:
         """Leave out the copy stream's wait."""
         if stream is self.compute_stream():
             super().stream_wait(stream, event)
@@ -38,7 +38,7 @@ class CopiesDoNotWaitForCompute(FakeAsyncRuntime):
 class ReadsDoNotWaitForCopies(FakeAsyncRuntime):
     """A read may overwrite a staging buffer that is still being copied from."""
 
-    def host_wait(self, event: FakeEvent | None) -> None:
+    def host_wait(self, event: FakeEvent) -> None:
         """Leave out the host's wait."""
 
 
