@@ -46,6 +46,7 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith(known)]
 
 
+@pytest.mark.timeout(600)  # it is every Python example of the README
 def test_the_python_of_the_readme_runs(
     tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,5 @@
-"""What all tests of layerstream share: the test kit on the import path, and a tiny checkpoint on disk,
-and a check that no thread outlives its test.
+"""What all tests of layerstream share: the test kit on the import path, a tiny checkpoint on disk, and a
+check that no thread outlives its test.
 """
 
 from __future__ import annotations

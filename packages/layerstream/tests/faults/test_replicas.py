@@ -42,7 +42,7 @@ def checkpoint(tiny_llama_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["min", "4 GiB"], ids=["streamed", "resident"])
 def streamed(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> Iterator[ls.StreamedModel]:
-    with no_thread_left(), ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget=request.param) as streamed:
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget=request.param) as streamed:
         yield streamed
 
 
@@ -92,7 +92,7 @@ def test_a_read_error_ends_both_works_and_a_repaired_disk_serves_both(
 ) -> None:
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
     whole = shard.read_bytes()
-    with no_thread_left(), ls.load(checkpoint, devices=["cpu", "cpu"], budget="min") as streamed:
+    with ls.load(checkpoint, devices=["cpu", "cpu"], budget="min") as streamed:
         assert_usable(streamed, reference)
         with shard.open("r+b") as file:
             file.truncate(len(whole) // 2)
