@@ -49,23 +49,22 @@ if TYPE_CHECKING:
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
     from .spec.known_models import KNOWN_MODELS, KnownModel
+    from .spec.load_progress import LoadProgress
     from .spec.options import LoadOptions, MemoryBudget, Workload
     from .spec.plans import (
-        BatchPlan,
         Granularity,
         LedgerKind,
         LedgerLine,
         MemoryLedger,
         MemoryTier,
-        MicroBatch,
         PlacementPlan,
         Residency,
-        ScoringPlan,
         SweepCost,
         UnitPlacement,
     )
-    from .spec.profiles import ActivationProfile, Machine, ModelProfile, UnitProfile
+    from .spec.profiles import ActivationProfile, HostPinning, Machine, ModelProfile, UnitProfile
     from .spec.report import StreamReport
+    from .spec.request_plans import BatchPlan, MicroBatch, ScoringPlan
     from .spec.sizes import format_bytes, format_rate, format_seconds, parse_size
     from .spec.timeline import Activity, Span, Timeline
     from .spec.verification import UnitVerification, VerificationReport
@@ -114,22 +113,21 @@ _EXPORTS = {
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
     ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
+    ".spec.load_progress": ("LoadProgress",),
     ".spec.options": ("LoadOptions", "MemoryBudget", "Workload"),
     ".spec.plans": (
-        "BatchPlan",
         "Granularity",
         "LedgerKind",
         "LedgerLine",
         "MemoryLedger",
         "MemoryTier",
-        "MicroBatch",
         "PlacementPlan",
         "Residency",
-        "ScoringPlan",
         "SweepCost",
         "UnitPlacement",
     ),
-    ".spec.profiles": ("ActivationProfile", "Machine", "ModelProfile", "UnitProfile"),
+    ".spec.profiles": ("ActivationProfile", "HostPinning", "Machine", "ModelProfile", "UnitProfile"),
+    ".spec.request_plans": ("BatchPlan", "MicroBatch", "ScoringPlan"),
     ".spec.report": ("StreamReport",),
     ".spec.sizes": ("format_bytes", "format_rate", "format_seconds", "parse_size"),
     ".spec.timeline": ("Activity", "Span", "Timeline"),
@@ -158,12 +156,14 @@ __all__ = [
     "GenerationRequest",
     "GenerationResult",
     "Granularity",
+    "HostPinning",
     "JobError",
     "KnownModel",
     "LayerstreamError",
     "LedgerKind",
     "LedgerLine",
     "LoadOptions",
+    "LoadProgress",
     "Machine",
     "MemoryBudget",
     "MemoryLedger",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
 import torch
 from transformers import PreTrainedConfig
 
-from .engine.build import build
+from .engine.build import OnProgress, build
 from .engine.inspect import ModelSpec, inspect_any, inspect_model
 from .engine.peak_memory import held_host_bytes
 from .engine.verification import refuse_difference
@@ -205,6 +206,7 @@ def load(
     adapter: AdapterPath = None,
     allow_sliced_head: bool = False,
     verify: bool = False,
+    on_progress: OnProgress | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
     **unknown: Never,
 ) -> StreamedModel:
@@ -241,6 +243,7 @@ def load(
             plan says so. The CPU slices such a head anyway: there the result is exact.
         verify: compare some streamed units and the head with resident copies of them, bit for bit, before
             returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
+        on_progress: called with a `LoadProgress` after each part that stays in memory has been read.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
         runtime: the operations of the device, or of each device; for tests.
 
@@ -254,7 +257,7 @@ def load(
         ReadFailedError: the disk did not return the bytes it holds.
         VerificationError: with `verify`, a unit differs from its resident copy.
     """
-    refuse_keywords("load", unknown, (*_KEYWORDS, "verify"))
+    refuse_keywords("load", unknown, (*_KEYWORDS, "verify", "on_progress"))
     options = LoadOptions(
         budget=budget,
         device=device,
@@ -273,7 +276,7 @@ def load(
         adapter=adapter,
         allow_sliced_head=allow_sliced_head,
     )
-    return load_with(model, options, verify=verify, runtime=runtime)
+    return load_with(model, options, verify=verify, on_progress=on_progress, runtime=runtime)
 
 
 def load_with(
@@ -281,6 +284,7 @@ def load_with(
     options: LoadOptions,
     *,
     verify: bool = False,
+    on_progress: OnProgress | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Return the model that `load` loads, with the options as one value."""
@@ -291,15 +295,16 @@ def load_with(
     if not runtimes[0].is_host:
         # The device's driver takes memory of its own when it is first asked.
         baseline_bytes = held_host_bytes(runtimes[0])
+    load_on = partial(_load_on, baseline_bytes=baseline_bytes, on_progress=on_progress)
     try:
-        streamed = _load_on(spec, options, runtimes, machines, baseline_bytes)
+        streamed = load_on(spec, options, runtimes, machines)
     except PinningError as error:
         if machines[0].host_pinning is not HostPinning.ALL:
             raise
         warnings.warn(f"{error}; units in host memory pass through staging buffers", stacklevel=2)
         machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
         spec = inspect_model(model, options, on_host=False)
-        streamed = _load_on(spec, options, runtimes, machines, baseline_bytes)
+        streamed = load_on(spec, options, runtimes, machines)
     if verify:
         _verify(streamed)
     return streamed
@@ -310,7 +315,9 @@ def _load_on(
     options: LoadOptions,
     runtimes: Sequence[DeviceRuntime],
     machines: Sequence[Machine],
+    *,
     baseline_bytes: int,
+    on_progress: OnProgress | None,
 ) -> StreamedModel:
     placement = plan_profile(spec.profile, options, machines)
     if runtimes[0].is_host and not placement.is_resident:
@@ -321,7 +328,8 @@ def _load_on(
         options.workload or Workload(),
         device_limit_bytes(placement, options.memory_budget, machines),
     )
-    return StreamedModel(build(spec, placement, runtimes), baseline_bytes=baseline_bytes, limits=limits)
+    built = build(spec, placement, runtimes, on_progress)
+    return StreamedModel(built, baseline_bytes=baseline_bytes, limits=limits)
 
 
 def _verify(streamed: StreamedModel) -> None:

@@ -27,7 +27,7 @@ from .errors import PlanError
 from .spec.profiles import HostPinning, Machine
 from .spec.sizes import MIB
 
-_MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s")
+_MOVING_RATES = ("disk_bytes_per_s", "copy_bytes_per_s", "pageable_bytes_per_s")
 _COMPUTING_RATES = ("memory_bytes_per_s", "flops_per_s")
 _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
 """Allowance, not measured, for a CUDA context, its libraries' workspaces and the allocator's rounding."""
@@ -113,7 +113,7 @@ def _with_kept_rates(machine: Machine, device: torch.device, dtype: str) -> Mach
     moving, computing = kept.get(device.type), kept.get(_rate_key(device, dtype))
     if moving is None:
         return machine
-    machine = replace(machine, **{name: moving[name] for name in _MOVING_RATES})
+    machine = replace(machine, **{name: moving[name] for name in _MOVING_RATES if name in moving})
     if computing is None:
         return machine
     return replace(machine, **{name: computing[name] for name in _COMPUTING_RATES}, measured=True)
@@ -203,6 +203,7 @@ def probe_machine(
         describe_machine(chosen, dtype=dtype),
         disk_bytes_per_s=_measure_disk(path or _rates_file().parent),
         copy_bytes_per_s=_measure_copy(chosen),
+        pageable_bytes_per_s=_measure_host_copy(),
         memory_bytes_per_s=_measure_products(chosen, dtype, tokens=1)[0],
         flops_per_s=_measure_products(chosen, dtype, tokens=256)[1],
         measured=True,
@@ -259,6 +260,17 @@ def _read_rate(path: Path, num_bytes: int) -> float:
     del request
     buffer.close()
     return num_bytes / duration_s
+
+
+def _measure_host_copy() -> float:
+    """Return bytes per second of copies within host memory, by the threads that also read."""
+    num_bytes = _PROBE_BYTES // 4
+    source, target = AlignedBuffer(num_bytes), AlignedBuffer(num_bytes)
+    with DiskReader() as reader:
+        reads = reader.prepare_copy(
+            source.view(0, num_bytes), source.address, target.view(0, num_bytes), target.address
+        )
+        return num_bytes / _shortest_s(lambda: reader.submit(reads).wait(), torch.device("cpu"))
 
 
 def _measure_copy(device: torch.device) -> float:

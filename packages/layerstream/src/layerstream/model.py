@@ -264,6 +264,8 @@ class StreamedModel:
             peak_host_bytes=max(host for _, host in peaks),
             ledger_device_bytes=self.plan.ledger.device_bytes,
             budget_device_bytes=self.plan.ledger.device_budget_bytes,
+            ledger_host_bytes=self.plan.ledger.host_bytes,
+            budget_host_bytes=self.plan.ledger.host_budget_bytes,
             is_bit_exact=self.plan.is_bit_exact,
         )
 

@@ -114,3 +114,36 @@ def test_the_process_grows_by_what_the_ledger_says(checkpoint: Path, tiny_llama_
     grown_bytes, predicted_bytes, reported_bytes = map(int, done.stdout.split())
     assert grown_bytes == pytest.approx(predicted_bytes, rel=0.02)
     assert reported_bytes == pytest.approx(grown_bytes, rel=0.02)
+
+
+LOAD = """
+import sys, torch
+import layerstream as ls
+from layerstream.testing import FakeAsyncRuntime
+tiny, path = sys.argv[1:]
+workload = ls.Workload(prompt_tokens=6, new_tokens=2)
+def load(path):
+    return ls.load(path, budget="4 GiB", runtime=FakeAsyncRuntime(lag_s=0.0), workload=workload)
+def peak_bytes():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+with load(tiny) as streamed:  # what libraries keep after their first use
+    streamed.model(torch.arange(6)[None])
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the high-water mark starts again
+before_bytes = peak_bytes()
+with load(path) as streamed:
+    assert streamed.plan.is_resident
+    lines = streamed.plan.ledger.lines
+    held = [line for line in lines if line.kind.value not in ("runtime", "activations", "conversion")]
+    print(peak_bytes() - before_bytes, sum(line.num_bytes for line in held))
+"""
+
+
+def test_loading_weights_that_stay_on_the_device_takes_no_host_memory_of_its_own(
+    checkpoint: Path, tiny_llama_dir: Path
+) -> None:
+    command = [sys.executable, "-c", LOAD, str(tiny_llama_dir), str(checkpoint)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    peak_bytes, predicted_bytes = map(int, done.stdout.split())
+    assert peak_bytes == pytest.approx(predicted_bytes, rel=0.02)

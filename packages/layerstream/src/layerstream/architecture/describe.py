@@ -12,7 +12,7 @@ from math import prod
 
 from transformers import PreTrainedModel
 
-from ..checkpoint.reader import CHUNK_BYTES, READER_THREADS
+from ..checkpoint.reader import CHUNK_BYTES, LOADING_CHUNK_BYTES, READER_THREADS
 from ..spec.plans import Granularity
 from ..spec.profiles import (
     HEAD_SLICE_ROWS,
@@ -305,6 +305,7 @@ def describe_model(
         layers_rest_bytes=edges.get(Granularity.LAYER, edge_bytes) - edge_bytes,
         conversion_bytes=_conversion_bytes(units),
         read_buffer_bytes=READER_THREADS * (CHUNK_BYTES if _needs_read_buffers(units) else _EDGE_BYTES),
+        loading_buffer_bytes=READER_THREADS * LOADING_CHUNK_BYTES,
         hidden_size=getattr(config, "hidden_size", 0),
         vocab_size=getattr(config, "vocab_size", 0) or 0,
         activation=fit_activation(forwards) if forwards else _assume_activation(config, units),

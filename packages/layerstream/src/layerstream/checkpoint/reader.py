@@ -32,6 +32,9 @@ READER_THREADS = 4
 CHUNK_BYTES = 8 * MIB
 """The default size of the largest read, and of a thread's buffer when bytes cannot be read in place."""
 
+LOADING_CHUNK_BYTES = 2 * MIB
+"""The same for a reader of weights that stay on an accelerator, all of which pass through such buffers."""
+
 # How long close() waits for a read that the kernel does not complete, as on a dead network disk.
 _JOIN_TIMEOUT_S = 10.0
 # Chunks of a delivery begin at multiples of this, so that no element of any dtype is split.

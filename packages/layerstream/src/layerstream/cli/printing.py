@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ..spec.load_progress import LoadProgress
 from . import lazy_rich
 
 
@@ -20,6 +23,13 @@ def out_console() -> lazy_rich.Console:
 def err_console() -> lazy_rich.Console:
     """Return a console on the current stderr."""
     return lazy_rich.Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def loading_status() -> Iterator[Callable[[LoadProgress], None]]:
+    """Show on a terminal that a model is loaded; give the function that says how far it is."""
+    with err_console().status("planning and loading") as status:
+        yield lambda progress: status.update(f"loading: {progress.explain()}")
 
 
 def note(text: str) -> None:

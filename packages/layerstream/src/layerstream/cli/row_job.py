@@ -22,7 +22,7 @@ from ..spec.sizes import format_seconds
 from . import backend
 from .job_header import JobHeader, describe_job
 from .jobs import JobRow, read_rows
-from .printing import err_console, note
+from .printing import loading_status, note
 from .result_file import FailedRow, ResultFile, Resume
 from .terminal import StatusLine
 
@@ -198,10 +198,11 @@ def error_fields(error: Exception) -> dict[str, Any]:
 def _load(model: str, options: LoadOptions, kinds: list[RowKind], max_rows: int | None) -> StreamedModel:
     """Load the model with memory for as many rows at once as the budget allows."""
     num_rows = min(max_rows or _MAX_ROWS, _MAX_ROWS)
-    with err_console().status("planning and loading"):
+    with loading_status() as on_progress:
         while True:
             try:
-                return backend.load_with(model, replace(options, workload=_workload(kinds, num_rows)))
+                workload = _workload(kinds, num_rows)
+                return backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
             except BudgetTooSmallError:
                 if num_rows == 1:
                     raise

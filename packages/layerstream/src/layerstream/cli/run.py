@@ -17,7 +17,7 @@ from ..spec.options import LoadOptions, Workload
 from ..uses.batching.requests import GenerationRequest
 from . import backend
 from .options import AsJson, Model, model_or_default, takes_load_options
-from .printing import err_console, note, print_json
+from .printing import err_console, loading_status, note, print_json
 from .trace_files import check_trace_path, write_trace
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def run_command(
         seed=seed,
     )
     workload = Workload(prompt_tokens=len(request.prompt), new_tokens=max_new_tokens)
-    with err_console().status("planning and loading"):
-        streamed = backend.load_with(model, replace(options, workload=workload))
+    with loading_status() as on_progress:
+        streamed = backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
     shows_notes = not quiet and not as_json
     with streamed:
         if shows_notes:

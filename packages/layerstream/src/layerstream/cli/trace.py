@@ -16,7 +16,7 @@ from . import backend
 from .machine_text import machine_from_text
 from .options import MachineText, Model, model_or_default, takes_load_options
 from .plan import plan_on_machine
-from .printing import err_console, out_console
+from .printing import loading_status, out_console
 from .trace_files import check_trace_path, write_trace
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _measure(model: str, prompt: str, options: LoadOptions, sweeps: int) -> tupl
         prompt=backend.encode_prompt(tokenizer, prompt, chat=False), max_new_tokens=sweeps
     )
     workload = Workload(prompt_tokens=len(request.prompt), new_tokens=sweeps)
-    with err_console().status("planning and loading"):
-        streamed = backend.load_with(model, replace(options, workload=workload))
+    with loading_status() as on_progress:
+        streamed = backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
     with streamed:
         answer = backend.generate_answer(streamed, tokenizer, request, shows_text=False)
         plan = streamed.plan

@@ -14,7 +14,7 @@ from ..spec.profiles import UnitRecipe
 from ..streaming.absent_weight import AbsentWeight, GuardedTensors
 from ..streaming.binding import places_of
 from ..streaming.buffers import HostBuffer
-from ..streaming.sources import UnitSource
+from ..streaming.sources import Fill, UnitSource, read_all
 
 
 def place_absent_weights(
@@ -42,10 +42,9 @@ def _read(recipe: ModelRecipe, name: str, reader: DiskReader, device: torch.devi
     conversion = recipe.conversions.get(name)
     conversions = () if conversion is None else (conversion,)
     source = UnitSource(UnitRecipe(name=name, tensors=(recipe.tensors[name],), conversions=conversions))
-    buffer = HostBuffer.allocate(source.layout.host_bytes)
-    reader.submit(source.requests(buffer)).wait()
-    source.convert(buffer, reader)
-    return source.host_views(buffer.bytes)[name].to(device)
+    fill = Fill.host(source, HostBuffer.allocate(source.layout.host_bytes))
+    read_all([fill], reader)
+    return fill.targets[0][name].to(device)
 
 
 def _guard(module: nn.Module) -> None:

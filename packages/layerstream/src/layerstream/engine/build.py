@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from ..checkpoint.reader import DiskReader
+import torch
+
+from ..checkpoint.reader import LOADING_CHUNK_BYTES, DiskReader
+from ..spec.load_progress import LoadProgress
 from ..spec.options import LoadOptions
 from ..spec.plans import PlacementPlan, Residency, UnitPlacement
 from ..spec.profiles import HostPinning, ModelProfile, UnitRecipe
@@ -18,7 +21,7 @@ from ..streaming.host_arena import HostArena
 from ..streaming.layout import PAGE, lay_out_in_host
 from ..streaming.prefetcher import Prefetcher
 from ..streaming.runtime import DeviceRuntime
-from ..streaming.sources import UnitSource
+from ..streaming.sources import Fill, UnitSource, read_all
 from .adapters import Adapter
 from .inspect import ModelSpec
 from .replica_builder import ReplicaBuilder, ReplicaParts
@@ -51,16 +54,50 @@ class BuiltModel:
     adapters: tuple[Adapter, ...]
 
 
-def build(spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime]) -> BuiltModel:
+OnProgress = Callable[[LoadProgress], object]
+
+
+def build(
+    spec: ModelSpec,
+    plan: PlacementPlan,
+    runtimes: Sequence[DeviceRuntime],
+    on_progress: OnProgress | None = None,
+) -> BuiltModel:
     """Return the model of `spec`, placed as `plan` says, on every device of `runtimes`.
+
+    Args:
+        spec: the model, inspected.
+        plan: where everything goes.
+        runtimes: the devices' operations.
+        on_progress: called after each unit that stays in memory.
 
     Raises:
         ReadFailedError: the disk did not return the bytes it holds; nothing is left behind.
     """
     with ExitStack() as on_failure:
-        built = _Builder(spec, plan, runtimes, on_failure).build()
+        built = _Builder(spec, plan, runtimes, on_failure).build(on_progress)
         on_failure.pop_all()
     return built
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HostTier:
+    """What lives in host memory.
+
+    Attributes:
+        tables: the embeddings.
+        units: the units.
+        own: those of the units that are no part of an embedding.
+    """
+
+    tables: Sequence[UnitSource]
+    units: Sequence[StreamedUnit]
+    own: Sequence[StreamedUnit]
+
+    @property
+    def sources(self) -> list[UnitSource]:
+        """What is read."""
+        return [*self.tables, *(unit.source for unit in self.own)]
 
 
 class _Builder:
@@ -70,7 +107,7 @@ class _Builder:
         self, spec: ModelSpec, plan: PlacementPlan, runtimes: Sequence[DeviceRuntime], on_failure: ExitStack
     ) -> None:
         self.spec, self.plan, self.on_failure = spec, plan, on_failure
-        self.runtime, self.is_host = runtimes[0], runtimes[0].is_host
+        self.runtimes, self.runtime, self.is_host = runtimes, runtimes[0], runtimes[0].is_host
         self.timeline = Timeline()
         self.pins_units = plan.host_pinning is HostPinning.ALL
         self.arenas: list[HostArena] = []
@@ -82,14 +119,17 @@ class _Builder:
         self.replicas = [ReplicaBuilder(spec, plan, runtime, index) for index, runtime in enumerate(runtimes)]
         self.host_tables: dict[str, HostBuffer] = {}
 
-    def build(self) -> BuiltModel:
+    def build(self, on_progress: OnProgress | None) -> BuiltModel:
         """Build everything, and start the prefetcher last, when all that it feeds is in place."""
-        self._make_residents()
+        staying, moving_units = self._staying_sources(), self._moving_units()
+        host_tier = self._host_tier(moving_units)
+        on_filled = _counting([*staying, *host_tier.sources], on_progress)
+        self._install_residents(staying, on_filled)
         moving = self._moving_names()
         for replica in self.replicas:
+            replica.share_ties(moving)
             replica.place_absent_weights(moving, self.reader)
-        moving_units = self._moving_units()
-        self._fill_host_memory(moving_units)
+        self._fill_host_memory(host_tier, on_filled)
         self._attach_rows()
         prefetcher = self._start_prefetcher(moving_units)
         return BuiltModel(
@@ -110,7 +150,7 @@ class _Builder:
 
     # -- weights that stay ---------------------------------------------------------------------------------
 
-    def _make_residents(self) -> None:
+    def _staying_sources(self) -> list[UnitSource]:
         units = self.spec.units
         staying = [self.recipes[p.name] for p in self._blocks() if p.residency is Residency.DEVICE]
         edges = list(units.edges[self.plan.granularity].tensors)
@@ -121,10 +161,7 @@ class _Builder:
         head = self._head()
         if units.head is not None and (head is None or head.residency is Residency.DEVICE):
             staying.append(self._resident_head(units.head, has_edges=bool(edges)))
-        self._install_residents([UnitSource(unit) for unit in staying if unit.tensors])
-        moving = self._moving_names()
-        for replica in self.replicas:
-            replica.share_ties(moving)
+        return [UnitSource(unit) for unit in staying if unit.tensors]
 
     def _resident_head(self, head: UnitRecipe, *, has_edges: bool) -> UnitRecipe:
         """Return the head without a weight that is tied to the embedding, which the edges already hold."""
@@ -139,23 +176,22 @@ class _Builder:
         head = self.spec.units.head
         return next((p for p in self.plan.units if head is not None and p.name == head.name), None)
 
-    def _install_residents(self, sources: list[UnitSource]) -> None:
+    def _install_residents(self, sources: list[UnitSource], on_filled: Callable[[Fill], None]) -> None:
         """Read each unit once and install it in every replica. Replicas on the CPU share the memory."""
-        memory: Iterable[HostBuffer | None] = [None] * len(sources)
         if self.is_host:
-            memory = allocate_many([source.layout.host_bytes for source in sources])
-        for source, own in zip(sources, memory, strict=True):
-            buffer = HostBuffer.allocate(source.layout.host_bytes) if own is None else own
-            self._read([(source, buffer)])
-            for replica in self.replicas:
-                replica.install(source, buffer.bytes)
+            buffers = allocate_many([source.layout.host_bytes for source in sources])
+            fills = [Fill.host(source, buffer) for source, buffer in zip(sources, buffers, strict=True)]
+            read_all(fills, self.reader, on_filled)
+        else:
+            fills = [Fill.devices(source, self._device_memory(source)) for source in sources]
+            with DiskReader(chunk_bytes=LOADING_CHUNK_BYTES) as reader:
+                read_all(fills, reader, on_filled)
+        for fill in fills:
+            for number, replica in enumerate(self.replicas):
+                replica.install(fill.source, fill.targets[0 if self.is_host else number])
 
-    def _read(self, fills: Iterable[tuple[UnitSource, HostBuffer]]) -> None:
-        """Read each source into its buffer; reads go on while the next buffer is made ready."""
-        started = [(source, buffer, self.reader.submit(source.requests(buffer))) for source, buffer in fills]
-        for source, buffer, ticket in started:
-            ticket.wait()
-            source.convert(buffer, self.reader)
+    def _device_memory(self, source: UnitSource) -> list[torch.Tensor]:
+        return [runtime.allocate(source.layout.device_bytes) for runtime in self.runtimes]
 
     def _moving_names(self) -> set[str]:
         """Return the tensors that move: those of the stream, and embeddings looked up by row."""
@@ -183,23 +219,28 @@ class _Builder:
     def _placement_of(self, recipe: UnitRecipe) -> UnitPlacement:
         return next(p for p in self.plan.units if p.name == (recipe.slice_of or recipe.name))
 
-    def _fill_host_memory(self, units: Sequence[StreamedUnit]) -> None:
-        """Take the plan's memory for what lives in host memory, and read it."""
+    def _host_tier(self, units: Sequence[StreamedUnit]) -> _HostTier:
+        """Return what lives in host memory, laid out for it."""
         tables = self._host_tables()
         living = [u for u in units if self._placement_of(u.source.unit).residency is Residency.HOST]
         own = [unit for unit in living if self._table_of(unit.source, tables) is None]
         for unit in own:
             unit.source = UnitSource(unit.source.unit, lay_out_in_host)
-        sources = [*tables, *(unit.source for unit in own)]
-        sizes = [source.layout.host_bytes for source in sources]
-        self.arenas.append(HostArena(sizes, self.runtime, pins=self.pins_units))
-        buffers = [self.arenas[-1].reserved(index) for index in range(len(sources))]
-        self._read((source, self.arenas[-1].ready(index)) for index, source in enumerate(sources))
-        self.host_tables = {t.unit.name: b for t, b in zip(tables, buffers, strict=False)}
-        for unit, buffer in zip(own, buffers[len(tables) :], strict=True):
+        return _HostTier(tables=tables, units=living, own=own)
+
+    def _fill_host_memory(self, tier: _HostTier, on_filled: Callable[[Fill], None]) -> None:
+        """Take the plan's memory for what lives in host memory, and read it."""
+        sources = tier.sources
+        arena = HostArena([s.layout.host_bytes for s in sources], self.runtime, pins=self.pins_units)
+        self.arenas.append(arena)
+        fills = (Fill.host(source, arena.ready(index)) for index, source in enumerate(sources))
+        read_all(fills, self.reader, on_filled)
+        buffers = [arena.ready(index) for index in range(len(sources))]
+        self.host_tables = {t.unit.name: b for t, b in zip(tier.tables, buffers, strict=False)}
+        for unit, buffer in zip(tier.own, buffers[len(tier.tables) :], strict=True):
             unit.host = buffer
-        for unit in living:
-            unit.host = unit.host or self._part_of_table(unit.source, tables)
+        for unit in tier.units:
+            unit.host = unit.host or self._part_of_table(unit.source, tier.tables)
             unit.passes_staging = not self.pins_units
 
     def _allocate_buffers(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
@@ -270,3 +311,16 @@ class _Builder:
         page = part.offset - whole.offset + whole.offset % PAGE - part.offset % PAGE
         buffer = self.host_tables[table.unit.name]
         return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])
+
+
+def _counting(sources: Iterable[UnitSource], on_progress: OnProgress | None) -> Callable[[Fill], None]:
+    """Return a function that counts what is filled, and reports it."""
+    total_bytes, done_bytes = sum(source.read_bytes for source in sources), 0
+
+    def on_filled(fill: Fill) -> None:
+        nonlocal done_bytes
+        done_bytes += fill.source.read_bytes
+        if on_progress is not None:
+            on_progress(LoadProgress(done_bytes=done_bytes, total_bytes=total_bytes))
+
+    return on_filled

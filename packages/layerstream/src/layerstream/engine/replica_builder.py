@@ -91,17 +91,8 @@ class ReplicaBuilder:
         for module in chunked:
             self.parts.undo.append(partial(module.__dict__.pop, "forward", None))
 
-    def install(self, source: UnitSource, host: torch.Tensor) -> None:
-        """Install a unit that stays: as views of the host buffer on a CPU device, as a copy on any other."""
-        if self._runtime.is_host:
-            self._put_in_place(source, source.host_views(host))
-            return
-        memory = self._runtime.allocate(source.layout.device_bytes)
-        self.parts.buffers.copy_runs(host, source.layout, memory)
-        self.parts.buffers.finish()
-        self._put_in_place(source, source.device_views(memory))
-
-    def _put_in_place(self, source: UnitSource, views: dict[str, torch.Tensor]) -> None:
+    def install(self, source: UnitSource, views: Mapping[str, torch.Tensor]) -> None:
+        """Install the tensors of a unit that stays."""
         for tensor in source.unit.tensors:
             place, name = places_of(self.parts.model, tensor.name)
             place[name] = as_installed(views[tensor.name], is_buffer=tensor.is_buffer)

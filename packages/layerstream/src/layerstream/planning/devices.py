@@ -57,6 +57,7 @@ def group_devices(machines: Sequence[Machine]) -> DeviceGroup:
             memory_bytes_per_s=min(
                 machine.memory_bytes_per_s / replicas[machine.device] for machine in machines
             ),
+            pageable_bytes_per_s=min(machine.pageable_bytes_per_s for machine in machines),
             flops_per_s=min(machine.flops_per_s / replicas[machine.device] for machine in machines),
             runtime_bytes=max(machine.runtime_bytes for machine in machines),
             host_pinning=next(p for p in _WORST_FIRST if p in {m.host_pinning for m in machines}),

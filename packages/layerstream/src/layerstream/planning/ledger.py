@@ -129,15 +129,18 @@ def host_lines(
     if configuration.embedding is Residency.HOST:
         # It begins and ends anywhere within a page of its file.
         embedding_bytes = profile.embedding_bytes + 2 * PAGE_BYTES
-    return _lines(
-        MemoryTier.HOST,
-        {
-            LedgerKind.EMBEDDING: embedding_bytes,
-            LedgerKind.HOST_BLOCKS: host_unit_bytes,
-            LedgerKind.STAGING: num_staging * configuration.staging_bytes,
-            **_reader_sizes(profile),
-        },
+    sizes = {
+        LedgerKind.EMBEDDING: embedding_bytes,
+        LedgerKind.HOST_BLOCKS: host_unit_bytes,
+        LedgerKind.STAGING: num_staging * configuration.staging_bytes,
+        **_reader_sizes(profile),
+    }
+    # What loads the weights that stay on the device is gone before the rest is taken.
+    later_bytes = sum(sizes.values()) - profile.read_buffer_bytes
+    sizes[LedgerKind.READ_BUFFERS] = max(
+        profile.read_buffer_bytes, profile.loading_buffer_bytes - later_bytes
     )
+    return _lines(MemoryTier.HOST, sizes)
 
 
 def total_bytes(lines: Iterable[LedgerLine]) -> int:

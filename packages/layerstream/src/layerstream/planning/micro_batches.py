@@ -12,16 +12,9 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import (
-    BatchPlan,
-    Granularity,
-    LedgerKind,
-    LedgerLine,
-    MemoryTier,
-    MicroBatch,
-    PlacementPlan,
-)
+from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan
 from ..spec.profiles import ModelProfile
+from ..spec.request_plans import BatchPlan, MicroBatch
 from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
 

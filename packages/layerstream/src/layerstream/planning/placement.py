@@ -142,6 +142,7 @@ def _as_plan(
         slot_bytes=configuration.slot_bytes,
         num_staging=arrangement.num_staging,
         host_pinning=problem.machine.host_pinning,
+        pageable_bytes_per_s=problem.machine.pageable_bytes_per_s,
         embedding=configuration.embedding,
         head_slices=configuration.head_slices,
         prefill_chunk_tokens=problem.workload.prefill_chunk_tokens,

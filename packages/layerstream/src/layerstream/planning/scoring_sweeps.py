@@ -13,16 +13,9 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import (
-    Granularity,
-    LedgerKind,
-    LedgerLine,
-    MemoryTier,
-    PlacementPlan,
-    Residency,
-    ScoringPlan,
-)
+from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan, Residency
 from ..spec.profiles import ModelProfile
+from ..spec.request_plans import ScoringPlan
 from ..spec.sizes import dtype_bytes
 from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, room_bytes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -195,6 +194,8 @@ class PlacementPlan(JsonValue):
         ledger: the memory it takes.
         cost: the predicted time.
         host_pinning: which host memory is pinned, where units live there or pass through it.
+        pageable_bytes_per_s: how fast units that live in host memory without being pinned are copied into the
+            staging buffers.
     """
 
     DERIVED_KEYS: ClassVar = ("is_resident", "is_bit_exact")
@@ -214,6 +215,7 @@ class PlacementPlan(JsonValue):
     ledger: MemoryLedger
     cost: SweepCost
     host_pinning: HostPinning = HostPinning.ALL
+    pageable_bytes_per_s: float = 0.0
 
     def count(self, residency: Residency) -> int:
         """Return how many units live at `residency`."""
@@ -265,7 +267,10 @@ class PlacementPlan(JsonValue):
             staging = f", {self.num_staging} staging buffers" if self.num_staging else ""
             lines.append(f"  slots       {self.num_slots} of {format_bytes(self.slot_bytes)}{staging}")
         if self.host_pinning is not HostPinning.ALL and counts[Residency.HOST]:
-            lines.append("  host        not pinned: units in host memory pass through the staging buffers")
+            lines.append(
+                "  host        not pinned: units in host memory pass through the staging buffers, "
+                f"at {format_rate(self.pageable_bytes_per_s)}"
+            )
         if self.embedding is not None:
             lines.append(f"  embedding   {self.embedding.value}")
         if self.head_slices > 1:
@@ -321,80 +326,3 @@ class PlacementPlan(JsonValue):
             f"limited by {cost.limited_by}",
             f"  prefill     {format_seconds(cost.prefill_s)} (predicted)",
         ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatch:
-    """Requests that share one tensor.
-
-    Attributes:
-        requests: their indices in the list of requests.
-        rows: sequences in the tensor (beams included).
-        prompt_tokens: the longest prompt; shorter ones are padded on the left.
-        new_tokens: the length limit of the longest answer.
-        weight: the share of `BatchPlan.capacity` that it takes while it is admitted.
-    """
-
-    requests: tuple[int, ...]
-    rows: int
-    prompt_tokens: int
-    new_tokens: int
-    weight: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """Which requests share a micro-batch, and how much may be admitted at once.
-
-    Attributes:
-        micro_batches: in order of admission.
-        capacity: how much may be admitted at once: bytes, or rows when `max_rows` was given.
-        lines: the ledger of the admitted tasks; empty when `max_rows` was given.
-        room_bytes: the memory that the budget leaves for them.
-    """
-
-    micro_batches: tuple[MicroBatch, ...]
-    capacity: int
-    lines: tuple[LedgerLine, ...]
-    room_bytes: int
-
-    def explain(self) -> str:
-        """Return the plan of the batch as text for people."""
-        rows = [micro_batch.rows for micro_batch in self.micro_batches]
-        smallest, largest = min(rows, default=0), max(rows, default=0)
-        sizes = str(largest) if smallest == largest else f"{smallest} to {largest}"
-        noun = "micro-batch" if len(rows) == 1 else "micro-batches"
-        title = f"  batch       {sum(rows)} rows in {len(rows)} {noun} of {sizes} rows"
-        return "\n".join([title, *_task_rows(self.lines, self.room_bytes)])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringPlan:
-    """Which requests share a sweep.
-
-    Attributes:
-        sweeps: for each sweep the indices of its requests, in the order given.
-        lines: the ledger of the sweep that takes the most memory.
-        room_bytes: the memory that the budget leaves for it.
-    """
-
-    sweeps: tuple[tuple[int, ...], ...]
-    lines: tuple[LedgerLine, ...]
-    room_bytes: int
-
-    @property
-    def sweep_bytes(self) -> int:
-        """The memory of the sweep that takes the most."""
-        return sum(line.num_bytes for line in self.lines)
-
-    def explain(self) -> str:
-        """Return the plan as text for people."""
-        num_requests, num_sweeps = sum(len(sweep) for sweep in self.sweeps), len(self.sweeps)
-        noun = "sweep" if num_sweeps == 1 else "sweeps"
-        title = f"  scoring     {num_requests} requests in {num_sweeps} {noun}"
-        return "\n".join([title, *_task_rows(self.lines, self.room_bytes)])
-
-
-def _task_rows(lines: Sequence[LedgerLine], room_bytes: int) -> list[str]:
-    rows = [*((line.purpose, line.num_bytes) for line in lines), ("left by the budget", room_bytes)]
-    return [f"    {name:<34}{format_bytes(num_bytes):>10}" for name, num_bytes in rows]

@@ -186,6 +186,7 @@ class ModelProfile(JsonValue):
         conversion_bytes: host memory for layout conversions that do more than place tensors side by side.
         read_buffer_bytes: host memory of the reader threads: large when bytes are cast or moved on the way,
             else a few pages.
+        loading_buffer_bytes: the same while weights that stay on an accelerator are loaded.
         hidden_size: the width of the residual stream.
         vocab_size: the number of tokens in the vocabulary.
         adapter_bytes: all adapters, always on the device.
@@ -209,6 +210,7 @@ class ModelProfile(JsonValue):
     layers_rest_bytes: int = 0
     conversion_bytes: int = 0
     read_buffer_bytes: int = 32 * 1024**2
+    loading_buffer_bytes: int = 8 * 1024**2
     hidden_size: int = 0
     vocab_size: int = 0
     adapter_bytes: int = 0

@@ -27,16 +27,19 @@ class StreamReport(JsonValue):
         bytes_copied: copied from host to device.
         read_s: for each unit the seconds in which at least one of its reads was in flight, summed over units
             (these overlap).
-        copy_s: seconds of copies as seen by the host.
+        copy_s: seconds of copies, by the device's own events where it has some.
         wait_s: seconds that the computation waited for weights.
         compute_s: seconds inside forwards of the model, without the waits.
         elapsed_s: seconds inside forwards of the model.
         peak_device_bytes: the peak of device memory as the runtime counts it, on the device where it was
             highest; on a CPU device, the growth of this process's resident memory since before the model was
             loaded.
-        peak_host_bytes: the growth of this process's resident memory since before the model was loaded.
+        peak_host_bytes: the growth of this process's memory since before the model was loaded; with an
+            accelerator, of its own memory (RssAnon and RssShmem), without the libraries' files.
         ledger_device_bytes: the peak that the ledger predicted for each device.
         budget_device_bytes: the budget for each device.
+        ledger_host_bytes: the peak that the ledger predicted for host memory; 0 on a CPU device.
+        budget_host_bytes: the budget for host memory; 0 on a CPU device.
         is_bit_exact: results equal the resident model's bit for bit; see `PlacementPlan.is_bit_exact`.
     """
 
@@ -59,6 +62,8 @@ class StreamReport(JsonValue):
     peak_host_bytes: int
     ledger_device_bytes: int
     budget_device_bytes: int
+    ledger_host_bytes: int = 0
+    budget_host_bytes: int = 0
     is_bit_exact: bool = True
 
     @property
@@ -79,9 +84,18 @@ class StreamReport(JsonValue):
                 f"  copied      {format_bytes(self.bytes_copied)} in {format_seconds(self.copy_s)}",
                 f"  computing   {format_seconds(self.compute_s)}",
                 f"  waiting     {format_seconds(self.wait_s)} for weights",
-                f"  peak memory {format_bytes(self.peak_device_bytes)} "
-                f"(ledger {format_bytes(self.ledger_device_bytes)}, "
-                f"budget {format_bytes(self.budget_device_bytes)})",
+                *self._memory_lines(),
                 *([] if self.is_bit_exact else ["  exactness   not bit-exact, as allowed: see the plan"]),
             ]
         )
+
+    def _memory_lines(self) -> list[str]:
+        rows = [
+            ("peak memory", self.peak_device_bytes, self.ledger_device_bytes, self.budget_device_bytes),
+            ("peak host  ", self.peak_host_bytes, self.ledger_host_bytes, self.budget_host_bytes),
+        ]
+        return [
+            f"  {name} {format_bytes(peak)} (ledger {format_bytes(ledger)}, budget {format_bytes(budget)})"
+            for name, peak, ledger, budget in rows
+            if ledger
+        ]

@@ -59,7 +59,7 @@ class Converter:
         unit, buffer = self._units[fetch.unit], fetch.buffer
         assert buffer is not None
         try:
-            unit.source.convert(buffer.host, self._reader)
+            unit.source.convert([unit.source.host_views(buffer.host.bytes)], self._reader)
         except LayerstreamError as error:
             return error
         except (OSError, RuntimeError, ValueError) as error:

@@ -81,10 +81,6 @@ class HostArena:
             self._pieces[-1].num_bytes += num_bytes
             self._piece_of.append(self._pieces[-1])
 
-    def reserved(self, index: int) -> HostBuffer:
-        """Return buffer `index`, which may not be ready yet."""
-        return self._buffers[index]
-
     def ready(self, index: int) -> HostBuffer:
         """Return buffer `index`, faulted in and pinned.
 

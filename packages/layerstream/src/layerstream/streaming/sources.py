@@ -2,17 +2,21 @@
 
 The recipe decides between three ways: bytes that are used as stored are read into place; a cast happens chunk
 by chunk as the chunks arrive; a conversion reads its sources one after another and copies its results into
-place. Room: streaming.
+place. Weights that stay on an accelerator go there chunk by chunk too, so that they need no host memory but
+the reader's own. Room: streaming.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 
 from ..checkpoint.reader import DiskReader, ReadRequest
+from ..checkpoint.tickets import ReadTicket
 from ..spec.profiles import Conversion, StoredTensor, TensorRecipe, UnitRecipe
 from ..spec.sizes import dtype_bytes
 from .buffers import HostBuffer, typed_view
@@ -44,6 +48,25 @@ class UnitSource:
             for piece in tensor.pieces
         ]
 
+    def device_requests(self, targets: Sequence[torch.Tensor]) -> list[ReadRequest]:
+        """Return the reads that fill device buffers as `requests` fills a host buffer.
+
+        Each chunk is copied to every one of `targets` as it arrives.
+        """
+        return [
+            self._device_request(targets, tensor, piece.source, piece.start_element)
+            for tensor in self.unit.tensors
+            for piece in tensor.pieces
+        ]
+
+    def _device_request(
+        self, targets: Sequence[torch.Tensor], tensor: TensorRecipe, source: StoredTensor, start_element: int
+    ) -> ReadRequest:
+        start = self.layout.device_offsets[tensor.name] + dtype_bytes(tensor.dtype, start_element)
+        end = start + dtype_bytes(tensor.dtype, prod(source.shape))
+        runs = [target[start:end].view(getattr(torch, tensor.dtype)) for target in targets]
+        return _delivered(source, runs)
+
     def _request(
         self, buffer: HostBuffer, tensor: TensorRecipe, source: StoredTensor, start_element: int
     ) -> ReadRequest:
@@ -55,32 +78,27 @@ class UnitSource:
         run = buffer.bytes[start : start + dtype_bytes(tensor.dtype, num_elements)].view(
             getattr(torch, tensor.dtype)
         )
-        return ReadRequest(
-            path=source.path,
-            offset=source.offset,
-            num_bytes=source.num_bytes,
-            target=None,
-            address=0,
-            deliver=_casting(run, getattr(torch, source.dtype)),
-        )
+        return _delivered(source, [run])
 
     @property
     def needs_conversion(self) -> bool:
         """Whether `convert` has work to do once the reads are done."""
         return bool(self.unit.conversions)
 
-    def convert(self, buffer: HostBuffer, reader: DiskReader) -> None:
-        """Convert the tensors that are not stored as they are used, and copy them into `buffer`.
+    def convert(self, targets: Sequence[dict[str, torch.Tensor]], reader: DiskReader) -> None:
+        """Convert the tensors that are not stored as they are used, and copy them into each of `targets`.
 
         The conversions are transformers' own.
+
+        Args:
+            targets: the unit's tensors, in each buffer.
+            reader: reads what the conversions need.
         """
-        by_name = {tensor.name: tensor for tensor in self.unit.tensors}
         for conversion in self.unit.conversions:
             converted = conversion.convert(_read_sources(conversion, reader))
-            for name in conversion.targets:
-                if name in by_name:
-                    target = typed_view(buffer.bytes, self.layout.host_offsets[name], by_name[name])
-                    target.copy_(converted[name])
+            for views in targets:
+                for name in views.keys() & set(conversion.targets):
+                    views[name].copy_(converted[name])
 
     def host_views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the unit's tensors as they lie in a host buffer."""
@@ -94,6 +112,61 @@ class UnitSource:
         return {tensor.name: typed_view(buffer, offsets[tensor.name], tensor) for tensor in self.unit.tensors}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """What fills one buffer, or one on each device, with a unit.
+
+    Attributes:
+        source: the unit.
+        requests: the reads.
+        targets: the unit's tensors, in each buffer.
+    """
+
+    source: UnitSource
+    requests: Sequence[ReadRequest]
+    targets: Sequence[dict[str, torch.Tensor]]
+
+    @classmethod
+    def host(cls, source: UnitSource, buffer: HostBuffer) -> Fill:
+        """Fill a host buffer."""
+        return cls(source=source, requests=source.requests(buffer), targets=[source.host_views(buffer.bytes)])
+
+    @classmethod
+    def devices(cls, source: UnitSource, buffers: Sequence[torch.Tensor]) -> Fill:
+        """Fill a buffer on each device."""
+        targets = [source.device_views(buffer) for buffer in buffers]
+        return cls(source=source, requests=source.device_requests(buffers), targets=targets)
+
+
+def read_all(
+    fills: Iterable[Fill], reader: DiskReader, on_filled: Callable[[Fill], None] = lambda _: None
+) -> None:
+    """Carry out `fills` in order; reads go on while the next one is made ready.
+
+    Args:
+        fills: what to read.
+        reader: reads it.
+        on_filled: called after each.
+
+    Raises:
+        ReadFailedError: the disk did not return the bytes it holds.
+    """
+    under_way: deque[tuple[Fill, ReadTicket]] = deque()
+
+    def finish_first() -> None:
+        fill, ticket = under_way.popleft()
+        ticket.wait()
+        fill.source.convert(fill.targets, reader)
+        on_filled(fill)
+
+    for fill in fills:
+        under_way.append((fill, reader.submit(fill.requests)))
+        while under_way and under_way[0][1].done:
+            finish_first()
+    while under_way:
+        finish_first()
+
+
 def _in_place(source: StoredTensor, view: memoryview, address: int) -> ReadRequest:
     return ReadRequest(
         path=source.path,
@@ -105,15 +178,17 @@ def _in_place(source: StoredTensor, view: memoryview, address: int) -> ReadReque
     )
 
 
-def _casting(run: torch.Tensor, stored: torch.dtype) -> Callable[[memoryview, int], None]:
-    """Return a function that casts each chunk, as it arrives, into its place in `run`."""
+def _delivered(source: StoredTensor, runs: Sequence[torch.Tensor]) -> ReadRequest:
+    """Return a read whose chunks are cast, as they arrive, into their place in each of `runs`."""
+    stored: torch.dtype = getattr(torch, source.dtype)
 
     def deliver(chunk: memoryview, first_byte: int) -> None:
         values = torch.frombuffer(chunk, dtype=stored)
         start = first_byte // stored.itemsize
-        run[start : start + values.numel()].copy_(values)
+        for run in runs:
+            run[start : start + values.numel()].copy_(values)
 
-    return deliver
+    return ReadRequest(path=source.path, offset=source.offset, num_bytes=source.num_bytes, deliver=deliver)
 
 
 def _read_sources(conversion: Conversion, reader: DiskReader) -> dict[str, torch.Tensor]:

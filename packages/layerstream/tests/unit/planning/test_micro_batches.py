@@ -14,7 +14,8 @@ from layerstream.planning.ledger import activation_bytes, cache_bytes
 from layerstream.planning.micro_batches import MOST_PADDING, MOST_ROWS, RowRequest, plan_batch
 from layerstream.planning.placement import plan_placement
 from layerstream.spec.options import MemoryBudget, Workload
-from layerstream.spec.plans import BatchPlan, LedgerKind, PlacementPlan
+from layerstream.spec.plans import LedgerKind, PlacementPlan
+from layerstream.spec.request_plans import BatchPlan
 
 from .shapes import card, cpu, llama_70b
 

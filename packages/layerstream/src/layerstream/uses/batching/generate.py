@@ -17,7 +17,7 @@ from ...engine.replica import Replica
 from ...errors import PlanError
 from ...model import StreamedModel
 from ...planning.micro_batches import RowRequest, plan_batch
-from ...spec.plans import BatchPlan, MicroBatch
+from ...spec.request_plans import BatchPlan, MicroBatch
 from ...streaming.scheduler import Task, TaskResult
 from ..runner import (
     ResultCollector,

@@ -19,7 +19,8 @@ from ...engine.replica import Replica
 from ...errors import ScoreError, UnsupportedModelError
 from ...model import StreamedModel
 from ...planning.scoring_sweeps import plan_scoring_sweeps
-from ...spec.plans import Residency, ScoringPlan
+from ...spec.plans import Residency
+from ...spec.request_plans import ScoringPlan
 from ...streaming.scheduler import Task, TaskResult
 from ..runner import (
     ResultCollector,
