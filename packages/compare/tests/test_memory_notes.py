@@ -66,9 +66,7 @@ def test_a_host_budget_that_was_chosen_is_named_with_what_it_buys():
     (note,) = [note for note in memory_notes([streamed, *default_table()[1:]]) if "holds" in note]
     assert "weights that stay in host memory need not be read from disk" in note
     assert "its plan counts blocks in host memory 900 MiB, staging 57 MiB" in note
-    assert note.endswith(
-        "the budget that was chosen for it, 957 MiB, allows that, and min would take the least."
-    )
+    assert note.endswith("its budget of 957 MiB allows that, and the budget min would take the least.")
 
 
 def test_an_embedding_in_host_memory_alone_is_a_reason_too():
@@ -84,8 +82,8 @@ def test_a_device_budget_larger_than_a_quantized_model_is_named():
     note = memory_notes([streamed, *default_table()[1:]])[-1]
     assert note == (
         "streamed holds 600 MiB of device memory, more than bnb-int8 (560 MiB) and bnb-nf4 (340 MiB): its "
-        "plan counts slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; the budget that was "
-        "chosen for it, 67 MiB, allows that, and min would take the least."
+        "plan counts slots 40 MiB, edges (norms, buffers) 20 MiB, KV cache 5 MiB; its budget of 67 "
+        "MiB allows that, and the budget min would take the least."
     )
 
 
@@ -115,7 +113,7 @@ def test_on_a_cpu_a_note_appears_only_where_streamed_is_larger():
     assert note.startswith(
         "streamed holds 120 MiB of memory, more than bnb-nf4 (98 MiB): its plan counts slots"
     )
-    assert note.endswith("allows that, and min would take the least.")
+    assert note.endswith("allows that, and the budget min would take the least.")
 
 
 def test_needed_memory_gets_a_note_too_and_lanes_are_not_repeated():
@@ -143,7 +141,7 @@ def test_another_attention_kernel_is_a_reason_unless_the_others_have_it_too():
     others = [on_cpu("bnb-nf4", held=98, peak=150)]
     (note,) = memory_notes([eager, *others])
     assert "streamed · eager needs 300 MiB of memory" in note
-    assert "its attention kernel is another one, eager" in note
+    assert "it ran with another attention kernel, eager" in note
     also_eager = on_cpu("bnb-nf4", held=98, peak=400, attention="eager")
     assert memory_notes([eager, *others, also_eager]) == []
 

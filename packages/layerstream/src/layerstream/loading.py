@@ -301,7 +301,11 @@ def load_with(
     except PinningError as error:
         if machines[0].host_pinning is not HostPinning.ALL:
             raise
-        warnings.warn(f"{error}; units in host memory pass through staging buffers", stacklevel=2)
+        warnings.warn(
+            f"{error}. The model is loaded all the same: only the staging buffers are pinned, and units in "
+            "host memory pass through them; the plan says how fast that is",
+            stacklevel=2,
+        )
         machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
         spec = inspect_model(model, options, on_host=False)
         streamed = load_on(spec, options, runtimes, machines)

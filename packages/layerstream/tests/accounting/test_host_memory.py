@@ -63,7 +63,7 @@ def test_where_the_driver_refuses_units_pass_through_pinned_staging_buffers(chec
         expected = streamed.model(IDS).logits
         staging_bytes = 2 * streamed.plan.slot_bytes + 16384
     runtime = FakeAsyncRuntime(pin_limit_bytes=staging_bytes)
-    with pytest.warns(UserWarning, match="pass through staging buffers"):
+    with pytest.warns(UserWarning, match="only the staging buffers are pinned"):
         streamed = ls.load(checkpoint, budget=budget, runtime=runtime, workload=WORKLOAD)
     with streamed:
         assert "not pinned" in streamed.plan.explain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import layerstream as ls
-from layerstream.streaming.runtime import DeviceRuntime
+from layerstream.engine.verification import refuse_difference
+from layerstream.streaming.runtime import CopyPair, DeviceRuntime
 from layerstream.streaming.scheduler import Task
 from layerstream.testing import FakeAsyncRuntime, FakeStream
 
@@ -36,16 +37,19 @@ on_both_devices = pytest.mark.parametrize("device", list(DEVICES))
 class CorruptingRuntime(FakeAsyncRuntime):
     """A device that receives one wrong byte in each copy, or in each copy of one size."""
 
-    def __init__(self, num_bytes: int | None = None, *, byte: int = 2, name: str = "fake:0") -> None:
-        """Damage one byte of the first fp32 value: 2 is its mantissa's largest one, 3 the exponent."""
+    def __init__(self, num_bytes: int | None = None, *, name: str = "fake:0") -> None:
+        """Damage the first fp32 value in its mantissa's largest byte."""
         super().__init__(lag_s=0.0, name=name)
-        self.num_bytes, self.byte = num_bytes, byte
+        self.num_bytes = num_bytes
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, stream: FakeStream) -> None:
-        if self.num_bytes in (None, target.numel()):
+    def copy(self, pairs: Sequence[CopyPair], stream: FakeStream) -> None:
+        super().copy([(target, self._damaged(source)) for target, source in pairs], stream)
+
+    def _damaged(self, source: torch.Tensor) -> torch.Tensor:
+        if self.num_bytes in (None, source.numel()):
             source = source.clone()
-            source[self.byte] ^= 0x40
-        super().copy(target, source, stream)
+            source[2] ^= 0x40
+        return source
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +194,7 @@ def test_only_the_unit_that_is_broken_is_named(llama_dir: Path) -> None:
         report = streamed.verify()
     assert not report.is_equal
     assert [unit.unit for unit in report.different] == [head.name]
-    assert "1 of them NOT equal" in report.explain()
+    assert "1 of them FAILED" in report.explain()
 
 
 def card() -> ls.Machine:
@@ -239,10 +243,17 @@ def test_an_output_that_is_not_a_number_on_one_side_has_no_largest_difference(ll
 
 
 def test_a_forward_without_a_finite_value_proves_nothing_and_is_an_error(tmp_path: Path) -> None:
-    """The wrong bytes are in resident tensors too: every unit gets NaN, and gives NaN when it is sound."""
+    """A resident embedding gives NaN to every unit, which then gives NaN although it is sound."""
     path = save_tiny("gpt2", tmp_path)
-    with pytest.raises(ls.VerificationError, match=r"not comparable: none of \S+ values is finite"):
-        ls.load(path, budget="min", workload=WORKLOAD, verify=True, runtime=CorruptingRuntime(byte=3))
+    with ls.load(path, budget="min", workload=WORKLOAD) as streamed:
+        streamed.model.get_submodule("transformer.wpe").weight.data.fill_(float("nan"))
+        report = streamed.verify()
+        assert "of them FAILED" in report.explain()
+        with pytest.raises(
+            ls.VerificationError, match=r"not comparable: none of \S+ values is finite"
+        ) as caught:
+            refuse_difference(report)
+    assert "This does not show whether results are exact" in str(caught.value)
 
 
 # -- when it runs ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Name = Callable[[Row], str]
 
 _SHOWN_LINES = 3
 _SMALL_SHARE = 0.5
-"""A model is called small when streaming it takes more than this share of its weights."""
+"""A model is called small when its plan takes more memory than this share of its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def has_device(rows: Sequence[Row]) -> bool:
 
 
 def notes_of(rows: Sequence[Row], name_of: Name = lambda row: row.label) -> list[str]:
-    """Return one sentence or two for each memory in which a streamed row takes more than other variants.
+    """Return one sentence for each memory in which a streamed row takes more than other variants.
 
     A row is compared with the other variants of its prompt length: with those of its attention kernel, or if
     there are none, with all.
@@ -125,7 +125,7 @@ def _reasons(row: Row, smaller: Sequence[Row], place: _Place) -> list[str]:
     lines = [line for line in facts.get("ledger", []) if line["memory"] == place.tier]
     reasons = []
     if any(other.shown.case.attention != case.attention for other in smaller):
-        reasons.append(f"its attention kernel is another one, {case.attention}")
+        reasons.append(f"it ran with another attention kernel, {case.attention}")
     if facts.get("is_resident"):
         reasons.append("its budget holds the whole model, so nothing is streamed")
     elif place.tier == "host":
@@ -153,8 +153,8 @@ def _bounds(row: Row, place: _Place, planned_bytes: int) -> list[str]:
         is_small = planned_bytes > _SMALL_SHARE * weights > 0
         small = f"the whole model has only {format_bytes(weights)} of weights"
         return ["this is the least with which it can be streamed", *([small] if is_small else [])]
-    size = f", {format_bytes(facts[place.budget_fact])}," if place.budget_fact in facts else ""
-    return [f"the budget that was chosen for it{size} allows that, and min would take the least"]
+    size = f" of {format_bytes(facts[place.budget_fact])}" if place.budget_fact in facts else ""
+    return [f"its budget{size} allows that, and the budget min would take the least"]
 
 
 def _enumerated(words: Sequence[str]) -> str:

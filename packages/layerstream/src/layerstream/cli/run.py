@@ -53,8 +53,8 @@ Verify = Annotated[
     bool,
     typer.Option(
         "--verify",
-        help="First compare some streamed parts with resident copies, bit for bit; end with status 2 if they "
-        "differ.",
+        help="First compare some streamed units with resident copies, bit for bit; end with status 2 if one "
+        "differs.",
     ),
 ]
 TraceFile = Annotated[

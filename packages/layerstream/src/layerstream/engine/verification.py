@@ -324,15 +324,20 @@ def refuse_difference(report: VerificationReport) -> None:
     if report.is_equal:
         return
     first, *others = report.different
-    more = f" (not equal: {len(report.different)} of {len(report.units)} units)" if others else ""
+    more = f" ({len(report.different)} of {len(report.units)} units failed)" if others else ""
+    meaning = (
+        "Results would not be exact on this machine"
+        if any(unit.num_different for unit in report.different)
+        else "This does not show whether results are exact on this machine"
+    )
     versions = (
         f"layerstream {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     raise VerificationError(
         f"the verification of {report.model_name} in {report.dtype} failed: {first.unit} on {first.device}, "
-        f"streamed and as a resident copy, {first.explain()}{more}. Results would not be exact on this "
-        f"machine. Please report it with the hardware and {versions}. Another budget streams other units; "
-        "without verify, the model loads all the same",
+        f"streamed against a resident copy: {first.explain()}{more}. {meaning}. Please report it, with the "
+        f"hardware and {versions}. Another budget streams other units; without verify, the model is loaded "
+        "without this check",
         report=report,
         unit=first.unit,
         device=first.device,

@@ -259,8 +259,8 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
     if needed > budget_bytes:
         raise BudgetTooSmallError(
             f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} "
-            f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers and weights "
-            f"on their way to the device need {format_bytes(needed)}; "
+            f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers, and weights "
+            f"that stay in host memory or pass through it, need {format_bytes(needed)}; "
             f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory"
             + _advice_to_slice(search.problem, needed, search.least_host_bytes, search.device_budget_bytes),
             needed_bytes=needed,

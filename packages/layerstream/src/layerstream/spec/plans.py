@@ -268,7 +268,7 @@ class PlacementPlan(JsonValue):
             lines.append(f"  slots       {self.num_slots} of {format_bytes(self.slot_bytes)}{staging}")
         if self.host_pinning is not HostPinning.ALL and counts[Residency.HOST]:
             lines.append(
-                "  host        not pinned: units in host memory pass through the staging buffers, "
+                "  host        not pinned: units in host memory are first copied into the staging buffers, "
                 f"at {format_rate(self.pageable_bytes_per_s)}"
             )
         if self.embedding is not None:

@@ -18,8 +18,8 @@ class UnitVerification:
         num_values: the values that were compared.
         num_finite: those that are finite in both; without any, equality would prove nothing.
         num_different: those that differ in any bit.
-        largest_difference: between two of them; 0.0 when all are equal, None when one of two that differ is
-            not finite, or when the outputs have other shapes.
+        largest_difference: between the two results for one value; 0.0 when all are equal, None when a value
+            that differs is not finite in both, or when the outputs differ in shape or dtype.
     """
 
     DERIVED_KEYS: ClassVar = ("is_equal",)
@@ -33,7 +33,7 @@ class UnitVerification:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every bit is equal, and not all of them say infinite or not a number."""
+        """Whether every bit is equal, and at least one value is finite."""
         return not self.num_different and self.num_finite > 0
 
     def explain(self) -> str:
@@ -65,12 +65,12 @@ class VerificationReport(JsonValue):
 
     @property
     def is_equal(self) -> bool:
-        """Whether no difference was found."""
+        """Whether every unit that was checked is equal; true when none was."""
         return not self.different
 
     @property
     def different(self) -> tuple[UnitVerification, ...]:
-        """The units whose output is not that of their resident copy."""
+        """The units whose output differs from their resident copy's, or has no finite value to compare."""
         return tuple(unit for unit in self.units if not unit.is_equal)
 
     def explain(self) -> str:
@@ -78,10 +78,10 @@ class VerificationReport(JsonValue):
         title = f"{self.model_name} in {self.dtype}: "
         if not self.units:
             return f"{title}no unit is streamed, so there is nothing to verify"
-        found = "equal" if self.is_equal else f"{len(self.different)} of them NOT equal"
+        found = "all equal" if self.is_equal else f"{len(self.different)} of them FAILED"
         several = len({unit.device for unit in self.units}) > 1
         names = [f"{unit.unit} on {unit.device}" if several else unit.unit for unit in self.units]
         width = max(map(len, names))
-        title += f"{len(self.units)} units compared with resident copies, {found}"
+        title += f"{len(self.units)} units compared with resident copies: {found}"
         rows = [f"  {name:<{width}}  {unit.explain()}" for name, unit in zip(names, self.units, strict=True)]
         return "\n".join([title, *rows])

@@ -1,4 +1,4 @@
-"""All host memory that copies to a device come from, as one mapping that takes what it is.
+"""Host memory from which units are copied to a device: one mapping, which takes its size and no more.
 
 torch's own pinned allocations are rounded up to powers of two, which can double them. Here the memory is our
 own, in huge pages, and the driver pins it where it is. It is pinned in pieces, each of which holds whole
@@ -49,7 +49,7 @@ class HostArena:
             pins: False leaves the memory as it is.
 
         Raises:
-            StreamError: the system has not so much address space.
+            StreamError: the system does not have that much address space.
         """
         self._runtime = runtime
         self._pins = pins and runtime.pins_host_memory and runtime.registers_host_memory

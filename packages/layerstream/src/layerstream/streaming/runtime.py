@@ -195,7 +195,7 @@ class TorchRuntime:
             )
 
     def _forget_error(self) -> None:
-        """Take up the error that the driver keeps, which a later kernel would report as its own."""
+        """Clear the error that the driver keeps: a later kernel would report it as its own."""
         with suppress(RuntimeError):
             torch.zeros(1, device=self.device)
 
