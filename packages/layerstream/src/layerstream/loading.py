@@ -6,6 +6,7 @@ because a submodule of that name would hide the lazily exported function.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -296,19 +297,23 @@ def load_with(
         # The device's driver takes memory of its own when it is first asked.
         baseline_bytes = held_host_bytes(runtimes[0])
     load_on = partial(_load_on, baseline_bytes=baseline_bytes, on_progress=on_progress)
+    refusal = ""
     try:
         streamed = load_on(spec, options, runtimes, machines)
     except PinningError as error:
         if machines[0].host_pinning is not HostPinning.ALL:
             raise
+        refusal = str(error)
+    if refusal:  # Outside the handler: the error's frames hold what was loaded by then.
         warnings.warn(
-            f"{error}. The model is loaded all the same: only the staging buffers are pinned, and units in "
+            f"{refusal}. The model is loaded all the same: only the staging buffers are pinned, and units in "
             "host memory pass through them; the plan says how fast that is",
             stacklevel=2,
         )
         machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
-        spec = inspect_model(model, options, on_host=False)
-        streamed = load_on(spec, options, runtimes, machines)
+        del spec
+        gc.collect()  # models have cycles
+        streamed = load_on(inspect_model(model, options, on_host=False), options, runtimes, machines)
     if verify:
         _verify(streamed)
     return streamed

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -293,11 +294,11 @@ def _measure_products(device: torch.device, dtype: str, tokens: int) -> tuple[fl
 
 def _shortest_s(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that `work` takes, the shortest of four runs."""
-    module = torch.get_device_module(device)
-    shortest_s = float("inf")
-    for _ in range(4):
-        start_s = perf_counter()
-        work()
-        module.synchronize()
-        shortest_s = min(shortest_s, perf_counter() - start_s)
+    module, shortest_s = torch.get_device_module(device), float("inf")
+    with module.device(device) if hasattr(module, "device") else nullcontext():
+        for _ in range(4):
+            start_s = perf_counter()
+            work()
+            module.synchronize()
+            shortest_s = min(shortest_s, perf_counter() - start_s)
     return shortest_s

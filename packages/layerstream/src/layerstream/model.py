@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .engine.abandoned import close_when_dropped
 from .engine.adapters import Adapter
 from .engine.build import BuiltModel
 from .engine.replica import Replica, ReplicaControl
@@ -94,6 +95,7 @@ class StreamedModel:
             for parts in built.replicas
         )
         self._is_closed = False
+        self._call_off_closing = close_when_dropped(built)
         self._put_adapters(built.adapters)
         self.replicas: tuple[Replica, ...] = tuple(control.replica for control in self._controls)
         self.model: PreTrainedModel = self.replicas[0].model
@@ -346,6 +348,7 @@ class StreamedModel:
         if self._is_closed:
             return
         self._is_closed = True
+        self._call_off_closing()
         for control in self._controls:
             control.stop_streaming()
         if self._prefetcher is not None:

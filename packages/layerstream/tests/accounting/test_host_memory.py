@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
+from layerstream import loading
+from layerstream.engine import build as engine_build
+from layerstream.engine.inspect import ModelSpec
 from layerstream.spec.plans import LedgerKind
+from layerstream.streaming.host_arena import HostArena
 from layerstream.testing import FakeAsyncRuntime
 
 IDS = torch.arange(1, 13).reshape(2, 6)
@@ -74,6 +79,42 @@ def test_where_the_driver_refuses_units_pass_through_pinned_staging_buffers(chec
         predicted_bytes = host_bytes(streamed.plan, LedgerKind.STAGING)
         assert runtime.most_registered_bytes == pytest.approx(predicted_bytes, rel=0.02)
     assert not runtime.registered
+
+
+def test_before_the_second_try_nothing_of_the_first_is_left(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arenas: list[weakref.ref[HostArena]] = []
+    models: list[weakref.ref[torch.nn.Module]] = []
+    load_on = loading._load_on
+
+    def remember(spec: ModelSpec, *args: object, **kwargs: object) -> ls.StreamedModel:
+        assert all(each() is None for each in (*arenas, *models))
+        models.append(weakref.ref(spec.model))
+        return load_on(spec, *args, **kwargs)
+
+    class RememberedArena(HostArena):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            arenas.append(weakref.ref(self))
+
+    monkeypatch.setattr(loading, "_load_on", remember)
+    monkeypatch.setattr(engine_build, "HostArena", RememberedArena)
+    budget = ls.MemoryBudget(device="min", host="1 GiB")
+    runtime = FakeAsyncRuntime(pin_limit_bytes=100_000_000)
+    with pytest.warns(UserWarning, match="only the staging buffers are pinned"):
+        ls.load(checkpoint, budget=budget, runtime=runtime, workload=WORKLOAD).close()
+    assert len(models) == 2
+
+
+@pytest.mark.parametrize("device", ["min", "150 MiB", "1 GiB"])
+def test_the_least_host_budget_is_what_the_ledger_says(checkpoint: Path, device: str) -> None:
+    machine = ls.Machine(device="cuda:0", device_memory_bytes=2**34, host_memory_bytes=2**34)
+    plan = ls.plan(checkpoint, budget=ls.MemoryBudget(device=device, host="min"), machine=machine)
+    least_bytes = plan.ledger.host_budget_bytes
+    assert plan.ledger.host_bytes == least_bytes
+    with pytest.raises(ls.BudgetTooSmallError):
+        ls.plan(checkpoint, budget=ls.MemoryBudget(device=device, host=least_bytes - 1), machine=machine)
 
 
 @pytest.mark.filterwarnings("ignore:the fake driver pins")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import gc
+import operator
 import pickle
 import shutil
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import layerstream as ls
+from layerstream.testing import FakeAsyncRuntime
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 
@@ -230,3 +233,81 @@ def test_token_ids_outside_the_vocabulary_raise_the_error_that_torch_raises(tiny
         pytest.raises(IndexError, match="outside the vocabulary"),
     ):
         streamed.model(torch.tensor([[1, 100_000]]))
+
+
+def wait_for_no_thread() -> None:
+    deadline_s = time.monotonic() + 10
+    while our_threads() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not our_threads()
+
+
+@pytest.mark.parametrize("host", ["min", "1 GiB"])
+def test_a_model_that_is_dropped_without_close_is_closed(tiny_llama_dir: Path, host: str) -> None:
+    runtime = FakeAsyncRuntime()
+    budget = ls.MemoryBudget(device="min", host=host)
+    streamed = ls.load(tiny_llama_dir, budget=budget, runtime=runtime)
+    streamed.model(IDS)
+    assert our_threads()
+    assert runtime.registered
+    del streamed
+    gc.collect()
+    wait_for_no_thread()
+    gc.collect()
+    assert not runtime.registered
+
+
+@pytest.mark.parametrize("part", ["model", "model.model", "model.model.layers"])
+def test_as_long_as_a_part_of_a_dropped_model_is_kept_it_streams(
+    tiny_llama_dir: Path, reference: torch.Tensor, part: str
+) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min")
+    expected = streamed.model.model(IDS)[0]
+    kept = operator.attrgetter(part)(streamed)
+    backbone = kept if part == "model.model" else None
+    del streamed
+    gc.collect()
+    if part == "model":
+        assert torch.equal(kept(IDS).logits, reference)
+    elif backbone is not None:
+        assert torch.equal(backbone(IDS)[0], expected)
+    assert our_threads()
+    del kept, backbone
+    gc.collect()
+    wait_for_no_thread()
+
+
+def test_after_close_nothing_is_kept_of_a_model(tiny_llama_dir: Path) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min")
+    streamed.model(IDS)
+    gone = [weakref.ref(streamed), weakref.ref(streamed.model), weakref.ref(streamed._prefetcher)]
+    streamed.close()
+    del streamed
+    gc.collect()
+    assert all(each() is None for each in gone)
+
+
+@pytest.mark.parametrize("kind", [ls.Activity.READ, ls.Activity.COMPUTE])
+def test_a_listener_that_raises_does_not_stop_the_reads(
+    tiny_llama_dir: Path,
+    reference: torch.Tensor,
+    kind: ls.Activity,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def listen(span: ls.Span) -> None:
+        if span.activity is kind:
+            raise ValueError("a listener of the test")
+
+    with ls.load(tiny_llama_dir, budget="min") as streamed:
+        unsubscribe = streamed.timeline.subscribe(listen)
+        if kind is ls.Activity.READ:
+            assert torch.equal(streamed.model(IDS).logits, reference)
+            assert raised
+        else:
+            with pytest.raises(ValueError, match="a listener of the test"):
+                streamed.model(IDS)
+        unsubscribe()
+        assert torch.equal(streamed.model(IDS).logits, reference)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 
 from ..errors import StreamError
 from ..spec.sizes import KIB, MIB, align_up, format_bytes
@@ -17,6 +18,7 @@ HUGE_PAGE_BYTES = 2 * MIB
 
 # Since Linux 5.14; Python has no name for it.
 _MADV_POPULATE_WRITE = 23
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS)
 _PRIVATE_ANONYMOUS = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
@@ -71,10 +73,16 @@ class AlignedBuffer:
         """
         assert self._memory is not None, "the buffer is closed"
         try:
-            if not _advise(self._memory, _MADV_POPULATE_WRITE, self._start + start, num_bytes):
+            if not _populate(self.address + start, num_bytes):
                 ctypes.memset(self.address + start, 0, num_bytes)
         except (OSError, MemoryError) as error:
             raise _refused(num_bytes, error) from error
+
+    def keep_from_children(self) -> None:
+        """Leave the memory out of forked processes, for which the system would copy pinned pages at once."""
+        assert self._memory is not None, "the buffer is closed"
+        if hasattr(mmap, "MADV_DONTFORK"):
+            _advise(self._memory, mmap.MADV_DONTFORK, self._start, self.allocated_bytes)
 
     @property
     def buffer(self) -> memoryview:
@@ -143,6 +151,20 @@ def _advise_huge_pages(memory: mmap.mmap, start: int, num_bytes: int) -> None:
         _advise(memory, mmap.MADV_NOHUGEPAGE, start + huge_bytes, num_bytes - huge_bytes)
 
 
+def _populate(address: int, num_bytes: int) -> bool:
+    """Fault the memory in; return whether the kernel can. Other threads go on, unlike with `mmap.madvise`."""
+    try:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+    except (OSError, TypeError, AttributeError):
+        return False
+    arguments = ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), ctypes.c_int(_MADV_POPULATE_WRITE)
+    if not num_bytes or madvise(*arguments) == 0:
+        return True
+    if ctypes.get_errno() not in _UNSUPPORTED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return False
+
+
 def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:
     """Give the kernel the advice; return whether the kernel supports it."""
     if not hasattr(memory, "madvise") or not num_bytes:
@@ -150,7 +172,7 @@ def _advise(memory: mmap.mmap, advice: int, start: int, num_bytes: int) -> bool:
     try:
         memory.madvise(advice, start, num_bytes)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+        if error.errno not in _UNSUPPORTED:
             raise
         return False
     return True

@@ -111,7 +111,9 @@ class DiskReader:
         self._files_lock = threading.Lock()
         self._jobs: deque[_Job] = deque()
         self._in_progress: dict[int, _Job] = {}
-        self._changed = threading.Condition()
+        # A plain lock: Ctrl-C could come inside that of a Condition and leave it locked.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._bytes_read = 0
         self._bounces = [BounceBuffer(chunk_bytes) for _ in range(num_threads)]
@@ -185,7 +187,7 @@ class DiskReader:
             StreamClosedError: the reader is closed.
         """
         jobs = [_Job(ticket, run, start, size) for run, start, size in reads.pieces]
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise StreamClosedError("the disk reader is closed; load the model again")
             self._jobs.extend(jobs)
@@ -193,7 +195,7 @@ class DiskReader:
 
     def was_queued(self, ticket: ReadTicket) -> bool:
         """Return whether the reads of `ticket` were queued, even if Ctrl-C came during `queue`."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
             known = (*self._jobs, *self._in_progress.values())
             return bool(ticket.started_s) or any(job.ticket is ticket for job in known)
@@ -211,7 +213,7 @@ class DiskReader:
             self._open(path, self._row_files).read_cached(target, offset)
         except OSError as error:
             raise _read_failed(path, offset, target.nbytes, error) from error
-        with self._changed:
+        with self._lock:
             self._bytes_read += target.nbytes
 
     def close(self) -> None:
@@ -219,7 +221,7 @@ class DiskReader:
 
         May be called more than once.
         """
-        with self._changed:
+        with self._lock:
             self._closed = True
             dropped = list(self._jobs)
             self._jobs.clear()
@@ -236,7 +238,7 @@ class DiskReader:
         self._release()
 
     def _release(self) -> None:
-        with self._changed:
+        with self._lock:
             hanging = list(self._in_progress.values())
         for job in hanging:
             job.ticket.end(job.ticket.jobs_left)
@@ -270,13 +272,13 @@ class DiskReader:
             # Any error, of the disk or of a callback, goes to the threads that wait for the ticket.
             except Exception as error:  # noqa: BLE001
                 job.ticket.fail(_job_failed(job, error))
-            with self._changed:
+            with self._lock:
                 del self._in_progress[thread_id]
             job.ticket.end()
             del job  # while this thread waits, it keeps no target's memory alive
 
     def _take(self, thread_id: int) -> _Job | None:
-        with self._changed:
+        with self._lock:
             # Waits for work: the queue is empty.
             while not self._jobs and not self._closed:
                 self._changed.wait()
@@ -298,7 +300,7 @@ class DiskReader:
         else:
             buffer, at = file.read_aside(offset, job.num_bytes, bounce)
             run.deliver(buffer.view(at, job.num_bytes), job.start)
-        with self._changed:
+        with self._lock:
             self._bytes_read += job.num_bytes
 
 

@@ -184,6 +184,9 @@ class _Builder:
             read_all(fills, self.reader, on_filled)
         else:
             fills = [Fill.devices(source, self._device_memory(source)) for source in sources]
+            for replica in self.replicas:
+                # What used that memory before may still be computing, and reader threads do not wait.
+                replica.parts.buffers.finish_computation()
             with DiskReader(chunk_bytes=LOADING_CHUNK_BYTES) as reader:
                 read_all(fills, reader, on_filled)
         for fill in fills:
@@ -243,23 +246,11 @@ class _Builder:
             unit.host = unit.host or self._part_of_table(unit.source, tier.tables)
             unit.passes_staging = not self.pins_units
 
-    def _allocate_buffers(self, units: Sequence[StreamedUnit]) -> list[HostBuffer]:
-        """Return the buffers that reads go to: staging buffers, or a CPU device's slots."""
-        largest_bytes = max((u.source.layout.host_bytes for u in units if u.needs_buffer), default=0)
-        if not largest_bytes:
-            return []
-        if self.is_host:
-            return allocate_many([largest_bytes] * self.plan.num_slots)
-        number = self.plan.num_staging
-        if self.plan.host_pinning is HostPinning.ROUNDED:
-            return [HostBuffer.allocate_pinned(largest_bytes) for _ in range(number)]
-        self.arenas.append(HostArena([largest_bytes] * number, self.runtime))
-        return [self.arenas[-1].ready(index) for index in range(number)]
-
     def _start_prefetcher(self, units: Sequence[StreamedUnit]) -> Prefetcher | None:
         if not units:
             return None
-        allocate = partial(self._allocate_buffers, units)
+        largest_bytes = max((u.source.layout.host_bytes for u in units if u.needs_buffer), default=0)
+        allocate = partial(_allocate_buffers, largest_bytes, self.plan, self.runtime, self.arenas)
         prefetcher = Prefetcher(units, self.reader, allocate, timeline=self.timeline)
         self.on_failure.callback(prefetcher.close)
         streams = []
@@ -311,6 +302,23 @@ class _Builder:
         page = part.offset - whole.offset + whole.offset % PAGE - part.offset % PAGE
         buffer = self.host_tables[table.unit.name]
         return HostBuffer.over(buffer.bytes[page : page + source.layout.host_bytes])
+
+
+def _allocate_buffers(
+    num_bytes: int, plan: PlacementPlan, runtime: DeviceRuntime, arenas: list[HostArena]
+) -> list[HostBuffer]:
+    """Return the buffers of `num_bytes` that reads go to: staging buffers, or a CPU device's slots.
+
+    It knows nothing of the model, which could otherwise not be collected while its prefetcher is there.
+    """
+    if not num_bytes:
+        return []
+    if runtime.is_host:
+        return allocate_many([num_bytes] * plan.num_slots)
+    if plan.host_pinning is HostPinning.ROUNDED:
+        return [HostBuffer.allocate_pinned(num_bytes) for _ in range(plan.num_staging)]
+    arenas.append(HostArena([num_bytes] * plan.num_staging, runtime))
+    return [arenas[-1].ready(index) for index in range(plan.num_staging)]
 
 
 def _counting(sources: Iterable[UnitSource], on_progress: OnProgress | None) -> Callable[[Fill], None]:

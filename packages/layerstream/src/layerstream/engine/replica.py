@@ -188,9 +188,11 @@ class ReplicaControl:
             self._parts.stream.begin_forward()
 
     def _after_forward(self) -> None:
-        self._release_units()
-        if self._parts.stream is not None:
-            self._parts.stream.end_forward()
+        try:
+            self._release_units()
+        finally:
+            if self._parts.stream is not None:
+                self._parts.stream.end_forward()
         self.peak.sample()
 
     def _release_units(self) -> None:

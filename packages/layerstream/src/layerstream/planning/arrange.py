@@ -11,7 +11,15 @@ from ..spec.options import Workload
 from ..spec.plans import LedgerLine, Residency
 from ..spec.profiles import HostPinning, Machine, ModelProfile
 from .candidates import Configuration, units_at, visited_units
-from .ledger import all_host_bytes, all_unit_bytes, device_lines, host_lines, total_bytes, weight_copies
+from .ledger import (
+    all_host_bytes,
+    all_unit_bytes,
+    device_lines,
+    fixed_host_bytes,
+    host_lines,
+    total_bytes,
+    weight_copies,
+)
 from .residency import spread, spread_within
 
 
@@ -70,16 +78,21 @@ class PlanningProblem:
         The other units either pass through staging buffers or, where that takes less, all live in host
         memory.
         """
-        fixed = total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
         if self.machine.device_is_host or not configuration.num_slots:
-            return fixed
+            return self._host_bytes(configuration, 0, 0)
         units, head = units_at(self.profile, configuration.granularity), self.profile.head
         on_device = set(spread(len(units), num_resident))
         rest = all_host_bytes([unit for index, unit in enumerate(units) if index not in on_device])
         if head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
             rest += head.host_bytes
-        staging = configuration.num_slots * configuration.staging_bytes
-        return fixed + (min(rest, staging) if self.pins_units else staging)
+        with_staging = self._host_bytes(configuration, configuration.num_slots, 0)
+        return (
+            min(with_staging, self._host_bytes(configuration, 0, rest)) if self.pins_units else with_staging
+        )
+
+    def _host_bytes(self, configuration: Configuration, num_staging: int, host_unit_bytes: int) -> int:
+        lines = host_lines(self.profile, self.machine, configuration, num_staging, host_unit_bytes)
+        return total_bytes(lines)
 
     @property
     def pins_units(self) -> bool:
@@ -150,9 +163,7 @@ class PlanningProblem:
         if rest and self.head_is_free_in_host(configuration):
             free = {rest.pop()}
         sizes = [units[index].host_bytes for index in rest]
-        available_bytes = host_budget_bytes - total_bytes(
-            host_lines(self.profile, self.machine, configuration, 0, 0)
-        )
+        available_bytes = host_budget_bytes - fixed_host_bytes(self.profile, configuration)
         if sum(sizes) <= available_bytes and self.pins_units:
             return free | set(rest), 0
         if not rest:

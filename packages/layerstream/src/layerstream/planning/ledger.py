@@ -125,22 +125,27 @@ def host_lines(
     """
     if machine.device_is_host:
         return ()
-    embedding_bytes = 0
-    if configuration.embedding is Residency.HOST:
-        # It begins and ends anywhere within a page of its file.
-        embedding_bytes = profile.embedding_bytes + 2 * PAGE_BYTES
-    sizes = {
-        LedgerKind.EMBEDDING: embedding_bytes,
+    arena = {
+        LedgerKind.EMBEDDING: _host_embedding_bytes(profile, configuration),
         LedgerKind.HOST_BLOCKS: host_unit_bytes,
         LedgerKind.STAGING: num_staging * configuration.staging_bytes,
-        **_reader_sizes(profile),
     }
-    # What loads the weights that stay on the device is gone before the rest is taken.
-    later_bytes = sum(sizes.values()) - profile.read_buffer_bytes
-    sizes[LedgerKind.READ_BUFFERS] = max(
-        profile.read_buffer_bytes, profile.loading_buffer_bytes - later_bytes
-    )
+    sizes = arena | _reader_sizes(profile)
+    # The buffers that load the weights of the device are gone before the arena is taken.
+    loading_bytes = profile.loading_buffer_bytes - sum(arena.values())
+    sizes[LedgerKind.READ_BUFFERS] = max(profile.read_buffer_bytes, loading_bytes)
     return _lines(MemoryTier.HOST, sizes)
+
+
+def fixed_host_bytes(profile: ModelProfile, configuration: Configuration) -> int:
+    """Return the host memory beside that of units and staging buffers, once everything is loaded."""
+    return _host_embedding_bytes(profile, configuration) + sum(_reader_sizes(profile).values())
+
+
+def _host_embedding_bytes(profile: ModelProfile, configuration: Configuration) -> int:
+    # It begins and ends anywhere within a page of its file.
+    is_there = configuration.embedding is Residency.HOST
+    return profile.embedding_bytes + 2 * PAGE_BYTES if is_there else 0
 
 
 def total_bytes(lines: Iterable[LedgerLine]) -> int:

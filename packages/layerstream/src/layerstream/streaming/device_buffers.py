@@ -25,14 +25,12 @@ class Slot:
         index: its number; tells apart the views into different slots.
         copied: happens when the last copy into it is done.
         released: happens when the last computation that used it is done.
-        was_used: `released` was recorded.
     """
 
     bytes: torch.Tensor
     index: int
     copied: Any
     released: Any
-    was_used: bool = False
 
 
 @dataclass(slots=True)
@@ -63,13 +61,13 @@ class DeviceBuffers:
             )
             for index in range(num_slots)
         ]
+        for slot in self.slots:
+            self.record_release(slot)  # What used their memory before may still be computing.
 
     def free(self) -> None:
         """Free the slots until `restore`; no unit may be on its way to them."""
         self.finish()
-        computed = self.runtime.new_event()
-        self.runtime.record(computed, self.runtime.compute_stream())
-        self.runtime.host_wait(computed)
+        self.finish_computation()
         self._freed = [slot.bytes.numel() for slot in self.slots]
         self.slots = []
 
@@ -78,8 +76,6 @@ class DeviceBuffers:
         if self._freed is None:
             return False
         self.allocate(len(self._freed), max(self._freed, default=0))
-        for slot in self.slots:
-            self.record_release(slot)  # What used their memory meanwhile may still be computing.
         self._freed = None
         return True
 
@@ -90,12 +86,12 @@ class DeviceBuffers:
         overwrite weights that a kernel is still reading.
         """
         runtime = self.runtime
-        if slot.was_used:
-            runtime.stream_wait(self.copies, slot.released)
+        runtime.stream_wait(self.copies, slot.released)
         runtime.mark(marks.copy_start, self.copies)
         self.copy_runs(host, layout, slot.bytes)
-        runtime.record(slot.copied, self.copies)
+        # The computation waits for `copied`: by its end, the mark before that has passed too.
         runtime.mark(marks.copy_end, self.copies)
+        runtime.record(slot.copied, self.copies)
         marks.copied_bytes = layout.copied_bytes
 
     def copy_runs(self, host: torch.Tensor, layout: UnitLayout, target: torch.Tensor) -> None:
@@ -112,10 +108,16 @@ class DeviceBuffers:
     def record_release(self, slot: Slot) -> None:
         """Let the next copy into `slot` wait for all computation issued so far."""
         self.runtime.record(slot.released, self.runtime.compute_stream())
-        slot.was_used = True
 
     def finish(self) -> None:
         """Block until every copy so far is done."""
+        self._finish(self.copies)
+
+    def finish_computation(self) -> None:
+        """Block until all computation that this thread issued is done."""
+        self._finish(self.runtime.compute_stream())
+
+    def _finish(self, stream: Any) -> None:
         event = self.runtime.new_event()
-        self.runtime.record(event, self.copies)
+        self.runtime.record(event, stream)
         self.runtime.host_wait(event)

@@ -7,6 +7,8 @@ buffers: a copy must not cross from one piece into the next. Room: streaming.
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,8 +18,10 @@ import torch
 from ..checkpoint.buffers import AlignedBuffer
 from ..spec.sizes import MIB, align_up
 from .buffers import HostBuffer
-from .layout import PAGE
 from .runtime import DeviceRuntime
+
+_PAGE = mmap.PAGESIZE
+"""The driver pins whole pages of the system, which are 64 KiB on some ARM servers."""
 
 PIECE_BYTES = 256 * MIB
 """The size of a piece; one that holds a larger buffer is as large as that."""
@@ -53,17 +57,23 @@ class HostArena:
         """
         self._runtime = runtime
         self._pins = pins and runtime.pins_host_memory and runtime.registers_host_memory
-        self._starts = [0, *accumulate(align_up(size, PAGE) for size in sizes)]
+        self._starts = [0, *accumulate(align_up(size, _PAGE) for size in sizes)]
         self.num_bytes = self._starts.pop()
         self.pinned_bytes = 0
         self._memory: AlignedBuffer | None = None
         self._buffers: list[HostBuffer] = []
+        self._pinned: list[int] = []
         self._pieces: list[_Piece] = []
         self._piece_of: list[_Piece] = []
         if self.num_bytes:
             self._memory = AlignedBuffer(self.num_bytes, fault_in=False)
+            if self._pins:
+                self._memory.keep_from_children()
             self._buffers = self._cut(self._memory, sizes)
             self._group(sizes)
+        # Also for an arena that is dropped without `close`.
+        self._unpin = weakref.finalize(self, _unpin_all, runtime, self._pinned, self._memory)
+        self._unpin.atexit = False
 
     def _cut(self, memory: AlignedBuffer, sizes: Sequence[int]) -> list[HostBuffer]:
         whole = HostBuffer(
@@ -75,7 +85,7 @@ class HostArena:
 
     def _group(self, sizes: Sequence[int]) -> None:
         for start, size in zip(self._starts, sizes, strict=True):
-            num_bytes = align_up(size, PAGE)
+            num_bytes = align_up(size, _PAGE)
             if not self._pieces or self._pieces[-1].num_bytes + num_bytes > PIECE_BYTES:
                 self._pieces.append(_Piece(start, 0))
             self._pieces[-1].num_bytes += num_bytes
@@ -93,17 +103,24 @@ class HostArena:
             assert self._memory is not None
             self._memory.fault_in(piece.start, piece.num_bytes)
             if self._pins:
-                self._runtime.register_host(self._memory.address + piece.start, piece.num_bytes)
+                address = self._memory.address + piece.start
+                self._runtime.register_host(address, piece.num_bytes)
+                self._pinned.append(address)
                 self.pinned_bytes += piece.num_bytes
             piece.is_ready = True
         return self._buffers[index]
 
     def close(self) -> None:
         """Unpin everything and let go of it. No copy and no read may be under way; safe to call twice."""
+        self._unpin()
+        self.pinned_bytes = 0
         for piece in self._pieces:
-            if piece.is_ready and self._pins and self._memory is not None:
-                self._runtime.unregister_host(self._memory.address + piece.start)
-                self.pinned_bytes -= piece.num_bytes
             piece.is_ready = False
         self._buffers.clear()
         self._memory = None
+
+
+def _unpin_all(runtime: DeviceRuntime, addresses: list[int], memory: AlignedBuffer | None) -> None:
+    """Unpin what is pinned, while `memory` is still there: the driver would go on using its old pages."""
+    while addresses:
+        runtime.unregister_host(addresses.pop())

@@ -128,8 +128,10 @@ class Prefetcher:
     def free_buffers(self) -> None:
         """Detach every replica and let go of the buffers, until `restore_buffers`."""
         with self.lock:
+            self.begin_change()
             for consumer in self._consumers:
                 consumer.detach()
+            self.end_change()
             while len(self._buffers) < len(self._all_buffers) and not self.is_closed:
                 self._all_free.wait()  # a read is under way
             self._buffers.clear()
@@ -155,11 +157,13 @@ class Prefetcher:
             queue_lengths = {consumer.num_queued for consumer in self._consumers}
             if len(queue_lengths) == 1 and all(consumer.is_attached for consumer in self._consumers):
                 return  # the same fetches are queued for all of them
+            self.begin_change()
             for consumer in self._consumers:
                 consumer.detach()
                 consumer.attach()
             self.upcoming = 0
             self.advance()
+            self.end_change()
 
     # -- for consumers, under the lock ---------------------------------------------------------------------
 
@@ -316,15 +320,16 @@ class Prefetcher:
     def _on_read(self, fetch: Fetch, ticket: ReadTicket) -> None:
         """Go on with a fetch whose reads have ended."""
         unit = self.units[fetch.unit]
-        if ticket.error is None and unit.host is None:
-            num_bytes = unit.source.read_bytes
-            self.timeline.record(
-                unit.span(Activity.READ, fetch.sweep, ticket.started_s, ticket.ended_s, num_bytes)
-            )
-            if self._converter is not None and unit.source.needs_conversion and fetch.num_leases:
+        is_read = ticket.error is None and unit.host is None
+        try:
+            if is_read:
+                times_s, num_bytes = (ticket.started_s, ticket.ended_s), unit.source.read_bytes
+                self.timeline.record(unit.span(Activity.READ, fetch.sweep, *times_s, num_bytes))
+        finally:  # A listener of the timeline may raise.
+            if is_read and self._converter is not None and unit.source.needs_conversion and fetch.num_leases:
                 self._converter.put(fetch)
-                return
-        self._complete(fetch, ticket.error)
+            else:
+                self._complete(fetch, ticket.error)
 
     def _complete(self, fetch: Fetch, error: LayerstreamError | None) -> None:
         """Let the replicas use a fetch, or free its buffer if none wants it any more."""

@@ -6,6 +6,7 @@ operations. Room: streaming.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
@@ -111,6 +112,7 @@ class TorchRuntime:
         self._module: Any = torch.get_device_module(device)
         # ROCm's torch calls its own driver by the same name.
         self.registers_host_memory = self.pins_host_memory and hasattr(self._module, "cudart")
+        self._event_options = {"blocking": True} if device.type == "cuda" else {}
         self._has_streams = not self.is_host and hasattr(self._module, "Stream")
         self._clock = _DeviceClock(self._module, device) if self._has_streams else None
 
@@ -131,7 +133,8 @@ class TorchRuntime:
 
     def new_event(self) -> Any:
         """Return an event; None if the device has no streams."""
-        return self._module.Event() if self._has_streams else None
+        # A reader thread that waits for a copy must not keep a core busy.
+        return self._module.Event(**self._event_options) if self._has_streams else None
 
     def new_mark(self) -> Any:
         """Return an event with a time."""
@@ -171,9 +174,16 @@ class TorchRuntime:
 
     def copy(self, pairs: Sequence[CopyPair], stream: Any) -> None:
         """Copy each source into its target on `stream`, asynchronously if both memories allow it."""
-        with nullcontext() if stream is None else self._module.stream(stream):
-            for target, source in pairs:
-                target.copy_(source, non_blocking=True)
+        if stream is None:
+            self._copy(pairs)
+            return
+        # Leaving the stream's context would else make a context on the thread's current device.
+        with self.current(), self._module.stream(stream):
+            self._copy(pairs)
+
+    def _copy(self, pairs: Sequence[CopyPair]) -> None:
+        for target, source in pairs:
+            target.copy_(source, non_blocking=True)
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Return uninitialized device memory as a uint8 tensor of `num_bytes`."""
@@ -202,7 +212,8 @@ class TorchRuntime:
     def unregister_host(self, address: int) -> None:
         """Undo `register_host`. A refusal changes nothing: the process's end undoes it too."""
         with self.current():
-            self._module.cudart().cudaHostUnregister(address)
+            if int(self._module.cudart().cudaHostUnregister(address)) != 0:
+                self._forget_error()
 
 
 _PORTABLE = 1
@@ -217,20 +228,22 @@ class _DeviceClock:
 
     def __init__(self, module: Any, device: torch.device) -> None:
         self._module, self._device = module, device
+        self._lock = threading.Lock()
         self._base: Any = None
         self._base_s = 0.0
         self._next_base: Any = None
 
     def time_s(self, event: Any) -> float:
-        if self._base is None:
-            self._base = self._record()
-            self._base.synchronize()
-            self._base_s = perf_counter()
-        elapsed_s: float = self._base.elapsed_time(event) / 1e3
-        time_s = self._base_s + elapsed_s
-        if elapsed_s > self._REBASE_S:
-            self._rebase()
-        return time_s
+        with self._lock:
+            if self._base is None:
+                self._base = self._record()
+                self._base.synchronize()
+                self._base_s = perf_counter()
+            elapsed_s: float = self._base.elapsed_time(event) / 1e3
+            time_s = self._base_s + elapsed_s
+            if elapsed_s > self._REBASE_S:
+                self._rebase()
+            return time_s
 
     def _rebase(self) -> None:
         if self._next_base is None:

@@ -101,6 +101,7 @@ class WeightStream(Consumer):
         if slot is not None:
             runtime.stream_wait(compute, slot.copied)
         runtime.mark(marks.start, compute)
+        marks.is_started = True
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -168,7 +169,9 @@ class WeightStream(Consumer):
     def free_slots(self) -> None:
         """Free what units are delivered into, until `restore_slots`; no forward may run, no view remain."""
         with self._lock:
+            self._prefetcher.begin_change()
             self.detach()
+            self._prefetcher.end_change()
             self._free_slots.clear()
         self._buffers.free()
         if self._is_host:
@@ -188,7 +191,9 @@ class WeightStream(Consumer):
         """
         with self._lock:
             was_closed, self._closed = self._closed, True
+            self._prefetcher.begin_change()
             self.detach()
+            self._prefetcher.end_change()
             self._changed.notify_all()
             self._wake_others()
         if was_closed:

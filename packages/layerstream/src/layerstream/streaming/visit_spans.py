@@ -23,17 +23,29 @@ class VisitMarks:
         asked: the device had nothing left to compute before this unit.
         start: the unit's computation began.
         end: it ended.
+        is_started: the computation's beginning is marked; Ctrl-C may come before that.
         copied_bytes: bytes of the copy; 0 without a copy.
         unit: the unit.
         sweep: the sweep of the visit.
     """
 
-    __slots__ = ("asked", "copied_bytes", "copy_end", "copy_start", "end", "start", "sweep", "unit")
+    __slots__ = (
+        "asked",
+        "copied_bytes",
+        "copy_end",
+        "copy_start",
+        "end",
+        "is_started",
+        "start",
+        "sweep",
+        "unit",
+    )
 
     def __init__(self, runtime: DeviceRuntime) -> None:
         """Make the marks."""
         self.copy_start, self.copy_end = runtime.new_mark(), runtime.new_mark()
         self.asked, self.start, self.end = runtime.new_mark(), runtime.new_mark(), runtime.new_mark()
+        self.is_started = False
         self.copied_bytes = 0
         self.unit: StreamedUnit | None = None
         self.sweep = 0
@@ -59,24 +71,31 @@ class VisitSpans:
 
     def finish(self, marks: VisitMarks) -> None:
         """Record the spans of a visit, and of earlier ones, as far as the device has come to their ends."""
+        if not marks.is_started:
+            return
         self._open.append(marks)
-        while (passed := self._take(wait=False)) is not None:
-            self._record(passed)
+        self._record_passed()
 
     def flush(self) -> None:
-        """Record the spans of all visits; wait for the device where it has not come to them."""
-        while (passed := self._take(wait=True)) is not None:
+        """Record the spans of all visits so far; wait for the device where it has not come to them."""
+        try:
+            last = self._open[-1]
+        except IndexError:
+            return
+        # Outside the lock: the computation goes on meanwhile, and may record them itself.
+        if not self._runtime.has_passed(last.end):
+            self._runtime.host_wait(last.end)
+        self._record_passed()
+
+    def _record_passed(self) -> None:
+        while (passed := self._take()) is not None:
             self._record(passed)
 
-    def _take(self, *, wait: bool) -> VisitMarks | None:
+    def _take(self) -> VisitMarks | None:
         """Return the oldest visit if the device is through with it."""
         with self._lock:
-            if not self._open:
+            if not self._open or not self._runtime.has_passed(self._open[0].end):
                 return None
-            if not self._runtime.has_passed(self._open[0].end):
-                if not wait:
-                    return None
-                self._runtime.host_wait(self._open[0].end)
             return self._open.popleft()
 
     def _record(self, marks: VisitMarks) -> None:
@@ -91,5 +110,5 @@ class VisitSpans:
             copy_s = time_s(marks.copy_start), time_s(marks.copy_end)
             spans.insert(0, unit.span(Activity.COPY, sweep, *copy_s, marks.copied_bytes))
         self._timeline.record(*spans)
-        marks.copied_bytes, marks.unit = 0, None
+        marks.copied_bytes, marks.unit, marks.is_started = 0, None, False
         self._free.append(marks)
