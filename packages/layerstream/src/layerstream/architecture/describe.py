@@ -12,7 +12,7 @@ from math import prod
 
 from transformers import PreTrainedModel
 
-from ..checkpoint.reader import CHUNK_BYTES, LOADING_CHUNK_BYTES, READER_THREADS
+from ..checkpoint.reader import CHUNK_BYTES, READER_THREADS, loading_chunk_bytes
 from ..spec.plans import Granularity
 from ..spec.profiles import (
     HEAD_SLICE_ROWS,
@@ -287,6 +287,7 @@ def describe_model(
         if units.head and units.head_is_tied
         else 0
     )
+    block_bytes = sum(_weight_bytes(unit) for unit in units.streamed[Granularity.BLOCK])
     return ModelProfile(
         name=name,
         model_type=model.config.model_type,
@@ -305,7 +306,7 @@ def describe_model(
         layers_rest_bytes=edges.get(Granularity.LAYER, edge_bytes) - edge_bytes,
         conversion_bytes=_conversion_bytes(units),
         read_buffer_bytes=READER_THREADS * (CHUNK_BYTES if _needs_read_buffers(units) else _EDGE_BYTES),
-        loading_buffer_bytes=READER_THREADS * LOADING_CHUNK_BYTES,
+        loading_buffer_bytes=READER_THREADS * loading_chunk_bytes(block_bytes),
         hidden_size=getattr(config, "hidden_size", 0),
         vocab_size=getattr(config, "vocab_size", 0) or 0,
         activation=fit_activation(forwards) if forwards else _assume_activation(config, units),

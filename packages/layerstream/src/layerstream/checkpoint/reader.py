@@ -32,8 +32,7 @@ READER_THREADS = 4
 CHUNK_BYTES = 8 * MIB
 """The default size of the largest read, and of a thread's buffer when bytes cannot be read in place."""
 
-LOADING_CHUNK_BYTES = 2 * MIB
-"""The same for a reader of weights that stay on an accelerator, all of which pass through such buffers."""
+_LOADING_CHUNK_BYTES = 2 * MIB
 
 # How long close() waits for a read that the kernel does not complete, as on a dead network disk.
 _JOIN_TIMEOUT_S = 10.0
@@ -75,6 +74,15 @@ class _Job:
     run: _Run
     start: int
     num_bytes: int
+
+
+def loading_chunk_bytes(block_bytes: int) -> int:
+    """Return the chunk size of a reader that loads weights onto an accelerator.
+
+    All of them pass through its buffers, which must stay small beside `block_bytes`, all blocks together.
+    """
+    share_bytes = block_bytes // 256 // MAX_ALIGNMENT * MAX_ALIGNMENT
+    return min(_LOADING_CHUNK_BYTES, max(4 * MAX_ALIGNMENT, share_bytes))
 
 
 class DiskReader:

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from ..checkpoint.reader import LOADING_CHUNK_BYTES, DiskReader
+from ..checkpoint.reader import READER_THREADS, DiskReader
 from ..spec.load_progress import LoadProgress
 from ..spec.options import LoadOptions
 from ..spec.plans import PlacementPlan, Residency, UnitPlacement
@@ -184,10 +184,11 @@ class _Builder:
             read_all(fills, self.reader, on_filled)
         else:
             fills = [Fill.devices(source, self._device_memory(source)) for source in sources]
+            chunk_bytes = self.spec.profile.loading_buffer_bytes // READER_THREADS
             for replica in self.replicas:
                 # What used that memory before may still be computing, and reader threads do not wait.
                 replica.parts.buffers.finish_computation()
-            with DiskReader(chunk_bytes=LOADING_CHUNK_BYTES) as reader:
+            with DiskReader(chunk_bytes=chunk_bytes) as reader:
                 read_all(fills, reader, on_filled)
         for fill in fills:
             for number, replica in enumerate(self.replicas):

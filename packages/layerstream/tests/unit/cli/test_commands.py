@@ -60,7 +60,7 @@ def test_an_answer_that_cannot_fit_the_budget_is_one_line_and_status_2(
     ).ledger.device_bytes
     monkeypatch.setattr(
         "layerstream.cli.backend.load_with",
-        lambda model, _: layerstream.load(model, budget=needed_bytes, device="cpu", workload=workload),
+        lambda model, _, **__: layerstream.load(model, budget=needed_bytes, device="cpu", workload=workload),
         raising=False,
     )
     out, err = run(capsys, "run", tiny_llama_dir, "-p", "hello " * 20, "-n", 60, "--quiet", status=2)

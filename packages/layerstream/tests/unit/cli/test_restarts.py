@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import layerstream as ls
 from layerstream.cli import backend
 from layerstream.cli.app import main
 
@@ -124,9 +125,12 @@ def test_a_branch_of_the_hub_that_moves_is_refused_and_the_commit_is_what_is_loa
     (repository / "refs" / "main").write_text(old)
     loaded = []
     load = backend.load_with
-    monkeypatch.setattr(
-        backend, "load_with", lambda name, options: loaded.append(options.revision) or load(name, options)
-    )
+
+    def load_noted(name: str, options: ls.LoadOptions, **keywords: Any) -> ls.StreamedModel:
+        loaded.append(options.revision)
+        return load(name, options, **keywords)
+
+    monkeypatch.setattr(backend, "load_with", load_noted)
     assert job.run("--restart", model=Path("o/m")) == 1
     assert loaded == [old]
     (repository / "refs" / "main").write_text(new)
