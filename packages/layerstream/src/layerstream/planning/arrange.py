@@ -70,16 +70,15 @@ class PlanningProblem:
         The other units either pass through staging buffers or, where that takes less, all live in host
         memory.
         """
-        fixed = total_bytes(host_lines(self.profile, self.machine, configuration, 0, 0))
         if self.machine.device_is_host or not configuration.num_slots:
-            return fixed
+            return self._host_bytes(configuration, 0, 0)
         units, head = units_at(self.profile, configuration.granularity), self.profile.head
         on_device = set(spread(len(units), num_resident))
         rest = all_host_bytes([unit for index, unit in enumerate(units) if index not in on_device])
         if head and not configuration.head_on_device and not self.head_is_free_in_host(configuration):
             rest += head.host_bytes
-        staging = configuration.num_slots * configuration.staging_bytes
-        return fixed + (min(rest, staging) if self.pins_units else staging)
+        staged = self._host_bytes(configuration, configuration.num_slots, 0)
+        return min(staged, self._host_bytes(configuration, 0, rest)) if self.pins_units else staged
 
     @property
     def pins_units(self) -> bool:
@@ -128,6 +127,9 @@ class PlanningProblem:
             lines=self._device_lines(configuration, resident_bytes) + host,
         )
 
+    def _host_bytes(self, configuration: Configuration, num_staging: int, unit_bytes: int) -> int:
+        return total_bytes(host_lines(self.profile, self.machine, configuration, num_staging, unit_bytes))
+
     def _device_lines(self, configuration: Configuration, resident_bytes: int) -> tuple[LedgerLine, ...]:
         return device_lines(
             self.profile,
@@ -150,14 +152,17 @@ class PlanningProblem:
         if rest and self.head_is_free_in_host(configuration):
             free = {rest.pop()}
         sizes = [units[index].host_bytes for index in rest]
-        available_bytes = host_budget_bytes - total_bytes(
-            host_lines(self.profile, self.machine, configuration, 0, 0)
-        )
-        if sum(sizes) <= available_bytes and self.pins_units:
+        if self.pins_units and self._host_bytes(configuration, 0, sum(sizes)) <= host_budget_bytes:
             return free | set(rest), 0
         if not rest:
             return free, 0 if self.pins_units or not free else configuration.num_slots
-        available_bytes -= configuration.num_slots * configuration.staging_bytes
+        # Units may take the memory that only loading uses; beyond that, they add what they take.
+        loading_bytes = self.profile.loading_buffer_bytes
+        available_bytes = (
+            host_budget_bytes
+            + loading_bytes
+            - self._host_bytes(configuration, configuration.num_slots, loading_bytes)
+        )
         return free | {
             rest[index] for index in spread_within(sizes, available_bytes)
         }, configuration.num_slots
