@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM
 import layerstream as ls
 
 NOTES = [
-    "Seconds of one decode sweep: the mean of three in a row after the first. layerstream's budget is the "
+    "Seconds of one decode sweep: the mean of three after the first, the page cache dropped before each: "
+    "accelerate would read from it. layerstream's budget is the "
     "edges and three blocks. accelerate holds at least the edges, the block at work and what it has just "
     "read.",
 ]
@@ -62,8 +63,9 @@ def _measure(outcome: Outcome, directory: Path, shape: LlamaShape, work: Path, r
         models = {"accelerate disk offload": offloaded, "layerstream": streamed}
 
         def seconds(name: str) -> float:
-            drop_page_cache(directory)
-            return decode_seconds(models[name], batch_size=1, steps=3)
+            return decode_seconds(
+                models[name], batch_size=1, steps=3, before_step=lambda: drop_page_cache(directory)
+            )
 
         figures = interleave({name: lambda name=name: seconds(name) for name in models}, rounds=rounds)
         outcome.notes = [

@@ -4,7 +4,7 @@ Writes a table: each kind of adapter on each family, at three budgets in three d
 frozen and not. Nothing is timed. `--device cuda:0` tries the same on an accelerator. Writes to weights have a
 test for each kind: `packages/layerstream/tests/faults/test_writes_to_weights.py`.
 
-    python benchmarks/bench_uses.py --out benchmarks/results/uses_cpu_2026-11-26.md --jobs 2
+    python benchmarks/bench_uses.py --jobs 2
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "packages/layerstream/tests"
+RESULTS = ROOT / "benchmarks/results"
 FAMILIES = (
     "llama",
     "llama_tied",
@@ -34,6 +36,7 @@ FAMILIES = (
     "bloom",
 )
 DTYPES = ("float32", "bfloat16", "float16")
+QUICK_DTYPES = ("bfloat16",)
 BUDGETS = ("disk", "half", "resident")
 MODES = ("no_grad", "inference_mode", "enable_grad")
 
@@ -44,19 +47,35 @@ Row = tuple[str, str, str, str, str]
 def main() -> None:
     """Run every case in processes of their own, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the Markdown file to write")
+    parser.add_argument(
+        "--quick", action="store_true", help="one family in one dtype; without --out, no file is written"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the Markdown file to write (default: benchmarks/results/uses_DEVICE_DATE.md)",
+    )
     parser.add_argument("--device", default="cpu", help="where the models compute")
-    parser.add_argument("--families", nargs="+", default=FAMILIES, help="keys of the test kit's families")
+    parser.add_argument("--families", nargs="+", help="keys of the test kit's families")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     options = parser.parse_args()
-    cases = [(family, dtype, options.device) for family in options.families for dtype in DTYPES]
+    families = options.families or (FAMILIES[:1] if options.quick else FAMILIES)
+    dtypes = QUICK_DTYPES if options.quick else DTYPES
+    cases = [(family, dtype, options.device) for family in families for dtype in dtypes]
     rows: list[Row] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
         for found in pool.map(try_all, cases):
             rows += found
             print(found[0][1], found[0][2], Counter(row[4] for row in found).most_common(3), flush=True)
-    options.out.write_text(as_markdown(rows, options.device), encoding="utf-8")
-    print(f"wrote {options.out}")
+    out = options.out or (None if options.quick else default_file(options.device))
+    if out is not None:
+        out.write_text(as_markdown(rows, options.device), encoding="utf-8")
+        print(f"wrote {out}")
+
+
+def default_file(device: str) -> Path:
+    """Return the result file of today."""
+    return RESULTS / f"uses_{device.replace(':', '')}_{date.today().isoformat()}.md"
 
 
 def try_all(case: tuple[str, str, str]) -> list[Row]:
@@ -64,7 +83,7 @@ def try_all(case: tuple[str, str, str]) -> list[Row]:
     family, dtype, device = case
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(TESTS))
-    from bench_uses_cases import Bench  # noqa: PLC0415 - needs the test kit's folder
+    from uses_cases import Bench  # noqa: PLC0415 - needs the test kit's folder
 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(family, dtype, device, Path(folder))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
@@ -17,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from bench_gpu import STEPS, Step, stages, work_directory
 from gpu_steps import lines, table
+from gpu_steps.child import Case, Child, run
 from gpu_steps.children import LEAST_S, Spec, Stage, Worker
-from gpu_steps.lines import Row
+from gpu_steps.lines import Found, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER: dict[str, Any] = {
@@ -116,6 +118,38 @@ def test_a_case_that_raised_is_a_miss(tmp_path: Path) -> None:
     begin(path)
     add_case(path, "copy", step="rates", status=lines.FAILED)
     assert table.broken_promises(lines.read_run(path)) == ["rates: copy"]
+
+
+def test_a_step_whose_process_died_for_good_is_a_miss_and_one_without_time_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    begin(path)
+    for step, ended in {"families": "killed by SIGSEGV", "rates": "time limit"}.items():
+        lines.append(path, kind="step", step=step, ended=ended, note="", seconds=9.0)
+    assert table.broken_promises(lines.read_run(path)) == ["step families"]
+
+
+def test_what_is_raised_between_two_cases_is_a_miss_that_says_why(spec: Spec) -> None:
+    child = Child(
+        step="families",
+        device=spec.device,
+        work=spec.work,
+        results=spec.results,
+        ends_at_s=monotonic() + PATIENCE_S,
+        minutes=spec.minutes,
+        is_quick=True,
+        skip=frozenset(),
+        shard=(0, 1),
+    )
+
+    def cases() -> Iterator[Case]:
+        yield "first", 0.0, Found
+        raise MemoryError("no room for the model of the others")
+
+    run(child, cases())
+    found = lines.read_run(spec.results)
+    assert found.cases()[0]["status"] == lines.OK
+    assert table.broken_promises(found) == ["families: what the cases share"]
+    assert "no room for the model of the others" in table.as_text(found)
 
 
 def test_the_files_hold_every_row_with_its_verdict(tmp_path: Path) -> None:

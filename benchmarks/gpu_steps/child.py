@@ -151,7 +151,7 @@ def profile_of(path: Path, device: str) -> ls.ModelProfile:
 
 def run(child: Child, cases: Iterator[Case]) -> None:
     """Run the cases of a step that have not begun yet, and append what each one finds."""
-    for number, (name, needs_s, work) in enumerate(cases):
+    for number, (name, needs_s, work) in enumerate(until_one_fails(child, cases)):
         if name in child.skip or number % child.shard[1] != child.shard[0]:
             continue
         if child.remaining_s() < needs_s:
@@ -161,15 +161,29 @@ def run(child: Child, cases: Iterator[Case]) -> None:
         start_s = monotonic()
         try:
             found = work()
-        except NotHereError as error:
-            report(child, name, lines.SKIPPED, str(error), monotonic() - start_s)
         except Exception as error:  # noqa: BLE001 - whatever a case raises is its row
-            traceback.print_exc()
-            report(child, name, lines.FAILED, one_line(error), monotonic() - start_s)
-            leave_a_broken_device(child)
+            report_error(child, name, error, monotonic() - start_s)
         else:
             report(child, name, lines.OK, "", monotonic() - start_s, found)
         free_memory(child)
+
+
+def until_one_fails(child: Child, cases: Iterator[Case]) -> Iterator[Case]:
+    """Yield the cases. What is raised between two of them, as by a model that they share, is a row too."""
+    try:
+        yield from cases
+    except Exception as error:  # noqa: BLE001 - as above
+        report_error(child, "what the cases share", error)
+
+
+def report_error(child: Child, case: str, error: Exception, seconds: float = 0.0) -> None:
+    """Append the line of a case that has raised `error`."""
+    if isinstance(error, NotHereError):
+        report(child, case, lines.SKIPPED, str(error), seconds)
+        return
+    traceback.print_exception(error)
+    report(child, case, lines.FAILED, one_line(error), seconds)
+    leave_a_broken_device(child)
 
 
 def report(

@@ -30,6 +30,8 @@ END_GRACE_S = 10.0
 LEAST_S = 3.0
 """What a process needs to be worth starting again."""
 MOST_STARTS = 20
+DIED = ("exit status", "killed by")
+"""How a step has ended whose process died for good."""
 _TAIL_BYTES = 2000
 
 
@@ -177,9 +179,9 @@ def environment(work: Path) -> dict[str, str]:
 
 def _status_text(status: int) -> str:
     if status >= 0:
-        return f"exit status {status}"
+        return f"{DIED[0]} {status}"
     name = signal.Signals(-status).name
-    return f"killed by {name}{', probably out of memory' if name == 'SIGKILL' else ''}"
+    return f"{DIED[1]} {name}{', probably out of memory' if name == 'SIGKILL' else ''}"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -65,10 +65,10 @@ class Run:
     lines: list[dict[str, Any]]
 
     def cases(self) -> list[dict[str, Any]]:
-        """Return the last line of each case that has ended, and of each that was cut off, in order."""
+        """Return the last line of each case that has ended, in order, then those that were cut off."""
         ended = {(line["step"], line["case"]): line for line in self.lines if line["kind"] == "case"}
         begun = {(line["step"], line["case"]): line for line in self.lines if line["kind"] == "begun"}
-        return [ended.get(key) or _cut_off(line) for key, line in (begun | ended).items()]
+        return [*ended.values(), *(_cut_off(line) for key, line in begun.items() if key not in ended)]
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """Return how each step ended; a step that has not ended is absent."""

@@ -38,13 +38,24 @@ def streamed(child: Child, name: str, host_share: float) -> Found:
     host: int | str = "min"
     if host_share:
         host = host_bytes(child, path, device, WORKLOAD, host_share)
+    budget = ls.MemoryBudget(device=device, host=host)
+    check_places(child.plan(path, budget, WORKLOAD), host_share)
     return measure_sweeps(
         child,
         path,
-        ls.MemoryBudget(device=device, host=host),
+        budget,
         f"7B shape {name}: sweep / its bytes at the plain rate",
         steps=6 if host_share == 1.0 else 2,
     )
+
+
+def check_places(plan: ls.PlacementPlan, host_share: float) -> None:
+    """Refuse a case whose units are not where its name says."""
+    on_disk, in_host = plan.count(ls.Residency.DISK), plan.count(ls.Residency.HOST)
+    if host_share not in (0.0, 1.0) and not on_disk:
+        raise NotHereError("the model is so small that all of it fits in the host memory that loading takes")
+    assert in_host or not host_share, plan.explain()
+    assert bool(on_disk) == (host_share < 1.0), plan.explain()
 
 
 def resident(child: Child) -> Found:

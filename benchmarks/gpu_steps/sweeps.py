@@ -73,13 +73,16 @@ def measure_sweeps(child: Child, path: Path, budget: ls.MemoryBudget, what: str,
         plan, report = streamed.plan, streamed.report()
     cost = plan.cost
     limits_s = found.limits_s(cost.read_bytes, cost.copy_bytes)
+    moved = {"read": cost.read_bytes, "copied": cost.copy_bytes}
     ratio = median([sweep / limit for sweep, limit in zip(found.sweep_s, limits_s, strict=True)])
     note = (
         f"{median(found.sweep_s):.4f} s a sweep, {median(limits_s):.4f} s by its bytes: "
-        f"{shown_bytes(cost.read_bytes)} read, {shown_bytes(cost.copy_bytes)} copied; "
-        f"{streamed_units(plan)} units of up to {shown_bytes(plan.slot_bytes)}, {plan.num_slots} slots; "
+        f"{', '.join(f'{shown_bytes(size)} {how}' for how, size in moved.items() if size)}; "
+        f"{places(plan)} of up to {shown_bytes(plan.slot_bytes)}, {plan.num_slots} slots; "
         f"median of {len(found.sweep_s)}"
     )
+    if child.is_accelerator and report.copy_s:
+        note += f"; copies at {report.bytes_copied / report.copy_s / 1e9:.2f} GB/s by the device's events"
     figures = {
         "sweep_s": found.sweep_s,
         "limit_s": limits_s,
@@ -120,6 +123,12 @@ def turns(
 def streamed_units(plan: ls.PlacementPlan) -> int:
     """Return how many units move in every sweep."""
     return len(plan.units) - plan.count(ls.Residency.DEVICE)
+
+
+def places(plan: ls.PlacementPlan) -> str:
+    """Return how many units move, and from where, as text."""
+    counts = {where: plan.count(where) for where in (ls.Residency.HOST, ls.Residency.DISK)}
+    return " and ".join(f"{count} units from {where.value}" for where, count in counts.items() if count)
 
 
 def facts_of(plan: ls.PlacementPlan, report: ls.StreamReport) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .children import DIED
 from .lines import FAILED, OK, SKIPPED, Row, Run
 
 COLUMNS = ("what", "measured", "target", "verdict", "note")
@@ -33,7 +34,17 @@ def _ending(run: Run, step: str, num_done: int) -> list[Row]:
     total = run.counts().get(step)
     done = f"{num_done} of {total} cases have a result" if total else ""
     note = "; ".join(part for part in (done, ending["note"]) if part)
-    return [Row(what=f"step {step}", found=ending["ended"], note=note)]
+    has_died = ending["ended"].startswith(DIED)
+    return [
+        Row(
+            what=f"step {step}",
+            found=ending["ended"],
+            target="runs" if has_died else "",
+            met=False if has_died else None,
+            note=note,
+            is_promise=has_died,
+        )
+    ]
 
 
 def _counted(rows: list[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ PROMPT = "Write a Python function that transforms bytes to giga bytes."
 # the first one is what the others are compared with
 VARIANTS = ("resident", "streamed", "bnb-int8", "bnb-nf4")
 STATUS = {"ok": OK, "unavailable": SKIPPED}
-SHOWN = ("held_bytes", "device_held_bytes", "inter_token_median_s", "kl_mean_answer")
+SHOWN = ("held_bytes", "device_held_bytes", "host_held_bytes", "inter_token_median_s", "kl_mean_answer")
 
 
 def cases(child: Child) -> Iterator[Case]:
@@ -61,9 +61,10 @@ def add(child: Child, lc: Any, measurement: Any) -> None:
     ]
     agreements = measurement.agreements
     is_exact = bool(agreements) and all(each.is_bit_exact for each in agreements)
+    found = "bit-exact" if is_exact else "runs"
     row = Row(
         what=f"compare, 1B shape: {case.variant}",
-        found="bit-exact" if is_exact else "runs",
+        found="the reference" if case.variant == VARIANTS[0] else found,
         target="bit-exact" if case.variant == "streamed" else "",
         met=is_exact if case.variant == "streamed" else None,
         note=", ".join(shown),

@@ -93,6 +93,24 @@ def test_min_for_the_device_alone_leaves_host_memory_to_the_units() -> None:
     assert LedgerKind.STAGING not in {line.kind for line in plan.ledger.lines}
 
 
+def test_memory_that_only_loading_takes_is_not_asked_for_twice() -> None:
+    model = replace(small_model(), read_buffer_bytes=100_000, loading_buffer_bytes=8_000_000)
+    least = _plan(model, card(8, 16), device="min", host="min")
+    assert least.ledger.host_bytes == least.ledger.host_budget_bytes == 2 * 6_000_000 + 100_000
+    ample = _plan(model, card(8, 16), device="min", host="auto")
+    assert ample.count(Residency.HOST) == len(ample.units)
+    for plan in (least, ample):
+        again = _plan(model, card(8, 16), device="min", host=plan.ledger.host_bytes)
+        assert again.units == plan.units
+
+
+def test_what_loading_takes_is_part_of_the_least_host_budget() -> None:
+    model = replace(small_model(), read_buffer_bytes=100_000, loading_buffer_bytes=50_000_000)
+    least = _plan(model, card(8, 16), device="min", host="min")
+    assert least.ledger.host_bytes == least.ledger.host_budget_bytes == 50_000_000
+    assert least.count(Residency.HOST) > 0
+
+
 def test_a_head_larger_than_a_slot_is_streamed_in_vocabulary_slices() -> None:
     model = replace(
         small_model(tied=True, embedding_bytes=50_000_000),
