@@ -100,9 +100,20 @@ def two_tokens(child: Child) -> Found:
         "device": device,
         **facts_of(plan, work),
     }
+    rows = (
+        *device_rows(child, plan.ledger, device, cap_bytes),
+        *host_rows(child, plan.ledger, host.grown_bytes, work.peak_host_bytes),
+    )
+    return Found(rows=(time_row(child, plan, work, seconds, cap_bytes), *rows), figures=figures)
+
+
+def time_row(
+    child: Child, plan: ls.PlacementPlan, work: ls.StreamReport, seconds: float, cap_bytes: int
+) -> Row:
+    """Return how long the tokens took, and what was moved for them."""
     shape = shape_of(child, SEVENTY_B)
     title = f"{shown_bytes(shape.weight_bytes)} of weights in {shape.num_blocks} blocks"
-    first = Row(
+    return Row(
         what=f"70B shape: two tokens{f' under a cap of {cap_bytes / 1e9:.0f} GB' if cap_bytes else ''}",
         found=f"{seconds:.1f} s",
         target="runs to the end",
@@ -110,11 +121,6 @@ def two_tokens(child: Child) -> Found:
         note=f"{title}, {places(plan)}; {rates(work, seconds)}; what is read are holes",
         is_promise=True,
     )
-    rows = (
-        *device_rows(child, plan.ledger, device, cap_bytes),
-        *host_rows(child, plan.ledger, host.grown_bytes, work.peak_host_bytes),
-    )
-    return Found(rows=(first, *rows), figures=figures)
 
 
 def rates(work: ls.StreamReport, seconds: float) -> str:
