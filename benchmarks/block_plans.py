@@ -36,9 +36,13 @@ def open_blocks(directory: Path, *, on_host: bool = True) -> ModelSpec:
 def plan_blocks(spec: ModelSpec, num_resident: int, workload: ls.Workload) -> ls.PlacementPlan:
     """Return the plan with `num_resident` decoder blocks on the device, the rest streamed through two slots.
 
-    The budget is found by search: from the least that works, upwards in steps of a quarter of a block.
+    The budget is found by search: from the least that works, upwards in steps of a quarter of a block. The
+    predicted times of a plan with residents are those of a slow disk.
     """
     machine = describe_machine(torch.device("cpu"))
+    if num_resident:
+        # where computing is the limit, the planner may give the memory to a third slot or the embedding
+        machine = replace(machine, disk_bytes_per_s=1e6)
 
     def plan(budget: int | str) -> ls.PlacementPlan:
         requested = ls.MemoryBudget(device=budget)

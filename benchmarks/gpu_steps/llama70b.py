@@ -81,14 +81,7 @@ def two_tokens(child: Child) -> Found:
         assert not streamed.plan.is_resident, streamed.plan.explain()
         loaded_bytes = host.now_bytes() - host.start_bytes
         report_loaded(child, monotonic() - start_s, loaded_bytes)
-        ids = torch.arange(3, 19, device=streamed.device).reshape(1, -1)
-        start_s = monotonic()
-        rows = streamed.generate(
-            input_ids=ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
-        )
-        child.synchronize()
-        seconds = monotonic() - start_s
-        assert rows.shape[1] == ids.shape[1] + NEW_TOKENS, rows.shape
+        seconds = generate(child, streamed)
         sleep(2 * SAMPLE_EVERY_S)
         plan, work = streamed.plan, streamed.report()
         device = device_peak(child)
@@ -127,6 +120,18 @@ def rates(work: ls.StreamReport, seconds: float) -> str:
     """Return what was moved in a second, as text."""
     moved = {"read": work.bytes_read, "copied": work.bytes_copied}
     return ", ".join(f"{shown_bytes(size / seconds)}/s {how}" for how, size in moved.items() if size)
+
+
+def generate(child: Child, streamed: ls.StreamedModel) -> float:
+    """Generate the tokens and return the seconds that they take."""
+    ids = torch.arange(3, 19, device=streamed.device).reshape(1, -1)
+    start_s = monotonic()
+    rows = streamed.generate(
+        input_ids=ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+    )
+    child.synchronize()
+    assert rows.shape[1] == ids.shape[1] + NEW_TOKENS, rows.shape
+    return monotonic() - start_s
 
 
 def report_loaded(child: Child, seconds: float, loaded_bytes: int) -> None:

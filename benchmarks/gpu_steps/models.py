@@ -41,11 +41,11 @@ LLAMA_1B = LlamaShape(
     vocab_size=VOCAB_SIZE,
     dtype="float16",
 )
-# where nothing is judged: 53 MB, more than loading takes, so that host memory and disk can share it
+# 27 MB: more than loading takes, so that host memory and disk can share it
 STAND_IN = LlamaShape(
-    hidden_size=512, intermediate_size=1408, num_blocks=8, num_heads=8, num_kv_heads=4, vocab_size=512
+    hidden_size=384, intermediate_size=1056, num_blocks=8, num_heads=6, num_kv_heads=3, vocab_size=512
 )
-# holes, as many as a ledger must be right about
+# 0.7 GB of holes: memory of which a ledger can be right or wrong
 STAND_IN_70B = replace(LLAMA_1B, num_blocks=8, dtype="bfloat16")
 FULL_MINUTES = 5.0
 """From here on the 7B shape is whole."""
