@@ -12,7 +12,7 @@ from ..spec.profiles import HostPinning, Machine, ModelProfile, UnitProfile
 from .candidates import visited_units
 
 UNIT_OVERHEAD_S = 300e-6
-"""Python time of one visit: hooks, binding, issuing reads and copies. Measured with units of a few kilobytes."""
+"""Python time of one visit: hooks, binding, reads and copies. Measured with units of a few kilobytes."""
 
 ROW_READ_S = 25e-6
 """Time to read one embedding row from disk: a random read with several in flight."""
