@@ -41,7 +41,6 @@ class HostArena:
 
     Attributes:
         num_bytes: the size of all buffers, in whole pages.
-        pinned_bytes: what is pinned now.
     """
 
     def __init__(self, sizes: Sequence[int], runtime: DeviceRuntime, *, pins: bool = True) -> None:
@@ -59,7 +58,6 @@ class HostArena:
         self._pins = pins and runtime.pins_host_memory and runtime.registers_host_memory
         self._starts = [0, *accumulate(align_up(size, _PAGE) for size in sizes)]
         self.num_bytes = self._starts.pop()
-        self.pinned_bytes = 0
         self._memory: AlignedBuffer | None = None
         self._buffers: list[HostBuffer] = []
         self._pinned: list[int] = []
@@ -106,16 +104,12 @@ class HostArena:
                 address = self._memory.address + piece.start
                 self._runtime.register_host(address, piece.num_bytes)
                 self._pinned.append(address)
-                self.pinned_bytes += piece.num_bytes
             piece.is_ready = True
         return self._buffers[index]
 
     def close(self) -> None:
         """Unpin everything and let go of it. No copy and no read may be under way; safe to call twice."""
         self._unpin()
-        self.pinned_bytes = 0
-        for piece in self._pieces:
-            piece.is_ready = False
         self._buffers.clear()
         self._memory = None
 

@@ -9,7 +9,7 @@ the reader's own. Room: streaming.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -17,7 +17,7 @@ import torch
 
 from ..checkpoint.reader import DiskReader, ReadRequest
 from ..checkpoint.tickets import ReadTicket
-from ..spec.profiles import Conversion, StoredTensor, TensorRecipe, UnitRecipe
+from ..spec.profiles import Conversion, Piece, StoredTensor, TensorRecipe, UnitRecipe
 from ..spec.sizes import dtype_bytes
 from .buffers import HostBuffer, typed_view
 from .layout import UnitLayout, lay_out
@@ -43,9 +43,7 @@ class UnitSource:
     def requests(self, buffer: HostBuffer) -> list[ReadRequest]:
         """Return the reads that fill `buffer`, except for the results of conversions."""
         return [
-            self._request(buffer, tensor, piece.source, piece.start_element)
-            for tensor in self.unit.tensors
-            for piece in tensor.pieces
+            self._request(buffer, tensor, piece) for tensor in self.unit.tensors for piece in tensor.pieces
         ]
 
     def device_requests(self, targets: Sequence[torch.Tensor]) -> list[ReadRequest]:
@@ -53,32 +51,20 @@ class UnitSource:
 
         Each chunk is copied to every one of `targets` as it arrives.
         """
+        offsets = self.layout.device_offsets
         return [
-            self._device_request(targets, tensor, piece.source, piece.start_element)
+            _delivered(piece.source, [_elements(target, offsets, tensor, piece) for target in targets])
             for tensor in self.unit.tensors
             for piece in tensor.pieces
         ]
 
-    def _device_request(
-        self, targets: Sequence[torch.Tensor], tensor: TensorRecipe, source: StoredTensor, start_element: int
-    ) -> ReadRequest:
-        start = self.layout.device_offsets[tensor.name] + dtype_bytes(tensor.dtype, start_element)
-        end = start + dtype_bytes(tensor.dtype, prod(source.shape))
-        runs = [target[start:end].view(getattr(torch, tensor.dtype)) for target in targets]
-        return _delivered(source, runs)
-
-    def _request(
-        self, buffer: HostBuffer, tensor: TensorRecipe, source: StoredTensor, start_element: int
-    ) -> ReadRequest:
-        start = self.layout.host_offsets[tensor.name] + dtype_bytes(tensor.dtype, start_element)
-        if source.dtype == tensor.dtype:
-            view = buffer.view[start : start + source.num_bytes]
-            return _in_place(source, view, buffer.address + start)
-        num_elements = prod(source.shape)
-        run = buffer.bytes[start : start + dtype_bytes(tensor.dtype, num_elements)].view(
-            getattr(torch, tensor.dtype)
-        )
-        return _delivered(source, [run])
+    def _request(self, buffer: HostBuffer, tensor: TensorRecipe, piece: Piece) -> ReadRequest:
+        offsets, source = self.layout.host_offsets, piece.source
+        if source.dtype != tensor.dtype:
+            return _delivered(source, [_elements(buffer.bytes, offsets, tensor, piece)])
+        start = _start(offsets, tensor, piece)
+        view = buffer.view[start : start + source.num_bytes]
+        return _in_place(source, view, buffer.address + start)
 
     @property
     def needs_conversion(self) -> bool:
@@ -165,6 +151,20 @@ def read_all(
             finish_first()
     while under_way:
         finish_first()
+
+
+def _start(offsets: Mapping[str, int], tensor: TensorRecipe, piece: Piece) -> int:
+    """Return the first byte of `piece` in a buffer in which tensors lie at `offsets`."""
+    return offsets[tensor.name] + dtype_bytes(tensor.dtype, piece.start_element)
+
+
+def _elements(
+    buffer: torch.Tensor, offsets: Mapping[str, int], tensor: TensorRecipe, piece: Piece
+) -> torch.Tensor:
+    """Return the elements of `piece` in such a buffer, one after another, in the tensor's dtype."""
+    start = _start(offsets, tensor, piece)
+    num_bytes = dtype_bytes(tensor.dtype, prod(piece.source.shape))
+    return buffer[start : start + num_bytes].view(getattr(torch, tensor.dtype))
 
 
 def _in_place(source: StoredTensor, view: memoryview, address: int) -> ReadRequest:
