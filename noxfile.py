@@ -7,6 +7,7 @@ first. `nox -s demo` is the same where nox is there. What follows `--` goes to t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ def launch() -> NoReturn:
     if Path(sys.prefix).resolve() == LAUNCHER.resolve():
         sys.exit("nox could not be installed: remove the folder .nox/launcher and try again")
     if not (LAUNCHER / "ready").exists():
-        print("noxfile: installing nox into .nox/launcher", file=sys.stderr, flush=True)
+        print("noxfile: installing nox into .nox/launcher; this takes a moment", file=sys.stderr, flush=True)
         try:
             venv.create(LAUNCHER, with_pip=True, clear=True)
             subprocess.run(
@@ -47,11 +48,15 @@ try:
 except ModuleNotFoundError:
     launch()
 
+# nox looks for uv and reports that it is not there, which reads like a failure
+logging.getLogger("nox").addFilter(lambda record: "uv binary not found" not in record.getMessage())
+
 LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
+DOCS = ("mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-socket", "pytest-xdist", "hypothesis", "playwright")
 
 CALM = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -72,7 +77,7 @@ EXACTNESS_SAMPLE = (
 
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["check", "tests"]
+nox.options.sessions = ["check", "docs", "tests"]
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -86,7 +91,10 @@ def install(session: nox.Session, *what: str) -> None:
     if stamp.exists():
         session.log("everything is installed")
         return
-    session.install("-c", "constraints.txt", *what)
+    packages = [each for each in what if not each.startswith("-")]
+    session.log(f"installing {', '.join(packages)} and what they need; the first time, this takes minutes")
+    # without a terminal there is nobody to whom pip's progress would say something
+    session.install("-c", "constraints.txt", *what, silent=not sys.stdout.isatty())
     stamp.touch()
 
 
@@ -138,6 +146,39 @@ def versions(session: nox.Session, versions: str) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Build and check wheels and sdists, and try the wheels; `-- --url URL` says where the repository is."""
+    install(session, "build", "twine")
+    folder = ROOT / "build" / "package"
+    session.run("python", "packages/assemble.py", str(folder), *session.posargs)
+    for project in sorted(folder.iterdir()):
+        session.run("python", "-m", "build", "--outdir", str(folder / "dist"), str(project), silent=True)
+    session.run("twine", "check", "--strict", *map(str, sorted((folder / "dist").iterdir())))
+    python = install_wheels(session, sorted((folder / "dist").glob("*.whl")))
+    session.run(python, "-I", "packages/try_wheels.py", external=True)
+
+
+def install_wheels(session: nox.Session, wheels: list[Path]) -> str:
+    """Install `wheels` into an environment that has nothing else, and return its Python.
+
+    What the wheels require stays installed between runs, until a requirement or a pin changes.
+    """
+    folder = Path(session.virtualenv.location) / "wheels"
+    python = str(folder / "bin" / "python")
+    requirements = [path.read_bytes() for path in sorted(ROOT.glob("*/*/pyproject.toml"))]
+    pins = (ROOT / "constraints.txt").read_bytes()
+    stamp = folder / f"installed-{hashlib.sha256(b''.join([pins, *requirements])).hexdigest()[:16]}"
+    pip = (python, "-m", "pip", "install", "-q", "-c", "constraints.txt")
+    if not stamp.exists():
+        session.run("python", "-m", "venv", "--clear", str(folder))
+        session.run(*pip, *map(str, wheels), external=True)
+        stamp.touch()
+    session.run(*pip, "--force-reinstall", "--no-deps", *map(str, wheels), external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    return python
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run a real chat model below its weights' memory, then open the app; `-- --no-app` skips the app."""
     install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE)
@@ -150,7 +191,10 @@ def demo(session: nox.Session) -> None:
         "--max-new-tokens",
         "64",
     ]
+    session.log("loading torch and transformers, the first time without Python's own cache: wait a little")
     session.run("layerstream", "run", "--budget", "100MiB", *question, *options)
+    program = Path(session.bin, "layerstream").relative_to(ROOT)
+    session.log(f"next, a model of your own: {program} run MODEL --prompt TEXT (a folder or a Hub id)")
     if "--no-app" not in session.posargs:
         session.log("the same side by side, in a browser; Ctrl-C ends it")
         session.run("python", "-m", "layerstream_space", "--open")
@@ -174,6 +218,15 @@ def space(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site in build/site, and check it; a warning is an error."""
+    install(session, *DOCS)
+    # Material announces its successor at every start
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("python", "docs/check_site.py", "build/site")
+
+
+@nox.session
 def screenshots(session: nox.Session) -> None:
     """Make the pictures of docs/screenshots anew: the default model, a real run, headless Chromium."""
     install(session, *LAYERSTREAM, "-e", "packages/compare", *SPACE, "playwright", "pillow")
@@ -187,6 +240,13 @@ def bench(session: nox.Session) -> None:
     install(session, *LAYERSTREAM, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
     for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", script, "--quick", *session.posargs)
+
+
+@nox.session(name="bench-peers")
+def bench_peers(session: nox.Session) -> None:
+    """Measure layerstream beside its peers, installed into build/peers; takes bench_peers.py's options."""
+    install(session, *LAYERSTREAM, "accelerate", "matplotlib")
+    session.run("python", "benchmarks/bench_peers.py", "--install", *session.posargs)
 
 
 @nox.session

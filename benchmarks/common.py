@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 import torch
+from cold_files import drop_page_cache as drop_page_cache
 from rich.console import Console
 from rich.table import Table
 
@@ -43,16 +44,6 @@ MIB, GIB = 1024**2, 1024**3
 
 
 # -- measuring -------------------------------------------------------------------------------------------
-
-
-def drop_page_cache(directory: Path) -> None:
-    """Drop the cached pages of every file in `directory`, so that the next read goes to the disk."""
-    for path in sorted(directory.iterdir()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -175,7 +166,7 @@ def environment(directory: Path | None = None) -> dict[str, str]:
     facts = {
         "processor": processor_name(),
         "cores": f"{os.cpu_count()} ({torch.get_num_threads()} torch threads)",
-        "bf16 instructions": "yes" if "avx512_bf16" in _cpu_flags() else "no",
+        "bf16 instructions": "yes" if has_bf16_instructions() else "no",
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
         "load average before": f"{os.getloadavg()[0]:.2f}",
         "system": f"{platform.system()} {platform.release()}",
@@ -199,6 +190,11 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:
         return []
+
+
+def has_bf16_instructions() -> bool:
+    """Return whether the processor multiplies bf16 numbers itself; otherwise such products are slow."""
+    return "avx512_bf16" in _cpu_flags()
 
 
 def _cpu_flags() -> set[str]:

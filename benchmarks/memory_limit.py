@@ -46,15 +46,15 @@ class Limit:
 
 
 @contextmanager
-def limited(num_bytes: int | None) -> Iterator[Limit]:
-    """Yield a limit of `num_bytes`, or none.
+def limited(num_bytes: int | None, label: str = "") -> Iterator[Limit]:
+    """Yield a limit of `num_bytes`, or none. Limits that hold at the same time have different labels.
 
     The control group is removed afterwards; its processes must have ended by then.
     """
     if num_bytes is None:
         yield Limit(kind="none", num_bytes=0)
         return
-    created = _create_group(num_bytes)
+    created = _create_group(num_bytes, label)
     if created is None:
         yield Limit(kind="RLIMIT_DATA", num_bytes=num_bytes)
         return
@@ -65,10 +65,10 @@ def limited(num_bytes: int | None) -> Iterator[Limit]:
         group.rmdir()
 
 
-def _create_group(num_bytes: int) -> tuple[str, Path] | None:
+def _create_group(num_bytes: int, label: str) -> tuple[str, Path] | None:
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines() if line]
     kinds = {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
-    name = f"layerstream-bench-{os.getpid()}"
+    name = f"layerstream-bench-{os.getpid()}{label}"
     choices = []
     if "memory" in kinds:
         choices.append(
@@ -82,7 +82,9 @@ def _create_group(num_bytes: int) -> tuple[str, Path] | None:
         except OSError:
             continue
         try:
-            (group / file).write_text(str(num_bytes))
+            # where no such file system is mounted, this is a plain folder, and there is no file to change
+            with (group / file).open("r+") as limit:
+                limit.write(str(num_bytes))
         except OSError:
             group.rmdir()
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -113,14 +112,3 @@ def test_simulate_70b_plans_the_large_shape_and_any_other(run: Run, tiny_llama_d
     assert large.startswith("a 70B Llama in float16 on cuda:0")
     assert "blocks in host memory" in large and "limited by disk" in large
     assert tiny.startswith(str(tiny_llama_dir))
-
-
-def test_the_plan_that_the_readme_shows_is_what_the_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code, shown = re.findall(
-        r"^```python\n(from transformers import LlamaConfig.*?)^```.*?^```text\n(.*?)^```",
-        text,
-        re.DOTALL | re.MULTILINE,
-    )[0]
-    exec(compile(code, "README.md", "exec"), {"ls": ls})
-    assert capsys.readouterr().out == shown

@@ -21,6 +21,8 @@ ROOMS_WITHOUT_TORCH = (
     "layerstream.checkpoint",
 )
 HEAVY = ("torch", "transformers", "accelerate", "numpy")
+COMMANDS = ("layerstream", "layerstream_compare", "layerstream_space")
+NOT_FOR_HELP = (*HEAVY, "bitsandbytes", "gradio", "huggingface_hub", "httpx", "safetensors", "pandas")
 
 
 def run_fresh(program: str, *arguments: str) -> str:
@@ -84,3 +86,21 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'layerstream' has no attribute 'lod'"):
         ls.lod  # noqa: B018
     assert set(ls.__all__) <= set(dir(ls))
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_a_commands_help_loads_no_library_that_only_its_work_needs(module: str, option: str) -> None:
+    program = f"""
+import json, runpy, sys
+sys.argv[1:] = [{option!r}]
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert module.replace("_", "-") in done.stdout
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    assert loaded.isdisjoint(NOT_FOR_HELP)

@@ -1,17 +1,14 @@
-"""`python -m layerstream_space`: serve the page on this machine."""
+"""`layerstream-space` and `python -m layerstream_space`: serve the page on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import socket
+import importlib
 import sys
 from collections.abc import Sequence
 
-from layerstream_compare import CompareError, Experiment
-
+from . import __version__
 from .settings import PUBLIC_LIMITS, Limits, Settings
-from .ui.page import launch_options, make_page
-from .ui.services import make_services
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    if problem := _problem(options):
-        parser.error(problem)
     settings = Settings(
         models=tuple(options.model or ()),
         budget=options.budget,
@@ -35,45 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         in_process=options.in_process,
         limits=PUBLIC_LIMITS if options.public else Limits(),
     )
-    services = make_services(settings)
-    page = make_page(services)
-    try:
-        _, address, _ = page.launch(
-            server_name=options.host,
-            server_port=options.port,
-            prevent_thread_lock=True,
-            inbrowser=options.open,
-            **launch_options(),
-        )
-        sys.stdout.write(f"layerstream is open at {address}\n")
-        sys.stdout.flush()
-        page.block_thread()
-    except OSError as error:
-        sys.stderr.write(f"error: cannot serve the page: {error}; choose another --port\n")
-        return 2
-    finally:
-        services.planner.close()
-    return 0
-
-
-def _problem(options: argparse.Namespace) -> str:
-    """Return what is wrong with the options; empty if nothing is."""
-    try:
-        for model in options.model or ("default",):
-            Experiment(model=model, prompt="-", variants=("streamed",), budget=options.budget)
-    except CompareError as error:
-        return str(error)
-    try:
-        # on an address of another machine, gradio would try a hundred ports one after another
-        socket.create_server(
-            (options.host, 0), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        ).close()
-    except OSError:
-        return (
-            f"--host {options.host} is not an address of this machine; use 127.0.0.1 for this machine alone, "
-            "or 0.0.0.0 to open the page to the network"
-        )
-    return ""
+    # gradio takes seconds to import: --help, --version and a mistyped option do not wait for it
+    serving = importlib.import_module(".serve", __package__)
+    if problem := serving.problem_with(settings, options.host):
+        parser.error(problem)
+    status: int = serving.serve(settings, host=options.host, port=options.port, opens_browser=options.open)
+    return status
 
 
 def _port(text: str) -> int:
@@ -84,7 +46,7 @@ def _port(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="layerstream_space", description="Compare one prompt across model variants in a browser."
+        prog="layerstream-space", description="Compare one prompt across model variants in a browser."
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network"
@@ -115,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run models in this process, for hosts where child processes cannot",
     )
+    parser.add_argument("--version", action="version", version=f"layerstream-space {__version__}")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser
 

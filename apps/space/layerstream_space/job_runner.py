@@ -20,10 +20,10 @@ from layerstream_compare import (
     list_variants,
     run,
     run_in_process,
-    run_isolated,
 )
 
 from .errors import VisitorError
+from .forecast import Forecast
 from .models import Catalogue, sanitize_measurement, strip_paths
 from .planner import Planner
 from .run_state import RunState
@@ -33,13 +33,11 @@ HEARTBEAT_S = 0.2
 """The longest silence of a run. Stop or a closed tab takes effect at the next update."""
 
 
+DRAFTS = ("int8", "lookup")
+"""The drafts that a visitor can choose: those that need no other model and no other library."""
+
 CaseRunner = Callable[[Case], Generator[Event, None, None]]
 """Runs one case and yields its events, at least one every heartbeat."""
-
-
-def run_in_worker_process(case: Case) -> Generator[Event, None, None]:
-    """Run `case` in its own process."""
-    return run_isolated(case, heartbeat_s=HEARTBEAT_S)
 
 
 def run_in_app_process(case: Case) -> Generator[Event, None, None]:
@@ -61,9 +59,11 @@ class RunRequest:
         budget: memory of the streamed variant: `min` or a size; on an accelerator its device memory.
         host_budget: host memory of the streamed variant on an accelerator: `min`, `auto` or a size.
         dtype: `auto` keeps the checkpoint's.
+        rounds: how often each case is measured.
         quality: where to measure agreement with the exact model: `none`, `answer` (on its own answer) or
             `prose` (on a page of prose as well).
         timeline: report what a streamed case moves and waits for.
+        draft: what proposes tokens for the streamed variant: one of `DRAFTS`; empty for nothing.
     """
 
     model: str
@@ -75,8 +75,10 @@ class RunRequest:
     budget: str = "min"
     host_budget: str = "min"
     dtype: str = "auto"
+    rounds: int = 1
     quality: str = "answer"
     timeline: bool = False
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ class JobRunner:
         settings: Settings,
         catalogue: Catalogue,
         planner: Planner,
-        run_case: CaseRunner | None = None,
+        run_case: CaseRunner,
     ) -> None:
         """Create a runner; nothing is started yet.
 
@@ -109,12 +111,13 @@ class JobRunner:
             settings: how the app was started.
             catalogue: the models that may be run.
             planner: finds the default model.
-            run_case: runs one case; by default in its own process, or in this one if the settings say so.
+            run_case: runs one case.
         """
         self._settings = settings
         self._catalogue = catalogue
         self._planner = planner
-        self._run_case = run_case or (run_in_app_process if settings.in_process else run_in_worker_process)
+        self._forecast = Forecast()
+        self._run_case = run_case
 
     def start(self, request: RunRequest) -> Generator[RunUpdate, None, None]:
         """Run `request` and yield an update for every event, at least one every `HEARTBEAT_S`.
@@ -124,7 +127,9 @@ class JobRunner:
         """
         check_request(request, self._settings.limits)
         source = self._catalogue.source_of(request.model)
-        state = _initial_state(_experiment(request, request.model, self._settings.limits))
+        experiment = _experiment(request, request.model, self._settings.limits)
+        cases = experiment.cases()
+        state = RunState(cases, experiment.reference_of(cases[0]), self._forecast.expect)
         if not source:
             source = yield from self._fetch_default_model(state)
         yield from self._run(request, source, state)
@@ -135,7 +140,7 @@ class JobRunner:
 
     def _fetch_default_model(self, state: RunState) -> Generator[RunUpdate, None, str]:
         path = self._planner.fetch_default_model()
-        state.note = "Getting the model. The first time this takes half a minute."
+        state.note = "Looking for the model. The first time, unpacking it takes half a minute."
         while not path.done():
             yield RunUpdate(state=state)
             time.sleep(HEARTBEAT_S)
@@ -154,11 +159,17 @@ class JobRunner:
             for raw_event in _report_as_visitor_errors(events, source, request.model):
                 event = self._sanitize(raw_event, source, request.model)
                 state.apply(event, time.monotonic())
+                self._learn(state, event)
                 yield RunUpdate(state=state, event=event)
                 if time.monotonic() > deadline_s and not state.is_over:
                     state.stop(f"Stopped after {limits.run_s:.0f} s, the limit for one run on this page.")
                     yield RunUpdate(state=state)
                     return
+
+    def _learn(self, state: RunState, event: Event) -> None:
+        if event.measurement is not None and event.measurement.status == "ok":
+            spent = state.column_of(event.case).spent
+            self._forecast.learn(event.case, spent, len(event.measurement.token_ids))
 
     def _sanitize(self, event: Event, source: str, name: str) -> Event:
         case = event.case.with_changes(model=name, timeline=False)
@@ -182,9 +193,11 @@ def _experiment(request: RunRequest, model: str, limits: Limits) -> Experiment:
             budget=request.budget,
             host_budget=request.host_budget,
             dtype=request.dtype,
+            rounds=request.rounds,
             time_limit_s=limits.case_s,
             quality=request.quality != "none",
             prose=request.quality == "prose",
+            draft=request.draft,
             noise_floor=False,  # it would be one more case to wait for
         )
     except CompareError as error:
@@ -196,11 +209,6 @@ def _report_as_visitor_errors(events: Iterable[Event], source: str, name: str) -
         yield from events
     except CompareError as error:
         raise VisitorError(strip_paths(str(error).replace(source, name))) from error
-
-
-def _initial_state(experiment: Experiment) -> RunState:
-    cases = experiment.cases()
-    return RunState(cases, experiment.reference_of(cases[0]))
 
 
 def check_request(request: RunRequest, limits: Limits) -> None:
@@ -216,9 +224,15 @@ def check_request(request: RunRequest, limits: Limits) -> None:
             f"The prompt has {len(request.prompt)} characters; the limit here is {limits.prompt_characters}."
         )
     _check_variants(request.variants, limits)
+    if request.draft and request.draft not in DRAFTS:
+        raise VisitorError(f"There is no draft {request.draft!r} here. Choose one of: {', '.join(DRAFTS)}.")
     if not 1 <= request.new_tokens <= limits.new_tokens:
         raise VisitorError(
             f"You asked for {request.new_tokens} new tokens; choose between 1 and {limits.new_tokens} here."
+        )
+    if not 1 <= request.rounds <= limits.rounds:
+        raise VisitorError(
+            f"You asked for {request.rounds} rounds; choose between 1 and {limits.rounds} here."
         )
     longest = max(request.lengths, default=0)
     if longest > limits.context_tokens:

@@ -6,21 +6,29 @@ later plans are plain arithmetic and need no child process.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import layerstream as ls
 
 from .errors import VisitorError
 from .profiler import Profiler
 
-MAX_PROFILES = 16
+NUM_PROMPTS = 1000
+"""How many prompts `many_prompts` plans for."""
+
+BATCH_SIZES = (8, 32, 128)
+"""Numbers of prompts at a time that are tried beside one. Each costs a search of a quarter of a second."""
+
+MAX_PROFILES = 64
 PROBE_EVERY_S = 600.0
 FETCH_WITHIN_S = 600.0
+KNOWN_WITHIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +47,45 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManyPrompts:
+    """The plan that answers many prompts soonest, several at a time.
+
+    Attributes:
+        at_once: how many of them share every sweep over the weights.
+        total_s: seconds until the last one is answered, calculated.
+    """
+
+    at_once: int
+    total_s: float
+
+    @property
+    def answer_s(self) -> float:
+        """The seconds of one answer, on average."""
+        return self.total_s / NUM_PROMPTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanAnswer:
     """The answer to "Will it fit?".
 
     Attributes:
         plan: the plan; None if the budget is too small.
         reason: why there is no plan; empty if there is one.
-        minimum_bytes: the smallest device memory that works.
         profile: the model.
         machine: the machine.
+        workload: the lengths that were planned for.
     """
 
     plan: ls.PlacementPlan | None
     reason: str
-    minimum_bytes: int
     profile: ls.ModelProfile
     machine: ls.Machine
+    workload: ls.Workload
+
+    @property
+    def minimum_bytes(self) -> int:
+        """The smallest device memory that works; planned when it is asked for."""
+        return _minimum_bytes(_plans(self.profile, self.machine, self.workload))
 
 
 class Planner:
@@ -82,6 +113,7 @@ class Planner:
         workload: ls.Workload,
         dtype: str = "auto",
         share: float | None = None,
+        draft: str | None = None,
     ) -> PlanAnswer:
         """Return where a model's weights would live on a machine.
 
@@ -92,21 +124,19 @@ class Planner:
             dtype: the run dtype.
             share: share of the memory between the minimum (0) and all weights resident (1); by default the
                 machine's free memory is the budget.
+            draft: what proposes tokens, as for `layerstream.simulate`.
 
         Raises:
             VisitorError: why the model cannot be planned.
         """
         machine = machine or self.this_machine()
         profile = self.profile(source, dtype=dtype, device=machine.device)
-
-        def plan_within(budget: str | int) -> ls.PlacementPlan:
-            return ls.simulate(profile, machine=machine, workload=workload, budget=budget)
-
+        plan_within = _plans(profile, machine, workload, draft)
         plan, reason = None, ""
         try:
-            minimum_bytes = _minimum_bytes(plan_within)
             budget: str | int = "auto"
             if share is not None:
+                minimum_bytes = _minimum_bytes(plan_within)
                 all_bytes = _resident_bytes(plan_within, profile)
                 budget = minimum_bytes + round(min(max(share, 0.0), 1.0) * max(0, all_bytes - minimum_bytes))
             plan = plan_within(budget)
@@ -115,7 +145,11 @@ class Planner:
         except ls.LayerstreamError as error:
             raise VisitorError(" ".join(str(error).split())) from error
         return PlanAnswer(
-            plan=plan, reason=reason, minimum_bytes=minimum_bytes, profile=profile, machine=machine
+            plan=plan,
+            reason=reason,
+            profile=profile,
+            machine=machine,
+            workload=workload,
         )
 
     def profile(self, source: ModelSource, *, dtype: str = "auto", device: str = "cpu") -> ls.ModelProfile:
@@ -131,7 +165,9 @@ class Planner:
                 self._profiles.move_to_end(key)
                 return self._profiles[key]
         # not under the lock: a model that takes long must not delay the others' plans
-        answer = self._profiler.ask("profile", **asdict(source), dtype=dtype, device=kind)
+        # a visitor's config may be enormous; a well-known model takes long on a busy machine only
+        within_s = KNOWN_WITHIN_S if source.known else None
+        answer = self._profiler.ask("profile", **asdict(source), dtype=dtype, device=kind, within_s=within_s)
         profile = ls.ModelProfile.from_dict(answer["profile"])
         with self._lock:
             self._profiles[key] = profile
@@ -161,6 +197,47 @@ class Planner:
         """End the child process."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._profiler.close()
+
+
+def many_prompts(answer: PlanAnswer) -> ManyPrompts | None:
+    """Return how soon `NUM_PROMPTS` are answered when they share sweeps; None if not even one fits.
+
+    Each candidate is the plan for a batch of that size, as `layerstream plan --batch-size` makes it. The
+    batches run one after another.
+    """
+    if answer.plan is None:
+        return None
+    best = _in_batches(answer.plan, answer.workload)
+    for batch_size in BATCH_SIZES:
+        workload = replace(answer.workload, batch_size=batch_size)
+        try:
+            plan = ls.simulate(answer.profile, machine=answer.machine, workload=workload)
+        except ls.BudgetTooSmallError:
+            break
+        best = min(best, _in_batches(plan, workload), key=lambda each: each.total_s)
+    return best
+
+
+def _in_batches(plan: ls.PlacementPlan, workload: ls.Workload) -> ManyPrompts:
+    num_batches = math.ceil(NUM_PROMPTS / workload.batch_size)
+    total_s = num_batches * answer_s(plan, workload.new_tokens)
+    return ManyPrompts(at_once=workload.batch_size, total_s=total_s)
+
+
+def answer_s(plan: ls.PlacementPlan, new_tokens: int) -> float:
+    """Return the calculated seconds of an answer: the prompt, and one sweep for every token."""
+    return plan.cost.prefill_s + new_tokens * plan.cost.sweep_s
+
+
+def _plans(
+    profile: ls.ModelProfile, machine: ls.Machine, workload: ls.Workload, draft: str | None = None
+) -> Callable[[str | int], ls.PlacementPlan]:
+    """Return a function that plans within a budget."""
+
+    def plan_within(budget: str | int) -> ls.PlacementPlan:
+        return ls.simulate(profile, machine=machine, workload=workload, budget=budget, draft=draft)
+
+    return plan_within
 
 
 def _minimum_bytes(plan_within: Callable[[str | int], ls.PlacementPlan]) -> int:

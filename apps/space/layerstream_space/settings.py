@@ -15,6 +15,7 @@ class Limits:
         prompt_characters: length of a prompt.
         new_tokens: length of an answer in tokens.
         variants: variants in one run.
+        rounds: how often one run may measure each variant.
         context_tokens: longest prompt of the long-context page.
         config_characters: length of a pasted config.
         case_s: seconds for one variant.
@@ -26,6 +27,7 @@ class Limits:
     prompt_characters: int = 20_000
     new_tokens: int = 512
     variants: int = 10
+    rounds: int = 5
     context_tokens: int = 8192
     config_characters: int = 50_000
     case_s: float = 1800.0
@@ -38,6 +40,7 @@ PUBLIC_LIMITS = Limits(
     prompt_characters=1200,
     new_tokens=64,
     variants=4,
+    rounds=3,
     context_tokens=2048,
     config_characters=20_000,
     case_s=120.0,

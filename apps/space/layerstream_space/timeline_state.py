@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from layerstream import PlacementPlan
+from layerstream import PlacementPlan, VerifiedTokens
 from layerstream_compare import Event
 
 KEPT_SPANS = 6000
@@ -46,6 +46,7 @@ class TimelineState:
         seconds: total seconds of each activity.
         bytes_read: total bytes read from disk.
         end_s: end of the latest activity.
+        verified: with a draft, what each sweep after the prompt's verified.
     """
 
     plan: PlacementPlan | None = None
@@ -53,14 +54,17 @@ class TimelineState:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACTIVITIES, 0.0))
     bytes_read: int = 0
     end_s: float = 0.0
+    verified: list[VerifiedTokens] = field(default_factory=list)
 
     def apply(self, event: Event) -> None:
-        """Update the timeline with a `plan` or `spans` event; ignore any other."""
+        """Update the timeline with a `plan`, `spans` or `verified` event; ignore any other."""
         if event.kind == "plan":
             self.plan = PlacementPlan.from_dict(event.data["plan"])
         elif event.kind == "spans":
             for span in event.data["spans"]:
                 self._add(Span(*span))
+        elif event.kind == "verified":
+            self.verified.append(VerifiedTokens(**event.data))
 
     def _add(self, span: Span) -> None:
         if span.end_s < 0:
@@ -74,6 +78,11 @@ class TimelineState:
     def current_unit(self) -> int | None:
         """The unit that was computed last."""
         return next((span.unit for span in reversed(self.spans) if span.activity == "compute"), None)
+
+    @property
+    def tokens_per_sweep(self) -> float:
+        """With a draft, the tokens of a sweep after the prompt's on average; 0 before the first one."""
+        return sum(sweep.tokens for sweep in self.verified) / len(self.verified) if self.verified else 0.0
 
     def latest(self, seconds: float) -> list[Span]:
         """Return the activities of the last `seconds`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -61,8 +62,24 @@ class App:
         return self._process.pid
 
     def workers(self) -> list[int]:
-        """Return the process ids of this app's workers, which run models."""
+        """Return the process ids of this app's workers, which run models; a spare one does not."""
+        return [pid for pid in self._all_workers() if not is_spare(pid)]
+
+    def spares(self) -> list[int]:
+        """Return the process ids of the workers that wait for a case; there is at most one."""
+        return [pid for pid in self._all_workers() if is_spare(pid)]
+
+    def _all_workers(self) -> list[int]:
         return [pid for pid in children_of(self.pid) if "layerstream_compare.worker" in command_of(pid)]
+
+    def wait_for_spare(self, expected: bool, *, within_s: float = 60.0) -> bool:
+        """Wait until there is a spare worker (or none); return False if that took too long."""
+        deadline_s = time.monotonic() + within_s
+        while bool(self.spares()) is not expected:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.02)
+        return True
 
     def wait_for_workers(self, expected: bool, *, within_s: float = 60.0) -> bool:
         """Wait until there is a worker (or none); return False if that took too long."""
@@ -85,6 +102,12 @@ def children_of(pid: int) -> list[int]:
         if int(parent) == pid and state not in "ZX":
             found.append(int(path.parent.name))
     return found
+
+
+def is_spare(pid: int) -> bool:
+    """Return whether a worker waits for its case: it closes the descriptor it waits on when it has one."""
+    found = re.search(r"--go-fd (\d+)", command_of(pid))
+    return found is not None and Path(f"/proc/{pid}/fd/{found[1]}").is_fifo()
 
 
 def command_of(pid: int) -> str:

@@ -18,6 +18,7 @@ from layerstream import (
     SweepCost,
     UnitPlacement,
     UnitProfile,
+    Workload,
 )
 from layerstream_compare import Agreement, Case, Event, Measurement, Memory, PhaseMemory, Timing
 from layerstream_space.planner import PlanAnswer
@@ -238,7 +239,7 @@ def answer(placement: PlacementPlan | None, *, device_bytes: int = 64 * MIB, rea
     return PlanAnswer(
         plan=placement,
         reason=reason,
-        minimum_bytes=20 * MIB,
         profile=profile(),
-        machine=Machine(device_memory_bytes=device_bytes, host_memory_bytes=64 * MIB),
+        machine=Machine(device="cuda:0", device_memory_bytes=device_bytes, host_memory_bytes=64 * MIB),
+        workload=Workload(),
     )

@@ -3,103 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import pytest
 from app_process import App
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browser_visit import LONG_S, MARKS, Visit, browser, visit
+from playwright.sync_api import expect
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-SHOTS = Path(__file__).resolve().parents[3] / ".artefacts" / "app"
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-)
-FLAGS += ("--disable-component-update", "--disable-sync")
-LONG_S = 120_000
+__all__ = ["browser", "visit"]  # pytest finds the fixtures by these names
 
-pytestmark = [
-    # in CI a missing browser is a failure, because .ci/run installs one
-    pytest.mark.skipif(
-        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: apt-get install chromium"
-    ),
-    pytest.mark.allow_hosts(["127.0.0.1", "::1", "localhost"]),
-    pytest.mark.xdist_group("app"),
-    pytest.mark.timeout(400),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield found
-        found.close()
-
-
-class Visit:
-    """One visitor's page, with its requests and its errors."""
-
-    def __init__(
-        self, browser: Browser, app: App, *, query: str = "", width: int = 1440, dark: bool = False
-    ) -> None:
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        self.page: Page = self.context.new_page()
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.page.goto(app.address + query)
-        expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
-        if variants := parse_qs(query.removeprefix("?")).get("variants"):
-            # the page fills itself from its address a moment after it is drawn
-            expect(self.page.locator("#variants input:checked")).to_have_count(
-                len(variants[0].split(",")), timeout=LONG_S
-            )
-
-    def shoot(self, name: str) -> None:
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
-
-    def choose(self, *variants: str) -> None:
-        for box in self.page.locator("#variants input").all():
-            box.set_checked(box.get_attribute("name") in variants)
-
-    def set_tokens(self, tokens: int) -> None:
-        box = self.page.get_by_label("number input for New tokens").first
-        box.fill(str(tokens))
-        box.press("Enter")
-
-
-@pytest.fixture
-def visit(browser: Browser, app: App) -> Iterator:
-    visits = []
-
-    def start(**options) -> Visit:
-        visits.append(Visit(browser, app, **options))
-        return visits[-1]
-
-    yield start
-    for each in visits:
-        each.context.close()
-        foreign = [
-            url for url in each.requests if not url.startswith((app.address, "data:", "blob:", "about:"))
-        ]
-        assert foreign == []
-        assert each.errors == []
+pytestmark = MARKS
 
 
 WATCH_WORDS = """() => {
@@ -126,10 +39,9 @@ def test_visitor_compares_two_variants_and_sees_answers_marks_figures_and_plots(
     expect(page.get_by_role("textbox", name="Prompt").first).to_have_value("Hello there")
     mine.shoot("side-by-side_empty")
     page.evaluate(WATCH_WORDS)
-    heights = [page.locator(".ls-column").first.bounding_box()["y"]]
     page.locator("#compare").click()
     expect(page.locator(".ls-column.running")).to_be_visible(timeout=LONG_S)
-    heights.append(page.locator(".ls-column").first.bounding_box()["y"])
+    heights = [page.locator(".ls-column").first.bounding_box()["y"]]
     expect(page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
     heights.append(page.locator(".ls-column").first.bounding_box()["y"])
     assert max(heights) - min(heights) < 2, "the columns moved while words arrived"
@@ -145,8 +57,9 @@ def test_visitor_compares_two_variants_and_sees_answers_marks_figures_and_plots(
     figures = page.locator(".ls-column").first.locator("dd").all_inner_texts()
     assert len(figures) == 8
     assert "–" not in figures
-    page.locator(".ls-column .ls-q").first.focus()
-    expect(page.locator(".ls-column .ls-q .ls-tip").first).to_be_visible()
+    explained = page.locator("#page-compare .ls-read")
+    explained.locator("summary").click()
+    expect(explained.get_by_text("same top token", exact=True)).to_be_visible()
     assert page.locator("#plots .ls-bar").count() == 6
     expect(page.locator("#stop")).to_be_disabled()
     expect(page.locator("#compare")).to_be_enabled()

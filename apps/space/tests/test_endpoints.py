@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 
 import pytest
@@ -23,9 +25,20 @@ pytestmark = [
 ]
 
 
+@contextmanager
+def connected(app: App) -> Iterator[Client]:
+    """A client whose own thread, which keeps the session alive, ends with the test."""
+    client = Client(app.address, verbose=False)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 @pytest.fixture
-def client(app: App) -> Client:
-    return Client(app.address, verbose=False)
+def client(app: App) -> Iterator[Client]:
+    with connected(app) as client:
+        yield client
 
 
 def test_page_explains_every_argument_of_every_endpoint():
@@ -99,7 +112,8 @@ def test_simultaneous_visitors_are_queued_and_each_gets_its_own_answer(app):
     found: dict[str, str] = {}
 
     def visit(prompt: str) -> None:
-        (result,) = Client(app.address, verbose=False).predict(prompt, ["resident"], 4, api_name="/compare")
+        with connected(app) as client:
+            (result,) = client.predict(prompt, ["resident"], 4, api_name="/compare")
         found[prompt] = result["case"]["prompt"]
 
     threads = [threading.Thread(target=visit, args=(prompt,)) for prompt in prompts]

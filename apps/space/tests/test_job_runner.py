@@ -45,6 +45,7 @@ def well_behaved(case):
         ),
         ({"new_tokens": 65}, "between 1 and 64"),
         ({"new_tokens": 0}, "between 1 and 64"),
+        ({"draft": "some/model"}, "no draft 'some/model' here. Choose one of: int8, lookup"),
         ({"lengths": (512, 4096)}, "a prompt of 4096 tokens; the limit here is 2048"),
     ],
 )
@@ -64,6 +65,12 @@ def test_both_budgets_reach_the_cases():
     assert {column.case.host_budget for column in last.state.columns} == {"24 GiB"}
     with pytest.raises(VisitorError, match="the host budget is 'plenty'"):
         next(runner_with(well_behaved).start(request_with(model="some/tiny", host_budget="plenty")))
+
+
+def test_a_draft_reaches_the_streamed_case_only():
+    *_, last = runner_with(well_behaved).start(request_with(model="some/tiny", draft="lookup"))
+    drafts = {column.case.variant: column.case.draft for column in last.state.columns}
+    assert drafts == {"streamed": "lookup", "bnb-nf4": ""}
 
 
 def test_run_fills_one_column_after_another():

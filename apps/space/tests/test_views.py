@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -17,12 +18,19 @@ from layerstream_space.host_info import HostInfo
 from layerstream_space.run_state import RunState
 from layerstream_space.timeline_state import TimelineState
 from layerstream_space.view.bars import plots_view
-from layerstream_space.view.columns import FIGURES, FIGURES_WITH_DEVICE, columns_view, empty_columns
-from layerstream_space.view.curves import curves_view, power
+from layerstream_space.view.columns import (
+    AGREEMENT,
+    COSTS,
+    COSTS_WITH_DEVICE,
+    columns_view,
+    empty_columns,
+)
+from layerstream_space.view.curves import curves_view
 from layerstream_space.view.documents import documents_view
 from layerstream_space.view.downloads import downloads_view
+from layerstream_space.view.how_to_read import how_to_read_columns
 from layerstream_space.view.pages import STEPS, masthead, method_view
-from layerstream_space.view.plan import fit_view, known_table, ledger_bar, strip_view
+from layerstream_space.view.plan import ledger_bar, strip_view
 from layerstream_space.view.timeline import watch_view
 
 STREAMED, NF4 = sample_values.case("streamed"), sample_values.case("bnb-nf4")
@@ -81,13 +89,15 @@ def test_shorter_answer_says_where_it_ends():
     assert "(ends here)" in columns_view(done_state(ids=(1,), texts=("The",)), 2.0)
 
 
-def test_column_has_every_figure_with_its_explanation():
-    html = checked(columns_view(done_state(), 2.0))
-    for key, name in FIGURES:
+def test_column_has_every_figure_and_one_place_explains_them_all():
+    html, explained = checked(columns_view(done_state(), 2.0)), checked(how_to_read_columns(has_device=False))
+    for key, name in (*COSTS, *AGREEMENT):
         metric = next(metric for metric in METRICS if metric.key == key)
-        assert f"<dt>{name} " in html
+        assert f"<dt>{name}</dt>" in html
         assert metric.show(metric.value(sample_values.measurement(STREAMED))) in html
-    assert html.count('class="ls-q"') == 2 * len(FIGURES)
+        assert f"<dt>{name}</dt><dd>{escape(metric.includes)}.</dd>" in explained
+    assert html.count("<dt>") == 2 * len((*COSTS, *AGREEMENT))
+    assert 'class="ls-q"' not in html
 
 
 def test_reference_bit_exact_and_noisy_columns_have_badges():
@@ -121,7 +131,7 @@ def test_running_column_shows_its_phase_and_seconds():
     state.apply(sample_values.event(STREAMED, "started"), 10.0)
     state.apply(sample_values.event(STREAMED, "phase", phase="load"), 11.0)
     html = checked(columns_view(state, 14.9))
-    assert "1 of 2: <b>Streamed</b>, loading the weights, 4 s" in html
+    assert "1 of 2: <b>Streamed</b>, loading the weights, 4 s<em> · about " in html
     assert "waiting for its turn" in html
 
 
@@ -181,12 +191,12 @@ def test_columns_of_a_device_have_figures_of_both_memories():
     state = RunState([STREAMED, NF4], STREAMED)
     state.apply(sample_values.finished(sample_values.on_device(STREAMED)), 0.0)
     html = checked(columns_view(state, 1.0))
-    for key, name in FIGURES_WITH_DEVICE:
+    for key, name in (*COSTS_WITH_DEVICE, *AGREEMENT):
         metric = next(metric for metric in METRICS if metric.key == key)
-        assert f"<dt>{name} " in html
+        assert f"<dt>{name}</dt>" in html
         assert metric.show(metric.value(sample_values.on_device(STREAMED))) in html
     # a column that still waits has the same rows
-    assert html.count('class="ls-q"') == 2 * len(FIGURES_WITH_DEVICE)
+    assert html.count("<dt>") == 2 * len((*COSTS_WITH_DEVICE, *AGREEMENT))
 
 
 def test_plots_say_what_will_appear_before_anything_is_measured():
@@ -218,32 +228,6 @@ def test_plan_has_a_cell_for_each_block_filled_by_where_it_lives():
     assert f"on disk: 2 of 4, {format_bytes(16 * sample_values.MIB)}" in html
 
 
-def test_fit_page_says_whether_it_runs_and_what_fewer_bits_need():
-    html = checked(fit_view(sample_values.answer(sample_values.plan()), "A card"))
-    assert "It runs, streamed" in html
-    assert format_seconds(0.02) in html
-    assert "/home" not in html
-    # 14 Mi weights at a byte each, 4 MiB kept, 4 MiB of cache
-    assert f">{format_bytes(22 * sample_values.MIB)}<" in html
-
-
-def test_fit_page_says_why_a_model_does_not_run():
-    html = checked(fit_view(sample_values.answer(None, reason="give at least 20 MiB"), "A card"))
-    assert "It does not fit" in html
-    assert "give at least 20 MiB" in html
-
-
-def test_resident_plan_says_that_nothing_streams():
-    html = fit_view(sample_values.answer(sample_values.plan("DDDD")), "A card")
-    assert "It fits as it is" in html
-
-
-def test_fits_and_does_not_fit_are_also_words():
-    html = fit_view(sample_values.answer(sample_values.plan(), device_bytes=40 * sample_values.MIB), "A card")
-    assert "✗ no" in html
-    assert "✓ yes" in html
-
-
 def test_ledger_bar_names_its_parts():
     html = checked(ledger_bar(sample_values.plan()))
     assert f"slots {format_bytes(16 * sample_values.MIB)}" in html
@@ -259,10 +243,6 @@ def test_ledger_of_a_device_has_a_bar_for_each_memory_and_that_of_a_cpu_one():
     html = checked(ledger_bar(sample_values.plan("D..")))
     assert html.count('class="ls-stack"') == 1
     assert "In host memory" not in html
-
-
-def test_known_models_are_listed_in_decimal_gigabytes():
-    assert "140 GB" in checked(known_table({"Seven": 70 * 10**9}))
 
 
 def sample_timeline() -> TimelineState:
@@ -306,11 +286,6 @@ def test_spans_of_the_warm_up_are_left_out():
     timeline = TimelineState()
     timeline.apply(sample_values.event(STREAMED, "spans", spans=[["read", 1, 0, -2.0, -1.0, 5]]))
     assert timeline.bytes_read == 0
-
-
-@pytest.mark.parametrize(("exponent", "lengths"), [(2.0, (512, 1024, 2048)), (1.0, (300, 600))])
-def test_power_of_a_curve_is_found(exponent, lengths):
-    assert power([(length, length**exponent) for length in lengths]) == pytest.approx(exponent)
 
 
 def test_column_and_bar_show_the_same_peak_without_mapped_files():

@@ -10,19 +10,26 @@ from pathlib import Path
 import pytest
 from fake_workers import result, wait_until_gone
 
+import layerstream_compare.cli as cli
 from layerstream_compare.case import Case
 from layerstream_compare.cli import main, parse_length
 from layerstream_compare.errors import ExperimentError
+from layerstream_compare.events import Event
+from layerstream_compare.measurement import Measurement
 from layerstream_compare.protocol import measurement_of
 from layerstream_compare.results import ResultsFile
+
+
+def measured(case: Case | None = None) -> Measurement:
+    case = case or Case(model="m", variant="streamed", prompt="Hi")
+    return measurement_of(case, {"kind": "result", **result()}, isolation="process")
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     with ResultsFile(tmp_path) as results:
         for variant in ("streamed", "resident"):
-            case = Case(model="m", variant=variant, prompt="Hi")
-            results.add(measurement_of(case, {"kind": "result", **result()}, isolation="process"))
+            results.add(measured(Case(model="m", variant=variant, prompt="Hi")))
     return tmp_path
 
 
@@ -37,6 +44,17 @@ def test_report_writes_every_file_and_prints_the_table(folder, capsys):
         "report.md",
         "results.csv",
     }
+
+
+@pytest.mark.parametrize(("options", "prose"), [((), False), (("--prose",), True)])
+def test_prose_is_an_option_of_the_command(options, prose, tmp_path, capsys):
+    with ResultsFile(tmp_path) as results:
+        case = Case(model="m", variant="resident", prompt="Hi", prose=prose)
+        results.add(measurement_of(case, {"kind": "result", **result()}, isolation="process"))
+    run = ["run", "--model", "m", "--prompt", "Hi", "--variants", "resident", "--no-noise-floor"]
+    # another choice would be refused, or would measure again
+    assert main([*run, *options, "--out", str(tmp_path)]) == 0
+    assert "already measured" in capsys.readouterr().err
 
 
 def test_report_as_json_prints_one_record_per_line_and_nothing_else(folder, capsys):
@@ -114,6 +132,7 @@ def test_an_interrupt_ends_the_running_case_and_returns_status_130(tmp_path):
         "import sys; from layerstream_compare.cli import main; sys.exit(main(sys.argv[1:]))",
     ]
     command += ["run", "--model", broken_model(tmp_path), "--prompt", "x", "--variants", "resident"]
+    command += ["--no-noise-floor"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
         while not (
@@ -121,10 +140,41 @@ def test_an_interrupt_ends_the_running_case_and_returns_status_130(tmp_path):
         ):
             time.sleep(0.01)
         parent.send_signal(signal.SIGINT)
-        assert "Traceback" not in parent.stderr.read()
+        said = parent.stderr.read()
+        assert "Traceback" not in said
+        assert "\nstopped: 0 of 1 cases were measured; with --out FOLDER they are kept" in said
+        assert said.endswith("\n")
     assert parent.returncode == 130
     # interrupted while it was starting, the worker exits by itself before it imports torch
     assert wait_until_gone(int(workers[0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [((), "the same command again"), (("--restart",), "the same command without --restart")],
+)
+def test_an_interrupt_says_what_is_kept_where_and_how_to_go_on(options, how, tmp_path, capsys, monkeypatch):
+    def interrupted(experiment, **_):
+        for case in experiment.cases()[:2]:
+            yield Event(case=case, kind="skipped", data={}, measurement=measured(case))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    run = ["run", "--model", "m", "--prompt", "x", *options, "--out", str(tmp_path)]
+    assert main(run) == 130
+    assert capsys.readouterr().err.endswith(
+        f"\nstopped: 2 of 5 cases are kept in {tmp_path}; run {how} to go on\n"
+    )
+
+
+def test_an_interrupt_without_a_folder_shows_what_was_measured(capsys, monkeypatch):
+    def interrupted(experiment, **_):
+        yield Event(case=experiment.cases()[0], kind="finished", data={}, measurement=measured())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert main(["run", "--model", "m", "--prompt", "x"]) == 130
+    assert "257 MiB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("512", 512), ("1k", 1024), (" 4K ", 4096), ("0", 0)])

@@ -131,6 +131,17 @@ def test_both_budgets_reach_every_case_and_are_the_least_by_default():
     assert {(case.budget, case.host_budget) for case in cases} == {("6 GiB", "auto")}
 
 
+def test_a_draft_is_for_the_streamed_variant_only_and_in_its_name():
+    drafts = {case.label: case.draft for case in experiment(draft="lookup").cases()}
+    assert drafts == {"resident": "", "bnb-int8": "", "streamed · lookup draft": "lookup"}
+
+
+def test_prose_is_compared_only_on_request_because_it_takes_longest():
+    assert {case.prose for case in experiment().cases()} == {False}
+    assert {case.prose for case in experiment(prose=True, noise_floor=True).cases()} == {True}
+    assert not Case(model="m", variant="resident").prose
+
+
 @pytest.mark.parametrize("budget", ["", "0", "0.0 GB", "-3 MiB", "6 X", "6 GiB 2", "٣"])
 def test_a_budget_that_is_not_a_size_is_rejected(budget):
     with pytest.raises(ExperimentError, match="the budget is"):
@@ -155,6 +166,22 @@ def test_a_crash_in_one_case_does_not_affect_the_others(runner):
         ("streamed", "ok"),
     ]
     assert all(m.environment["versions"]["torch"] for m in measurements)
+
+
+def test_a_failure_that_no_variant_avoids_is_met_once_and_fails_the_other_cases(tmp_path, runner):
+    log = tmp_path / "log"
+    body = "emit('failed', reason='no tokenizer', hits_every_case=True)"
+    tested = experiment(out=tmp_path)
+    events = list(run(tested, runner=runner(logging_worker(log, body))))
+    assert log.read_text().splitlines() == ["resident 0"]
+    assert [event.case.variant for event in events if event.kind == "started"] == ["resident"]
+    measurements = [event.measurement for event in events if event.measurement]
+    assert [m.case for m in measurements] == list(tested.cases())
+    assert {(m.status, m.reason) for m in measurements} == {("failed", "no tokenizer")}
+    # once the reason is gone, all of them run
+    log.unlink()
+    assert {m.status for m in compare(tested, runner=runner(logging_worker(log)))} == {"ok"}
+    assert len(log.read_text().splitlines()) == 3
 
 
 def test_answers_are_compared_with_the_reference_and_name_it(runner):

@@ -10,7 +10,8 @@ from rich.console import Console
 from layerstream_compare.measurement import Measurement
 from layerstream_compare.reports.files import drawings, html_report, memory_notes
 from layerstream_compare.reports.metrics import rows_of
-from layerstream_compare.reports.tables import markdown, terminal_notes, terminal_table
+from layerstream_compare.reports.tables import markdown
+from layerstream_compare.reports.terminal import terminal_notes, terminal_table
 
 HOST_NOTE = (
     "streamed holds 84 MiB of host memory, more than resident (0 B), bnb-int8 (0 B) and bnb-nf4 (2 MiB): "

@@ -87,7 +87,7 @@ def test_facts_say_in_one_line_why_nvml_has_none(one_gpu, monkeypatch):
     monkeypatch.setattr(nvml_module, "has_package", lambda name: False)
     assert process_bytes(torch.device("cuda:0")) == 0
     assert gpu_facts(torch.device("cuda:0")) == {
-        "nvml": "the package nvidia-ml-py is not installed; pip install 'layerstream-compare[nvml]'"
+        "nvml": "the package nvidia-ml-py is not installed: pip install nvidia-ml-py"
     }
 
 

@@ -19,7 +19,8 @@ from layerstream_compare.reports.files import FILES, drawings, html_report, writ
 from layerstream_compare.reports.metrics import METRICS, rows_of
 from layerstream_compare.reports.page import html_page
 from layerstream_compare.reports.plots import divergence_plot, latency_plot, length_plots, memory_plot
-from layerstream_compare.reports.tables import csv_text, markdown, terminal_table
+from layerstream_compare.reports.tables import csv_text, markdown
+from layerstream_compare.reports.terminal import terminal_notes, terminal_table
 
 MIB = 1024**2
 HOSTILE = "<script>alert(1)</script> | `x` & \"quoted\" 'text' ```` </pre> =1+1"
@@ -252,6 +253,14 @@ def test_a_failed_round_does_not_hide_successful_ones():
     (row,) = rows_of([bad, measured(round=1)])
     assert row.shown.status == "ok"
     assert row.median_of("load_s") == 1.5
+
+
+def test_a_reason_that_several_cases_share_is_given_once_with_their_names():
+    rows = rows_of([failed("resident"), failed("bnb-nf4"), failed("bnb-int8", "unavailable")])
+    notes = [note.plain for note in terminal_notes(rows)]
+    assert notes == [f"resident, bnb-nf4: failed: {HOSTILE}", f"bnb-int8: unavailable: {HOSTILE}"]
+    assert "- **resident, bnb-nf4** failed: " in markdown(rows)
+    assert Page(html_page(rows)).text.count("failed: ") == 1
 
 
 def test_the_csv_has_one_line_per_measurement_with_plain_numbers_and_no_formulas():

@@ -88,6 +88,11 @@ ENVIRONMENT = {
         ({"chat": False}, {}, "chat: true -> false"),
         ({"budget": "6GiB"}, {}, "budget: min -> 6GiB"),
         ({"host_budget": "auto"}, {}, "host_budget: min -> auto"),
+        (
+            {"prose": True},
+            {},
+            "prose: false -> true (to go on there, leave out --prose; in Python, prose=False)",
+        ),
         ({}, {"versions": {"torch": "3"}}, "torch: 2 -> 3"),
         ({}, {FINGERPRINT: {"config.json": "c0", "weights": "w1"}}, "the model's weights: w0 -> w1"),
     ],
@@ -117,6 +122,21 @@ def test_an_experiment_may_get_more_variants_lengths_and_rounds(changes, environ
     with ResultsFile(tmp_path) as results:
         results.add(finished(0, environment=ENVIRONMENT))
         results.refuse_another_experiment(finished(0).case.with_changes(**changes), ENVIRONMENT | environment)
+
+
+def test_results_measured_with_prose_say_how_to_go_on_there(tmp_path):
+    with ResultsFile(tmp_path) as results:
+        results.add(finished(0, case=finished(0).case.with_changes(prose=True)))
+        with pytest.raises(ResultsError, match=r"\(to go on there, add --prose; in Python, prose=True\)"):
+            results.refuse_another_experiment(finished(0).case, {})
+
+
+def test_results_from_before_the_choice_of_prose_were_measured_with_it(tmp_path):
+    record = json.loads(finished(0).to_json())
+    del record["case"]["prose"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(record) + "\n")
+    (measurement,) = read_results(tmp_path)
+    assert measurement.case.prose
 
 
 def test_a_long_prompt_is_cut_in_the_message(tmp_path):

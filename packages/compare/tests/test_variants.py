@@ -57,11 +57,34 @@ def test_an_unknown_variant_is_rejected_with_the_valid_names():
         find_variant("bnb-nf5", "weights")
 
 
-def test_a_missing_package_is_reported_with_the_extra_to_install():
-    variant = Variant(name="x", kind="weights", title="", packages=("no_such_package",), extra="torchao")
+def test_a_missing_package_is_reported_with_what_installs_it():
+    variant = Variant(
+        name="x", kind="weights", title="", packages=("no_such_package",), install="pip install such"
+    )
     assert variant.availability() == (
-        "x needs the package no_such_package, which is not installed; "
-        "pip install 'layerstream-compare[torchao]'"
+        "x needs the package no_such_package, which is not installed: pip install such"
+    )
+
+
+def test_every_advice_works_in_a_clone_and_with_a_wheel_alike():
+    for variant in list_variants():
+        if variant.packages or variant.distribution:
+            assert variant.install, variant.name
+        # this package need not be on an index: its extras can then not be asked for by its name
+        assert "layerstream" not in variant.install
+
+
+def test_nobody_is_told_to_install_a_package_that_could_not_run_here(monkeypatch):
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: False)
+    monkeypatch.setattr(registry_module, "driver_vendors", lambda: ())
+    for name in ("flash-attention-2", "hub-flash-attention-3"):
+        assert find_variant(name, "attention").availability() == (
+            f"{name} has no kernel for a CPU, and no accelerator was found"
+        )
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
+    monkeypatch.setattr(registry_module, "driver_vendors", lambda: (registry_module.AMD,))
+    assert find_variant("flash-attention-3", "attention").availability() == (
+        "flash-attention-3 has kernels for NVIDIA GPUs only"
     )
 
 
@@ -99,13 +122,12 @@ def test_flash_attention_is_available_only_from_the_distribution_of_its_generati
     monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     flash = find_variant(f"flash-attention-{generation}", "attention")
-    assert "which is not installed" in flash.availability()
+    needs = f"flash-attention-{generation} needs the package {distribution}, which is not installed: "
+    assert flash.availability() == needs + flash.install
     (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / module).touch()
     # another generation may have brought the module
-    assert flash.availability() == (
-        f"flash-attention-{generation} needs the package {distribution}, which is not installed"
-    )
+    assert flash.availability() == needs + flash.install
     metadata = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")

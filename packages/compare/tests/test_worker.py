@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ def _messages(case: Case) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def streamed_messages(tiny_model) -> list[dict]:
-    return _messages(Case(model=tiny_model, variant="streamed", budget="min", **QUICK))
+    return _messages(Case(model=tiny_model, variant="streamed", budget="min", prose=True, **QUICK))
 
 
 def test_phases_come_in_order_and_tokens_before_the_result(streamed_messages):
@@ -80,12 +81,41 @@ def test_a_timeline_emits_the_plan_first_and_then_the_spans_of_every_sweep(tiny_
     assert messages[-1]["token_ids"] == streamed_messages[-1]["token_ids"]
 
 
+@pytest.fixture(scope="module")
+def drafted_messages(tiny_model) -> list[dict]:
+    case = Case(model=tiny_model, variant="streamed", quality=False, timeline=True, draft="int8", **QUICK)
+    return _messages(case)
+
+
+def test_a_draft_changes_neither_tokens_nor_margins(streamed_messages, drafted_messages):
+    result = drafted_messages[-1]
+    assert result["token_ids"] == streamed_messages[-1]["token_ids"]
+    assert result["facts"]["margins"] == streamed_messages[-1]["facts"]["margins"]
+    arrived = [message for message in drafted_messages if message["kind"] == "token"]
+    assert [message["id"] for message in arrived] == list(result["token_ids"])
+    assert [message["index"] for message in arrived] == list(range(len(arrived)))
+    assert "a draft with its cache" in result["facts"]["held_includes"]
+
+
+def test_with_a_draft_each_sweep_says_what_it_verified_and_the_report_is_their_sum(drafted_messages):
+    result = drafted_messages[-1]
+    sweeps = [message for message in drafted_messages if message["kind"] == "verified"]
+    assert all(sweep["accepted"] <= sweep["drafted"] for sweep in sweeps)
+    assert sum(sweep["drafted"] for sweep in sweeps) > 0
+    # the prompt's sweep gives the first token
+    assert sum(sweep["tokens"] for sweep in sweeps) == len(result["token_ids"]) - 1
+    speculation = result["facts"]["report"]["speculation"]
+    assert speculation["sweeps"] == len(sweeps)
+    assert speculation["verified"] == sum(sweep["drafted"] for sweep in sweeps)
+    assert result["facts"]["report"]["sweeps"] == len(sweeps) + 1
+
+
 def test_a_case_without_a_timeline_emits_neither_plan_nor_spans(streamed_messages):
     assert {"plan", "spans"}.isdisjoint(message["kind"] for message in streamed_messages)
 
 
 def test_without_prose_agreement_is_measured_on_the_answer_only(tiny_model):
-    result = _messages(Case(model=tiny_model, variant="bnb-nf4", prose=False, **QUICK))[-1]
+    result = _messages(Case(model=tiny_model, variant="bnb-nf4", **QUICK))[-1]
     assert [agreement["text"] for agreement in result["agreements"]] == ["answer"]
 
 
@@ -128,11 +158,20 @@ def test_the_result_is_a_measurement_and_its_token_texts_form_its_text(tiny_mode
 
 
 def test_a_fresh_process_gives_the_same_tokens_and_agreement(tiny_model, streamed_messages):
-    case = Case(model=tiny_model, variant="streamed", budget="min", **QUICK)
+    case = Case(model=tiny_model, variant="streamed", budget="min", prose=True, **QUICK)
     *_, last = run_isolated(case)
     assert last.measurement.status == "ok", last.measurement.reason + last.measurement.stderr_tail
     assert list(last.measurement.token_ids) == list(streamed_messages[-1]["token_ids"])
     assert [agreement.is_bit_exact for agreement in last.measurement.agreements] == [True, True]
+
+
+def test_what_sweeps_verified_crosses_the_border_of_the_process(tiny_model, drafted_messages):
+    case = Case(model=tiny_model, variant="streamed", quality=False, timeline=True, draft="lookup", **QUICK)
+    *events, last = run_isolated(case)
+    assert last.measurement.status == "ok", last.measurement.reason + last.measurement.stderr_tail
+    assert list(last.measurement.token_ids) == list(drafted_messages[-1]["token_ids"])
+    tokens = [event.data["tokens"] for event in events if event.kind == "verified"]
+    assert sum(tokens) == len(last.measurement.token_ids) - 1
 
 
 def test_without_a_warm_up_the_first_forward_is_the_first_token(tiny_model):
@@ -148,10 +187,37 @@ def test_a_missing_model_fails_with_a_one_line_reason(tmp_path):
     assert "Traceback" in last["stderr_tail"]
 
 
-def test_an_unavailable_variant_names_the_missing_package(tiny_model):
+def test_what_every_variant_needs_is_named_when_it_is_missing(tiny_model, tmp_path):
+    def without(*names: str) -> Case:
+        folder = tmp_path / "-".join(names)
+        shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns(*names))
+        return Case(model=str(folder), variant="resident", **QUICK)
+
+    (tmp_path / "config.json").write_text("{}")
+    cases = {
+        "holds no tokenizer": without("tokenizer*"),
+        "the weights of": without("*.safetensors"),
+        "the config of": Case(model=str(tmp_path), variant="resident", **QUICK),
+        "the prompt cannot be used": without("nothing").with_changes(prompt="", chat=False),
+        "give auto, float16": without("none").with_changes(dtype="float12"),
+    }
+    for words, case in cases.items():
+        last = _messages(case)[-1]
+        assert (last["kind"], last.get("hits_every_case")) == ("failed", True), words
+        assert words in last["reason"]
+
+
+def test_a_failure_of_one_variant_alone_says_nothing_of_the_others(tiny_model):
+    last = _messages(Case(model=tiny_model, variant="streamed", **QUICK | {"budget": "1 KiB"}))[-1]
+    assert last["kind"] == "failed"
+    assert "hits_every_case" not in last
+
+
+def test_an_unavailable_variant_names_the_missing_package(tiny_model, monkeypatch):
+    monkeypatch.setattr(registry_module, "has_accelerator", lambda: True)
     last = _messages(Case(model=tiny_model, variant="resident", attention="flash-attention-3", **QUICK))[-1]
     assert last["kind"] == "unavailable"
-    assert "flash_attn_interface" in last["reason"]
+    assert "flash-attn-3" in last["reason"]
 
 
 def test_a_backend_without_a_kernel_for_the_model_is_unavailable_and_says_so(tiny_model, monkeypatch):

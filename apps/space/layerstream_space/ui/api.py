@@ -12,7 +12,14 @@ from typing import Any
 
 import gradio as gr
 
-from layerstream import PlanError, Workload, bytes_by_precision
+from layerstream import (
+    KNOWN_MODELS,
+    Machine,
+    PlanError,
+    Workload,
+    bytes_by_precision,
+    machine_from_figures,
+)
 from layerstream_compare import list_variants
 
 from ..errors import VisitorError
@@ -21,7 +28,7 @@ from ..machines import MACHINES
 from ..models import hub_id, strip_paths
 from ..planner import ModelSource, PlanAnswer
 from ..view.pages import Argument, Endpoint
-from .fit import KNOWN, listed_source
+from .fit_request import KNOWN, listed_source
 from .run_loop import MODEL_QUEUE, follow_run
 from .services import Services
 
@@ -111,21 +118,17 @@ class Endpoints:
 
         Args:
             model: a known model or one of this page's models, from `/choices`, or a Hub id.
-            machine: a name from `/choices`.
+            machine: a name from `/choices`, or figures such as `gpu=16GB,ram=32GB,disk=2.5GB/s,pcie=12GB/s`.
             dtype: `auto`, `float16`, `bfloat16` or `float32`.
             prompt_tokens: length of the prompt in tokens.
             new_tokens: length of the answer in tokens.
         """
         try:
-            if machine not in MACHINES:
-                raise VisitorError(
-                    f"There is no machine called {machine!r}. Choose from: {', '.join(MACHINES)}."
-                )
-            is_listed = model in KNOWN or model in self._services.catalogue.names
+            is_listed = model in KNOWN or model in KNOWN_MODELS or model in self._services.catalogue.names
             source = listed_source(self._services, model) if is_listed else ModelSource(model=hub_id(model))
             workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
             answer = self._services.planner.plan(
-                source, machine=MACHINES[machine], workload=workload, dtype=dtype
+                source, machine=_machine(machine), workload=workload, dtype=dtype
             )
         except (VisitorError, PlanError) as error:
             raise _as_gradio_error(error) from error
@@ -141,6 +144,14 @@ class Endpoints:
                 variant.name for variant in list_variants("weights") if variant.availability() is None
             ],
         }
+
+
+def _machine(text: str) -> Machine | None:
+    if text in MACHINES:
+        return MACHINES[text]
+    if "=" in text:
+        return machine_from_figures(text)
+    raise VisitorError(f"There is no machine called {text!r}. Choose from: {', '.join(MACHINES)}.")
 
 
 def _record(answer: PlanAnswer, model: str) -> dict[str, Any]:

@@ -13,19 +13,26 @@ from ..job_runner import RunRequest
 from ..run_state import RunState
 from ..view.curves import curves_view
 from ..view.elements import escape, title_of
+from ..view.progress import time_left
 from .run_loop import Pictures, RunPage, wire_run
 from .services import Services, block, queue_line, run_buttons
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TEXT = "A river carries what it is given: leaves, light, and the sound of the stones below. "
+DEFAULT_LENGTHS = (1024, 2048)
+"""Two lengths are the least that show a growth; longer ones take eager attention gigabytes."""
+
 NEW_TOKENS = 2
 
 _INTRO = (
     '<p class="ls-intro">Each point runs the same weights, in memory and in <b>bf16</b>, on the same text '
     "repeated to that "
-    "length. Only the attention kernel differs. Eager attention stores a score for every pair of tokens, so "
-    "its memory grows with the <b>square</b> of the length. SDPA's flash kernel never stores all the "
-    "scores, so its memory grows <b>linearly</b>.</p>"
+    "length. Only the attention kernel differs. Eager attention stores a score for every pair of tokens: "
+    "twice the length, four times the scores. SDPA's flash kernel never stores all the scores, so its memory "
+    "should grow no faster than the length. Both axes are logarithmic: <b>the steeper line grows "
+    "faster</b>, and the power that was measured stands beside each name. It is taken from prompts of more "
+    "than 512 tokens only: in shorter ones the warm-up has already taken part of the memory, and their "
+    "points lie too low.</p>"
 )
 
 
@@ -62,6 +69,7 @@ def context(services: Services) -> None:
         start=start,
         stop=stop,
         queue=queue,
+        idle=(curves_view([], status),),
     )
     wire_run(services, page)
 
@@ -83,7 +91,7 @@ def _choices(services: Services) -> tuple[gr.CheckboxGroup, gr.CheckboxGroup]:
         ),
         gr.CheckboxGroup(
             [(str(length), length) for length in lengths],
-            value=lengths[2:5],
+            value=[length for length in lengths if length in DEFAULT_LENGTHS],
             label="Prompt lengths, in tokens",
             elem_id="context-lengths",
             elem_classes=["ls-choice"],
@@ -92,7 +100,8 @@ def _choices(services: Services) -> tuple[gr.CheckboxGroup, gr.CheckboxGroup]:
 
 
 def _draw(state: RunState) -> Pictures:
-    return (curves_view(state.measurements, _status(state)),)
+    status = _status(state)
+    return (curves_view(state.measurements, status, is_live=not state.is_over),)
 
 
 def _status(state: RunState) -> str:
@@ -106,7 +115,8 @@ def _status(state: RunState) -> str:
     seconds = int(time.monotonic() - column.since_s)
     point = f"<b>{escape(title_of(column.case.attention))}</b> at {column.case.prompt_tokens} tokens"
     number = f"{state.num_over + 1} of {len(state.columns)}"
-    return f"{number}: {point}, {escape(column.phase_text)}, {seconds} s"
+    left = time_left(state, column.since_s + seconds)
+    return f"{number}: {point}, {escape(column.phase_text)}, {seconds} s<em>{left}</em>"
 
 
 def _summary(state: RunState) -> str:

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
 
-from layerstream import KNOWN_MODELS, Workload
+from layerstream import KNOWN_MODELS, Machine
 
 from ..errors import VisitorError
-from ..machines import MACHINES
-from ..models import hub_id, strip_paths
-from ..planner import ModelSource
+from ..machines import MACHINE_KEYS, MACHINES, Figures, choose, figures_of
+from ..models import strip_paths
+from ..planner import many_prompts
 from ..view.elements import notice, status_line
-from ..view.plan import fit_view, known_table
+from ..view.fit import FitText, fit_view, known_table
+from .fit_request import (
+    DTYPES,
+    FIRST,
+    FROM_CONFIG,
+    FROM_HUB,
+    FROM_LIST,
+    KNOWN,
+    MOST_NEW_TOKENS,
+    MOST_PROMPT_TOKENS,
+    FitRequest,
+    command_of,
+    known_model,
+    source_of,
+    workload_of,
+)
+from .run_loop import session_of
 from .services import Services, block
 
-FROM_LIST, FROM_HUB, FROM_CONFIG = "A known model", "A Hub id", "A config.json"
-KNOWN = {known.title: name for name, known in KNOWN_MODELS.items()}
-"""Titles of well-known models, and layerstream's names for them."""
+_FIRST_MACHINE = next(iter(MACHINE_KEYS))
 
-FIRST = KNOWN_MODELS["llama-2-70b"].title
-"""The model that is chosen at first."""
-
-DTYPES = {
-    "as published": "auto",
-    "16-bit (fp16)": "float16",
-    "16-bit (bf16)": "bfloat16",
-    "32-bit": "float32",
+_BOXES = {
+    "gpu": "Card, GB",
+    "ram": "RAM, GB",
+    "disk": "Disk, GB/s",
+    "pcie": "PCIe, GB/s",
 }
+"""Labels of the machine's figures."""
+
+_BOXES_NOTE = (
+    '<p class="ls-note">Write your own figures: the memory of the graphics card (0 for none), the RAM, how '
+    "fast the disk reads, and how fast the bus copies to the card.</p>"
+)
 
 _EVENT_OPTIONS: dict[str, Any] = {
     "show_progress": "minimal",
@@ -42,11 +62,22 @@ _INTRO = (
     "It shows where every block would live, how much memory that takes to the byte, and how long a token "
     "would take. The same planner drives the streamed model.</p>"
 )
+_COPY_JS = """(origin, known, hub, config, dtype, machine, gpu, ram, disk, pcie, prompt, answer) => {
+  const isPasted = origin === FROM_CONFIG;
+  const done = isPasted ? "Copied, without the config" : "Link copied";
+  const query = {tab: "fit", machine, gpu, ram, disk, pcie};
+  Object.assign(query, {prompt_tokens: prompt, new_tokens: answer});
+  if (!isPasted) query.model = origin === FROM_HUB ? hub : known;
+  if (dtype !== "auto") query.dtype = dtype;
+  window.layerstream.copyLink(query, "#fit-share", done);
+  return [];
+}""".replace("FROM_CONFIG", json.dumps(FROM_CONFIG)).replace("FROM_HUB", json.dumps(FROM_HUB))
+"""Its arguments are the controls, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Controls:
-    """What the visitor chooses, and the button."""
+class FitControls:
+    """What the visitor chooses: one component for each attribute of `FitRequest`, in its order."""
 
     origin: gr.Radio
     known: gr.Dropdown
@@ -54,84 +85,138 @@ class _Controls:
     config: gr.Textbox
     dtype: gr.Radio
     machine: gr.Dropdown
+    gpu: gr.Number
+    ram: gr.Number
+    disk: gr.Number
+    pcie: gr.Number
     prompt_tokens: gr.Slider
     new_tokens: gr.Slider
-    start: gr.Button
+
+    @property
+    def components(self) -> list[Any]:
+        """All of them, in order."""
+        return [getattr(self, each.name) for each in fields(self)]
+
+    @property
+    def figures(self) -> list[Any]:
+        """The boxes of the machine's figures."""
+        return [self.gpu, self.ram, self.disk, self.pcie]
 
 
-def fit(services: Services) -> dict[str, Any]:
-    """Lay out and wire the page; return the event that makes the plan, for when the page is opened."""
+def fit(services: Services) -> tuple[dict[str, Any], FitControls]:
+    """Lay out and wire the page.
+
+    Returns:
+        The event that makes the plan, for when the page is opened, and the controls, which addresses fill.
+    """
     block(_INTRO)
-    controls = _controls(services)
-    result = block(_STARTING, elem_id="fit")
-    _sizes_on_request(services)
-    return _wire_plan(services, controls, result)
-
-
-def _controls(services: Services) -> _Controls:
     with gr.Row(elem_classes=["ls-controls"]):
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
-            origin, known, hub, config, dtype = _model_panel(services)
+            model = _model_panel(services)
+            with gr.Row(elem_classes=["ls-actions"]):
+                start = gr.Button("Plan it", variant="primary", scale=3, min_width=120, elem_id="plan")
+                share = gr.Button("Copy link", scale=1, min_width=120, elem_id="fit-share")
         with gr.Column(scale=1, min_width=300, elem_classes=["ls-panel"]):
-            machine = gr.Dropdown(
-                list(MACHINES), value=next(iter(MACHINES)), label="Machine", elem_id="fit-machine"
-            )
-            prompt_tokens = gr.Slider(16, 32_768, value=512, step=16, label="Prompt tokens")
-            new_tokens = gr.Slider(1, 4096, value=128, step=1, label="New tokens")
-            start = gr.Button("Plan it", variant="primary", elem_id="plan")
-    return _Controls(
-        origin=origin,
-        known=known,
-        hub=hub,
-        config=config,
-        dtype=dtype,
-        machine=machine,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        start=start,
-    )
+            machine = _machine_panel()
+    controls = FitControls(**model, **machine)
+    result = block(_STARTING, elem_id="fit")
+    block(known_table(KNOWN_MODELS))
+    share.click(None, controls.components, None, js=_COPY_JS, api_visibility="private")
+    return _wire_plan(services, controls, start, result), controls
 
 
-def _sizes_on_request(services: Services) -> None:
-    with gr.Row():
-        show = gr.Button(
-            "Show the sizes of well-known models", size="sm", scale=0, min_width=300, elem_id="count"
-        )
-    table = block("", elem_id="known-table")
-    show.click(lambda: _known_table(services), None, table, **_EVENT_OPTIONS)
+def _wire_plan(
+    services: Services, controls: FitControls, start: gr.Button, result: gr.HTML
+) -> dict[str, Any]:
+    newest = _NewestPlans()
 
+    def on_plan(visitor: gr.Request, *values: Any) -> Iterator[Any]:
+        number = newest.begin(session_of(visitor))
+        for html in _plan_or_refusal(services, values):
+            yield html if newest.is_newest(session_of(visitor), number) else gr.skip()
 
-def _wire_plan(services: Services, controls: _Controls, result: gr.HTML) -> dict[str, Any]:
-    def on_plan(
-        origin: str, known: str, hub: str, config: str, dtype: str, machine: str, prompt: float, new: float
-    ) -> str:
-        workload = Workload(prompt_tokens=int(prompt), new_tokens=int(new))
+    def on_machine(key: str) -> list[Any]:
         try:
-            source = _source(services, origin, known, hub, config)
-            answer = services.planner.plan(
-                source, machine=MACHINES[machine], workload=workload, dtype=DTYPES.get(dtype, "auto")
-            )
-        except VisitorError as error:
-            return notice("This cannot be planned", strip_paths(str(error)), kind="error")
-        return fit_view(answer, machine)
+            figures = figures_of(_base(services, key))
+        except VisitorError:
+            # planning says why
+            return [gr.skip() for _ in controls.figures]
+        return [getattr(figures, each.name) for each in fields(figures)]
 
-    model = [controls.origin, controls.known, controls.hub, controls.config, controls.dtype]
-    inputs = [*model, controls.machine, controls.prompt_tokens, controls.new_tokens]
+    event = {"fn": on_plan, "inputs": controls.components, "outputs": result, **_EVENT_OPTIONS}
+    # `input` is what a visitor does; an address that fills the page plans once, at its end
     changes = [
-        controls.known.change,
-        controls.machine.change,
-        controls.dtype.change,
+        controls.known.input,
+        controls.dtype.input,
+        *(box.input for box in controls.figures),
         controls.prompt_tokens.release,
         controls.new_tokens.release,
         controls.hub.submit,
     ]
-    event = {"fn": on_plan, "inputs": inputs, "outputs": result, **_EVENT_OPTIONS}
-    gr.on([controls.start.click, *changes], **event)
+    gr.on([start.click, *changes], **event)
+    filled = controls.machine.input(
+        on_machine, controls.machine, controls.figures, show_progress="hidden", api_visibility="private"
+    )
+    filled.then(**event)
     return event
 
 
-def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox, gr.Textbox, gr.Radio]:
-    names = [*KNOWN, *services.catalogue.names]
+class _NewestPlans:
+    """Tells whether a page has asked for another plan since: a slow answer must not replace a later one."""
+
+    _MOST_PAGES = 1000
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._count = itertools.count()
+
+    def begin(self, page: str) -> int:
+        """Return the number of the plan that `page` asks for now."""
+        self._numbers.pop(page, None)
+        number = self._numbers[page] = next(self._count)
+        while len(self._numbers) > self._MOST_PAGES:
+            self._numbers.pop(next(iter(self._numbers)), None)
+        return number
+
+    def is_newest(self, page: str, number: int) -> bool:
+        """Return whether `page` has asked for no plan after this one."""
+        return self._numbers.get(page, number) == number
+
+
+def _plan_or_refusal(services: Services, values: Sequence[Any]) -> Iterator[str]:
+    try:
+        yield from _plan_html(services, FitRequest.from_values(values))
+    except VisitorError as error:
+        yield notice("This cannot be planned", strip_paths(str(error)), kind="error")
+
+
+def _plan_html(services: Services, request: FitRequest) -> Iterator[str]:
+    """Yield the answer at once, and again when it is known how long many prompts take."""
+    workload = workload_of(request)
+    figures = Figures(gpu=request.gpu, ram=request.ram, disk=request.disk, pcie=request.pcie)
+    base = _base(services, request.machine)
+    chosen = choose(base, figures)
+    source = source_of(services, request)
+    answer = services.planner.plan(source, machine=chosen.machine, workload=workload, dtype=request.dtype)
+    known = known_model(request)
+    is_as_listed = figures == figures_of(base)
+    text = FitText(
+        machine_title=MACHINE_KEYS[request.machine] if is_as_listed else figures.title,
+        hub_id="" if known is None else known.hub_id,
+        note="" if known is None else known.note,
+        command=command_of(request, chosen.text),
+    )
+    yield fit_view(answer, None, text)
+    if answer.plan is not None:
+        yield fit_view(answer, many_prompts(answer), text)
+
+
+def _base(services: Services, key: str) -> Machine:
+    return MACHINES[MACHINE_KEYS[key]] or services.planner.this_machine()
+
+
+def _model_panel(services: Services) -> dict[str, Any]:
+    names = [*KNOWN.items(), *((name, name) for name in services.catalogue.names)]
     origin = gr.Radio(
         [FROM_LIST, FROM_HUB, FROM_CONFIG], value=FROM_LIST, label="Model", elem_classes=["ls-choice"]
     )
@@ -148,7 +233,7 @@ def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox,
         visible=False,
         elem_id="fit-config",
     )
-    dtype = gr.Radio(list(DTYPES), value="as published", label="Precision", elem_classes=["ls-choice"])
+    dtype = gr.Radio(list(DTYPES.items()), value="auto", label="Precision", elem_classes=["ls-choice"])
     origin.change(
         lambda chosen: [gr.update(visible=chosen == each) for each in (FROM_LIST, FROM_HUB, FROM_CONFIG)],
         origin,
@@ -157,37 +242,23 @@ def _model_panel(services: Services) -> tuple[gr.Radio, gr.Dropdown, gr.Textbox,
         show_progress="hidden",
         api_visibility="private",
     )
-    return origin, known, hub, config, dtype
+    return {"origin": origin, "known": known, "hub": hub, "config": config, "dtype": dtype}
 
 
-def _source(services: Services, origin: str, known: str, hub: str, config: str) -> ModelSource:
-    if origin == FROM_HUB:
-        return ModelSource(model=hub_id(hub))
-    if origin == FROM_LIST:
-        return listed_source(services, known)
-    limit = services.settings.limits.config_characters
-    if not config.strip():
-        raise VisitorError("Paste the whole content of a config.json.")
-    if len(config) > limit:
-        raise VisitorError(f"This config has {len(config)} characters; the limit here is {limit}.")
-    return ModelSource(config=config)
-
-
-def listed_source(services: Services, name: str) -> ModelSource:
-    """Return the source of a known model or of one of this page's models.
-
-    Raises:
-        VisitorError: it is not on the list.
-    """
-    if name in KNOWN:
-        return ModelSource(known=KNOWN[name])
-    return ModelSource(model=services.job_runner.source_of(name))
-
-
-def _known_table(services: Services) -> str:
-    return known_table(
-        {
-            title: services.planner.profile(ModelSource(known=name), device="cuda").num_parameters
-            for title, name in KNOWN.items()
+def _machine_panel() -> dict[str, Any]:
+    machines = [(title, key) for key, title in MACHINE_KEYS.items()]
+    first = MACHINES[MACHINE_KEYS[_FIRST_MACHINE]]
+    assert first is not None, "the first machine's figures fill the boxes before anything is measured"
+    figures = figures_of(first)
+    machine = gr.Dropdown(machines, value=_FIRST_MACHINE, label="Machine", elem_id="fit-machine")
+    with gr.Row(elem_classes=["ls-numbers"]):
+        boxes = {
+            name: gr.Number(
+                getattr(figures, name), label=label, minimum=0, min_width=120, elem_id=f"fit-{name}"
+            )
+            for name, label in _BOXES.items()
         }
-    )
+    block(_BOXES_NOTE)
+    prompt_tokens = gr.Slider(16, MOST_PROMPT_TOKENS, value=512, step=16, label="Prompt tokens")
+    new_tokens = gr.Slider(1, MOST_NEW_TOKENS, value=128, step=1, label="New tokens")
+    return {"machine": machine, **boxes, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}

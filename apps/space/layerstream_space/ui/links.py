@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from inspect import isgenerator
 from typing import Any
 
 import gradio as gr
 
+from ..models import Catalogue
 from ..settings import Limits
+from .fit import FitControls
+from .fit_request import values_from_query as values_from_fit_query
 from .side_by_side import Controls, available_variants
 
-TOOLS = ("compare", "watch", "fit", "context", "method")
-"""The tabs, as addresses name them in `?tool=`; gradio uses `page` itself."""
+TABS = ("compare", "watch", "fit", "context", "method")
+"""The tabs, as addresses name them in `?tab=`; gradio uses `page` itself."""
 
 COPY_JS = """(prompt, variants, tokens, budget, quality, host) => {
-  const link = new URL(window.location.href.split(/[?#]/)[0]);
   const query = {prompt, variants: variants.join(","), tokens, budget, quality};
   if (host && host !== "min") query.host_budget = host;
-  link.search = new URLSearchParams(query).toString();
-  window.history.replaceState(null, "", link);
-  if (navigator.clipboard) navigator.clipboard.writeText(link.toString()).catch(() => {});
-  const button = document.querySelector("#share");
-  if (button) {
-    const label = button.textContent;
-    button.textContent = "Link copied";
-    setTimeout(() => { button.textContent = label; }, 1800);
-  }
+  window.layerstream.copyLink(query, "#share", "Link copied");
   return [];
 }"""
 
@@ -49,26 +45,57 @@ def wire_links(page: gr.Blocks, controls: Controls, share: gr.Button, limits: Li
     share.click(None, outputs, None, js=COPY_JS, api_visibility="private")
 
 
-def wire_tools(page: gr.Blocks, tabs: gr.Tabs, plans: Mapping[str, Mapping[str, Any]]) -> None:
-    """Open the tab that the address names (`?tool=fit`) and make its first plan.
+def wire_tabs(
+    page: gr.Blocks,
+    tabs: gr.Tabs,
+    plans: Mapping[str, Mapping[str, Any]],
+    fit: FitControls,
+    catalogue: Catalogue,
+) -> None:
+    """Open the tab that the address names (`?tab=fit`), fill its controls and make its first plan.
 
     Args:
         page: the page.
         tabs: its tabs.
         plans: for each tab that starts with a plan, the event that makes it.
+        fit: the controls of "Will it fit?", which an address may fill.
+        catalogue: the models that this page may run.
     """
 
     def on_load(request: gr.Request) -> list[Any]:
-        tool = str(request.query_params.get("tool", ""))
-        opened = gr.Tabs(selected=tool) if tool in TOOLS else gr.skip()
-        return [opened, *(_first(plan) if name == tool else gr.skip() for name, plan in plans.items())]
+        query = dict(request.query_params)
+        name = opened_tab(query)
+        values = values_from_fit_query(query, catalogue) if name == "fit" else {}
+        return [
+            gr.Tabs(selected=name) if name else gr.skip(),
+            *(values.get(each.name, gr.skip()) for each in fields(fit)),
+        ]
 
-    outputs = [tabs, *(plan["outputs"] for plan in plans.values())]
-    page.load(on_load, None, outputs, show_progress="hidden", api_visibility="private")
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # a plan can take seconds, and the tab opens at once
+    opened = page.load(on_load, None, [tabs, *fit.components], queue=False, **hidden)
+    for name, plan in plans.items():
+        opened.then(_if_opened(name, plan["fn"]), plan["inputs"], plan["outputs"], **hidden)
 
 
-def _first(plan: Mapping[str, Any]) -> Any:
-    return plan["fn"](*(component.value for component in plan["inputs"]))
+def opened_tab(query: Mapping[str, str]) -> str:
+    """Return the tab that an address names; empty if it names none."""
+    # addresses from before this name say "tool"
+    name = query.get("tab") or query.get("tool", "")
+    return name if name in TABS else ""
+
+
+def _if_opened(name: str, plan: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    """Return an event's function that makes a plan if the address names the tab `name`."""
+
+    def on_opened(request: gr.Request, *values: Any) -> Iterator[Any]:
+        if opened_tab(dict(request.query_params)) != name:
+            yield gr.skip()
+            return
+        made = plan(*values)
+        yield from made if isgenerator(made) else (made,)
+
+    return on_opened
 
 
 def values_from_query(query: dict[str, str], limits: Limits) -> tuple[Any, ...]:

@@ -32,7 +32,10 @@ DRAW_EVERY_S = 0.25
 Pictures = tuple[Any, ...]
 """The HTML for each of a page's blocks, in their order."""
 
-_ENABLE_JS = "() => ({__type__: 'update', interactive: true})"
+_ENABLE_JS = """() => {
+  document.body.classList.remove("ls-open");
+  return {__type__: "update", interactive: true};
+}"""
 
 
 def follow_run(job_runner: JobRunner, request: RunRequest) -> Generator[RunState, None, None]:
@@ -88,6 +91,8 @@ class RunPage:
         start: the button that starts a run.
         stop: the button that ends it, even while it still waits in the queue.
         queue: where the place in the queue is shown.
+        idle: a picture for each of `blocks` before any run; they replace an earlier run's pictures when a
+            request is refused. The first one gives way to the message.
     """
 
     make_request: Callable[..., RunRequest]
@@ -97,6 +102,7 @@ class RunPage:
     start: gr.Button
     stop: gr.Button
     queue: gr.HTML
+    idle: Pictures
 
 
 def wire_run(services: Services, page: RunPage, *more_triggers: Any) -> None:
@@ -113,13 +119,14 @@ def wire_run(services: Services, page: RunPage, *more_triggers: Any) -> None:
     immediate: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def on_run(request: gr.Request, *values: Any) -> Generator[Pictures, None, None]:
-        yield from _run(services.job_runner, sessions, _session_of(request), page, values)
+        yield from _run(services, sessions, session_of(request), page, values)
 
     def on_stop(request: gr.Request) -> Pictures:
-        state = sessions.pop(_session_of(request))
+        state = sessions.pop(session_of(request))
         if state is None:
             return (*_unchanged(page), *_buttons(running=False))
         state.stop()
+        services.readiness.stopped()
         return (*page.draw(state), *_buttons(running=False))
 
     # Stop is enabled first, so that a run can be stopped while it waits in the queue. This must come before
@@ -141,18 +148,19 @@ def wire_run(services: Services, page: RunPage, *more_triggers: Any) -> None:
 
 
 def _run(
-    job_runner: JobRunner, sessions: Sessions, session: str, page: RunPage, values: Sequence[Any]
+    services: Services, sessions: Sessions, session: str, page: RunPage, values: Sequence[Any]
 ) -> Generator[Pictures, None, None]:
     yield (*_unchanged(page), *_buttons(running=True))
     shown: Pictures = (None,) * len(page.blocks)
     try:
-        with closing(follow_run(job_runner, page.make_request(*values))) as states:
+        with closing(follow_run(services.job_runner, page.make_request(*values))) as states:
             for state in states:
                 sessions.put(session, state)
                 pictures = page.draw(state)
                 changed = [new if new != old else gr.skip() for new, old in zip(pictures, shown, strict=True)]
                 yield (*changed, gr.skip(), gr.skip())
                 shown = pictures
+        services.readiness.run_ended()
         yield (*_unchanged(page), *_buttons(running=False))
     except VisitorError as error:
         yield _failure(page, "This cannot be run", strip_paths(str(error)))
@@ -170,7 +178,7 @@ def _run(
 
 
 def _failure(page: RunPage, title: str, text: str) -> Pictures:
-    return (notice(title, text, kind="error"), *_unchanged(page)[1:], *_buttons(running=False))
+    return (notice(title, text, kind="error"), *page.idle[1:], *_buttons(running=False))
 
 
 def _unchanged(page: RunPage) -> Pictures:
@@ -181,6 +189,6 @@ def _buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:
     return gr.Button(interactive=not running), gr.Button(interactive=running)
 
 
-def _session_of(request: gr.Request) -> str:
+def session_of(request: gr.Request) -> str:
     """Return what distinguishes one browser tab from another."""
     return str(request.session_hash)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ..job_runner import CaseRunner, JobRunner
+from layerstream_compare import SpareWorker
+
+from ..job_runner import HEARTBEAT_S, CaseRunner, JobRunner, run_in_app_process
 from ..models import Catalogue
 from ..planner import Planner
+from ..readiness import Readiness
 from ..settings import Limits, Settings
 
 
@@ -21,12 +24,14 @@ class Services:
         catalogue: the models that may be run.
         planner: makes placement plans.
         job_runner: runs visitors' requests.
+        readiness: keeps a worker ready; cases that run in this process do not use it.
     """
 
     settings: Settings
     catalogue: Catalogue
     planner: Planner
     job_runner: JobRunner
+    readiness: Readiness
 
 
 def make_services(settings: Settings, run_case: CaseRunner | None = None) -> Services:
@@ -37,11 +42,14 @@ def make_services(settings: Settings, run_case: CaseRunner | None = None) -> Ser
         run_case: runs one case; by default what the settings say.
     """
     catalogue, planner = Catalogue(settings), Planner()
+    readiness = Readiness(SpareWorker(), heartbeat_s=HEARTBEAT_S)
+    run_case = run_case or (run_in_app_process if settings.in_process else readiness.run_case)
     return Services(
         settings=settings,
         catalogue=catalogue,
         planner=planner,
         job_runner=JobRunner(settings, catalogue, planner, run_case),
+        readiness=readiness,
     )
 
 

@@ -10,6 +10,7 @@ import gradio as gr
 
 from layerstream_compare import list_variants
 
+from ..errors import VisitorError
 from ..host_info import read_host_info
 from ..job_runner import RunRequest
 from ..run_state import RunState
@@ -18,6 +19,7 @@ from ..view.bars import plots_view
 from ..view.columns import columns_view, empty_columns
 from ..view.downloads import downloads_view
 from ..view.elements import title_of
+from ..view.how_to_read import how_to_read_columns
 from .run_loop import Pictures, RunPage, wire_run
 from .services import Services, block, prompt_box, queue_line, run_buttons
 
@@ -27,9 +29,10 @@ EXAMPLES = (
     "Write a short poem about a river that carries stones to the sea.",
     "List three good uses of a paper clip.",
 )
+OPEN_CONTROLS_JS = "() => { document.body.classList.add('ls-open'); return []; }"
+"""The style sheet folds the controls once there is a run; this class on the page opens them again."""
+
 DEFAULT_VARIANTS = ("streamed", "resident", "bnb-int8", "bnb-nf4")
-HOST_BUDGETS = ("min", "auto", "1 GiB", "8 GiB", "24 GiB")
-BUDGETS = ("min", "80 MiB", "100 MiB", "150 MiB", "200 MiB", "300 MiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,11 @@ class Controls:
     prompt: gr.Textbox
     variants: gr.CheckboxGroup
     new_tokens: gr.Slider
-    budget: gr.Dropdown
+    budget: gr.Textbox
     quality: gr.Radio
     model: gr.Dropdown
-    host_budget: gr.Dropdown
+    host_budget: gr.Textbox
+    rounds: gr.Slider
 
     @property
     def inputs(self) -> list[Any]:
@@ -55,6 +59,7 @@ class Controls:
             self.quality,
             self.model,
             self.host_budget,
+            self.rounds,
         ]
 
 
@@ -77,7 +82,11 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
         with gr.Column(scale=2, min_width=300, elem_classes=["ls-panel"]):
             controls = _choices(services, prompt, chosen)
     queue = queue_line("queue")
-    blocks = _empty_results(chosen)
+    idle = (empty_columns(chosen), plots_view([]), downloads_view([]))
+    names = ("answers", "plots", "downloads")
+    answers = block(idle[0], elem_id=names[0])
+    block(how_to_read_columns(has_device=read_host_info().has_gpu))
+    blocks = [answers, *(block(html, elem_id=name) for html, name in zip(idle[1:], names[1:], strict=True))]
     page = RunPage(
         make_request=_request,
         draw=_draw,
@@ -86,6 +95,7 @@ def side_by_side(services: Services) -> tuple[Controls, gr.Button]:
         start=start,
         stop=stop,
         queue=queue,
+        idle=idle,
     )
     wire_run(services, page, prompt.submit)
     return controls, share
@@ -97,20 +107,14 @@ def _first_choice(limits: Limits) -> list[str]:
 
 
 def _prompt_panel(limits: Limits) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
-    prompt = prompt_box(EXAMPLES[0], limits, lines=4, max_lines=10)
+    prompt = prompt_box(EXAMPLES[0], limits, lines=2, max_lines=10)
     gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or pick an example", examples_per_page=4)
     with gr.Row(elem_classes=["ls-actions"]):
         start, stop = run_buttons("Compare", start_id="compare", stop_id="stop")
         share = gr.Button("Copy link", scale=1, min_width=110, elem_id="share")
+        change = gr.Button("Change", scale=1, min_width=90, elem_id="change")
+    change.click(None, None, None, js=OPEN_CONTROLS_JS, api_visibility="private")
     return prompt, start, stop, share
-
-
-def _empty_results(chosen: list[str]) -> list[gr.HTML]:
-    return [
-        block(empty_columns(chosen), elem_id="answers"),
-        block(plots_view([]), elem_id="plots"),
-        block(downloads_view([]), elem_id="downloads"),
-    ]
 
 
 def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Controls:
@@ -130,33 +134,49 @@ def _choices(services: Services, prompt: gr.Textbox, chosen: list[str]) -> Contr
         elem_classes=["ls-variants"],
         elem_id="variants",
     )
-    max_tokens = settings.limits.new_tokens
-    new_tokens = gr.Slider(4, max_tokens, value=min(40, max_tokens), step=1, label="New tokens")
-    budget, host_budget = _budgets(settings, has_gpu=read_host_info().has_gpu)
-    quality = gr.Radio(
-        [("on its answer", "answer"), ("also on prose (slow)", "prose"), ("no", "none")],
-        value="answer",
-        label="Measure agreement with the exact model",
-        elem_classes=["ls-choice"],
-    )
-    return Controls(prompt, variants, new_tokens, budget, quality, model, host_budget)
+    with gr.Accordion("More settings: length, memory, agreement, rounds", open=False, elem_id="more"):
+        max_tokens = settings.limits.new_tokens
+        new_tokens = gr.Slider(4, max_tokens, value=min(40, max_tokens), step=1, label="New tokens")
+        budget, host_budget = _budgets(settings, has_gpu=read_host_info().has_gpu)
+        quality = gr.Radio(
+            [("on its answer", "answer"), ("also on prose (slow)", "prose"), ("no", "none")],
+            value="answer",
+            label="Measure agreement with the exact model",
+            elem_classes=["ls-choice"],
+        )
+        rounds = gr.Slider(
+            1,
+            settings.limits.rounds,
+            value=1,
+            step=1,
+            label="Rounds",
+            info="Each variant is measured this often, in turns; the figures are medians.",
+            elem_id="rounds",
+        )
+    return Controls(prompt, variants, new_tokens, budget, quality, model, host_budget, rounds)
 
 
-def _budgets(settings: Settings, *, has_gpu: bool) -> tuple[gr.Dropdown, gr.Dropdown]:
-    """Return the controls of the streamed model's budgets; the second one counts only with a GPU."""
-    budget = gr.Dropdown(
-        list(dict.fromkeys([settings.budget, *BUDGETS])),
-        value=settings.budget,
+def _budgets(settings: Settings, *, has_gpu: bool) -> tuple[gr.Textbox, gr.Textbox]:
+    """Return the controls of the streamed model's budgets; the second one counts only with a GPU.
+
+    They are plain text boxes: gradio's drop-down replaces typed text by the first entry that contains it.
+    """
+    budget = gr.Textbox(
+        settings.budget,
         label=f"{'Device memory' if has_gpu else 'Memory'} budget of the streamed model",
-        info="min is the smallest budget that works. You can type any size, such as 120 MiB.",
-        allow_custom_value=True,
+        info="min is the smallest budget that works. Or give a size with its unit, such as 80 MiB or 1 GiB.",
+        max_lines=1,
+        elem_id="budget",
     )
-    host_budget = gr.Dropdown(
-        list(HOST_BUDGETS),
-        value=HOST_BUDGETS[0],
+    host_budget = gr.Textbox(
+        "min",
         label="Host memory budget of the streamed model",
-        info="Weights that fit are kept in host memory and not read from disk. auto takes what is free.",
-        allow_custom_value=True,
+        info=(
+            "Weights that fit are kept in host memory and not read from disk: min, auto (what is free), or a "
+            "size such as 8 GiB."
+        ),
+        max_lines=1,
+        elem_id="host-budget",
         visible=has_gpu,
     )
     return budget, host_budget
@@ -170,16 +190,30 @@ def _request(
     quality: str,
     model: str,
     host_budget: str,
+    rounds: float,
 ) -> RunRequest:
     return RunRequest(
         model=model,
         prompt=prompt,
         variants=tuple(variants),
         new_tokens=int(new_tokens),
-        budget=(budget or "min").strip(),
-        host_budget=(host_budget or "min").strip(),
+        budget=_typed_budget(budget),
+        host_budget=_typed_budget(host_budget),
         quality=quality,
+        rounds=int(rounds),
     )
+
+
+def _typed_budget(text: str) -> str:
+    """Return a budget as typed, `min` if nothing was.
+
+    Raises:
+        VisitorError: it is a bare number. Elsewhere that means bytes, which no visitor means.
+    """
+    budget = (text or "").strip() or "min"
+    if budget.replace(".", "", 1).isdecimal():
+        raise VisitorError(f"The budget {budget} has no unit. Write {budget} MiB or {budget} GiB, or min.")
+    return budget
 
 
 def _draw(state: RunState) -> Pictures:

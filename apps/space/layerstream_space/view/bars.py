@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerstream_compare import Measurement, memory_notes
+from layerstream_compare import Measurement, Row, memory_notes, rows_of
 
-from .elements import BY_KEY, TITLES, escape, format_bytes, format_seconds, percent, tip, title_of
+from .elements import TITLES, escape, format_bytes, format_seconds, percent, title_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,28 +16,18 @@ class _Memory:
 
     Attributes:
         heading: shown above its bars; empty if there is only this one.
-        about: what the heading means.
         parts: the parts of a bar: the metric, its name in the legend, its CSS class.
         budget: the fact with the streamed model's budget there.
-        budget_tip: what that budget is for.
     """
 
     heading: str
-    about: str
     parts: tuple[tuple[str, str, str], ...]
     budget: str
-    budget_tip: str
 
 
-_BUDGET_TIP = (
-    "What the streamed model may use for weights, KV cache and activations. The bars show the whole "
-    "process, which also holds a tokenizer and Python's own objects. Mapped files do not count towards the "
-    "budget."
-)
 _ONE_MEMORY = (
     _Memory(
         heading="",
-        about="",
         parts=(
             ("held_bytes", "weights", "held"),
             ("working_bytes", "working memory", "working"),
@@ -45,35 +35,32 @@ _ONE_MEMORY = (
             ("load_spike_bytes", "loading spike", "spike"),
         ),
         budget="budget_bytes",
-        budget_tip=_BUDGET_TIP,
     ),
 )
 _TWO_MEMORIES = (
     _Memory(
         heading="On the device",
-        about="The accelerator's own memory, as torch counts it. What the driver itself takes comes on top.",
         parts=(
             ("device_held_bytes", "weights", "held"),
             ("device_working_bytes", "working memory", "working"),
         ),
         budget="budget_bytes",
-        budget_tip="What the streamed model may use on the device and, its own line, in host memory.",
     ),
     _Memory(
         heading="In host memory",
-        about=(
-            "What running takes in the machine's own memory. Mapped files are not in it: libraries, and the "
-            "checkpoint while it is copied to the device."
-        ),
         parts=(
             ("host_held_bytes", "weights", "held"),
             ("host_working_bytes", "working memory", "working"),
         ),
         budget="host_budget_bytes",
-        budget_tip="",
     ),
 )
 
+_ROOM_FOR_RANGES = 1.25
+_NOISY = (
+    "Pale bars: the machine was busy with other work, so these times say little. Measure again when it is "
+    "quiet, or in several rounds."
+)
 _QUOTED = {name: f"“{title}”" for name, title in TITLES.items()}
 """Names of variants inside a sentence, where "more than In memory" could be misread."""
 
@@ -86,7 +73,10 @@ _EMPTY = (
 
 
 def plots_view(measurements: Sequence[Measurement]) -> str:
-    """Return memory and latency plots of the successful measurements; a note if there are none yet."""
+    """Return memory and latency plots of the successful measurements; a note if there are none yet.
+
+    Several rounds of a case share a bar, which shows their median.
+    """
     good = [
         each
         for each in measurements
@@ -94,8 +84,9 @@ def plots_view(measurements: Sequence[Measurement]) -> str:
     ]
     if not good:
         return _EMPTY
+    rows = rows_of(good)
     notes = "".join(f'<p class="ls-note">{escape(note)}</p>' for note in memory_notes(good, _QUOTED))
-    return f'<section class="ls-plots" aria-label="Plots">{_memory(good)}{_latency(good)}{notes}</section>'
+    return f'<section class="ls-plots" aria-label="Plots">{_memory(rows)}{_latency(rows)}{notes}</section>'
 
 
 def has_device(measurements: Sequence[Measurement]) -> bool:
@@ -103,68 +94,58 @@ def has_device(measurements: Sequence[Measurement]) -> bool:
     return any(each.memory is not None and each.memory.has_device for each in measurements)
 
 
-def _value(measurement: Measurement, key: str) -> float:
-    return BY_KEY[key].value(measurement) or 0.0
+def _value(row: Row, key: str) -> float:
+    return row.median_of(key) or 0.0
 
 
-def _memory(good: Sequence[Measurement]) -> str:
-    memories = _TWO_MEMORIES if has_device(good) else _ONE_MEMORY
+def _memory(rows: Sequence[Row]) -> str:
+    memories = _TWO_MEMORIES if has_device([row.shown for row in rows]) else _ONE_MEMORY
     first = memories[0]
-    legend = "".join(
-        f'<li><i class="{kind}"></i>{name} {tip(BY_KEY[_general(key)].includes, name)}</li>'
-        for key, name, kind in first.parts
-    )
-    if _budgets(good, first):
-        legend += (
-            f'<li><i class="line"></i>budget of the streamed model {tip(first.budget_tip, "budget")}</li>'
-        )
-    bars = "".join(_memory_bars(good, memory) for memory in memories)
+    legend = "".join(f'<li><i class="{kind}"></i>{name}</li>' for _, name, kind in first.parts)
+    if _budgets(rows, first):
+        legend += '<li><i class="line"></i>budget of the streamed model; mapped files do not count</li>'
+    bars = "".join(_memory_bars(rows, memory) for memory in memories)
     two = " two" if len(memories) > 1 else ""
     return (
         f'<div class="ls-card ls-memory{two}"><h3>Memory</h3><ul class="ls-legend">{legend}</ul>{bars}</div>'
     )
 
 
-def _general(key: str) -> str:
-    """Return the metric that explains a part in the legend, which is the same for both memories."""
-    return key.removeprefix("device_")
+def _budgets(rows: Sequence[Row], memory: _Memory) -> list[int]:
+    return [int(row.shown.facts[memory.budget]) for row in rows if memory.budget in row.shown.facts]
 
 
-def _budgets(good: Sequence[Measurement], memory: _Memory) -> list[int]:
-    return [int(each.facts[memory.budget]) for each in good if memory.budget in each.facts]
-
-
-def _memory_bars(good: Sequence[Measurement], memory: _Memory) -> str:
-    budgets = _budgets(good, memory)
-    full_width = max([*(_end(each, memory) for each in good), *budgets]) * 1.04
-    rows = "".join(_memory_row(each, memory, full_width) for each in good)
+def _memory_bars(rows: Sequence[Row], memory: _Memory) -> str:
+    budgets = _budgets(rows, memory)
+    full_width = max([*(_end(row, memory) for row in rows), *budgets]) * 1.04
+    bars = "".join(_memory_row(row, memory, full_width) for row in rows)
     line = ""
     if budgets:
         line = (
             f'<div class="ls-budget" style="--at:{percent(budgets[0], full_width)}">'
             f"<span>budget {format_bytes(budgets[0])}</span></div>"
         )
-    heading = f"<h4>{memory.heading} {tip(memory.about, memory.heading)}</h4>" if memory.heading else ""
+    heading = f"<h4>{memory.heading}</h4>" if memory.heading else ""
     return (
-        f'{heading}<div class="ls-bars {"has-budget" if budgets else ""}">{rows}<div '
+        f'{heading}<div class="ls-bars {"has-budget" if budgets else ""}">{bars}<div '
         f'class="ls-over">{line}</div></div>'
     )
 
 
-def _end(measurement: Measurement, memory: _Memory) -> float:
-    """Return where a measurement's bar ends, in bytes."""
+def _end(row: Row, memory: _Memory) -> float:
+    """Return where a row's bar ends, in bytes."""
     keys = [key for key, *_ in memory.parts]
     if "load_spike_bytes" not in keys:
-        return sum(_value(measurement, key) for key in keys)
+        return sum(_value(row, key) for key in keys)
     return max(
-        _value(measurement, "peak_over_baseline_bytes"),
-        _value(measurement, "held_bytes") + _value(measurement, "load_spike_bytes"),
+        _value(row, "peak_over_baseline_bytes"),
+        _value(row, "held_bytes") + _value(row, "load_spike_bytes"),
     )
 
 
-def _memory_row(measurement: Measurement, memory: _Memory, full_width: float) -> str:
-    sizes = [(_value(measurement, key), name, kind) for key, name, kind in memory.parts]
-    title = title_of(measurement.case.variant)
+def _memory_row(row: Row, memory: _Memory, full_width: float) -> str:
+    sizes = [(_value(row, key), name, kind) for key, name, kind in memory.parts]
+    title = title_of(row.shown.case.variant)
     where = f" {memory.heading[0].lower()}{memory.heading[1:]}" if memory.heading else ""
     parts = ", ".join(f"{format_bytes(size)} {name}" for size, name, _ in sizes)
     label = escape(f"{title}{where}: {parts}", quote=True)
@@ -188,18 +169,40 @@ def _row(title: str, label: str, meter: str, number: str) -> str:
     )
 
 
-def _latency(good: Sequence[Measurement]) -> str:
-    first = _times(good, "first_token_s", "first", "To the first token")
-    between = _times(good, "inter_token_median_s", "each", "Between tokens, median")
-    return f'<div class="ls-card"><h3>Latency</h3>{first}{between}</div>'
+def _latency(rows: Sequence[Row]) -> str:
+    first = _times(rows, "first_token_s", "To the first token")
+    between = _times(rows, "inter_token_median_s", "Between tokens, median")
+    noisy = "" if not any(row.is_noisy for row in rows) else f'<p class="ls-note">{_NOISY}</p>'
+    return f'<div class="ls-card"><h3>Latency</h3>{first}{between}{noisy}</div>'
 
 
-def _times(good: Sequence[Measurement], key: str, kind: str, heading: str) -> str:
-    full_width = max(_value(each, key) for each in good) * 1.04
-    rows = ""
-    for each in good:
-        value, title = _value(each, key), title_of(each.case.variant)
-        label = escape(f"{title}: {heading.lower()} {format_seconds(value)}", quote=True)
-        meter = f'<i class="{kind}" style="width:{percent(value, full_width)}"></i>'
-        rows += _row(title, label, meter, format_seconds(value))
-    return f'<h4>{heading} {tip(BY_KEY[key].includes, heading)}</h4><div class="ls-bars">{rows}</div>'
+def _range(row: Row, key: str) -> tuple[float, float] | None:
+    """Return between which values a time lies; None if one round on a quiet machine measured it."""
+    spread = row.values[key]
+    if spread.rounds > 1:
+        return spread.minimum, spread.maximum
+    if row.is_noisy and key == "inter_token_median_s":
+        return spread.median, max(spread.median, _value(row, "inter_token_p95_s"))
+    return None
+
+
+def _time_meter(row: Row, key: str, between: tuple[float, float] | None, full_width: float) -> str:
+    kind = "time unsure" if row.is_noisy else "time"
+    meter = f'<i class="{kind}" style="width:{percent(_value(row, key), full_width)}"></i>'
+    if between is None:
+        return meter
+    low, high = (percent(end, full_width) for end in between)
+    return f'{meter}<i class="range" style="left:{low};width:calc({high} - {low})"></i>'
+
+
+def _times(rows: Sequence[Row], key: str, heading: str) -> str:
+    full_width = max(_value(row, key) for row in rows) * _ROOM_FOR_RANGES
+    html = ""
+    for row in rows:
+        between, title = _range(row, key), title_of(row.shown.case.variant)
+        text = f"{'≈ ' if row.is_noisy else ''}{format_seconds(_value(row, key))}"
+        label = f"{title}: {heading.lower()} {text}"
+        if between is not None:
+            label += f", between {format_seconds(between[0])} and {format_seconds(between[1])}"
+        html += _row(title, escape(label, quote=True), _time_meter(row, key, between, full_width), text)
+    return f'<h4>{heading}</h4><div class="ls-bars">{html}</div>'

@@ -5,32 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from layerstream_compare import Measurement
+from layerstream_compare import Row
 
 from ..run_state import Column, RunState
 from .bars import has_device
-from .elements import ABOUT, BY_KEY, DASH, escape, figure, status_line, tip, title_of
+from .elements import ABOUT, DASH, escape, figure, status_line, title_of
+from .progress import lane_bar, run_bar, time_left, whole_seconds
 
-FIGURES = (
+COSTS = (
     ("needed_bytes", "peak memory"),
     ("held_bytes", "weights"),
     ("load_s", "loading"),
     ("first_token_s", "first token"),
     ("tokens_per_s", "tokens/s"),
     ("bytes_read", "read from disk"),
-    ("kl_mean_answer", "KL, nats"),
-    ("top1_answer", "same top token"),
 )
-"""The figures under each column: a metric's key and its short name."""
+"""What a column cost: a metric's key and its short name."""
 
-FIGURES_WITH_DEVICE = (
+COSTS_WITH_DEVICE = (
     ("device_peak_bytes", "peak on device"),
     ("host_needed_bytes", "peak in host"),
     ("device_held_bytes", "weights on device"),
     ("host_held_bytes", "weights in host"),
-    *FIGURES[2:],
+    *COSTS[2:],
 )
 """The same once a column was measured on an accelerator, which has a memory of its own."""
+
+AGREEMENT = (("kl_mean_answer", "KL, nats"), ("top1_answer", "same top token"))
+"""How well a column agrees with the reference while both read the reference's answer."""
 
 STATUSES = {
     "waiting": "waiting",
@@ -40,6 +42,13 @@ STATUSES = {
     "unavailable": "not available",
     "stopped": "stopped",
 }
+
+TWO_TEXTS = (
+    "Above, it wrote an answer of its own, token by token. Here it reads the reference's answer, many "
+    "tokens at a time, and its first choice was the reference's everywhere. That is no contradiction: the "
+    "shape of the computation changes its rounding, and rounding decides a close call."
+)
+"""Shown where an answer differs and yet every top token was the same."""
 
 _CHARACTERS_PER_TOKEN = 4.6
 _CHARACTERS_PER_LINE = 38
@@ -52,8 +61,12 @@ def columns_view(state: RunState, now_s: float) -> str:
         state: the run.
         now_s: the time on the clock that the state's events were applied with.
     """
-    columns = [_column(state, column) for column in state.columns]
-    return _section(_status(state, now_s), columns, state.columns[0].case.max_new_tokens)
+    # everything that moves with time moves once a second: each drawing takes time from the model
+    now_s = whole_seconds(state, now_s)
+    columns = [_column(state, column, now_s) for column in state.columns]
+    head = _status(state, now_s) + run_bar(state, now_s)
+    classes = "run" if state.is_over else "run live"
+    return _section(head, columns, state.columns[0].case.max_new_tokens, classes)
 
 
 def empty_columns(variants: Sequence[str], new_tokens: int = 40) -> str:
@@ -64,16 +77,17 @@ def empty_columns(variants: Sequence[str], new_tokens: int = 40) -> str:
         new_tokens: length of an answer.
     """
     status = status_line(
-        "<span>Press <b>Compare</b>. The variants run one after another, each in its own process, and their "
-        "words appear here as they are generated.</span>"
+        "<span>Press <b>Compare</b>. The variants run one after another, each in its own process. Their "
+        "words appear here as they are generated, and the first one that differs from the exact answer is "
+        "marked.</span>"
     )
-    return _section(status, [_empty_column(name) for name in variants], new_tokens)
+    return _section(status, [_empty_column(name) for name in variants], new_tokens, "")
 
 
-def _section(status: str, columns: Sequence[str], new_tokens: int) -> str:
+def _section(head: str, columns: Sequence[str], new_tokens: int, classes: str) -> str:
     num_columns = max(1, min(len(columns), 4))
     return (
-        f'<section class="ls-answers" aria-label="Answers side by side">{status}'
+        f'<section class="ls-answers {classes}" aria-label="Answers side by side">{head}'
         '<div class="ls-columns" '
         f'style="--columns:{num_columns};--lines:{_lines(new_tokens)}">{"".join(columns)}</div>'
         "</section>"
@@ -82,10 +96,10 @@ def _section(status: str, columns: Sequence[str], new_tokens: int) -> str:
 
 def _empty_column(name: str) -> str:
     return (
-        f'<article class="ls-column empty"><header><h3>{escape(title_of(name))}</h3></header><p '
-        f'class="ls-badges"></p><p class="ls-about">{escape(ABOUT.get(name, ""))}</p>'
+        f'<article class="ls-column empty"><header><h3>{escape(title_of(name))}</h3></header>'
+        f'<p class="ls-about">{escape(ABOUT.get(name, ""))}</p>'
         '<div class="ls-text"><div class="ls-ghost" aria-hidden="true"><i></i><i></i><i></i></div></div>'
-        f'<p class="ls-outcome">&nbsp;</p>{_figures(None, FIGURES)}</article>'
+        "</article>"
     )
 
 
@@ -103,53 +117,60 @@ def _status(state: RunState, now_s: float) -> str:
     elif running is not None:
         seconds = f"{max(0, math.floor(now_s - running.since_s))} s"
         title = f"<b>{escape(title_of(running.case.variant))}</b>"
-        number = f"{state.num_over + 1} of {len(state.columns)}"
-        text = f"{number}: {title}, {escape(running.phase_text)}, {seconds}"
+        number = f"{state.num_measured + 1} of {state.num_cases}"
+        left = time_left(state, now_s)
+        text = f"{number}: {title}, {escape(running.phase_text)}, {seconds}<em>{left}</em>"
     elif state.is_over:
         text = _summary(state)
     else:
-        text = "Starting"
-    steps = "".join(f'<i class="{column.status}"></i>' for column in state.columns)
-    return status_line(f'<span class="ls-steps" aria-hidden="true">{steps}</span><span>{text}</span>')
+        text = f"Starting<em>{time_left(state, now_s)}</em>"
+    return status_line(f"<span>{text}</span>")
 
 
 def _summary(state: RunState) -> str:
-    good = [column for column in state.columns if column.status == "ok"]
+    good = [column for column in state.columns if column.has_answer]
     reference = state.reference
-    if reference is None or reference.status != "ok":
-        measured = f"Done: {len(good)} of {len(state.columns)} measured."
+    measured = f"Done: {len(good)} of {len(state.columns)} measured."
+    if reference is None:
         return f"{measured} No exact variant was among them, so no differences are marked."
+    title = f"<b>{escape(title_of(reference.case.variant))}</b>"
+    if not reference.has_answer:
+        return f"{measured} {title}, the reference, failed, so there was nothing to compare the others with."
     others = [column for column in good if not column.is_reference]
     if not others:
         return "Done."
     same = sum(state.first_difference(column) is None for column in others)
-    title = escape(title_of(reference.case.variant))
-    return f"Done: {same} of {len(others)} other columns gave exactly the same answer as <b>{title}</b>."
+    return f"Done: {same} of {len(others)} other columns gave exactly the same answer as {title}."
 
 
-def _column(state: RunState, column: Column) -> str:
+def _column(state: RunState, column: Column, now_s: float) -> str:
     classes = f"ls-column {column.status}" + (" reference" if column.is_reference else "")
     name = escape(title_of(column.case.variant))
     about = ABOUT.get(column.case.variant, "")
-    keys = FIGURES_WITH_DEVICE if has_device(state.measurements) else FIGURES
     return (
         f'<article class="{classes}" aria-label="{name}"><header><h3>{name}</h3>'
-        f'<span class="ls-state {column.status}">{STATUSES[column.status]}</span></header>'
-        f'{_badges(column)}<p class="ls-about">{escape(about)}</p>'
+        f'<span class="ls-state {column.status}">{_state(column)}</span></header>'
+        f'{_badges(column)}<p class="ls-about">{escape(about)}</p>{lane_bar(column, now_s)}'
         f'<div class="ls-text" tabindex="0" aria-label="Answer of {name}">{_answer(state, column)}</div>'
-        f'<p class="ls-outcome">{_outcome(state, column)}</p>{_figures(column.measurement, keys)}</article>'
+        f'<p class="ls-outcome">{_outcome(state, column)}</p>{_figures(state, column)}</article>'
     )
+
+
+def _state(column: Column) -> str:
+    if column.rounds > 1 and not column.is_over:
+        return f"{STATUSES[column.status]}, {len(column.measurements)} of {column.rounds} rounds done"
+    return STATUSES[column.status]
 
 
 def _badges(column: Column) -> str:
     badges = []
     if column.is_reference:
         badges.append('<span class="ls-badge ref">reference</span>')
-    measurement = column.measurement
-    if measurement is not None:
-        if measurement.agreements and all(each.is_bit_exact for each in measurement.agreements):
+    row = column.row
+    if row is not None:
+        if row.is_bit_exact:
             badges.append('<span class="ls-badge exact">bit-exact</span>')
-        if measurement.timing is not None and measurement.timing.is_noisy:
+        if row.is_noisy:
             badges.append(
                 '<span class="ls-badge noisy" title="The machine was busy with other work, so the times may '
                 'be off">'
@@ -203,22 +224,33 @@ def _hint(state: RunState, index: int) -> str:
 
 
 def _outcome(state: RunState, column: Column) -> str:
-    if column.is_reference and column.status == "ok":
+    if column.is_reference and column.has_answer:
         return "The other answers are compared with this one."
     index = state.first_difference(column)
     if index is not None:
         margin = state.margin_at(index)
         detail = "" if margin is None else f"; the reference's margin there is {margin:.2g}"
         return f'differs from token <b class="ls-differs">{index + 1}</b> on{detail}'
-    if column.status == "ok" and state.reference is not None and state.reference.status == "ok":
+    if column.has_answer and state.reference is not None and state.reference.has_answer:
         return "same answer as the reference"
     return "&nbsp;"
 
 
-def _figures(measurement: Measurement | None, keys: Sequence[tuple[str, str]]) -> str:
-    rows = []
+def _figures(state: RunState, column: Column) -> str:
+    row = column.row
+    costs = COSTS_WITH_DEVICE if has_device(state.measurements) else COSTS
+    html = _list(row, costs)
+    if column.case.quality:
+        html += f'<p class="ls-figures-about">reading the reference\'s answer:</p>{_list(row, AGREEMENT)}'
+        if state.first_difference(column) is not None and row is not None:
+            html += f'<p class="ls-two-texts">{TWO_TEXTS}</p>' if row.median_of("top1_answer") == 1.0 else ""
+    return html
+
+
+def _list(row: Row | None, keys: Sequence[tuple[str, str]]) -> str:
+    entries = []
     for key, name in keys:
-        value = escape(figure(measurement, key))
+        value = escape(figure(row, key))
         quiet = ' class="none"' if value == DASH else ""
-        rows.append(f"<div><dt>{name} {tip(BY_KEY[key].includes, name)}</dt><dd{quiet}>{value}</dd></div>")
-    return f'<dl class="ls-figures">{"".join(rows)}</dl>'
+        entries.append(f"<div><dt>{name}</dt><dd{quiet}>{value}</dd></div>")
+    return f'<dl class="ls-figures">{"".join(entries)}</dl>'

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 from layerstream_compare import Measurement
 
-from .elements import BY_KEY, escape, format_bytes, format_seconds, status_line, tip, title_of
+from .elements import BY_KEY, escape, format_bytes, format_seconds, status_line, title_of
 
 PANELS = (("prefill_extra_bytes", "Memory of the prompt"), ("first_token_s", "Time to the first token"))
+WARM_TOKENS = 512
+"""The warm-up reads this many tokens of a prompt. Shorter prompts find part of their memory already taken, so
+their points lie too low, and no exponent is taken from them."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 470, 14, 232
 _SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 
@@ -34,12 +38,13 @@ class Axis:
         return self.start + (self.end - self.start) * math.log(value / self.low) / whole
 
 
-def curves_view(measurements: Sequence[Measurement], status: str = "") -> str:
+def curves_view(measurements: Sequence[Measurement], status: str = "", *, is_live: bool = False) -> str:
     """Return a panel for memory and one for time; they say what will appear if there is nothing to draw yet.
 
     Args:
         measurements: of any attention variants and lengths.
         status: HTML for the line above the panels.
+        is_live: True while points are still being measured.
     """
     lines = _by_attention(measurements)
     if lines:
@@ -51,8 +56,9 @@ def curves_view(measurements: Sequence[Measurement], status: str = "") -> str:
             "with one point per prompt length.</div></div>"
             for _, heading in PANELS
         )
+    head = status_line(f"<span>{status}</span>") + (_legend(lines) if lines else "")
     return (
-        f'<section class="ls-curves">{status_line(f"<span>{status}</span>")}{_legend(lines) if lines else ""}'
+        f'<section class="ls-curves{" live" if is_live else ""}">{head}'
         f'<div class="ls-plots">{panels}</div></section>'
     )
 
@@ -66,17 +72,27 @@ def _by_attention(measurements: Sequence[Measurement]) -> dict[str, list[Measure
     return dict(sorted(lines.items()))
 
 
-def power(points: Sequence[tuple[float, float]]) -> float | None:
-    """Return the exponent p of value ~ length^p, or None if there are too few points.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """A measured growth, value ~ length^exponent, between two lengths in tokens."""
+
+    exponent: float
+    start: float
+    end: float
+
+
+def growth(points: Sequence[tuple[float, float]]) -> Growth | None:
+    """Return how a curve grows, or None if there are too few points longer than `WARM_TOKENS`.
 
     It is taken between the longest prompt and the longest one of at most half its length.
     """
-    good = [(length, value) for length, value in points if value > 0]
+    good = [(length, value) for length, value in points if value > 0 and length > WARM_TOKENS]
     if len(good) < 2 or good[-1][0] < 2 * good[0][0]:
         return None
     last = good[-1]
     first = [point for point in good if point[0] * 2 <= last[0]][-1]
-    return math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+    exponent = math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+    return Growth(exponent=exponent, start=first[0], end=last[0])
 
 
 def _points(line: Sequence[Measurement], key: str) -> list[tuple[float, float]]:
@@ -87,18 +103,25 @@ def _points(line: Sequence[Measurement], key: str) -> list[tuple[float, float]]:
 def _legend(lines: Mapping[str, Sequence[Measurement]]) -> str:
     items = ""
     for number, (name, line) in enumerate(lines.items()):
-        exponent = power(_points(line, "prefill_extra_bytes"))
-        growth = "" if exponent is None else f" · memory grows as length<sup>{exponent:.1f}</sup>"
+        found = growth(_points(line, "prefill_extra_bytes"))
+        text = "" if found is None else _growth_text(found)
         drawing = f'<path d="M0 6H24" class="c{number}"/>{_marker(12, 6, number)}'
         swatch = f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">{drawing}</svg>'
-        items += f"<li>{swatch}<b>{escape(title_of(name))}</b><span>{growth}</span></li>"
+        items += f"<li>{swatch}<b>{escape(title_of(name))}</b><span>{text}</span></li>"
     return f'<ul class="ls-legend">{items}</ul>'
+
+
+def _growth_text(found: Growth) -> str:
+    return (
+        f"measured here: memory grew as length<sup>{found.exponent:.1f}</sup> "
+        f"from {found.start:,.0f} to {found.end:,.0f} tokens"
+    )
 
 
 def _panel(lines: Mapping[str, Sequence[Measurement]], key: str, heading: str) -> str:
     points = {name: _points(line, key) for name, line in lines.items()}
     every = [point for line in points.values() for point in line]
-    head = f"<h3>{heading} {tip(BY_KEY[key].includes, heading)}</h3>"
+    head = f'<h3>{heading}</h3><p class="ls-note">{escape(BY_KEY[key].includes)}.</p>'
     if not every:
         note = '<p class="ls-note">This cannot be measured on this machine.</p>'
         return f'<div class="ls-card">{head}{note}</div>'

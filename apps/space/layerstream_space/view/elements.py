@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from layerstream import format_bytes, format_rate, format_seconds
-from layerstream_compare import METRICS, Measurement, list_variants
+from layerstream_compare import METRICS, Row, list_variants
 
 TITLES: Mapping[str, str] = {
     "streamed": "Streamed",
@@ -50,10 +50,16 @@ def title_of(variant: str) -> str:
     return TITLES.get(variant, variant)
 
 
-def figure(measurement: Measurement | None, key: str) -> str:
-    """Return a metric as text; a dash if it was not measured."""
-    value = None if measurement is None else BY_KEY[key].value(measurement)
-    return DASH if value is None else BY_KEY[key].show(value)
+TIMED = ("load_s", "first_token_s", "inter_token_median_s", "tokens_per_s")
+"""Metrics that other work on the machine disturbs."""
+
+
+def figure(row: Row | None, key: str) -> str:
+    """Return a metric's median as text, with "≈" if the machine was busy; a dash if it was not measured."""
+    value = None if row is None else row.median_of(key)
+    if row is None or value is None:
+        return DASH
+    return f"{'≈ ' if row.is_noisy and key in TIMED else ''}{BY_KEY[key].show(value)}"
 
 
 def tip(text: str, about: str) -> str:

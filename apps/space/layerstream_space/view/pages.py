@@ -136,8 +136,9 @@ client.predict("Llama-2-70B", "T4: 16 GB card, 32 GB of RAM", api_name="/plan")"
 STEPS = (
     (
         "A fresh process for each variant",
-        "Each variant runs in its own process, which starts for it and ends with it. No variant sees "
-        "another's memory, and a crash is recorded as a result.",
+        "Each variant runs in its own process, which runs nothing else and ends with it. No variant sees "
+        "another's memory, and a crash is recorded as a result. While a page is open, one such process may "
+        "have loaded its libraries before it gets its variant, in a pause in which nothing is timed.",
         "one-case-one-process",
     ),
     (

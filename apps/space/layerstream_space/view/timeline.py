@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerstream import SpeculationReport
+
 from ..timeline_state import Span, TimelineState
-from .elements import DASH, escape, format_bytes, format_rate, format_seconds, tip
+from .draft import draft_view
+from .elements import DASH, escape, format_bytes, format_rate, format_seconds
 from .plan import short_name
 
 TRACKS = {
@@ -17,32 +20,37 @@ TRACKS = {
     "compute": "computing",
     "wait": "waiting for weights",
 }
-_ABOUT = {
-    "read": "Reads from the disk into a slot or a staging buffer. Several run at the same time.",
-    "copy": "Copies from host memory to the device. On a CPU there are none, because the slot is the "
-    "staging buffer.",
-    "compute": "Time inside a block's forward. Shades alternate from block to block.",
-    "wait": "The computation had to wait because a block's weights had not arrived.",
-}
 _MAX_SPANS = 700
 _HEIGHT = 26
 
 
-def watch_view(timeline: TimelineState, texts: Sequence[str], status: str, *, is_over: bool) -> str:
-    """Return the live view: the answer, the figures and the timeline.
+def watch_view(
+    timeline: TimelineState,
+    texts: Sequence[str],
+    status: str,
+    *,
+    is_over: bool,
+    bar: str = "",
+    report: SpeculationReport | None = None,
+) -> str:
+    """Return the live view: the answer, the figures, what a draft did, and the timeline.
 
     Args:
         timeline: what the run has done so far.
         texts: texts of the new tokens.
         status: shown in place of the answer until there are tokens.
         is_over: True once nothing more will come.
+        bar: HTML for how far a running case has come; empty if none runs.
+        report: what a draft did in the whole run; None without a draft, and before the end.
     """
     caret = "" if is_over or not texts else '<span class="ls-caret" aria-hidden="true"></span>'
     words = escape("".join(texts)) or f'<span class="ls-wait">{escape(status)}</span>'
+    live = " live" if bar else ""
     return (
-        '<section class="ls-watch"><div class="ls-text ls-answer" tabindex="0" '
+        f'<section class="ls-watch{live}">{bar}<div class="ls-text ls-answer" tabindex="0" '
         f'aria-label="Answer">{words}{caret}</div>'
-        f"{_figures(timeline, len(texts))}{timeline_view(timeline, is_over=is_over)}</section>"
+        f"{_figures(timeline, len(texts))}{draft_view(timeline, report)}"
+        f"{timeline_view(timeline, is_over=is_over)}</section>"
     )
 
 
@@ -85,7 +93,7 @@ def timeline_view(timeline: TimelineState, *, is_over: bool) -> str:
 def _track(name: str, spans: Sequence[Span], start_s: float, width_s: float) -> str:
     rects = "".join(_rect(span, start_s, width_s) for span in spans)
     return (
-        f'<div class="ls-track"><span>{TRACKS[name]} {tip(_ABOUT[name], TRACKS[name])}</span>'
+        f'<div class="ls-track"><span>{TRACKS[name]}</span>'
         f'<svg class="{name}" viewBox="0 0 1000 {_HEIGHT}" preserveAspectRatio="none" '
         f'aria-hidden="true">{rects}</svg></div>'
     )

@@ -11,10 +11,11 @@ from .experiment import Experiment, compare, run
 from .measurement import Agreement, Divergence, Measurement, Memory, PhaseMemory, Timing
 from .reports.files import csv_report, drawings, html_report, memory_notes, write_reports
 from .reports.metric import Metric
-from .reports.metrics import METRICS
+from .reports.metrics import METRICS, Row, rows_of
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated
+from .runners.spare import SpareWorker
 from .variants.registry import Variant, list_variants
 
 __version__ = "0.1.0"
@@ -33,6 +34,8 @@ __all__ = [
     "Metric",
     "PhaseMemory",
     "ResultsError",
+    "Row",
+    "SpareWorker",
     "Timing",
     "Variant",
     "compare",
@@ -42,6 +45,7 @@ __all__ = [
     "list_variants",
     "memory_notes",
     "read_results",
+    "rows_of",
     "run",
     "run_in_process",
     "run_isolated",

@@ -37,7 +37,10 @@ class Case:
         time_limit_s: the worker is killed after this many seconds.
         round: number of the repetition, from 0.
         timeline: `streamed` variant only: emit a `plan` event and, during generation, `spans` events with
-            what was read, copied, computed and waited for. Emitting them adds slightly to the measured time.
+            what was read, copied, computed and waited for, and with a draft `verified` events. Emitting them
+            adds slightly to the measured time.
+        draft: `streamed` variant only: what proposes tokens, in any form `layerstream.load` accepts; empty
+            for nothing. The tokens are the same, sooner.
     """
 
     model: str
@@ -52,12 +55,13 @@ class Case:
     budget: str = "min"
     host_budget: str = "min"
     quality: bool = True
-    prose: bool = True
+    prose: bool = False
     threads: int = 0
     warmup_tokens: int = 2
     time_limit_s: float = 1800.0
     round: int = 0
     timeline: bool = False
+    draft: str = ""
 
     @property
     def key(self) -> str:
@@ -67,12 +71,14 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Display name: the variant, then attention and prompt length unless they are the defaults."""
+        """Display name: the variant, then attention, prompt length and draft unless they are the defaults."""
         parts = [self.variant]
         if self.attention != "default":
             parts.append(self.attention)
         if self.prompt_tokens:
             parts.append(f"{self.prompt_tokens} tokens")
+        if self.draft:
+            parts.append(f"{self.draft} draft")
         return " · ".join(parts)
 
     def to_json(self) -> str:

@@ -16,15 +16,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from . import __version__
+from .announcement import announcement
 from .errors import CompareError, ExperimentError
-from .experiment import Experiment, run
-from .live import follow
+from .experiment import FINAL_STATUSES, Experiment, run
+from .live import LiveView, follow
 from .measurement import Measurement
 from .protocol import one_line
 from .reports.files import write_reports
 from .reports.metrics import rows_of
-from .reports.tables import terminal_notes, terminal_table
+from .reports.terminal import terminal_notes, terminal_table
 from .results import read_results
 from .runners.in_process import run_in_process
 from .runners.isolate import run_isolated
@@ -32,13 +35,32 @@ from .variants.registry import list_variants
 
 app = typer.Typer(
     name="layerstream-compare",
-    help="Run one prompt through streamed, resident and quantized variants and every attention kernel; "
-    "each case is measured in its own process.",
+    help="Compare ways to run a model: streamed by layerstream, held whole in memory, quantized; and "
+    "attention kernels. Each runs one prompt in a process of its own: memory, time, and how far it is from "
+    "the exact model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
+        sys.stdout.write(f"layerstream-compare {__version__}\n")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+]
+
+
+@app.callback()
+def _root(show_version: Version = False) -> None:
+    pass
+
 
 _DEFAULT_VARIANTS = "streamed,resident,bnb-int8,bnb-nf4"
 _LENGTH = re.compile(r"([0-9]+)(k?)", re.IGNORECASE)
@@ -46,21 +68,32 @@ _LENGTH = re.compile(r"([0-9]+)(k?)", re.IGNORECASE)
 
 @app.command("run")
 def run_command(  # noqa: PLR0913  each option is an argument
-    model: Annotated[str, typer.Option(help="Directory or Hub id of the checkpoint.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")],
     prompt: Annotated[str, typer.Option(help="The prompt.")] = "",
     prompt_file: Annotated[
         Path | None, typer.Option(help="Text file with the prompt, instead of --prompt.")
     ] = None,
     variants: Annotated[
-        str, typer.Option(help="Weights variants, separated by commas, or `all`.")
+        str,
+        typer.Option(
+            help="Ways to hold the weights, separated by commas, or `all`; the command variants lists them."
+        ),
     ] = _DEFAULT_VARIANTS,
     attention: Annotated[
-        str, typer.Option(help="Attention variants, separated by commas, or `all`.")
+        str,
+        typer.Option(
+            help="Attention kernels, separated by commas, or `all`; the command variants lists them."
+        ),
     ] = "default",
     lengths: Annotated[
-        str, typer.Option(help="Prompt lengths in tokens, such as 512,1k,4k; 0 leaves the prompt unchanged.")
+        str,
+        typer.Option(
+            help="Prompt lengths in tokens, such as 512,1k,4k: the prompt is repeated or cut; 0 keeps it."
+        ),
     ] = "0",
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, greedily.")] = 60,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Most tokens of an answer; the likeliest token is always taken.")
+    ] = 60,
     budget: Annotated[
         str,
         typer.Option(
@@ -75,18 +108,24 @@ def run_command(  # noqa: PLR0913  each option is an argument
             "Weights that fit stay there and are not read from disk."
         ),
     ] = "min",
-    dtype: Annotated[str, typer.Option(help="Unquantized dtype; auto keeps the checkpoint's.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="torch device; auto is the accelerator if there is one.")
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Number format of weights that are not quantized, such as float16; auto keeps the model's."
+        ),
     ] = "auto",
-    rounds: Annotated[int, typer.Option(help="Measure each case this many times, interleaved.")] = 1,
-    threads: Annotated[int, typer.Option(help="torch threads; 0 keeps torch's default.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(help="Where to run: cpu, cuda, ...; auto is the accelerator (a GPU) if there is one."),
+    ] = "auto",
+    rounds: Annotated[
+        int, typer.Option(help="Measure everything this many times, one round after another.")
+    ] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 keeps torch's default.")] = 0,
     time_limit: Annotated[float, typer.Option(help="Seconds after which a case is stopped.")] = 1800.0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for results and reports; a later run of the same experiment resumes there."
-        ),
+        typer.Option(help="Folder for results and reports. The same command goes on there after a stop."),
     ] = None,
     restart: Annotated[
         bool,
@@ -104,17 +143,33 @@ def run_command(  # noqa: PLR0913  each option is an argument
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Do not apply the chat template.")] = False,
     no_quality: Annotated[
-        bool, typer.Option("--no-quality", help="Skip agreement with the reference.")
+        bool, typer.Option("--no-quality", help="Do not measure agreement with the exact model: faster.")
+    ] = False,
+    prose: Annotated[
+        bool,
+        typer.Option(
+            "--prose",
+            help="Measure agreement on 512 tokens of prose too, not only on the answer: surer figures, "
+            "but on a slow CPU this takes longer than everything else together.",
+        ),
     ] = False,
     no_noise_floor: Annotated[
         bool,
-        typer.Option("--no-noise-floor", help="Skip the original weights with a second attention kernel."),
+        typer.Option(
+            "--no-noise-floor",
+            help="Leave out the case that shows how much rounding alone changes: the original weights with "
+            "another attention kernel.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON record per case instead of the table.")
     ] = False,
 ) -> None:
-    """Run one prompt through every combination and show what each one costs and changes."""
+    """Run one prompt through every combination of variant, kernel and length, and compare them.
+
+    Agreement is how close the next-token probabilities are to the exact model's. `--prompt` or
+    `--prompt-file` is required.
+    """
     if restart and out is None:
         raise ExperimentError("--restart starts afresh in a folder: give it with --out")
     experiment = Experiment(
@@ -133,17 +188,40 @@ def run_command(  # noqa: PLR0913  each option is an argument
         time_limit_s=time_limit,
         chat=not no_chat,
         quality=not no_quality,
+        prose=prose,
         noise_floor=not no_noise_floor,
         out=out,
     )
     runner = run_in_process if in_process else run_isolated
-    with closing(run(experiment, runner=runner, restart=restart)) as events:
-        measurements = follow(events, num_cases=len(experiment.cases()), console=Console(stderr=True))
-    _show(measurements, as_json=as_json)
+    view, console = LiveView(experiment.cases()), Console(stderr=True, highlight=False)
+    try:
+        with closing(run(experiment, runner=runner, restart=restart)) as events:
+            follow(events, view, console, announcement(experiment))
+    except KeyboardInterrupt:
+        _interrupted(experiment, view.measurements, restart=restart, as_json=as_json)
+        raise typer.Exit(130) from None
+    _show(view.measurements, as_json=as_json)
     if out is not None:
         _write(read_results(out), out)
-    if any(measurement.status == "failed" for measurement in measurements):
+    if any(measurement.status == "failed" for measurement in view.measurements):
         raise typer.Exit(1)
+
+
+def _interrupted(
+    experiment: Experiment, measurements: Sequence[Measurement], *, restart: bool, as_json: bool
+) -> None:
+    """Say what an interrupted run leaves, on a line of its own: the terminal has just shown ^C."""
+    sys.stderr.write("\n")
+    done = sum(measurement.status in FINAL_STATUSES for measurement in measurements)
+    cases = f"{done} of {len(experiment.cases())} cases"
+    if experiment.out is not None:
+        again = "the same command without --restart" if restart else "the same command again"
+        line = f"stopped: {cases} are kept in {experiment.out}; run {again} to go on"
+    else:
+        if measurements:
+            _show(measurements, as_json=as_json)
+        line = f"stopped: {cases} were measured; with --out FOLDER they are kept, and a second run goes on"
+    sys.stderr.write(f"{line}\n")
 
 
 @app.command("report")
@@ -153,7 +231,7 @@ def report_command(
         bool, typer.Option("--json", help="Print one JSON record per case instead of the table.")
     ] = False,
 ) -> None:
-    """Show the table of finished results and rewrite their reports."""
+    """Show the table of a folder's results, also of an unfinished run, and write its reports anew."""
     measurements = read_results(folder)
     _show(measurements, as_json=as_json)
     _write(measurements, folder)
@@ -161,19 +239,20 @@ def report_command(
 
 @app.command("variants")
 def variants_command() -> None:
-    """List every variant and whether this machine can run it."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "available", "description or reason"):
-        table.add_column(heading, overflow="fold")
-    for variant in list_variants():
-        reason = variant.availability()
-        table.add_row(
-            variant.kind,
-            variant.name,
-            "yes" if reason is None else "no",
-            variant.title if reason is None else reason,
-        )
-    Console().print(table, markup=False)
+    """List every variant: whether this machine can run it, and if not, why and what would help."""
+    console = Console(highlight=False)
+    for kind, heading in (
+        ("weights", "How the weights are held: for --variants"),
+        ("attention", "How attention is computed: for --attention"),
+    ):
+        table = Table(box=None, pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("runs here", no_wrap=True)
+        table.add_column("what it is, or why it does not run", overflow="fold")
+        for variant in list_variants(kind):
+            reason = variant.availability()
+            table.add_row(variant.name, "no" if reason else "yes", Text(reason or variant.title))
+        console.print(Text(heading, style="bold"), table, "", sep="\n")
 
 
 def _prompt(text: str, file: Path | None) -> str:
@@ -222,7 +301,7 @@ def _show(measurements: Sequence[Measurement], *, as_json: bool) -> None:
 
 def _write(measurements: Sequence[Measurement], folder: Path) -> None:
     paths = write_reports(measurements, folder)
-    sys.stderr.write(f"wrote {', '.join(map(str, paths))}\n")
+    sys.stderr.write(f"wrote {', '.join(path.name for path in paths)} to {folder}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,8 @@ class Event:
     Attributes:
         case: the case it belongs to.
         kind: `started`, `phase` (data: phase), `token` (data: index, id, text), `plan` and `spans` (from a
-            streamed case with a timeline), `waiting` (a heartbeat, if the consumer requested one), `finished`
+            streamed case with a timeline), `verified` (from one with a draft too: drafted, accepted, tokens
+            of a sweep), `waiting` (a heartbeat, if the consumer requested one), `finished`
             (measurement is set) or `skipped` (the results already hold a measurement, which is set).
         data: depends on the kind.
         measurement: of a finished or skipped case.

@@ -7,13 +7,15 @@ alike.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layerstream import LayerstreamError, LoadOptions, PlanError, fingerprint_model, parse_size
+import layerstream as ls
+from layerstream import LayerstreamError, LoadOptions, PlanError, parse_size
 
 from .case import Case
 from .divergence import EXACT_VARIANTS, compared_with
@@ -23,6 +25,7 @@ from .events import Event
 from .measurement import Measurement
 from .results import FINGERPRINT, ResultsFile, set_aside
 from .runners.isolate import run_isolated
+from .steps import StepClock
 from .variants.registry import find_variant
 
 Runner = Callable[[Case], Generator[Event, None, None]]
@@ -33,7 +36,8 @@ Closing the generator stops the case."""
 NOISE_FLOOR_KERNELS = ("eager", "sdpa-math", "flex")
 """Attention variants that round differently from the reference's. The first one runs everywhere."""
 
-_FINAL_STATUSES = ("ok", "unavailable")
+FINAL_STATUSES = ("ok", "unavailable")
+"""Cases with these are not run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +62,12 @@ class Experiment:
         chat: apply the tokenizer's chat template.
         quality: measure agreement with the exact reference, once per variant and attention: at the first
             length, in the first round.
-        prose: measure agreement on this package's prose too, not only on the reference's answer.
+        prose: with `quality`, measure agreement on the 512 tokens of prose that ship with this package too,
+            not only on the reference's answer. On a slow CPU this takes longer than everything else together.
         noise_floor: with `quality`, also measure the reference's weights with another attention kernel,
             unless a case does so already. A variant that differs by no more than this differs only by
             rounding.
+        draft: what proposes tokens for the `streamed` variant, as for `layerstream.load`; empty for nothing.
         out: folder for the results, which makes the run resumable; None keeps them in memory.
     """
 
@@ -81,8 +87,9 @@ class Experiment:
     time_limit_s: float = 1800.0
     chat: bool = True
     quality: bool = True
-    prose: bool = True
+    prose: bool = False
     noise_floor: bool = True
+    draft: str = ""
     out: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -166,6 +173,7 @@ class Experiment:
             warmup_tokens=self.warmup_tokens,
             time_limit_s=self.time_limit_s,
             round=number,
+            draft=self.draft if variant == "streamed" else "",
         )
 
 
@@ -188,7 +196,9 @@ def run(
     """Run every case of `experiment` and yield events as they happen.
 
     Cases that the experiment's folder already has results for are `skipped`; failed ones run again. A result
-    is on disk before its `finished` event is yielded. Closing the iterator stops the running case.
+    is on disk before its `finished` event is yielded. Closing the iterator stops the running case. After a
+    failure that no variant avoids, the remaining cases are not started: each is `finished` at once, as
+    failed for the same reason.
 
     Args:
         experiment: what to run.
@@ -206,21 +216,42 @@ def run(
             set_aside(experiment.out)
     with nullcontext(_ResultsInMemory()) if experiment.out is None else ResultsFile(experiment.out) as store:
         store.refuse_another_experiment(experiment.cases()[0], environment)
+        runner = _stopping_at_shared_failures(runner)
         for case in experiment.cases():
             stored = store.measurements.get(case.key)
-            if stored is not None and stored.status in _FINAL_STATUSES:
+            if stored is not None and stored.status in FINAL_STATUSES:
                 yield Event(case=case, kind="skipped", data={}, measurement=stored)
                 continue
             # the worker must end when this generator is closed, not when the runner is garbage-collected
+            clock = StepClock()
             with closing(runner(case)) as events:
                 for event in events:
+                    clock.feed(event, time.monotonic())
                     if event.measurement is not None:
                         measurement = _completed(
-                            experiment, event.measurement, store.measurements, environment
+                            experiment, clock.added_to(event.measurement), store.measurements, environment
                         )
                         event = replace(event, measurement=measurement)
                         store.add(measurement)
                     yield event
+
+
+def _stopping_at_shared_failures(runner: Runner) -> Runner:
+    """Return a runner that starts no further case once one has failed for a reason that no variant avoids."""
+    found: list[Measurement] = []
+
+    def run_case(case: Case) -> Generator[Event, None, None]:
+        if found:
+            failure = replace(found[0], case=case, stderr_tail="", facts={})
+            yield Event(case=case, kind="finished", data={}, measurement=failure)
+            return
+        with closing(runner(case)) as events:
+            for event in events:
+                if event.measurement is not None and event.measurement.hits_every_case:
+                    found.append(event.measurement)
+                yield event
+
+    return run_case
 
 
 def compare(
@@ -259,7 +290,7 @@ def _completed(
 def _fingerprint(model: str) -> dict[str, Any]:
     """Return what tells the model's contents; nothing if it is not on this machine, or not complete."""
     try:
-        return {FINGERPRINT: fingerprint_model(model, LoadOptions(local_files_only=True))}
+        return {FINGERPRINT: ls.fingerprint_model(model, LoadOptions(local_files_only=True))}
     except LayerstreamError:
         return {}  # a worker will report it
 

@@ -175,6 +175,7 @@ class Measurement:
         case: the case that ran.
         status: `ok`, `failed` or `unavailable`.
         reason: one line that says why the status is not `ok`.
+        hits_every_case: a failure that no variant avoids: without a tokenizer, for instance, no case can run.
         stderr_tail: last lines of a failed worker's standard error.
         isolation: `process` (a fresh one) or `in-process` (weaker: memory of earlier cases may be included).
         prompt_tokens: tokens in the prompt as run.
@@ -194,6 +195,7 @@ class Measurement:
     case: Case
     status: str
     reason: str = ""
+    hits_every_case: bool = False
     stderr_tail: str = ""
     isolation: str = "process"
     prompt_tokens: int = 0
@@ -241,7 +243,8 @@ def _case_of(record: dict[str, Any]) -> Case:
     """Return the case of a record.
 
     Older ones name no host budget: on an accelerator the streamed variant took what was free, on a CPU it has
-    none.
+    none. Still older ones do not say whether agreement was measured on prose: it always was.
     """
     on_accelerator = record["facts"].get("device", "cpu") != "cpu"
-    return Case(**{"host_budget": "auto" if on_accelerator else "min"} | record["case"])
+    unnamed = {"host_budget": "auto" if on_accelerator else "min", "prose": True}
+    return Case(**unnamed | record["case"])

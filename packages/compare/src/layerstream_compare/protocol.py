@@ -12,7 +12,7 @@ from typing import Any
 from .case import Case
 from .measurement import Measurement
 
-LIVE_KINDS = ("phase", "token", "plan", "spans")
+LIVE_KINDS = ("phase", "token", "plan", "spans", "verified")
 """Message kinds that are passed on as events while the worker runs."""
 
 FINAL_KINDS = ("result", "unavailable", "failed")
@@ -49,7 +49,12 @@ def measurement_of(case: Case, message: dict[str, Any], *, isolation: str) -> Me
         reason = one_line(str(message.get("reason", ""))) or "the worker gave no reason"
         tail = str(message.get("stderr_tail", ""))
         return Measurement(
-            case=case, status=message["kind"], reason=reason, stderr_tail=tail, isolation=isolation
+            case=case,
+            status=message["kind"],
+            reason=reason,
+            stderr_tail=tail,
+            isolation=isolation,
+            hits_every_case=message.get("hits_every_case") is True,
         )
     result = {name: value for name, value in message.items() if name != "kind"}
     record = asdict(Measurement(case=case, status="ok"))

@@ -170,7 +170,8 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _differences(stored: Measurement, case: Case, environment: Mapping[str, Any]) -> Iterator[str]:
     for name in _SHARED:
-        yield from _difference(name, getattr(stored.case, name), getattr(case, name))
+        for difference in _difference(name, getattr(stored.case, name), getattr(case, name)):
+            yield difference + (_how_to_go_on(stored.case) if name == "prose" else "")
     # a fingerprint or a version that one of them does not know is no difference
     old, new = (facts.get(FINGERPRINT) or {} for facts in (stored.environment, environment))
     if old and new:
@@ -180,6 +181,12 @@ def _differences(stored: Measurement, case: Case, environment: Mapping[str, Any]
     for name in _VERSIONS:
         if name in old and name in new:
             yield from _difference(name, old[name], new[name])
+
+
+def _how_to_go_on(stored: Case) -> str:
+    # a release changed the default of this setting: a folder from before it must not be a riddle
+    choice = "add" if stored.prose else "leave out"
+    return f" (to go on there, {choice} --prose; in Python, prose={stored.prose})"
 
 
 def _difference(name: str, old: Any, new: Any) -> Iterator[str]:

@@ -18,6 +18,7 @@ from .lazy import lazy_exports
 if TYPE_CHECKING:
     from .architecture.configs import known_config
     from .checkpoint.fingerprint import fingerprint_model
+    from .conversion.convert import convert_checkpoint
     from .default_model import default_model_path
     from .engine.replica import Replica
     from .errors import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         BudgetTooSmallError,
         CheckpointError,
         CheckpointNotFoundError,
+        ConversionError,
         JobError,
         LayerstreamError,
         ModelError,
@@ -48,8 +50,10 @@ if TYPE_CHECKING:
     from .model import StreamedModel
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
+    from .spec.conversion import ConversionProgress, ConversionReport
     from .spec.known_models import KNOWN_MODELS, KnownModel
     from .spec.load_progress import LoadProgress
+    from .spec.machine_text import machine_from_figures
     from .spec.options import LoadOptions, MemoryBudget, Workload
     from .spec.plans import (
         Granularity,
@@ -62,10 +66,18 @@ if TYPE_CHECKING:
         SweepCost,
         UnitPlacement,
     )
-    from .spec.profiles import ActivationProfile, HostPinning, Machine, ModelProfile, UnitProfile
+    from .spec.profiles import (
+        ActivationProfile,
+        HostPinning,
+        LinearShape,
+        Machine,
+        ModelProfile,
+        UnitProfile,
+    )
     from .spec.report import StreamReport
     from .spec.request_plans import BatchPlan, MicroBatch, ScoringPlan
     from .spec.sizes import format_bytes, format_rate, format_seconds, parse_size
+    from .spec.speculation import DraftForecast, SpeculationReport, VerifiedTokens
     from .spec.timeline import Activity, Span, Timeline
     from .spec.verification import UnitVerification, VerificationReport
     from .uses.batching.generate import generate_many, plan_requests
@@ -82,6 +94,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     ".architecture.configs": ("known_config",),
     ".checkpoint.fingerprint": ("fingerprint_model",),
+    ".conversion.convert": ("convert_checkpoint",),
     ".default_model": ("default_model_path",),
     ".engine.replica": ("Replica",),
     ".errors": (
@@ -90,6 +103,7 @@ _EXPORTS = {
         "BudgetTooSmallError",
         "CheckpointError",
         "CheckpointNotFoundError",
+        "ConversionError",
         "JobError",
         "LayerstreamError",
         "ModelError",
@@ -112,8 +126,10 @@ _EXPORTS = {
     ".model": ("StreamedModel",),
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
+    ".spec.conversion": ("ConversionProgress", "ConversionReport"),
     ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
     ".spec.load_progress": ("LoadProgress",),
+    ".spec.machine_text": ("machine_from_figures",),
     ".spec.options": ("LoadOptions", "MemoryBudget", "Workload"),
     ".spec.plans": (
         "Granularity",
@@ -126,10 +142,18 @@ _EXPORTS = {
         "SweepCost",
         "UnitPlacement",
     ),
-    ".spec.profiles": ("ActivationProfile", "HostPinning", "Machine", "ModelProfile", "UnitProfile"),
+    ".spec.profiles": (
+        "ActivationProfile",
+        "HostPinning",
+        "LinearShape",
+        "Machine",
+        "ModelProfile",
+        "UnitProfile",
+    ),
     ".spec.request_plans": ("BatchPlan", "MicroBatch", "ScoringPlan"),
     ".spec.report": ("StreamReport",),
     ".spec.sizes": ("format_bytes", "format_rate", "format_seconds", "parse_size"),
+    ".spec.speculation": ("DraftForecast", "SpeculationReport", "VerifiedTokens"),
     ".spec.timeline": ("Activity", "Span", "Timeline"),
     ".spec.verification": ("UnitVerification", "VerificationReport"),
     ".uses.batching.generate": ("generate_many", "plan_requests"),
@@ -153,6 +177,10 @@ __all__ = [
     "BudgetTooSmallError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "ConversionError",
+    "ConversionProgress",
+    "ConversionReport",
+    "DraftForecast",
     "GenerationRequest",
     "GenerationResult",
     "Granularity",
@@ -162,6 +190,7 @@ __all__ = [
     "LayerstreamError",
     "LedgerKind",
     "LedgerLine",
+    "LinearShape",
     "LoadOptions",
     "LoadProgress",
     "Machine",
@@ -184,6 +213,7 @@ __all__ = [
     "ScoringResult",
     "ShardCorruptError",
     "Span",
+    "SpeculationReport",
     "StreamClosedError",
     "StreamError",
     "StreamReport",
@@ -200,9 +230,11 @@ __all__ = [
     "UnsupportedOptionError",
     "VerificationError",
     "VerificationReport",
+    "VerifiedTokens",
     "Workload",
     "WorkloadExceededError",
     "bytes_by_precision",
+    "convert_checkpoint",
     "default_model_path",
     "fingerprint_model",
     "format_bytes",
@@ -212,6 +244,7 @@ __all__ = [
     "known_config",
     "load",
     "load_head",
+    "machine_from_figures",
     "parse_size",
     "plan",
     "plan_requests",

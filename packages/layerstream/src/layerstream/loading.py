@@ -6,32 +6,24 @@ because a submodule of that name would hide the lazily exported function.
 
 from __future__ import annotations
 
-import gc
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
 import torch
 from transformers import PreTrainedConfig
 
-from .engine.build import OnProgress, build
-from .engine.inspect import ModelSpec, inspect_any, inspect_model
-from .engine.peak_memory import held_host_bytes
-from .engine.verification import refuse_difference
-from .errors import PinningError
-from .machine import describe_machine, resolve_device, trim_malloc
+from .engine.build import OnProgress
+from .engine.inspect import inspect_any
 from .model import StreamedModel
-from .planning.forward_limits import forward_limits
-from .planning.placement import device_limit_bytes
-from .simulation import dtype_name, list_machines, plan_profile
+from .opening import load_with, plan_with
+from .simulation import dtype_name
 from .spec.keywords import refuse_keywords
 from .spec.options import LoadOptions, MemoryBudget, Workload
 from .spec.plans import PlacementPlan
-from .spec.profiles import HostPinning, Machine, ModelProfile
-from .streaming.runtime import DeviceRuntime, TorchRuntime
+from .spec.profiles import Machine, ModelProfile
+from .streaming.runtime import DeviceRuntime
 
 Budget = str | int | MemoryBudget
 ConfigSettings: TypeAlias = Mapping[str, Any] | PreTrainedConfig | None
@@ -60,6 +52,11 @@ def plan(
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
     allow_sliced_head: bool = False,
+    draft: str | Path | None = None,
+    draft_tokens: int | None = None,
+    draft_width: int | None = None,
+    draft_acceptance: float | None = None,
+    exact_ties: bool = True,
     **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
@@ -87,6 +84,12 @@ def plan(
             its config. Settings that change the weights' shapes are refused.
         adapter: an adapter's directory or Hub id, or several by name, as for `load`.
         allow_sliced_head: as for `load`.
+        draft: as for `load`; its memory is part of the plan, which predicts the tokens per sweep.
+        draft_tokens: as for `load`.
+        draft_width: as for `load`, but None plans for chains.
+        draft_acceptance: the chance to assume that a drafted token is accepted if those before it were; None
+            assumes what was measured with a small model.
+        exact_ties: as for `load`.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
@@ -112,23 +115,13 @@ def plan(
         config=config,
         adapter=adapter,
         allow_sliced_head=allow_sliced_head,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        draft_width=draft_width,
+        draft_acceptance=draft_acceptance,
+        exact_ties=exact_ties,
     )
     return plan_with(model, options, machine=machine)
-
-
-def plan_with(
-    model: str | Path, options: LoadOptions, *, machine: Machine | Sequence[Machine] | None = None
-) -> PlacementPlan:
-    """Return the plan that `plan` makes, with the options as one value."""
-    if machine is not None:
-        machines = list_machines(machine)
-        spec = inspect_model(model, options, on_host=machines[0].device_is_host, weights=False)
-        return plan_profile(spec.profile, options, machines)
-    devices = resolve_devices(options)
-    spec = inspect_model(model, options, on_host=devices[0].type == "cpu", weights=False)
-    return plan_profile(
-        spec.profile, options, [describe_machine(each, dtype=spec.profile.dtype) for each in devices]
-    )
 
 
 def profile_model(
@@ -206,6 +199,10 @@ def load(
     config: ConfigSettings = None,
     adapter: AdapterPath = None,
     allow_sliced_head: bool = False,
+    draft: str | Path | None = None,
+    draft_tokens: int | None = None,
+    draft_width: int | None = None,
+    exact_ties: bool = True,
     verify: bool = False,
     on_progress: OnProgress | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
@@ -242,6 +239,17 @@ def load(
         allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
             slices, which needs less memory. Another kernel may then run, and the last bit may differ; the
             plan says so. The CPU slices such a head anyway: there the result is exact.
+        draft: what proposes tokens, which one sweep then verifies together: `"int8"` or `"nf4"` (the same
+            model with fewer bits, in memory; nf4 needs bitsandbytes), `"lookup"` (what followed the last
+            words earlier in the text; no model), the directory or Hub id of a smaller model with the same
+            tokenizer, or `"auto"` (int8, nf4 or lookup, whichever the plan says is fastest, or none). Greedy
+            text stays that of plain generation, and so does sampled text with the same seed.
+        draft_tokens: draft this many tokens for each sweep; None measures how many are fastest.
+        draft_width: how many tokens a draft considers at each place: 1 makes chains, more makes trees. None
+            makes trees on accelerators and chains on a CPU.
+        exact_ties: with a draft, verify each token by a forward of its own, all in one sweep, so that every
+            bit is that of plain generation. False verifies a chain by one forward: on a CPU that computes
+            less, but where two tokens score almost the same, the other one may be chosen.
         verify: compare some streamed units and the head with resident copies of them, bit for bit, before
             returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
         on_progress: called with a `LoadProgress` after each part that stays in memory has been read.
@@ -276,108 +284,9 @@ def load(
         config=config,
         adapter=adapter,
         allow_sliced_head=allow_sliced_head,
+        draft=draft,
+        draft_tokens=draft_tokens,
+        draft_width=draft_width,
+        exact_ties=exact_ties,
     )
     return load_with(model, options, verify=verify, on_progress=on_progress, runtime=runtime)
-
-
-def load_with(
-    model: str | Path,
-    options: LoadOptions,
-    *,
-    verify: bool = False,
-    on_progress: OnProgress | None = None,
-    runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
-) -> StreamedModel:
-    """Return the model that `load` loads, with the options as one value."""
-    runtimes = _resolve_runtimes(options, runtime)
-    baseline_bytes = held_host_bytes(runtimes[0])
-    spec = inspect_model(model, options, on_host=runtimes[0].is_host)
-    machines = _machines_of(runtimes, spec)
-    if not runtimes[0].is_host:
-        # The device's driver takes memory of its own when it is first asked.
-        baseline_bytes = held_host_bytes(runtimes[0])
-    load_on = partial(_load_on, baseline_bytes=baseline_bytes, on_progress=on_progress)
-    refusal = ""
-    try:
-        streamed = load_on(spec, options, runtimes, machines)
-    except PinningError as error:
-        if machines[0].host_pinning is not HostPinning.ALL:
-            raise
-        refusal = str(error)
-    if refusal:  # Outside the handler: the error's frames hold what was loaded by then.
-        warnings.warn(
-            f"{refusal}. The model is loaded all the same: only the staging buffers are pinned, and units in "
-            "host memory pass through them; the plan says how fast that is",
-            stacklevel=2,
-        )
-        machines = [replace(machine, host_pinning=HostPinning.STAGING) for machine in machines]
-        del spec
-        gc.collect()  # models have cycles
-        streamed = load_on(inspect_model(model, options, on_host=False), options, runtimes, machines)
-    if verify:
-        _verify(streamed)
-    return streamed
-
-
-def _load_on(
-    spec: ModelSpec,
-    options: LoadOptions,
-    runtimes: Sequence[DeviceRuntime],
-    machines: Sequence[Machine],
-    *,
-    baseline_bytes: int,
-    on_progress: OnProgress | None,
-) -> StreamedModel:
-    placement = plan_profile(spec.profile, options, machines)
-    if runtimes[0].is_host and not placement.is_resident:
-        trim_malloc()
-    limits = forward_limits(
-        placement,
-        spec.profile,
-        options.workload or Workload(),
-        device_limit_bytes(placement, options.memory_budget, machines),
-    )
-    built = build(spec, placement, runtimes, on_progress)
-    return StreamedModel(built, baseline_bytes=baseline_bytes, limits=limits)
-
-
-def _verify(streamed: StreamedModel) -> None:
-    """Verify `streamed`, which is closed if that fails; its report starts afterwards."""
-    try:
-        refuse_difference(streamed.verify())
-    except BaseException:
-        streamed.close()
-        raise
-    streamed.reset_report()
-
-
-def _machines_of(runtimes: Sequence[DeviceRuntime], spec: ModelSpec) -> list[Machine]:
-    dtype = spec.profile.dtype
-    return [replace(describe_machine(each.device, dtype=dtype), device=each.name) for each in runtimes]
-
-
-def _resolve_runtimes(
-    options: LoadOptions, runtime: DeviceRuntime | Sequence[DeviceRuntime] | None
-) -> list[DeviceRuntime]:
-    if runtime is None:
-        return [TorchRuntime(each) for each in resolve_devices(options)]
-    return list(runtime) if isinstance(runtime, Sequence) else [runtime]
-
-
-def resolve_devices(options: LoadOptions) -> list[torch.device]:
-    """Return the torch devices that `options` name.
-
-    Raises:
-        PlanError: this machine lacks one of them.
-    """
-    if options.devices is None:
-        return [resolve_device(options.device)]
-    return [_with_index(resolve_device(each)) for each in options.devices]
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """Return `cuda` as `cuda:0` or whichever is current, so that one device under two names is one device."""
-    module = torch.get_device_module(device)
-    if device.type == "cpu" or device.index is not None or not hasattr(module, "current_device"):
-        return device
-    return torch.device(device.type, module.current_device())

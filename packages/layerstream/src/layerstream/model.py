@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,17 +19,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .engine.abandoned import close_when_dropped
 from .engine.adapters import Adapter
 from .engine.build import BuiltModel
+from .engine.model_patches import named_after
 from .engine.replica import Replica, ReplicaControl
+from .engine.run_counters import RunCounters
 from .engine.run_parallel import run_in_parallel
 from .engine.verification import RecordedCall
 from .engine.workload_watch import WorkloadWatch
 from .errors import StreamClosedError, StreamError
 from .planning.forward_limits import ForwardLimits
 from .spec.options import Workload
-from .spec.plans import Residency
 from .spec.report import StreamReport
-from .spec.timeline import Activity
+from .spec.speculation import VerifiedTokens
 from .spec.verification import UnitVerification, VerificationReport
+from .speculation.decode import PLAIN_KEYWORDS, Speculator
 from .streaming.sweep_group import SweepGroup
 
 T = TypeVar("T")
@@ -39,16 +40,6 @@ _OWN = frozenset({"group", "model", "options", "plan", "profile", "replicas", "t
 """Attributes that a streamed model sets on itself, and not on its `model`."""
 
 _VERIFIED_TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counters:
-    """Counters at one moment, sweeps and seconds per device; a report is the difference of two."""
-
-    sweeps: tuple[int, ...]
-    elapsed_s: tuple[float, ...]
-    num_bytes: dict[Activity, int]
-    seconds: dict[Activity, float]
 
 
 class StreamedModel:
@@ -70,7 +61,12 @@ class StreamedModel:
     """
 
     def __init__(
-        self, built: BuiltModel, *, baseline_bytes: int, limits: ForwardLimits | None = None
+        self,
+        built: BuiltModel,
+        *,
+        baseline_bytes: int,
+        limits: ForwardLimits | None = None,
+        speculation: Speculator | None = None,
     ) -> None:
         """Take over a built model; users call `load`.
 
@@ -78,7 +74,9 @@ class StreamedModel:
             built: the model and what moves its weights.
             baseline_bytes: this process's resident memory before the model was built.
             limits: what its forwards may take; None lets each one pass.
+            speculation: decodes with a draft; None decodes plainly.
         """
+        self._speculation = speculation
         self.options, self.plan, self.profile = built.options, built.plan, built.profile
         self.timeline = built.timeline
         self._reader, self._prefetcher, self._arenas = built.reader, built.prefetcher, built.arenas
@@ -101,8 +99,8 @@ class StreamedModel:
         self.model: PreTrainedModel = self.replicas[0].model
         self.group: SweepGroup = self.replicas[0].group
         self._running_on_devices = threading.Lock()
-        self.reset_report()
-        self.__class__ = _named_after(type(self), self.model)
+        self._counters = RunCounters(self.timeline, self._controls)
+        self.__class__ = named_after(type(self), self.model)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -164,9 +162,32 @@ class StreamedModel:
             control.set_adapter(name)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate on the first device with transformers' own `generate()`, which gets every argument."""
+        """Generate on the first device with transformers' own `generate()`, which gets every argument.
+
+        With a draft, one sequence that is decoded greedily or sampled takes fewer sweeps; the tokens stay
+        those of plain generation. Beams, several sequences, and what transformers speculates itself
+        (`assistant_model=`, `prompt_lookup_num_tokens=`) run as without a draft.
+        """
         self._check_open()
+        if self._speculation is not None and not PLAIN_KEYWORDS & kwargs.keys():
+            # `generate()` does not hand its streamer on to a function
+            kwargs["custom_generate"] = partial(
+                self._speculation, run_together=self.group.run_together, streamer=kwargs.get("streamer")
+            )
         return self.model.generate(*args, **kwargs)
+
+    @property
+    def on_verified(self) -> Callable[[VerifiedTokens], object] | None:
+        """Called after each sweep that a draft takes part in, with what it verified; None calls nothing.
+
+        It runs in the thread that generates, and must be quick.
+        """
+        return None if self._speculation is None else self._speculation.on_verified
+
+    @on_verified.setter
+    def on_verified(self, call: Callable[[VerifiedTokens], object] | None) -> None:
+        if self._speculation is not None:
+            self._speculation.on_verified = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one forward, which is one sweep, on the first device."""
@@ -241,35 +262,8 @@ class StreamedModel:
 
     def report(self) -> StreamReport:
         """Return what was moved, waited for and computed since loading or the last `reset_report()`."""
-        now, start = self._counters(), self._start
-        num_devices = len(self._controls)
-        num_bytes = {kind: now.num_bytes[kind] - start.num_bytes[kind] for kind in Activity}
-        seconds = {kind: now.seconds[kind] - start.seconds[kind] for kind in Activity}
-        elapsed_s = (sum(now.elapsed_s) - sum(start.elapsed_s)) / num_devices
-        wait_s = seconds[Activity.WAIT] / num_devices
-        peaks = [control.peak.bytes() for control in self._controls]
-        return StreamReport(
-            model_name=self.plan.model_name,
-            dtype=self.plan.dtype,
-            device=", ".join(self.plan.devices),
-            sweeps=max(after - before for after, before in zip(now.sweeps, start.sweeps, strict=True)),
-            units=len(self.plan.units),
-            streamed_units=sum(unit.residency is not Residency.DEVICE for unit in self.plan.units),
-            bytes_read=num_bytes[Activity.READ],
-            bytes_copied=num_bytes[Activity.COPY],
-            read_s=seconds[Activity.READ],
-            copy_s=seconds[Activity.COPY] / num_devices,
-            wait_s=wait_s,
-            compute_s=max(0.0, elapsed_s - wait_s),
-            elapsed_s=elapsed_s,
-            peak_device_bytes=max(device for device, _ in peaks),
-            peak_host_bytes=max(host for _, host in peaks),
-            ledger_device_bytes=self.plan.ledger.device_bytes,
-            budget_device_bytes=self.plan.ledger.device_budget_bytes,
-            ledger_host_bytes=self.plan.ledger.host_bytes,
-            budget_host_bytes=self.plan.ledger.host_budget_bytes,
-            is_bit_exact=self.plan.is_bit_exact,
-        )
+        speculation = None if self._speculation is None else self._speculation.statistics.report()
+        return self._counters.report(self.plan, speculation)
 
     def verify(self) -> VerificationReport:
         """Compare streamed units with resident copies of them, bit for bit, on this machine.
@@ -326,19 +320,9 @@ class StreamedModel:
 
     def reset_report(self) -> None:
         """Start the next report from here."""
-        self._start = self._counters()
-
-    def _counters(self) -> _Counters:
-        self.timeline.flush()
-        totals = self.timeline.totals
-        num_bytes = {kind: totals[kind].num_bytes for kind in Activity}
-        num_bytes[Activity.READ] += sum(control.bytes_looked_up for control in self._controls)
-        return _Counters(
-            sweeps=tuple(control.gate.sweeps for control in self._controls),
-            elapsed_s=tuple(control.gate.elapsed_s for control in self._controls),
-            num_bytes=num_bytes,
-            seconds={kind: totals[kind].seconds for kind in Activity},
-        )
+        if self._speculation is not None:
+            self._speculation.reset_report()
+        self._counters.reset()
 
     def close(self) -> None:
         """Stop every thread, free every buffer and remove every hook; safe to call twice.
@@ -358,6 +342,8 @@ class StreamedModel:
             control.unload()
         for arena in self._arenas:
             arena.close()
+        if self._speculation is not None:
+            self._speculation.close()
 
     def __enter__(self) -> StreamedModel:
         """Return this model; leaving the block closes it."""
@@ -373,17 +359,3 @@ class StreamedModel:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StreamClosedError("this streamed model is closed: load it again")
-
-
-def _named_after(own: type[StreamedModel], model: PreTrainedModel) -> type[StreamedModel]:
-    """Return a subclass with the name of the model's class.
-
-    A pipeline checks that name only, and prints an error about any that it does not know.
-    """
-    name = type(model).__name__
-    body = {
-        "__module__": own.__module__,
-        "__qualname__": f"{own.__qualname__}[{name}]",
-        "__doc__": own.__doc__,
-    }
-    return type(name, (own,), body)

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import layerstream as ls
-from layerstream import loading
+from layerstream import opening
 from layerstream.engine import build as engine_build
 from layerstream.engine.inspect import ModelSpec
 from layerstream.spec.plans import LedgerKind
@@ -86,7 +86,7 @@ def test_before_the_second_try_nothing_of_the_first_is_left(
 ) -> None:
     arenas: list[weakref.ref[HostArena]] = []
     models: list[weakref.ref[torch.nn.Module]] = []
-    load_on = loading._load_on
+    load_on = opening._load_on
 
     def remember(spec: ModelSpec, *args: object, **kwargs: object) -> ls.StreamedModel:
         assert all(each() is None for each in (*arenas, *models))
@@ -98,7 +98,7 @@ def test_before_the_second_try_nothing_of_the_first_is_left(
             super().__init__(*args, **kwargs)
             arenas.append(weakref.ref(self))
 
-    monkeypatch.setattr(loading, "_load_on", remember)
+    monkeypatch.setattr(opening, "_load_on", remember)
     monkeypatch.setattr(engine_build, "HostArena", RememberedArena)
     budget = ls.MemoryBudget(device="min", host="1 GiB")
     runtime = FakeAsyncRuntime(pin_limit_bytes=100_000_000)

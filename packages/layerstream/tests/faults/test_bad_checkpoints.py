@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from layerstream.checkpoint.header import read_header
+from layerstream.checkpoint.hub import resolve_model
 from layerstream.checkpoint.index import open_checkpoint
 from layerstream.errors import (
     CheckpointError,
@@ -152,16 +153,33 @@ def test_a_directory_without_weights_is_refused(directory: Path) -> None:
 )
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(name: str, directory: Path) -> None:
     (directory / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(UnsupportedFormatError, match=r"pickled.*save_pretrained") as caught:
+    with pytest.raises(UnsupportedFormatError, match=r"pickled.*little memory") as caught:
         open_checkpoint(directory)
     assert name in str(caught.value)
-    assert "spaces/safetensors/convert" in str(caught.value)
+    assert f"layerstream convert {directory} TARGET" in str(caught.value)
 
 
 def test_gguf_weights_are_refused_with_the_way_to_convert_them(directory: Path) -> None:
     (directory / "model.Q4_1.gguf").touch()
-    with pytest.raises(UnsupportedFormatError, match=r"gguf_file='model\.Q4_1\.gguf'"):
+    with pytest.raises(UnsupportedFormatError, match=r"model\.Q4_1\.gguf") as caught:
         open_checkpoint(directory)
+    assert f"layerstream convert {directory} TARGET" in str(caught.value)
+
+
+def test_a_gguf_file_needs_no_config_to_be_recognized(tmp_path: Path) -> None:
+    (tmp_path / "model.Q4_1.gguf").touch()
+    with pytest.raises(UnsupportedFormatError, match="layerstream convert"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.Q4_1.gguf", "pytorch_model.bin"])
+def test_a_file_of_other_weights_is_refused_with_the_way_to_convert_it(file: str, tmp_path: Path) -> None:
+    path = tmp_path / "my models" / file
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(UnsupportedFormatError) as caught:
+        resolve_model(str(path), weights=True)
+    assert f"layerstream convert '{path}' TARGET" in str(caught.value)
 
 
 def test_several_files_without_an_index_are_ambiguous(directory: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerstream import default_model
+from layerstream.checkpoint.made_copies import DEFAULT_HUB_ID, public_name
 from layerstream.checkpoint.user_cache import cache_directory
 from layerstream.default_model import default_model_path
 from layerstream.errors import CheckpointNotFoundError
@@ -82,7 +83,9 @@ def test_the_packed_model_is_converted_once_without_running_the_wheels_code(
     site = empty_caches / "site"
     folder = write_wheel_folder(site)
     monkeypatch.syspath_prepend(str(site))
-    converted = default_model_path()
+    fetched: list[str] = []
+    converted = default_model_path(on_fetch=lambda: fetched.append("said once"))
+    assert fetched == ["said once"]
     assert converted.parent == empty_caches / "cache" / "layerstream"
     assert [path.name for path in converted.parent.iterdir()] == [converted.name], (
         "an unfinished conversion is left behind"
@@ -92,7 +95,9 @@ def test_the_packed_model_is_converted_once_without_running_the_wheels_code(
     assert model.config.num_hidden_layers == 1
 
     (folder / "tiny.gguf").unlink()
-    assert default_model_path() == converted
+    assert default_model_path(on_fetch=lambda: pytest.fail("it was there already")) == converted
+    assert public_name(converted) == DEFAULT_HUB_ID
+    assert public_name("org/other") == "org/other"
 
 
 def test_a_packed_file_that_cannot_be_read_leaves_nothing_behind(

@@ -125,6 +125,38 @@ def rows_of(measurements: Iterable[Measurement]) -> list[Row]:
     return sorted(rows, key=lambda row: row.shown.case.prompt_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotMeasured:
+    """Cases without a result that share one reason.
+
+    Attributes:
+        labels: display names.
+        status: `failed` or `unavailable`.
+        outcome: status and reason in words.
+    """
+
+    labels: tuple[str, ...]
+    status: str
+    outcome: str
+
+    @property
+    def names(self) -> str:
+        """The display names, separated by commas."""
+        return ", ".join(self.labels)
+
+
+def not_measured(rows: Iterable[Row]) -> list[NotMeasured]:
+    """Return what was not measured and why, each reason once, in the order of the rows."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.shown.status != "ok":
+            groups.setdefault((row.shown.status, row.outcome()), []).append(row.label)
+    return [
+        NotMeasured(labels=tuple(labels), status=status, outcome=outcome)
+        for (status, outcome), labels in groups.items()
+    ]
+
+
 def _without_round(case: Case) -> str:
     return case.with_changes(round=0, quality=False, time_limit_s=1.0).key
 

@@ -18,7 +18,7 @@ from ..divergence import REFERENCE_FACT
 from ..measurement import Memory
 from .memory_notes import has_device, notes_of, tier_lines
 from .metric import Metric
-from .metrics import NOISE_FLOOR, TEXTS, Row, measured
+from .metrics import NOISE_FLOOR, TEXTS, Row, measured, not_measured
 from .page_style import STYLE
 from .plots import divergence_plot, latency_plot, length_plots, memory_plot
 from .tables import GROUPS
@@ -102,9 +102,8 @@ def _overview(rows: Sequence[Row]) -> str:
     warning = "" if all(row.shown.isolation == "process" for row in rows) else _IN_PROCESS_WARNING
     quotes = "".join(f"<blockquote>{escape(prompt)}</blockquote>" for prompt in prompts)
     missing = "".join(
-        f'<li><b>{escape(row.label)}</b> <span class="{row.shown.status}">{escape(row.outcome())}</span></li>'
-        for row in rows
-        if row.shown.status != "ok"
+        f'<li><b>{escape(entry.names)}</b> <span class="{entry.status}">{escape(entry.outcome)}</span></li>'
+        for entry in not_measured(rows)
     )
     return (
         "<h1>One prompt, every variant</h1>"

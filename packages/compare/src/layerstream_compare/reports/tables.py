@@ -1,4 +1,4 @@
-"""Format rows as a terminal table, as Markdown and as CSV. Figures and their titles come from `metrics`."""
+"""Format rows as Markdown and as CSV. Figures and their titles come from `metrics`."""
 
 from __future__ import annotations
 
@@ -8,91 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from ..measurement import Measurement
-from .memory_notes import has_device, notes_of, tier_lines
+from .memory_notes import notes_of, tier_lines
 from .metric import Metric
-from .metrics import BY_KEY, METRICS, Row, measured
+from .metrics import METRICS, Row, measured, not_measured
 
 GROUPS = {"memory": "Memory", "time": "Time", "quality": "Agreement with the exact reference"}
 """Headings of the groups of metrics."""
-
-_DROPPED_FIRST = ("load_spike_bytes", "top1", "working_bytes", "first_token_s")
-_DROPPED_FIRST_WITH_DEVICE = ("top1", "host_held_bytes", "device_held_bytes", "first_token_s")
-_FIGURE_WIDTH, _TEXT_WIDTH = 11, 44
-_IN_TERMINAL = (
-    "held_bytes",
-    "working_bytes",
-    "load_spike_bytes",
-    "first_token_s",
-    "inter_token_median_s",
-    "kl_mean",
-    "top1",
-)
-_IN_TERMINAL_WITH_DEVICE = (
-    "device_held_bytes",
-    "device_peak_bytes",
-    "host_held_bytes",
-    "host_needed_bytes",
-    *_IN_TERMINAL[3:],
-)
-
-
-def terminal_table(rows: Sequence[Row], *, width: int = 120) -> Table:
-    """Return a table of the figures that fit a terminal of `width` characters."""
-    on_device = has_device(rows)
-    keys: tuple[str, ...] = _IN_TERMINAL_WITH_DEVICE if on_device else _IN_TERMINAL
-    dropped_first = _DROPPED_FIRST_WITH_DEVICE if on_device else _DROPPED_FIRST
-    dropped = dropped_first[: max(0, len(keys) - (width - _TEXT_WIDTH) // _FIGURE_WIDTH)]
-    metrics = [metric for key in keys if key not in dropped for metric in _terminal_metrics(key, rows)]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("variant", overflow="fold")
-    for metric in metrics:
-        table.add_column(metric.title.partition(",")[0].replace(" ", "\n", 1), justify="right", no_wrap=True)
-    table.add_column("answer", overflow="fold", min_width=14)
-    for row in rows:
-        figures = [
-            Text(_median_text(row, metric), style="" if metric.key in row.values else "dim")
-            for metric in metrics
-        ]
-        table.add_row(Text(row.label + (" (noisy)" if row.is_noisy else "")), *figures, _outcome(row))
-    return table
-
-
-def _terminal_metrics(key: str, rows: Sequence[Row]) -> list[Metric]:
-    if key in BY_KEY:
-        return [BY_KEY[key]]
-    # one text is enough here: the reference's own answer if it was measured
-    candidates = [
-        metric for metric in measured(rows, "quality") if metric.key in (f"{key}_answer", f"{key}_prose")
-    ]
-    return candidates[:1]
-
-
-def _median_text(row: Row, metric: Metric) -> str:
-    value = row.median_of(metric.key)
-    return "–" if value is None else metric.show(value)
-
-
-def _outcome(row: Row) -> Text:
-    """Return the outcome in a few words; reasons have their own lines below the table."""
-    status, divergence = row.shown.status, row.shown.divergence
-    if status != "ok":
-        return Text(status, style="red" if status == "failed" else "dim")
-    text = row.outcome()
-    if divergence is not None:
-        margin = "" if math.isnan(divergence.margin) else f" (margin {divergence.margin:.2g})"
-        text = f"differs at token {divergence.position + 1}{margin}"
-    return Text(f"{text}, {row.badge}" if row.badge else text, style="green" if row.is_bit_exact else "")
-
-
-def terminal_notes(rows: Sequence[Row]) -> list[Text]:
-    """Return lines below the table: what was not measured and why, and notes about streamed memory."""
-    missing = [f"{row.label}: {row.outcome()}" for row in rows if row.shown.status != "ok"]
-    return [Text(line) for line in (*missing, *tier_lines(rows), *notes_of(rows))]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -112,7 +34,7 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     if answers:
         parts.append("## Answers\n\n" + "\n".join(answers))
-    missing = [f"- **{_cell(row.label)}** {_cell(row.outcome())}" for row in rows if row.shown.status != "ok"]
+    missing = [f"- **{_cell(entry.names)}** {_cell(entry.outcome)}" for entry in not_measured(rows)]
     if missing:
         parts.append("## Not measured\n\n" + "\n".join(missing) + "\n")
     shown = [metric for group in GROUPS for metric in measured(rows, group)]

@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ..case import Case
 from ..events import Event
@@ -51,28 +51,81 @@ class _TimeLimitError(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class _Worker:
-    """A running worker.
+class StartedWorker:
+    """A worker process, with or without its case.
 
     Attributes:
         process: the worker's process.
         pipe: reading end of its event pipe.
+        stdin: its standard input, a file: a worker that never reads a long prompt must not block the parent.
+        stderr: what it printed.
+        environment: its environment variables.
+        go: writing end of the pipe on which it waits for its case; None once it has the case.
+    """
+
+    process: subprocess.Popen[bytes]
+    pipe: int
+    stdin: IO[bytes]
+    stderr: IO[bytes]
+    environment: Mapping[str, str]
+    go: int | None = None
+
+    def exit_info(self) -> Any:
+        """Return how the process exited, without reaping it, or None while it runs."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    def has_exited(self) -> bool:
+        """Return whether the process has ended."""
+        return self.exit_info() is not None
+
+    def give(self, case: Case) -> None:
+        """Give the worker its case; it must not have one yet."""
+        assert self.go is not None
+        _write_case(self.stdin, case)
+        go, self.go = self.go, None
+        with suppress(BrokenPipeError):  # it has died: reading its events tells how
+            os.write(go, b"\n")
+        os.close(go)
+
+    def end(self) -> None:
+        """Kill the worker and everything it started, and free what it holds here."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.pipe)
+        if self.go is not None:
+            os.close(self.go)
+            self.go = None
+        self.stdin.close()
+        self.stderr.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Listening:
+    """A worker that is being listened to.
+
+    Attributes:
+        worker: the worker.
         selector: wakes the parent on output and, with `wakes_at_exit`, on exit.
         wakes_at_exit: whether the selector also watches for the process's exit.
         deadline: `time.monotonic()` at which the time limit ends.
         heartbeat_s: see `run_isolated`.
     """
 
-    process: subprocess.Popen[bytes]
-    pipe: int
+    worker: StartedWorker
     selector: selectors.BaseSelector
     wakes_at_exit: bool
     deadline: float
     heartbeat_s: float | None = None
 
+    @property
+    def pipe(self) -> int:
+        """Reading end of the worker's event pipe."""
+        return self.worker.pipe
+
     def exit_info(self) -> Any:
         """Return how the process exited, without reaping it, or None while it runs."""
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return self.worker.exit_info()
 
 
 def run_isolated(
@@ -89,55 +142,109 @@ def run_isolated(
             must be able to stop never waits longer; None yields none.
     """
     yield Event(case=case, kind="started", data={})
-    with tempfile.TemporaryFile() as stderr:
+    yield from follow_worker(case, lambda: start_worker(worker_command, case), heartbeat_s=heartbeat_s)
+
+
+def follow_worker(
+    case: Case, start: Callable[[], StartedWorker], *, heartbeat_s: float | None
+) -> Generator[Event, None, None]:
+    """Yield a worker's events, ending with one `finished` event; kill it then or when the iterator is closed.
+
+    Args:
+        case: the worker's case.
+        start: returns the worker; one that waits for its case gets it here.
+        heartbeat_s: see `run_isolated`.
+    """
+    try:
+        worker = start()
+    except OSError as error:
+        measurement = _conclude(case, None, f"the worker cannot be started: {error}", "")
+    else:
         try:
-            with _started(case, worker_command, stderr) as worker:
-                worker.heartbeat_s = heartbeat_s
-                last, problem = yield from _listen(case, worker)
-        except OSError as error:
-            last, problem = None, f"the worker cannot be started: {error}"
-        measurement = _conclude(case, last, problem, _tail(stderr))
+            if worker.go is not None:
+                worker.give(case)
+            with _listening(case, worker, heartbeat_s) as listening:
+                last, problem = yield from _listen(case, listening)
+            measurement = _conclude(case, last, problem, _tail(worker.stderr))
+        finally:
+            worker.end()
     yield Event(case=case, kind="finished", data={}, measurement=measurement)
 
 
+def start_worker(command: Sequence[str], case: Case | None = None) -> StartedWorker:
+    """Start a worker, with its case or, without one, as a spare that does its imports and then waits.
+
+    Args:
+        command: program and arguments; `--events-fd N` is appended, and `--go-fd N` for a spare.
+        case: its case; None for a spare, which gets its case by `StartedWorker.give`.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    environment = worker_environment(case)
+    with ExitStack() as if_it_fails, ExitStack() as the_workers:
+        pipe = _pipe(mine=if_it_fails, theirs=the_workers)
+        go = None if case is not None else _pipe(mine=if_it_fails, theirs=the_workers, they_read=True)
+        stdin = if_it_fails.enter_context(tempfile.TemporaryFile())
+        stderr = if_it_fails.enter_context(tempfile.TemporaryFile())
+        if case is not None:
+            _write_case(stdin, case)
+        waits = [] if go is None else ["--go-fd", str(go.theirs)]
+        process = subprocess.Popen(
+            [*command, "--events-fd", str(pipe.theirs), *waits],
+            stdin=stdin,
+            stdout=stderr,
+            stderr=stderr,
+            pass_fds=[end.theirs for end in (pipe, go) if end is not None],
+            start_new_session=True,
+            env=environment,
+        )
+        if_it_fails.pop_all()
+    return StartedWorker(
+        process=process,
+        pipe=pipe.mine,
+        stdin=stdin,
+        stderr=stderr,
+        environment=environment,
+        go=None if go is None else go.mine,
+    )
+
+
+class _Ends(NamedTuple):
+    """The two ends of a pipe."""
+
+    mine: int
+    theirs: int
+
+
+def _pipe(*, mine: ExitStack, theirs: ExitStack, they_read: bool = False) -> _Ends:
+    """Return a new pipe; each stack closes one end."""
+    reading, writing = os.pipe()
+    ends = _Ends(writing, reading) if they_read else _Ends(reading, writing)
+    mine.callback(os.close, ends.mine)
+    theirs.callback(os.close, ends.theirs)
+    return ends
+
+
+def _write_case(stdin: IO[bytes], case: Case) -> None:
+    # parent and worker share the file's position: the worker reads from where the parent leaves it
+    stdin.write(case.to_json().encode() + b"\n")
+    stdin.seek(0)
+
+
 @contextmanager
-def _started(case: Case, command: Sequence[str], stderr: IO[bytes]) -> Iterator[_Worker]:
-    pipe, worker_end = os.pipe()
-    with tempfile.TemporaryFile() as stdin, selectors.DefaultSelector() as selector:
-        # a file, not a pipe: a worker that never reads a long prompt must not block the parent
-        stdin.write(case.to_json().encode() + b"\n")
-        stdin.seek(0)
-        try:
-            process = subprocess.Popen(
-                [*command, "--events-fd", str(worker_end)],
-                stdin=stdin,
-                stdout=stderr,
-                stderr=stderr,
-                pass_fds=(worker_end,),
-                start_new_session=True,
-                env=worker_environment(case),
+def _listening(case: Case, worker: StartedWorker, heartbeat_s: float | None) -> Iterator[_Listening]:
+    with selectors.DefaultSelector() as selector:
+        deadline = time.monotonic() + case.time_limit_s
+        selector.register(worker.pipe, selectors.EVENT_READ)
+        with _exit_watch(worker.process.pid, selector) as wakes_at_exit:
+            yield _Listening(
+                worker=worker,
+                selector=selector,
+                wakes_at_exit=wakes_at_exit,
+                deadline=deadline,
+                heartbeat_s=heartbeat_s,
             )
-        except BaseException:
-            os.close(pipe)
-            raise
-        finally:
-            os.close(worker_end)
-        try:
-            deadline = time.monotonic() + case.time_limit_s
-            selector.register(pipe, selectors.EVENT_READ)
-            with _exit_watch(process.pid, selector) as wakes_at_exit:
-                yield _Worker(
-                    process=process,
-                    pipe=pipe,
-                    selector=selector,
-                    wakes_at_exit=wakes_at_exit,
-                    deadline=deadline,
-                )
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            os.close(pipe)
 
 
 @contextmanager
@@ -155,15 +262,20 @@ def _exit_watch(pid: int, selector: selectors.BaseSelector) -> Iterator[bool]:
         os.close(watch)
 
 
-def worker_environment(case: Case) -> dict[str, str]:
-    """Return a worker's environment: the parent's, plus settings that make memory and threads repeatable."""
+def worker_environment(case: Case | None) -> dict[str, str]:
+    """Return a worker's environment: the parent's, plus settings that make memory and threads repeatable.
+
+    A spare, which has no case yet, gets that of a case which leaves the threads to torch.
+    """
     threads = (
-        {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if case.threads else {}
+        {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        if case is not None and case.threads
+        else {}
     )
     return {**os.environ, **STEADY_MALLOC, "TOKENIZERS_PARALLELISM": "false", **threads}
 
 
-def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[str, Any] | None, str]]:
+def _listen(case: Case, worker: _Listening) -> Generator[Event, None, tuple[dict[str, Any] | None, str]]:
     """Yield live events; return the worker's final message, if any, and what went wrong, if anything."""
     last: dict[str, Any] | None = None
     try:
@@ -187,7 +299,7 @@ def _listen(case: Case, worker: _Worker) -> Generator[Event, None, tuple[dict[st
         return last, f"time limit of {case.time_limit_s:g} s" if last is None else "the worker did not exit"
 
 
-def _lines(worker: _Worker) -> Iterator[bytes | None]:
+def _lines(worker: _Listening) -> Iterator[bytes | None]:
     """Yield the worker's lines, and None at each heartbeat."""
     rest = b""
     while (chunk := _next_chunk(worker)) != b"":
@@ -203,7 +315,7 @@ def _lines(worker: _Worker) -> Iterator[bytes | None]:
         raise ProtocolError(f"{reason or 'the worker ended'}, in the middle of a line")
 
 
-def _next_chunk(worker: _Worker) -> bytes | None:
+def _next_chunk(worker: _Listening) -> bytes | None:
     """Return the next bytes of the pipe, or None at a heartbeat.
 
     The bytes are empty at the end of the pipe, and if the pipe is empty and the worker gone.
@@ -220,7 +332,7 @@ def _next_chunk(worker: _Worker) -> bytes | None:
             return None
 
 
-def _wait(worker: _Worker, until: float | None = None) -> list[int]:
+def _wait(worker: _Listening, until: float | None = None) -> list[int]:
     timeout = worker.deadline - time.monotonic()
     if timeout <= 0:
         raise _TimeLimitError
@@ -230,7 +342,7 @@ def _wait(worker: _Worker, until: float | None = None) -> list[int]:
     return [key.fd for key, _ in ready]
 
 
-def _exit_reason(worker: _Worker) -> str:
+def _exit_reason(worker: _Listening) -> str:
     """Wait until the worker has exited and return what went wrong: empty after status 0."""
     if worker.pipe in worker.selector.get_map():
         # a closed pipe would wake the parent again and again

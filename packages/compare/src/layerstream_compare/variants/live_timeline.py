@@ -30,11 +30,16 @@ class LiveTimeline:
     def emit_to(self, emit: Emit) -> Iterator[None]:
         """Emit the plan at once (`plan`), then batches of spans (`spans`) until the context ends.
 
+        With a draft, each sweep after the prompt's is emitted too (`verified`): how many drafted tokens it
+        verified, how many in a row were accepted, and how many tokens the answer grew by.
+
         The plan is the dict of `PlacementPlan.to_dict`. A span is a list: activity (`read`, `copy`, `wait` or
         `compute`), the unit's index in visiting order, sweep, start and end in seconds since the context
         began, bytes.
         """
         emit("plan", plan=self._streamed.plan.to_dict())
+        # the report in the end is that of what is emitted, without the warm-up
+        self._streamed.reset_report()
         start_s = emitted_s = time.perf_counter()
         pending: list[list[Any]] = []
 
@@ -52,9 +57,15 @@ class LiveTimeline:
             if span.activity is ls.Activity.COMPUTE and time.perf_counter() - emitted_s > _EMIT_EVERY_S:
                 flush()
 
+        def on_verified(sweep: ls.VerifiedTokens) -> None:
+            flush()
+            emit("verified", drafted=sweep.drafted, accepted=sweep.accepted, tokens=sweep.tokens)
+
         unsubscribe = self._streamed.timeline.subscribe(on_span)
+        self._streamed.on_verified = on_verified
         try:
             yield
         finally:
+            self._streamed.on_verified = None
             unsubscribe()
             flush()

@@ -31,7 +31,8 @@ class Variant:
         backend: attention variants only: name of torch's `SDPBackend` to force; empty forces none.
         packages: importable names it requires; a dotted one is found without importing its parent.
         distribution: the installed distribution that must bring them, where several use one name.
-        extra: extra of `layerstream-compare` that installs them; empty if there is none.
+        install: what to do when they are missing. It names the library itself: this package's extras can
+            be asked for by name only once the package is on an index.
         needs_accelerator: it has no kernel for a CPU.
         needs_nvidia: it has kernels for NVIDIA GPUs only.
         needs_compiler: on a CPU, a C++ compiler builds the kernel at first use.
@@ -46,7 +47,7 @@ class Variant:
     backend: str = ""
     packages: tuple[str, ...] = ()
     distribution: str = ""
-    extra: str = ""
+    install: str = ""
     needs_accelerator: bool = False
     needs_nvidia: bool = False
     needs_compiler: bool = False
@@ -54,23 +55,32 @@ class Variant:
 
     def availability(self) -> str | None:
         """Return why this variant cannot run here, or None if no reason is known. Imports nothing."""
-        missing = [package for package in self.packages if not has_package(package)]
-        if not missing and self.distribution and not installed_version(self.distribution):
-            missing = [self.distribution]
-        if missing:
-            how = f"; pip install 'layerstream-compare[{self.extra}]'" if self.extra else ""
+        # the hardware first: nobody should install a package that cannot run here
+        if reason := self._lacking_hardware():
+            return reason
+        if missing := self._missing_packages():
+            how = f": {self.install}" if self.install else ""
             return f"{self.name} needs the package {' and '.join(missing)}, which is not installed{how}"
+        if not self.needs_compiler or has_accelerator() or any(map(shutil.which, _COMPILERS)):
+            return None
+        return f"{self.name} builds its CPU kernel with a C++ compiler, and none was found"
+
+    def _lacking_hardware(self) -> str:
         if has_accelerator():
             is_other = self.needs_nvidia and driver_vendors() == (AMD,)
-            return f"{self.name} has kernels for NVIDIA GPUs only" if is_other else None
+            return f"{self.name} has kernels for NVIDIA GPUs only" if is_other else ""
         if self.needs_accelerator:
             why = "no accelerator was found"
             if driver_vendors():
                 why = f"torch {installed_version('torch')} is built for CPUs only"
             return f"{self.name} has no kernel for a CPU, and {why}"
-        if self.needs_compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            return f"{self.name} builds its CPU kernel with a C++ compiler, and none was found"
-        return None
+        return ""
+
+    def _missing_packages(self) -> list[str]:
+        missing = [package for package in self.packages if not has_package(package)]
+        if self.distribution and (missing or not installed_version(self.distribution)):
+            return [self.distribution]
+        return missing
 
     def missing_cpu_flags(self, flags: frozenset[str] | None = None) -> tuple[str, ...]:
         """Return the flags that a faster kernel needs and the CPU lacks; they are never a reason not to run.
@@ -89,6 +99,7 @@ def _bitsandbytes(name: str, title: str, *flags: str) -> Variant:
         title=title,
         module="bnb",
         packages=("bitsandbytes",),
+        install="pip install bitsandbytes",
         faster_with_cpu_flags=flags,
     )
 
@@ -100,7 +111,7 @@ def _autoround(bits: int) -> Variant:
         title=f"{bits}-bit weights by AutoRound's plain rounding, groups of 64, packed",
         module="autoround",
         packages=("auto_round",),
-        extra="low-bits",
+        install="pip install auto-round",
     )
 
 
@@ -117,7 +128,9 @@ def _sdpa(name: str, backend: str, *, needs_accelerator: bool = False, needs_nvi
     )
 
 
-def _flash(generation: int, package: str, distribution: str, *, needs_nvidia: bool = True) -> Variant:
+def _flash(
+    generation: int, package: str, distribution: str, install: str, *, needs_nvidia: bool = True
+) -> Variant:
     return Variant(
         name=f"flash-attention-{generation}",
         kind="attention",
@@ -126,6 +139,7 @@ def _flash(generation: int, package: str, distribution: str, *, needs_nvidia: bo
         packages=(package,),
         # generations 2 and 4 are both imported as flash_attn
         distribution=distribution,
+        install=install,
         needs_accelerator=True,
         needs_nvidia=needs_nvidia,
     )
@@ -138,6 +152,7 @@ def _hub_flash(generation: int, kernel: str) -> Variant:
         title=f"flash attention {generation} as a kernel from the Hub ({kernel})",
         implementation=kernel,
         packages=("kernels",),
+        install="pip install kernels",
         needs_accelerator=True,
         needs_nvidia=True,
     )
@@ -145,6 +160,7 @@ def _hub_flash(generation: int, kernel: str) -> Variant:
 
 NVIDIA, AMD = "NVIDIA", "AMD"
 _DRIVER_FILES = {NVIDIA: "/dev/nvidiactl", AMD: "/dev/kfd"}
+_COMPILERS = ("c++", "g++", "clang++")
 _FOUR_BIT_FLAGS = ("avx512f", "avx512_bf16")
 
 _VARIANTS = (
@@ -165,7 +181,7 @@ _VARIANTS = (
         title="8-bit weights only, by torchao",
         module="torchao_int8",
         packages=("torchao",),
-        extra="torchao",
+        install="pip install torchao",
     ),
     _autoround(3),
     _autoround(2),
@@ -183,9 +199,21 @@ _VARIANTS = (
     _sdpa("flash", "FLASH_ATTENTION"),
     _sdpa("efficient", "EFFICIENT_ATTENTION", needs_accelerator=True),
     _sdpa("cudnn", "CUDNN_ATTENTION", needs_accelerator=True, needs_nvidia=True),
-    _flash(2, "flash_attn", "flash-attn", needs_nvidia=False),
-    _flash(3, "flash_attn_interface", "flash-attn-3"),
-    _flash(4, "flash_attn.cute", "flash-attn-4"),
+    _flash(
+        2,
+        "flash_attn",
+        "flash-attn",
+        "pip install flash-attn --no-build-isolation (it may be compiled for a long time)",
+        needs_nvidia=False,
+    ),
+    _flash(
+        3,
+        "flash_attn_interface",
+        "flash-attn-3",
+        "build it from the folder hopper of github.com/Dao-AILab/flash-attention, or choose "
+        "hub-flash-attention-3, which needs no building",
+    ),
+    _flash(4, "flash_attn.cute", "flash-attn-4", "pip install flash-attn-4"),
     Variant(
         name="flex",
         kind="attention",

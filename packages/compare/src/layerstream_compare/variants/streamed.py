@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 import layerstream as ls
@@ -11,7 +12,7 @@ import layerstream as ls
 from ..case import Case
 from .attention import implementation_of
 from .live_timeline import LiveTimeline
-from .loaded import Loaded
+from .loaded import Generate, Loaded
 from .prompts import build_prompt
 
 HOST_WEIGHT_KINDS = (ls.LedgerKind.STAGING, ls.LedgerKind.HOST_BLOCKS, ls.LedgerKind.EMBEDDING)
@@ -30,6 +31,7 @@ def load(case: Case) -> Loaded:
         case=case,
         model=streamed.model,
         tokenizer=tokenizer,
+        generate=_generate_with_draft(streamed) if case.draft else None,
         describe=lambda: _facts(streamed),
         release=streamed.close,
         extra_held_bytes=slots + host,
@@ -58,7 +60,19 @@ def open_streamed(
         dtype=case.dtype,
         workload=workload,
         attn_implementation=implementation_of(case),
+        draft=case.draft or None,
     )
+
+
+def _generate_with_draft(streamed: ls.StreamedModel) -> Generate:
+    def generate(*, prompt_ids: torch.Tensor, messages: object, **arguments: Any) -> torch.Tensor:
+        # the model's own generate() knows of no draft
+        ids: torch.Tensor = streamed.generate(
+            prompt_ids, attention_mask=torch.ones_like(prompt_ids), **arguments
+        )
+        return ids
+
+    return generate
 
 
 def _has_device(plan: ls.PlacementPlan) -> bool:
@@ -66,12 +80,13 @@ def _has_device(plan: ls.PlacementPlan) -> bool:
 
 
 def _held_outside_modules(plan: ls.PlacementPlan) -> tuple[int, int]:
-    """Return the bytes of the slots, and of the weights kept in host memory for an accelerator.
+    """Return the bytes of the slots and the draft, and of the weights kept in host memory for an accelerator.
 
-    Everything on the device outside the slots is in the model's own tensors, which `held_bytes` finds.
+    Everything else on the device is in the model's own tensors, which `held_bytes` finds.
     """
     lines = plan.ledger.lines
-    slots = sum(line.num_bytes for line in lines if line.kind is ls.LedgerKind.SLOTS)
+    kinds = (ls.LedgerKind.SLOTS, ls.LedgerKind.DRAFT)
+    slots = sum(line.num_bytes for line in lines if line.kind in kinds)
     host_lines = (line for line in lines if line.where is ls.MemoryTier.HOST)
     return slots, sum(line.num_bytes for line in host_lines if line.kind in HOST_WEIGHT_KINDS)
 
@@ -100,5 +115,6 @@ def _facts(streamed: ls.StreamedModel) -> dict[str, Any]:
         "sweep_read_bytes": plan.cost.read_bytes,
         "sweep_copy_bytes": plan.cost.copy_bytes,
         "report": streamed.report().to_dict(),
-        "held_includes": "the model's own tensors, slots for streamed weights, and weights in host memory",
+        "held_includes": "the model's own tensors, slots for streamed weights, "
+        f"{'a draft with its cache, ' if plan.draft else ''}and weights in host memory",
     }

@@ -1,6 +1,7 @@
 """Run a worker process: `python -m layerstream_compare.worker --events-fd N`, with a case on standard input.
 
-It handles the pipe and the exit; `run` does the measuring.
+It handles the pipes and the exit; `run` does the measuring. With `--go-fd N` it is a spare: it does its
+imports and waits for a byte on that descriptor before it reads its case.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ def main() -> None:
     """Run the case on standard input and write its events as lines to the file descriptor `--events-fd`."""
     parser = argparse.ArgumentParser(description="Run one case of layerstream-compare.")
     parser.add_argument("--events-fd", type=int, required=True, help="open file descriptor for JSON lines")
-    events_fd = parser.parse_args().events_fd
+    parser.add_argument("--go-fd", type=int, help="open file descriptor: a byte says that the case is there")
+    options = parser.parse_args()
+    events_fd = options.events_fd
     exit_with_reader(events_fd)
     # only now: importing torch takes seconds, and the parent may disappear meanwhile
     run_case = importlib.import_module(".run", __package__).run_case
+    if options.go_fd is not None:
+        if not os.read(options.go_fd, 1):
+            return  # the parent has no case for this spare, or is gone
+        os.close(options.go_fd)
     # kept open until the process exits: the watching thread polls it
     with os.fdopen(events_fd, "w", encoding="utf-8", buffering=1, closefd=False) as pipe:
         run_case(Case.from_json(sys.stdin.read()), lambda kind, **data: _write(pipe.write, kind, data))

@@ -25,7 +25,8 @@ class TokenClock(BaseStreamer):
 
     Attributes:
         token_ids: the new tokens.
-        intervals_s: seconds from the start to the first token, then from token to token.
+        intervals_s: seconds from the start to the first token, then from token to token. Tokens that arrive
+            together share their seconds evenly.
     """
 
     def __init__(self, device: torch.device, on_token: OnToken, take_overhead_s: Callable[[], float]) -> None:
@@ -55,10 +56,12 @@ class TokenClock(BaseStreamer):
             self._expects_prompt = False
             return
         synchronize(self._device)
-        self.intervals_s.append(time.perf_counter() - self._since - self._take_overhead_s())
-        token = int(value.flatten()[-1])
-        self.token_ids.append(token)
-        self._on_token(len(self.token_ids) - 1, token)
+        seconds = time.perf_counter() - self._since - self._take_overhead_s()
+        tokens = value.flatten().tolist()
+        self.intervals_s += [seconds / len(tokens)] * len(tokens)
+        for token in tokens:
+            self.token_ids.append(token)
+            self._on_token(len(self.token_ids) - 1, token)
         self._since = time.perf_counter()
 
     def end(self) -> None:
@@ -68,22 +71,27 @@ class TokenClock(BaseStreamer):
 class MarginRecorder(LogitsProcessor):
     """Records the margin p1 - p2 at each generated token, and the time that takes.
 
-    Attributes:
-        margins: one scalar tensor per token.
+    A draft's logits are processed too, always before the model's own at the same position: the last margin of
+    a position counts.
     """
 
     def __init__(self) -> None:
         """Start with no tokens."""
-        self.margins: list[torch.Tensor] = []
+        self._margins: dict[int, torch.Tensor] = {}
         self._seconds = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Record the margin of `scores`, shape [1, vocabulary], and return them unchanged."""
         start = time.perf_counter()
         top = (scores.topk(2, dim=-1).values - scores.logsumexp(-1, keepdim=True)).exp()
-        self.margins.append(top[0, 0] - top[0, 1])
+        self._margins[input_ids.shape[1]] = top[0, 0] - top[0, 1]
         self._seconds += time.perf_counter() - start
         return scores
+
+    def margins(self, num_tokens: int) -> tuple[float, ...]:
+        """Return the margin of each of the first `num_tokens` new tokens."""
+        positions = sorted(self._margins)[:num_tokens]
+        return tuple(float(self._margins[position]) for position in positions)
 
     def take_seconds(self) -> float:
         """Return the seconds spent in this processor since the last call."""
@@ -159,7 +167,7 @@ def generate_greedily(loaded: Loaded, prompt: Prompt, max_new_tokens: int, on_to
             loaded.model.generate(prompt_ids, attention_mask=torch.ones_like(prompt_ids), **arguments)
         else:
             loaded.generate(prompt_ids=prompt_ids, messages=prompt.messages, **arguments)
-    margins = tuple(float(margin) for margin in recorder.margins)
+    margins = recorder.margins(len(clock.token_ids))
     if not clock.token_ids:
         raise ValueError("the model generated no token")
     if any(math.isnan(margin) for margin in margins):

@@ -75,9 +75,7 @@ def _opened(device: torch.device) -> Iterator[tuple[Any, Any]]:
     if not _is_nvidia(device):
         raise _NoNvmlError(f"{device} is not an NVIDIA GPU")
     if not has_package(_PACKAGE):
-        raise _NoNvmlError(
-            "the package nvidia-ml-py is not installed; pip install 'layerstream-compare[nvml]'"
-        )
+        raise _NoNvmlError("the package nvidia-ml-py is not installed: pip install nvidia-ml-py")
     nvml = importlib.import_module(_PACKAGE)
     try:
         nvml.nvmlInit()

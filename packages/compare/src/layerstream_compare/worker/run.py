@@ -27,6 +27,7 @@ from ..variants.prompts import Prompt, build_prompt
 from ..variants.registry import VariantUnavailableError, find_variant
 from .background_load import BackgroundLoadMeter
 from .detokenize import Detokenizer, decode, token_texts
+from .diagnosis import SharedFailureError, shared_failures_named
 from .generation import Generated, generate_greedily
 from .memory import PhaseMeter, Reading, held_bytes, mapped_held_bytes, read_disk_bytes, read_memory
 from .nvml import gpu_facts
@@ -54,7 +55,8 @@ def run_case(case: Case, emit: Emit) -> None:
 
     The last event is `result` with the measurement's fields, `unavailable` if a library is missing or the
     model's shapes are not supported, or `failed` after any other exception, whose traceback goes to standard
-    error. Only exceptions outside `Exception` (an interrupt, an exit) are raised.
+    error; `hits_every_case` is true if no variant could have succeeded. Only exceptions outside `Exception`
+    (an interrupt, an exit) are raised.
     """
     try:
         emit("result", **_measure_case(case, emit))
@@ -63,6 +65,9 @@ def run_case(case: Case, emit: Emit) -> None:
     except ModuleNotFoundError as error:
         traceback.print_exc()
         emit("unavailable", reason=f"{case.label} needs the package {error.name}, which is not installed")
+    except SharedFailureError as error:
+        traceback.print_exc()
+        emit("failed", reason=_reason(error), stderr_tail=_tail(error), hits_every_case=True)
     except Exception as error:  # noqa: BLE001  a failed case is a result
         traceback.print_exc()
         if backend := _refused_backend(case, error):
@@ -83,6 +88,11 @@ def _refused_backend(case: Case, error: Exception) -> str:
 
 def _measure_case(case: Case, emit: Emit) -> dict[str, Any]:
     load = _import_variant(case)
+    with shared_failures_named(case):
+        return _measure_loaded(case, load, emit)
+
+
+def _measure_loaded(case: Case, load: Callable[[Case], Loaded], emit: Emit) -> dict[str, Any]:
     load_average = os.getloadavg()[0]
     if case.threads:
         torch.set_num_threads(case.threads)
@@ -148,7 +158,7 @@ class _Run:
             bytes_read=bytes_read,
             load_average=load_average,
             background_cores=background_cores,
-            is_noisy=_is_noisy(generated, background_cores),
+            is_noisy=_is_noisy(self._case, generated, background_cores),
         )
         memory = self._memory(baseline)
         facts = self._facts(memory, generated)
@@ -239,8 +249,10 @@ class _Run:
         }
 
 
-def _is_noisy(generated: Generated, background_cores: float) -> bool:
-    return background_cores > _NOISY_CORES or generated.p95_s > _NOISY_SPREAD * generated.median_s
+def _is_noisy(case: Case, generated: Generated, background_cores: float) -> bool:
+    # with a draft, sweeps give few tokens or many, however quiet the machine is
+    is_uneven = not case.draft and generated.p95_s > _NOISY_SPREAD * generated.median_s
+    return background_cores > _NOISY_CORES or is_uneven
 
 
 def _reason(error: BaseException) -> str:

@@ -93,7 +93,7 @@ def measure_quality(
     """
     reference_case = case.with_changes(attention="default")
     free = free_bytes(loaded.model.device)
-    prose = prose_ids(loaded.tokenizer, loaded.model)
+    prose = prose_ids(loaded.tokenizer, loaded.model) if case.prose else []
     if case.variant != "streamed":
         longest = max(prompt.num_tokens, CHUNK_POSITIONS)
         new_tokens = max(case.max_new_tokens, len(prose))
@@ -132,7 +132,7 @@ def _measure(
     with loaded.beyond_plan():
         on_answer, margins = compare_on("answer", prefix, answer, reference, loaded)
     facts = {"reference": description, "reference_token_ids": answer, "reference_margins": margins}
-    if not case.prose:
+    if not prose:
         return (on_answer,), facts
     with loaded.beyond_plan():
         on_prose, _ = compare_on("prose", prose[:1], prose[1:], reference, loaded)

@@ -38,6 +38,7 @@ from transformers.core_model_loading import MergeModulelist as MergeModulelist
 from transformers.core_model_loading import WeightConverter as WeightConverter
 from transformers.core_model_loading import WeightRenaming, build_glob_alternation, dot_natural_key
 from transformers.core_model_loading import rename_source_key as rename_source_key
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -245,6 +246,38 @@ def held_tokens(cache: Any, new_tokens: int) -> int | None:
         if isinstance(layer, CacheLayerMixin):
             return None
     return new_tokens
+
+
+def keep_past_states(cache: Any) -> None:
+    """Make a cache keep what `drop_last_tokens` may need again: sliding windows and recurrent states.
+
+    5.23: such layers forget what is outside their window with each forward unless asked not to.
+    """
+    keep = getattr(cache, "activate_past_recording", None)
+    if keep is not None:
+        keep()
+
+
+def drop_last_tokens(cache: Any, num_tokens: int) -> None:
+    """Remove the last tokens from a cache; with 0, let it forget what is outside its windows.
+
+    5.23: `crop` takes minus the number of tokens to remove, and 0 is such a number. Before, 0 was the length
+    to keep.
+    """
+    is_used = cache.get_seq_length() > 0
+    if is_used and (num_tokens or hasattr(cache, "activate_past_recording")):
+        cache.crop(-num_tokens)
+
+
+def decode_plainly(
+    model: PreTrainedModel, *args: Any, generation_config: GenerationConfig, **kwargs: Any
+) -> Any:
+    """Decode as `generate()` does without `custom_generate`, from inside one.
+
+    5.20 to 5.24: the decoding methods are private, and a mapping names that of each generation mode.
+    """
+    method = GENERATION_MODES_MAPPING[generation_config.get_generation_mode()]
+    return getattr(type(model), method)(model, *args, generation_config=generation_config, **kwargs)
 
 
 def before_generation(model: PreTrainedModel, call: Callable[..., object]) -> Callable[[], None]:

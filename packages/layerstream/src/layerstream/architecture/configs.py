@@ -13,7 +13,7 @@ from ..spec.known_models import KNOWN_MODELS
 
 
 def known_config(name: str) -> PretrainedConfig:
-    """Return the config of the known model `name`, in fp16.
+    """Return the config of the known model `name`, in its dtype.
 
     Raises:
         UnsupportedModelError: `KNOWN_MODELS` has no such entry.
@@ -23,7 +23,7 @@ def known_config(name: str) -> PretrainedConfig:
         raise UnsupportedModelError(f"{name!r} is not a known model; use one of {', '.join(KNOWN_MODELS)}")
     config = AutoConfig.for_model(known.model_type, **known.settings)
     config.name_or_path = known.title
-    config.dtype = "float16"
+    config.dtype = known.dtype
     return config
 
 

@@ -25,8 +25,10 @@ from ..spec.profiles import (
 )
 from ..spec.sizes import KIB, MIB, dtype_bytes
 from .blocks import find_blocks, find_head, find_row_tables
+from .linears import linear_shapes
 from .meta_forward import ForwardMemory, measure_forward
 from .recipe import ModelRecipe
+from .shared_prefix import why_not_shared
 from .weight_usage import WeightUsage
 
 _PROMPT_TOKENS = (64, 128, 256)
@@ -309,6 +311,8 @@ def describe_model(
         loading_buffer_bytes=READER_THREADS * loading_chunk_bytes(block_bytes),
         hidden_size=getattr(config, "hidden_size", 0),
         vocab_size=getattr(config, "vocab_size", 0) or 0,
+        linears=linear_shapes(model, units.streamed[Granularity.BLOCK]),
+        draft_refusal=why_not_shared(model) or "",
         activation=fit_activation(forwards) if forwards else _assume_activation(config, units),
     )
 

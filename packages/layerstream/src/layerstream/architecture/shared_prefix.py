@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..errors import StreamError
 from . import compat
+from .continuing_layer import ContinuingLayer
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
@@ -108,34 +109,16 @@ class _PrefixLayer(compat.CacheLayerMixin):
         return length
 
 
-class _SuffixLayer(compat.CacheLayerMixin):
+class _SuffixLayer(ContinuingLayer):
     """One layer's cache of a suffix: its keys and values after the prefix's, for the duration of a call."""
 
     def __init__(self, own: Any, prefix: _PrefixLayer, prefix_tokens: int) -> None:
-        super().__init__()
-        self._prefix, self._length = prefix, prefix_tokens
-        self._window: int | None = getattr(own, "sliding_window", None)
-        self.is_sliding = getattr(own, "is_sliding", False)
-        self.is_initialized = True
+        super().__init__(own, prefix_tokens)
+        self._prefix = prefix
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._prefix.lend()
-        self._length += key_states.shape[-2]
+        self.num_tokens += key_states.shape[-2]
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: a suffix stores nothing."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        if self._window is None:
-            return self._length + query_length, 0
-        kept = min(self._length, self._window - 1)
-        return kept + query_length, self._length - kept
-
-    def get_seq_length(self) -> int:
-        return self._length
-
-    def get_max_length(self) -> int:
-        return -1 if self._window is None else self._window

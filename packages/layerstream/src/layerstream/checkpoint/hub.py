@@ -26,9 +26,19 @@ from huggingface_hub.errors import (
 
 from ..errors import CheckpointNotFoundError, ShardCorruptError, UnsupportedFormatError, first_line
 from ..spec.options import LoadOptions
+from .foreign import PICKLED_INDEX, PICKLED_SINGLE, sibling_parts
 from .header import header_entries
 from .hub_reach import HttpError, offline_reason
-from .index import Checkpoint, collect_tensors, index_name, read_index, single_name
+from .index import (
+    GGUF_SUFFIX,
+    PICKLED_SUFFIXES,
+    Checkpoint,
+    collect_tensors,
+    convert_command,
+    index_name,
+    read_index,
+    single_name,
+)
 from .made_copies import DEFAULT_HUB_ID, find_copy
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -61,6 +71,10 @@ def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool)
     local = Path(name).expanduser()
     if local.is_dir():
         return local
+    if local.name.endswith((GGUF_SUFFIX, *PICKLED_SUFFIXES)) and local.is_file():
+        raise UnsupportedFormatError(
+            f"{name} is no safetensors checkpoint; convert it once, in little memory: {convert_command(name)}"
+        )
     if local.exists():
         raise CheckpointNotFoundError(
             f"{name} is a file; give the directory that contains it and its config.json"
@@ -80,6 +94,42 @@ def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool)
             raise
         _warn_of_copy(name, copy, str(offline))
         return copy
+    return directory
+
+
+def resolve_foreign(name: str, options: LoadOptions = _DEFAULTS, gguf_file: str | None = None) -> Path:
+    """Return where weights are that are to be converted, downloading from the Hub what is not in its cache.
+
+    Args:
+        name: a local folder or file, returned as it is, or a Hub id.
+        options: only revision, token, cache directory and `local_files_only` are used.
+        gguf_file: the GGUF file of the repository; without it, the pickled weights are fetched.
+
+    Raises:
+        CheckpointNotFoundError: there is no such folder, file or repository, access is refused, or the Hub
+            cannot be reached.
+        ShardCorruptError: the repository's index is damaged; with `path`.
+    """
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    if _looks_like_a_path(name):
+        raise CheckpointNotFoundError(
+            f"there is no folder or file {name}; give one that exists, or a Hub id like 'organisation/model'"
+        )
+    offline = offline_reason(local_files_only=options.local_files_only)
+    directory = _fetch(name, options, offline, _SMALL_FILES)
+    index = directory / PICKLED_INDEX
+    if gguf_file is not None:
+        files = list(sibling_parts(gguf_file))
+    else:
+        files = sorted(set(read_index(index)[0].values())) if index.is_file() else [PICKLED_SINGLE]
+    _fetch(name, options, offline, files)
+    if not all((directory / file).is_file() for file in files):
+        raise CheckpointNotFoundError(
+            f"the Hub's {name}, or its local copy, has no {files[0]}; look at its files, and for one in the "
+            f"GGUF format say which: {convert_command(name)} --gguf-file NAME"
+        )
     return directory
 
 
@@ -249,8 +299,8 @@ def _fetch_weights(name: str, options: LoadOptions, offline: str | None, root: P
             "look at its files for one that it has"
         )
     raise UnsupportedFormatError(
-        f"the Hub's {name} has no safetensors files, and layerstream reads no other format; "
-        "convert it with https://huggingface.co/spaces/safetensors/convert, then give that revision"
+        f"the Hub's {name} has no safetensors files; convert it once, in little memory: "
+        f"{convert_command(name)}"
     )
 
 
@@ -290,7 +340,8 @@ def _hub_errors_translated(name: str, options: LoadOptions, offline: str | None 
         ) from error
     except NotASafetensorsRepoError as error:
         raise UnsupportedFormatError(
-            f"the Hub's {where} has no safetensors files, and layerstream reads no other format"
+            f"the Hub's {where} has no safetensors files; convert it once, in little memory: "
+            f"{convert_command(name)}"
         ) from error
     except SafetensorsParsingError as error:
         raise ShardCorruptError(

@@ -7,6 +7,8 @@ as hostile input. It knows no model: whether the tensors suffice is decided else
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +27,14 @@ from .header import header_entries, load_header, read_header
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+CONVERSION_NOTE = "layerstream-conversion.json"
+"""Is in a folder while `layerstream convert` writes a checkpoint to it."""
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+GGUF_SUFFIX = ".gguf"
 _FOREIGN = (".h5", ".msgpack", ".onnx")
 # Files next to a model's weights that do not hold its weights, regardless of their suffix.
-_NOT_WEIGHTS = ("adapter_model.safetensors", "optimizer.safetensors", "training_args.bin")
-_HOW_TO_CONVERT = (
-    "convert it once, if you trust it: AutoModelForCausalLM.from_pretrained({name!r})"
-    ".save_pretrained('converted'), or for a Hub repository with https://huggingface.co/spaces/safetensors/convert"
-)
+_NOT_WEIGHTS = re.compile(r"(adapter_model|optimizer|rng_state|scheduler|training_args)\b.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +90,24 @@ def open_checkpoint(directory: Path, name: str | None = None, *, variant: str | 
         raise CheckpointNotFoundError(
             f"{directory} is not a directory; give a checkpoint's directory or a Hub id"
         )
+    if (directory / CONVERSION_NOTE).is_file():
+        raise CheckpointNotFoundError(
+            f"{directory} is an unfinished conversion; run the same `layerstream convert` again, and it "
+            "goes on"
+        )
+    is_single = (directory / single_name(variant)).is_file() or not (
+        directory / index_name(variant)
+    ).is_file()
+    # weights in another format are reported first: their config may be missing too, but would not help
+    shard = _single_shard(directory, name, variant) if is_single else None
     if not (directory / CONFIG_NAME).is_file():
+        if any(file.endswith(GGUF_SUFFIX) for file in weight_files(directory)):
+            # Such a file needs no config next to it.
+            _only_safetensors_name(directory, name)
         raise CheckpointNotFoundError(
             f"{directory} is not a checkpoint: it has no {CONFIG_NAME}; put the config next to the weights"
         )
-    if (directory / single_name(variant)).is_file() or not (directory / index_name(variant)).is_file():
-        return _open_single(directory, name, variant)
-    return _open_sharded(directory, name, variant)
+    return _open_sharded(directory, name, variant) if shard is None else _open_single(directory, name, shard)
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -149,20 +161,25 @@ def collect_tensors(
     missing = tuple(name for name, shard in weight_map.items() if shard_of.get(name) != shard)
     if missing:
         raise TensorMissingError(
-            f"the index says that {weight_map[missing[0]]} holds {_some(missing)}, but it does not; "
+            f"the index says that {weight_map[missing[0]]} holds {some(missing)}, but it does not; "
             "download that file and the index again, from one revision",
             names=missing,
         )
     return tensors
 
 
-def _open_single(directory: Path, name: str, variant: str | None) -> Checkpoint:
+def _single_shard(directory: Path, name: str, variant: str | None) -> str:
+    """Return the name of the one file that holds the weights."""
     shard = single_name(variant)
-    if not (directory / shard).is_file():
-        if variant is not None:
-            raise _no_variant(directory, variant)
-        shard = _only_safetensors_name(directory, name)
-    path = _inside(directory, shard)
+    if (directory / shard).is_file():
+        return shard
+    if variant is not None:
+        raise _no_variant(directory, variant)
+    return _only_safetensors_name(directory, name)
+
+
+def _open_single(directory: Path, name: str, shard: str) -> Checkpoint:
+    path = file_inside(directory, shard)
     header, data_start = load_header(path)
     tensors = collect_tensors({shard: header_entries(header, data_start, str(path))}, {})
     metadata = header.get("__metadata__") or {}
@@ -173,7 +190,7 @@ def _no_variant(directory: Path, variant: str) -> CheckpointNotFoundError:
     found = sorted(path.name for path in directory.iterdir() if path.name.endswith(".safetensors"))
     return CheckpointNotFoundError(
         f"{directory} has neither {single_name(variant)} nor {index_name(variant)}, but "
-        f"{_some(found) or 'no safetensors files'}; leave out variant={variant!r}, or give one that is there"
+        f"{some(found) or 'no safetensors files'}; leave out variant={variant!r}, or give one that is there"
     )
 
 
@@ -182,11 +199,11 @@ def _open_sharded(directory: Path, name: str, variant: str | None) -> Checkpoint
     weight_map, metadata = read_index(index)
     shards: dict[str, tuple[StoredTensor, ...]] = {}
     for shard in sorted(set(weight_map.values())):
-        path = _inside(directory, shard)
+        path = file_inside(directory, shard)
         if not path.is_file():
             names = tuple(tensor for tensor, file in weight_map.items() if file == shard)
             raise TensorMissingError(
-                f"{index} names {shard}, which is missing; it should hold {_some(names)}; download it again",
+                f"{index} names {shard}, which is missing; it should hold {some(names)}; download it again",
                 names=names,
             )
         shards[shard] = read_header(path)
@@ -196,8 +213,8 @@ def _open_sharded(directory: Path, name: str, variant: str | None) -> Checkpoint
     )
 
 
-def _inside(directory: Path, shard: str) -> Path:
-    """Return the shard's path, unresolved.
+def file_inside(directory: Path, shard: str) -> Path:
+    """Return the path of a checkpoint's file, unresolved.
 
     Raises:
         CheckpointError: it leads out of the directory, or in the Hub's cache, out of the repository.
@@ -235,37 +252,45 @@ def _only_safetensors_name(directory: Path, name: str) -> str:
         UnsupportedFormatError: there is none, but there are weights in another format.
         CheckpointNotFoundError: there are no weights.
     """
-    files = sorted(path.name for path in directory.iterdir() if path.name not in _NOT_WEIGHTS)
+    files = weight_files(directory)
     found = [file for file in files if file.endswith(".safetensors")]
     if len(found) == 1:
         return found[0]
     if found:
         raise CheckpointError(
-            f"{directory} has {len(found)} safetensors files ({_some(found)}) and no {INDEX_NAME} that says "
+            f"{directory} has {len(found)} safetensors files ({some(found)}) and no {INDEX_NAME} that says "
             "how they belong together; add the index, or keep only one file"
         )
-    for suffixes, kind in (
-        (_PICKLED, "pickled weights"),
-        ((".gguf",), "GGUF weights"),
-        (_FOREIGN, "weights of another framework"),
+    how = f"convert it once, in little memory: {convert_command(name)}"
+    for suffixes, kind, advice in (
+        (PICKLED_SUFFIXES, "pickled weights", how),
+        ((GGUF_SUFFIX,), "GGUF weights", how),
+        (_FOREIGN, "weights of another framework", "use a safetensors checkpoint of this model"),
     ):
         other = [file for file in files if file.endswith(suffixes)]
         if other:
-            how = _HOW_TO_CONVERT.format(name=name)
-            if kind == "GGUF weights":
-                how = (
-                    f"convert it once with from_pretrained({name!r}, gguf_file={other[0]!r}) and "
-                    "save_pretrained('converted')"
-                )
             raise UnsupportedFormatError(
-                f"{directory} has only {kind} ({_some(other)}), but layerstream reads only safetensors; {how}"
+                f"{directory} has only {kind} ({some(other)}), but layerstream streams safetensors; {advice}"
             )
+    found = sorted(path.name for path in directory.iterdir())
     raise CheckpointNotFoundError(
-        f"{directory} has no weights: neither {SINGLE_NAME} nor {INDEX_NAME}; download the checkpoint"
+        f"{directory} has no weights: neither {SINGLE_NAME} nor {INDEX_NAME}, but "
+        f"{some(found) or 'nothing, it is empty'}; give a directory with a whole checkpoint, or a Hub id"
     )
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
+def weight_files(directory: Path) -> list[str]:
+    """Return the names in `directory`, without those of files that hold an adapter or a trainer's state."""
+    return sorted(path.name for path in directory.iterdir() if not _NOT_WEIGHTS.fullmatch(path.name))
+
+
+def convert_command(name: str) -> str:
+    """Return the command that makes a safetensors checkpoint of other weights."""
+    return f"layerstream convert {shlex.quote(name)} TARGET"
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of `names` as text, and how many more there are."""
     listed = list(names)
     rest = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + rest

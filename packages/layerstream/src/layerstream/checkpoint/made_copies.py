@@ -25,6 +25,11 @@ def is_complete(directory: Path) -> bool:
     )
 
 
+def public_name(model: str | Path) -> str:
+    """Return the Hub's name of a copy that layerstream has made, and any other `model` as it is."""
+    return DEFAULT_HUB_ID if str(model) == str(default_copy()) else str(model)
+
+
 def find_copy(name: str) -> Path | None:
     """Return the directory of the copy of the Hub's `name`; None if there is none."""
     if name != DEFAULT_HUB_ID:

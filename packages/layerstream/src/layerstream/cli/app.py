@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,12 +12,21 @@ import typer
 from .. import __version__
 from ..errors import LayerstreamError
 from .batch import batch_command
+from .convert import convert_command
 from .estimate import estimate_command
+from .interrupts import STATUS, Interrupts
 from .plan import plan_command
 from .probe import probe_command
 from .run import run_command
 from .score import score_command
 from .trace import trace_command
+
+SHORT_SPINS = ("GOMP_SPINCOUNT", "10000")
+"""How long torch's threads on Linux stay awake between two operations; they read this when torch is imported.
+
+Without it they stay awake for milliseconds, as long as a unit is waited for, at the cost of the threads that
+read. Source: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+"""
 
 app = typer.Typer(
     name="layerstream",
@@ -34,6 +44,7 @@ app.command("batch")(batch_command)
 app.command("score")(score_command)
 app.command("plan")(plan_command)
 app.command("estimate")(estimate_command)
+app.command("convert")(convert_command)
 app.command("probe")(probe_command)
 app.command("trace")(trace_command)
 
@@ -65,13 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 1 if rows of a job have errors, 2 after a LayerstreamError or a wrong argument, 130
         after Ctrl-C.
     """
+    os.environ.setdefault(*SHORT_SPINS)
+    with Interrupts(owns_process=arguments is None) as interrupts:
+        status = _status_of(arguments)
+    if status == STATUS:
+        interrupts.report()
+    return status
+
+
+def _status_of(arguments: Sequence[str] | None) -> int:
     try:
         app(arguments, prog_name="layerstream")
     except LayerstreamError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
-        return 130
+        return STATUS
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
     return 0

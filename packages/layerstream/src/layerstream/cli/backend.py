@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 
     from ..architecture.configs import config_from_file, count_parameters, known_config
     from ..checkpoint.fingerprint import digest_file, fingerprint_adapter, fingerprint_model
+    from ..conversion.convert import prepare_conversion
     from ..default_model import default_model_path
     from ..engine.inspect import inspect_any
     from ..engine.tokenizer import load_tokenizer
     from ..engine.verification import refuse_difference
-    from ..loading import load_with, plan_with, profile_model
+    from ..loading import profile_model
     from ..machine import probe_machine
+    from ..opening import load_with, plan_with
     from ..planning.simulate import simulate_spans
-    from ..simulation import plan_profile
+    from ..simulation import plan_with_own_draft
     from ..uses.batching.chat import check_messages, encode_messages
     from ..uses.batching.generate import generate_many
     from ..uses.batching.progress import BatchProgress
     from ..uses.scoring.requests import ScoringTokenizer
     from ..uses.scoring.score import score
     from .quiet import silence_libraries
-    from .quiet_hub import silence_hub
+    from .quiet_hub import download_weights, silence_hub
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "count_parameters",
     "default_model_path",
     "digest_file",
+    "download_weights",
     "encode_messages",
     "encode_prompt",
     "fingerprint_adapter",
@@ -52,8 +55,9 @@ __all__ = [
     "load_tokenizer",
     "load_with",
     "manual_seed",
-    "plan_profile",
     "plan_with",
+    "plan_with_own_draft",
+    "prepare_conversion",
     "probe_machine",
     "profile_model",
     "refuse_difference",
@@ -69,16 +73,18 @@ _import, __dir__ = lazy_exports(
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
         "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_adapter", "fingerprint_model"),
         "layerstream.cli.quiet": ("silence_libraries",),
-        "layerstream.cli.quiet_hub": ("silence_hub",),
+        "layerstream.cli.quiet_hub": ("download_weights", "silence_hub"),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
+        "layerstream.conversion.convert": ("prepare_conversion",),
         "layerstream.default_model": ("default_model_path",),
         "layerstream.engine.inspect": ("inspect_any",),
         "layerstream.engine.tokenizer": ("load_tokenizer",),
         "layerstream.engine.verification": ("refuse_difference",),
-        "layerstream.loading": ("load_with", "plan_with", "profile_model"),
+        "layerstream.loading": ("profile_model",),
         "layerstream.machine": ("probe_machine",),
+        "layerstream.opening": ("load_with", "plan_with"),
         "layerstream.planning.simulate": ("simulate_spans",),
-        "layerstream.simulation": ("plan_profile",),
+        "layerstream.simulation": ("plan_with_own_draft",),
         "layerstream.uses.batching.chat": ("check_messages", "encode_messages"),
         "layerstream.uses.batching.generate": ("generate_many",),
         "layerstream.uses.batching.progress": ("BatchProgress",),

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import PlanError
 from ..spec.options import LoadOptions
-from . import backend
+from . import backend, parts
 from .options import model_or_default, takes_load_options
-from .prompt_rows import PromptDefaults, PromptRows
-from .result_file import Resume
-from .row_job import RowJob, RowKind, run_job
-from .score_rows import ScoreRows
+
+if TYPE_CHECKING:
+    from .prompt_rows import PromptDefaults
+    from .result_file import Resume
+    from .row_job import RowKind
 
 _RESUMING = "Continuing existing results"
 
@@ -39,7 +40,12 @@ Results = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="NAME", help="A checkpoint's directory or Hub id.", show_default=False
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A checkpoint's directory, or its id on the Hugging Face Hub. Without one, a small chat model "
+        "is downloaded.",
+        show_default=False,
     ),
 ]
 NewTokens = Annotated[
@@ -55,7 +61,8 @@ NewTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        help="Sample at this temperature, unless a row has its own.",
+        help="Sample at this temperature, unless a row has its own. Without one, the likeliest token is "
+        "taken.",
         metavar="X",
         min=0.01,
         show_default=False,
@@ -108,7 +115,7 @@ RetryErrors = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 
 
-@takes_load_options(several_devices=True)
+@takes_load_options(several_devices=True, draft=True)
 def batch_command(
     rows: Rows,
     results: Results,
@@ -126,8 +133,11 @@ def batch_command(
     options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Answer many prompts in shared sweeps. Run it again after an interruption, and it continues."""
-    defaults = PromptDefaults(
+    """Answer the prompts in a file, many at once, so that they share each reading of the weights.
+
+    Run it again after an interruption, and it continues.
+    """
+    defaults = parts.PromptDefaults(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
@@ -135,9 +145,9 @@ def batch_command(
         packed=packed,
         max_rows=max_rows,
     )
-    model = model_or_default(model)
-    run_job(
-        RowJob(
+    model = model_or_default(model, options)
+    parts.run_job(
+        parts.RowJob(
             command="batch",
             rows_path=rows,
             results_path=results,
@@ -162,12 +172,12 @@ def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
     if restart and (anyway or retry_errors):
         other = "--resume-anyway" if anyway else "--retry-errors"
         raise PlanError(f"--restart starts afresh and {other} goes on: give one of them")
-    return Resume(restart=restart, anyway=anyway, retry_errors=retry_errors)
+    return parts.Resume(restart=restart, anyway=anyway, retry_errors=retry_errors)
 
 
 def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     return [
-        PromptRows(tokenizer, defaults, int(config.vocab_size)),
-        ScoreRows(tokenizer, config, max_rows=defaults.max_rows),
+        parts.PromptRows(tokenizer, defaults, int(config.vocab_size)),
+        parts.ScoreRows(tokenizer, config, max_rows=defaults.max_rows),
     ]

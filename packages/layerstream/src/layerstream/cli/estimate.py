@@ -14,7 +14,7 @@ from ..spec.known_models import KNOWN_MODELS
 from ..spec.sizes import parse_size
 from . import backend, lazy_rich
 from .options import AsJson
-from .printing import out_console, print_json
+from .printing import out_console, print_json, working
 
 _COLUMNS = {
     "float32": "fp32",
@@ -61,7 +61,8 @@ class Estimate:
 def estimate_command(models: Models = None, memory: Memory = None, as_json: AsJson = False) -> None:
     """Show the size of a model's weights at every precision. 'plan' adds the memory beside the weights."""
     memory_bytes = parse_size(memory) if memory is not None else None
-    estimates = [_estimate(name, memory_bytes) for name in models or KNOWN_MODELS]
+    with working("reading configs"):
+        estimates = [_estimate(name, memory_bytes) for name in models or KNOWN_MODELS]
     if as_json:
         print_json([asdict(estimate) for estimate in estimates])
     else:
@@ -77,7 +78,7 @@ def _estimate(name: str, memory_bytes: int | None) -> Estimate:
 
 def _parameters(name: str) -> tuple[str, int]:
     if name in KNOWN_MODELS:
-        return KNOWN_MODELS[name].title, backend.count_parameters(backend.known_config(name))
+        return KNOWN_MODELS[name].title, KNOWN_MODELS[name].num_parameters
     if name.endswith(".json"):
         return name, backend.count_parameters(backend.config_from_file(Path(name)))
     return name, backend.profile_model(name).num_parameters

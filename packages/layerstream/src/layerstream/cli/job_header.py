@@ -34,6 +34,10 @@ _NOT_SETTINGS = frozenset(
         "token",
         "cache_dir",
         "local_files_only",
+        # how far a draft guesses changes no result
+        "draft_tokens",
+        "draft_width",
+        "draft_acceptance",
     }
 )
 _LIBRARIES = ("torch", "transformers")
@@ -129,6 +133,9 @@ def _load_settings(options: LoadOptions) -> dict[str, Any]:
         "adapter": adapters or None,
         # Nothing unless it is given: results without it can always be continued.
         "allow_sliced_head": options.allow_sliced_head or None,
+        # Rows that share a padded tensor round differently from rows with a draft, which have one each.
+        "draft": None if options.draft is None else str(options.draft),
+        "exact_ties": None if options.exact_ties else False,
         "prefill_chunk_tokens": options.prefill_chunk_tokens,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +13,21 @@ import typer
 
 from ..errors import PlanError
 from ..spec.options import DEFAULT_ADAPTER, LoadOptions
-from . import backend
-from .printing import err_console
+from . import backend, parts
+from .interrupts import kept_if_interrupted
+from .printing import working
 
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A checkpoint's directory or Hub id. Without one, a small chat model is downloaded.",
+        help="A checkpoint's directory, or its id on the Hugging Face Hub. Without one, a small chat model "
+        "is downloaded.",
         show_default=False,
     ),
 ]
+_PATHS = ("/", "./", "../", "~")
+"""How a name begins that is no Hub id."""
+
 _LOADING = "Loading the model"
 
 Budget = Annotated[
@@ -133,6 +138,16 @@ AllowSlicedHead = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="Guess tokens ahead and check several per sweep; the text stays the same: int8, nf4, lookup, "
+        "auto, or a smaller model.",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=_LOADING,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
@@ -140,14 +155,14 @@ MachineText = Annotated[
         "--machine",
         metavar="TEXT",
         help="Plan for another machine: a file from 'probe --json', or text "
-        "such as gpu=16GB,ram=32GB,disk=2.5GB.",
+        "such as gpu=16GB,ram=32GB,disk=2.5GB,pcie=12GB (rates per second).",
         show_default=False,
     ),
 ]
 
 
 def takes_load_options(
-    *, several_devices: bool = False
+    *, several_devices: bool = False, draft: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of `load`, and passes them on as one value.
 
@@ -157,6 +172,7 @@ def takes_load_options(
 
     Args:
         several_devices: `--device` may name several devices, separated by commas.
+        draft: there is `--draft`.
     """
     shared = {
         "budget": (Budget, "auto"),
@@ -171,6 +187,7 @@ def takes_load_options(
         "variant": (Variant, None),
         "adapter": (Adapters, None),
         "allow_sliced_head": (AllowSlicedHead, False),
+        **({"draft": (Draft, None)} if draft else {}),
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -190,7 +207,9 @@ def takes_load_options(
             given["adapter"] = adapter_mapping(given["adapter"])
             if several_devices:
                 given |= _split_devices(given["device"])
-            command(**arguments, options=LoadOptions(**given))
+            load_options = LoadOptions(**given)
+            with kept_if_interrupted(partial(_kept_of_model, arguments["model"])):
+                command(**arguments, options=load_options)
 
         # typer reads a command's options from these two
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -198,6 +217,12 @@ def takes_load_options(
         return with_options
 
     return decorate
+
+
+def _kept_of_model(model: str | None) -> str:
+    if model is not None and Path(model).expanduser().is_dir():
+        return "nothing was saved"
+    return "nothing was saved, but files of the model that were downloaded whole stay in the cache"
 
 
 def _split_devices(text: str) -> dict[str, Any]:
@@ -223,11 +248,20 @@ def adapter_mapping(texts: list[str] | None) -> dict[str, str] | None:
     return adapters or None
 
 
-def model_or_default(model: str | None) -> str:
-    """Return `model`, or the path of the default model, with a status on the terminal while it is fetched."""
+def model_or_default(model: str | None, options: LoadOptions) -> str:
+    """Return `model`, or the path of the default model, with a status on the terminal while it is fetched.
+
+    Raises:
+        CheckpointError: a local model cannot be loaded; nothing slow was imported to find that out.
+    """
     if model is not None:
+        if model.startswith(_PATHS) or Path(model).is_dir():
+            parts.check_local_model(model, options)
         return model
-    with err_console().status(
-        "getting the default model, SmolLM2-135M-Instruct; the first time takes half a minute"
-    ):
-        return str(backend.default_model_path())
+    name = "SmolLM2-135M-Instruct"
+    with working(f"looking for the default model, {name}") as say:
+        return str(
+            backend.default_model_path(
+                on_fetch=lambda: say(f"getting the default model, {name}; this takes half a minute, once")
+            )
+        )

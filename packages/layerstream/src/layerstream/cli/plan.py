@@ -9,10 +9,9 @@ import typer
 
 from ..spec.known_models import KNOWN_MODELS
 from ..spec.options import LoadOptions, Workload
-from . import backend
-from .machine_text import machine_from_text
+from . import backend, parts
 from .options import AsJson, MachineText, Model, model_or_default, takes_load_options
-from .printing import out_console, print_json
+from .printing import print_json, show, working
 
 if TYPE_CHECKING:
     from ..spec.plans import PlacementPlan
@@ -25,7 +24,7 @@ NewTokens = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Sequences at once.", metavar="N", min=1)]
 
 
-@takes_load_options()
+@takes_load_options(draft=True)
 def plan_command(
     model: Model = None,
     *,
@@ -39,18 +38,19 @@ def plan_command(
     """Show where every block would live, what memory it takes and what a token costs. Reads only headers."""
     workload = Workload(batch_size=batch_size, prompt_tokens=prompt_tokens, new_tokens=max_new_tokens)
     options = replace(options, workload=workload)
-    target = machine_from_text(machine) if machine is not None else None
-    model = model_or_default(model)
-    if target is None and model in KNOWN_MODELS:
-        target = backend.probe_machine(device=options.device)
-    if target is None:
-        plan = backend.plan_with(model, options)
-    else:
-        plan, _ = plan_on_machine(model, target, options)
+    target = parts.machine_from_text(machine) if machine is not None else None
+    model = model_or_default(model, options)
+    with working("reading the model's sizes and planning"):
+        if target is None and model in KNOWN_MODELS:
+            target = backend.probe_machine(device=options.device)
+        if target is None:
+            plan = backend.plan_with(model, options)
+        else:
+            plan, _ = plan_on_machine(model, target, options)
     if as_json:
         print_json(plan.to_dict())
     else:
-        out_console().print(plan.explain(), markup=False)
+        show(plan.explain())
 
 
 def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple[PlacementPlan, ModelProfile]:
@@ -59,8 +59,9 @@ def plan_on_machine(model: str, machine: Machine, options: LoadOptions) -> tuple
     Args:
         model: a checkpoint, a Hub id, or one of `KNOWN_MODELS`.
         machine: the machine.
-        options: their `device` is ignored; the machine's device is used.
+        options: their `device` is ignored; the machine's device is used. A draft is one that needs no other
+            model.
     """
     source = backend.known_config(model) if model in KNOWN_MODELS else model
     profile = backend.inspect_any(source, options, on_host=machine.device_is_host).profile
-    return backend.plan_profile(profile, options, [machine]), profile
+    return backend.plan_with_own_draft(profile, options, [machine]), profile

@@ -13,6 +13,9 @@ from typing import Any
 
 from ..spec.load_progress import LoadProgress
 from . import lazy_rich
+from .wrapping import fit_lines
+
+LOADING_TOKENIZER = "loading torch and transformers, and the tokenizer"
 
 
 def out_console() -> lazy_rich.Console:
@@ -26,15 +29,44 @@ def err_console() -> lazy_rich.Console:
 
 
 @contextmanager
-def loading_status() -> Iterator[Callable[[LoadProgress], None]]:
+def working(text: str, *, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is going on, and since when; give the function that changes the text."""
+    console = err_console()
+    progress = lazy_rich.Progress(
+        lazy_rich.SpinnerColumn(),
+        lazy_rich.TextColumn("{task.description}", markup=False),
+        lazy_rich.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # what goes to stdout would end up on stderr
+        disable=not (shown and console.is_terminal and console.is_interactive),
+    )
+    with progress:
+        task = progress.add_task(text, total=None)
+        yield lambda text: progress.update(task, description=text)
+
+
+@contextmanager
+def loading_status(*, shown: bool = True) -> Iterator[Callable[[LoadProgress], None]]:
     """Show on a terminal that a model is loaded; give the function that says how far it is."""
-    with err_console().status("planning and loading") as status:
-        yield lambda progress: status.update(f"loading: {progress.explain()}")
+    with working("planning and loading the model", shown=shown) as say:
+        yield lambda progress: say(f"loading what stays in memory: {progress.explain()}")
 
 
 def note(text: str) -> None:
-    """Print `text` to stderr, dimmed on a terminal."""
-    err_console().print(text, style="dim", markup=False)
+    """Print `text` to stderr, dimmed on a terminal and broken between words there."""
+    console = err_console()
+    console.print(_fitted(text, console), style="dim", markup=False)
+
+
+def show(text: str) -> None:
+    """Print `text`, the command's result, to stdout; on a terminal, broken between words."""
+    console = out_console()
+    console.print(_fitted(text, console), markup=False)
+
+
+def _fitted(text: str, console: lazy_rich.Console) -> str:
+    return fit_lines(text, console.width) if console.is_terminal else text
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..spec.sizes import format_bytes, format_rate
 from . import backend, lazy_rich
 from .options import AsJson, Device
-from .printing import err_console, out_console, print_json
+from .printing import out_console, print_json, working
 
 if TYPE_CHECKING:
     from ..spec.profiles import Machine
@@ -29,7 +29,7 @@ DiskPath = Annotated[
 
 def probe_command(path: DiskPath = None, device: Device = "auto", as_json: AsJson = False) -> None:
     """Measure this machine's disk, copies and memory. 'plan --machine' takes the output of --json."""
-    with err_console().status("measuring disk, copies and memory"):
+    with working("measuring disk, copies and memory"):
         machine = backend.probe_machine(path, device=device)
     if as_json:
         print_json(machine.to_dict())

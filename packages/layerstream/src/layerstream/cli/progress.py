@@ -30,7 +30,7 @@ class ProgressState:
         max_new_tokens: the maximum number of new tokens.
         bytes_per_s: the read rate over the last seconds; 0 if nothing was read.
         sweep_s: seconds for one more token: observed, or predicted before anything was observed.
-        eta_s: an upper bound on the seconds left; None until there is an estimate.
+        eta_s: seconds left if the answer gets as long as it may; None until there is an estimate.
     """
 
     sweep: int | None
@@ -145,7 +145,13 @@ class ProgressTracker:
             return self._predicted_prefill_s + (tokens_left - 1) * sweep_s
         in_prefill = self._sweep == self._first_sweep and self._predicted_prefill_s > 0
         this_sweep_s = self._predicted_prefill_s if in_prefill else sweep_s
-        return max(0.0, this_sweep_s - (now_s - self._sweep_starts[-1])) + (tokens_left - 1) * sweep_s
+        later_sweeps = max(0.0, tokens_left / self._tokens_per_sweep() - 1)
+        return max(0.0, this_sweep_s - (now_s - self._sweep_starts[-1])) + later_sweeps * sweep_s
+
+    def _tokens_per_sweep(self) -> float:
+        """Return how many tokens a sweep after the prompt's has given: with a draft, more than one."""
+        sweeps = 0 if self._sweep is None else self._sweep - self._first_sweep
+        return max(1.0, (self._tokens - 1) / sweeps) if sweeps > 1 else 1.0
 
 
 def format_progress(state: ProgressState, noun: str = "block") -> str:

@@ -1,13 +1,52 @@
-"""Silence what huggingface_hub would print; loads neither torch nor transformers."""
+"""What huggingface_hub prints; loads neither torch nor transformers.
+
+Its progress bars would break up a status that is drawn at the same time, so they are shown in one place only:
+while weights are downloaded.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub import constants
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+from ..checkpoint.hub import downloads, resolve_model
+from ..spec.options import OWN_DRAFTS, LoadOptions
 
 
 def silence_hub() -> None:
-    """Show no progress bars of downloads when stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    """Show no progress bars of downloads."""
+    disable_progress_bars()
+
+
+def download_weights(model: str, options: LoadOptions, *, shown: bool) -> None:
+    """Download a Hub model's weights that are not in the cache, on a terminal with the Hub's own bars.
+
+    The weights of a smaller model that drafts for it come after them.
+
+    Raises:
+        CheckpointError: the model is not there or has no weights that can be read.
+    """
+    wanted = [(model, options)]
+    if options.draft is not None and str(options.draft) not in OWN_DRAFTS:
+        # revision, subfolder and variant are the target's
+        wanted.append((str(options.draft), replace(options, revision=None, subfolder="", variant=None)))
+    for name, options_of_it in wanted:
+        if downloads(name, options_of_it):
+            with _bars(shown=shown):
+                resolve_model(name, options_of_it, weights=True)
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    # the user's own setting comes first
+    if shown and sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
         disable_progress_bars()

@@ -20,9 +20,10 @@ from ..errors import BudgetTooSmallError, JobError, PlanError, StreamError
 from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
 from . import backend
+from .interrupts import kept_if_interrupted
 from .job_header import JobHeader, describe_job
 from .jobs import JobRow, read_rows
-from .printing import loading_status, note
+from .printing import LOADING_TOKENIZER, loading_status, note, working
 from .result_file import FailedRow, ResultFile, Resume
 from .terminal import StatusLine
 
@@ -107,27 +108,33 @@ def run_job(job: RowJob) -> None:
     rows = read_rows(job.rows_path)
     _refuse_one_file_for_both(job.rows_path, job.results_path)
     describe = partial(_describe, job)
-    with ResultFile(job.results_path, rows, describe, job.resume) as results:
+    how_to_go_on = f"run it again{' without --restart' if job.resume.restart else ''} to go on"
+    with (
+        ResultFile(job.results_path, rows, describe, job.resume) as results,
+        kept_if_interrupted(lambda: f"{_num_results(results, rows)} in {job.results_path}; {how_to_go_on}"),
+    ):
         if not job.quiet:
             for text in results.notes:
                 note(text)
         open_rows = [row for row in rows if row.number not in results.done]
         if open_rows:
             options = _pinned(job, results.job)
-            kinds = job.make_kinds(options)
+            with working(LOADING_TOKENIZER, shown=not job.quiet):
+                kinds = job.make_kinds(options)
             if assign_rows(open_rows, kinds, results.write):
                 progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not job.quiet)
-                with _load(job.model, options, kinds, job.max_rows) as streamed:
+                with _load(job, options, kinds) as streamed:
                     _answer(streamed, kinds, results.write, progress, job.seed)
         if not job.quiet:
-            note(
-                f"{len(results.done)} of {len(rows)} rows have a result, "
-                f"{len(results.failed)} of them an error: {job.results_path}"
-            )
+            note(f"{_num_results(results, rows)}, {len(results.failed)} of them an error: {job.results_path}")
             for line in failed_lines(results.failed.values()):
                 note(line)
         if results.failed:
             raise typer.Exit(1)
+
+
+def _num_results(results: ResultFile, rows: Sequence[JobRow]) -> str:
+    return f"{len(results.done)} of {len(rows)} rows have a result"
 
 
 def _describe(job: RowJob) -> JobHeader:
@@ -195,14 +202,17 @@ def error_fields(error: Exception) -> dict[str, Any]:
     return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
 
 
-def _load(model: str, options: LoadOptions, kinds: list[RowKind], max_rows: int | None) -> StreamedModel:
+def _load(job: RowJob, options: LoadOptions, kinds: list[RowKind]) -> StreamedModel:
     """Load the model with memory for as many rows at once as the budget allows."""
-    num_rows = min(max_rows or _MAX_ROWS, _MAX_ROWS)
-    with loading_status() as on_progress:
+    num_rows = min(job.max_rows or _MAX_ROWS, _MAX_ROWS)
+    backend.download_weights(job.model, options, shown=not job.quiet)
+    with loading_status(shown=not job.quiet) as on_progress:
         while True:
             try:
                 workload = _workload(kinds, num_rows)
-                return backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
+                return backend.load_with(
+                    job.model, replace(options, workload=workload), on_progress=on_progress
+                )
             except BudgetTooSmallError:
                 if num_rows == 1:
                     raise

@@ -8,21 +8,23 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import PlanError
 from ..spec.options import LoadOptions, Workload
-from ..uses.batching.requests import GenerationRequest
-from . import backend
+from . import backend, parts
+from .delay import explain_delay
 from .options import AsJson, Model, model_or_default, takes_load_options
-from .printing import err_console, loading_status, note, print_json
-from .trace_files import check_trace_path, write_trace
+from .printing import LOADING_TOKENIZER, loading_status, note, print_json, working
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..model import StreamedModel
     from ..spec.verification import VerificationReport
+    from ..uses.batching.requests import GenerationRequest
 
 Prompt = Annotated[
     str | None,
@@ -34,17 +36,42 @@ NewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="N", help="The maximum number of new tokens.", min=1)
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the checkpoint's chat template.")]
+System = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="With --chat: a system message above the prompt.", show_default=False),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End the answer before this text. Repeat it for several.",
+        show_default=False,
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(
-        help="Sample at this temperature; without one, take the likeliest token.",
+        help="Sample at this temperature. Without it and --top-p, the likeliest token is taken.",
         min=0.01,
         metavar="X",
         show_default=False,
     ),
 ]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Sample from the likeliest tokens that together have this probability.",
+        min=0.01,
+        max=1.0,
+        metavar="X",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
-    int | None, typer.Option(help="Make sampling repeatable.", metavar="N", min=0, show_default=False)
+    int | None,
+    typer.Option(
+        help="Make sampling (--temperature, --top-p) repeatable.", metavar="N", min=0, show_default=False
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the answer: no plan, progress or report.")
@@ -65,7 +92,7 @@ TraceFile = Annotated[
 ]
 
 
-@takes_load_options()
+@takes_load_options(draft=True)
 def run_command(
     model: Model = None,
     prompt: Prompt = None,
@@ -73,7 +100,10 @@ def run_command(
     *,
     options: LoadOptions,
     chat: Chat = False,
+    system: System = None,
+    stop: Stop = None,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
     verify: Verify = False,
     trace: TraceFile = None,
@@ -82,31 +112,32 @@ def run_command(
 ) -> None:
     """Answer a prompt with a model that may not fit in memory. The text is streamed to stdout."""
     if trace is not None:
-        check_trace_path(trace)
+        parts.check_trace_path(trace)
+    if system is not None and not chat:
+        raise PlanError("--system needs --chat: the checkpoint's chat template puts it above the prompt")
     text = _prompt_text(prompt)
-    model = model_or_default(model)
-    tokenizer = backend.load_tokenizer(model, options)
-    request = GenerationRequest(
-        prompt=backend.encode_prompt(tokenizer, text, chat=chat),
+    settings = _settings(stop=stop, temperature=temperature, top_p=top_p, seed=seed)
+    model = model_or_default(model, options)
+    with working(LOADING_TOKENIZER, shown=not quiet):
+        tokenizer = backend.load_tokenizer(model, options)
+    request = parts.GenerationRequest(
+        prompt=backend.encode_prompt(tokenizer, text, chat=chat, system=system),
         max_new_tokens=max_new_tokens,
-        do_sample=temperature is not None,
-        temperature=temperature,
-        seed=seed,
+        **settings,
     )
-    workload = Workload(prompt_tokens=len(request.prompt), new_tokens=max_new_tokens)
-    with loading_status() as on_progress:
-        streamed = backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
+    streamed = _load(model, options, request, shows_status=not quiet)
     shows_notes = not quiet and not as_json
     with streamed:
         if shows_notes:
-            note(streamed.plan.explain() + "\n")
+            note(streamed.plan.explain() + "\n" + _hint_at_chat(tokenizer, is_used=chat))
         verification = _verify(streamed, shows_notes=shows_notes) if verify else None
         answer = backend.generate_answer(
             streamed, tokenizer, request, shows_text=not as_json, shows_progress=not quiet
         )
         report = streamed.report()
         if shows_notes:
-            note(f"\n{answer.explain()}\n{report.explain()}")
+            delay = explain_delay(answer.later_token_s, streamed.plan.cost, report)
+            note(f"\n{answer.explain()}\n{report.explain()}{delay}")
         if as_json:
             print_json(
                 {
@@ -118,7 +149,37 @@ def run_command(
                 }
             )
         if trace is not None:
-            write_trace(streamed.timeline.spans(), trace, model=model, subtitle=answer.explain())
+            parts.write_trace(streamed.timeline.spans(), trace, model=model, subtitle=answer.explain())
+
+
+def _hint_at_chat(tokenizer: PreTrainedTokenizerBase, *, is_used: bool) -> str:
+    if is_used or not tokenizer.chat_template:
+        return ""
+    return "  hint        this is a chat model: with --chat, the prompt is put into its chat template\n"
+
+
+def _settings(
+    *, stop: list[str] | None, temperature: float | None, top_p: float | None, seed: int | None
+) -> dict[str, Any]:
+    """Return the request's settings that these options make."""
+    if stop and not all(stop):
+        raise PlanError("--stop is empty: give the text that ends the answer")
+    return {
+        "do_sample": temperature is not None or top_p is not None,
+        "temperature": temperature,
+        "options": {} if top_p is None else {"top_p": top_p},
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+
+
+def _load(
+    model: str, options: LoadOptions, request: GenerationRequest, *, shows_status: bool
+) -> StreamedModel:
+    workload = Workload(prompt_tokens=len(request.prompt), new_tokens=request.max_new_tokens)
+    backend.download_weights(model, options, shown=shows_status)
+    with loading_status(shown=shows_status) as on_progress:
+        return backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
 
 
 def _verify(streamed: StreamedModel, *, shows_notes: bool) -> VerificationReport:
@@ -127,7 +188,7 @@ def _verify(streamed: StreamedModel, *, shows_notes: bool) -> VerificationReport
     Raises:
         VerificationError: it found a difference.
     """
-    with err_console().status("verifying"):
+    with working("verifying", shown=shows_notes):
         verification = streamed.verify()
     if shows_notes:
         note(verification.explain() + "\n")

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import JobError
 from ..spec.options import LoadOptions
-from . import backend
+from . import backend, parts
 from .batch import MaxRows, Model, Quiet, Restart, Results, ResumeAnyway, RetryErrors, resume_of
-from .jobs import refuse_special_file
 from .options import model_or_default, takes_load_options
-from .row_job import RowJob, RowKind, run_job
-from .score_rows import ScoreRows
+
+if TYPE_CHECKING:
+    from .row_job import RowKind
 
 Rows = Annotated[
     Path,
@@ -49,10 +49,13 @@ def score_command(
     options: LoadOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Score the suffixes of many prefixes and report the best of each. Run it again to continue."""
-    model = model_or_default(model)
-    run_job(
-        RowJob(
+    """Score the endings of many texts by their probability, and report the best ending of each.
+
+    Run it again after an interruption, and it continues.
+    """
+    model = model_or_default(model, options)
+    parts.run_job(
+        parts.RowJob(
             command="score",
             rows_path=rows,
             results_path=results,
@@ -71,7 +74,7 @@ def _settings(head: Path | None) -> dict[str, Any]:
     """Return what can change a score: the head's contents."""
     if head is None:
         return {"head": None}
-    refuse_special_file(head, f"cannot read the head {head}", "give a safetensors file")
+    parts.refuse_special_file(head, f"cannot read the head {head}", "give a safetensors file")
     try:
         return {"head": f"{head.name} ({backend.digest_file(head)})"}
     except OSError as error:
@@ -80,4 +83,4 @@ def _settings(head: Path | None) -> dict[str, Any]:
 
 def _make_kinds(model: str, head: Path | None, max_rows: int | None, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
-    return [ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]
+    return [parts.ScoreRows(tokenizer, config, head=head, max_rows=max_rows)]

@@ -11,13 +11,10 @@ import typer
 
 from ..spec.known_models import KNOWN_MODELS
 from ..spec.options import LoadOptions, Workload
-from ..uses.batching.requests import GenerationRequest
-from . import backend
-from .machine_text import machine_from_text
+from . import backend, parts
 from .options import MachineText, Model, model_or_default, takes_load_options
 from .plan import plan_on_machine
-from .printing import loading_status, out_console
-from .trace_files import check_trace_path, write_trace
+from .printing import LOADING_TOKENIZER, loading_status, show, working
 
 if TYPE_CHECKING:
     from ..spec.timeline import Span
@@ -50,25 +47,25 @@ def trace_command(
 ) -> None:
     """Run a short prompt and draw when blocks were read, copied, waited for and computed."""
     html, perfetto = out.with_name(out.name + ".html"), out.with_name(out.name + ".json")
-    check_trace_path(html)
-    model = model_or_default(model)
+    parts.check_trace_path(html)
+    model = model_or_default(model, options)
     if simulate or machine is not None or model in KNOWN_MODELS:
         spans, subtitle = _simulate(model, machine, options, sweeps)
     else:
         spans, subtitle = _measure(model, prompt, options, sweeps)
     for path in (html, perfetto):
-        write_trace(spans, path, model=model, subtitle=subtitle)
-    out_console().print(
-        f"{html} (open it in a browser)\n{perfetto} (open it at ui.perfetto.dev)", markup=False
-    )
+        parts.write_trace(spans, path, model=model, subtitle=subtitle)
+    show(f"{html} (open it in a browser)\n{perfetto} (open it at ui.perfetto.dev)")
 
 
 def _measure(model: str, prompt: str, options: LoadOptions, sweeps: int) -> tuple[Sequence[Span], str]:
-    tokenizer = backend.load_tokenizer(model, options)
-    request = GenerationRequest(
+    with working(LOADING_TOKENIZER):
+        tokenizer = backend.load_tokenizer(model, options)
+    request = parts.GenerationRequest(
         prompt=backend.encode_prompt(tokenizer, prompt, chat=False), max_new_tokens=sweeps
     )
     workload = Workload(prompt_tokens=len(request.prompt), new_tokens=sweeps)
+    backend.download_weights(model, options, shown=True)
     with loading_status() as on_progress:
         streamed = backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
     with streamed:
@@ -83,7 +80,7 @@ def _simulate(
     if machine_text is None:
         machine = backend.probe_machine(device=options.device)
     else:
-        machine = machine_from_text(machine_text)
+        machine = parts.machine_from_text(machine_text)
     workload = Workload(prompt_tokens=1, new_tokens=sweeps)
     plan, profile = plan_on_machine(model, machine, replace(options, workload=workload))
     spans = backend.simulate_spans(plan, profile, machine, 1, sweeps)

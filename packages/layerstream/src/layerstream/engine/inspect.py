@@ -30,6 +30,7 @@ from ..architecture.skeleton import build_skeleton, check_config, read_config, r
 from ..architecture.weight_usage import find_weight_usage
 from ..checkpoint.hub import downloads, remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.made_copies import public_name
 from ..errors import CheckpointError, ModelError, PlanError
 from ..spec.options import LoadOptions
 from ..spec.profiles import ActivationProfile, ModelProfile
@@ -93,7 +94,7 @@ def inspect_model(
     Raises:
         CheckpointError, ModelError, PlanError: the checkpoint, the model or the options cannot be used.
     """
-    checkpoint, directory = _open_checkpoint(str(name), options, weights=weights)
+    checkpoint, directory = find_checkpoint(str(name), options, weights=weights)
     config = read_config(directory, options)
     dtype = resolve_dtype(config, options.dtype, checkpoint.tensors.values())
     make = partial(
@@ -107,7 +108,7 @@ def inspect_model(
         model = make()
         recipe = learn_recipe(model, checkpoint.tensors, dtype)
     skeletons = _Skeletons(make, recipe, options.prefill_chunk_tokens)
-    spec = _describe(str(name), options, directory, skeletons, model, on_host)
+    spec = _describe(public_name(name), options, directory, skeletons, model, on_host)
     return _with_adapters(spec, options, weights=weights)
 
 
@@ -154,7 +155,17 @@ def _refuse_file_options(options: LoadOptions) -> None:
         )
 
 
-def _open_checkpoint(name: str, options: LoadOptions, *, weights: bool) -> tuple[Checkpoint, Path]:
+def find_checkpoint(name: str, options: LoadOptions, *, weights: bool) -> tuple[Checkpoint, Path]:
+    """Return a checkpoint's table of contents, and the directory of its small files.
+
+    Args:
+        name: a directory or a Hub id.
+        options: those that say where the files are.
+        weights: fetch a Hub id's weight files too, not only their headers.
+
+    Raises:
+        CheckpointError: the checkpoint is not there or its files cannot be used.
+    """
     only_headers = not weights and downloads(name, options)
     directory = resolve_model(name, options, weights=not only_headers)
     if only_headers:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from ..errors import UnsupportedModelError
 from ..streaming.absent_weight import AbsentWeight
 from ..streaming.binding import is_streaming_hook
 from ..streaming.eager import EAGER_WARNING
+
+T = TypeVar("T")
 
 _REFUSED = {
     "save_pretrained": "save_pretrained(): copy the checkpoint's files, or save a model loaded with "
@@ -137,3 +139,17 @@ def copy_without_streaming(module: nn.Module, memo: dict[int, Any]) -> nn.Module
             kept = type(value)((number, hook) for number, hook in value.items() if number not in ours)
         copied.__dict__[name] = deepcopy(kept, memo)
     return copied
+
+
+def named_after(own: type[T], model: PreTrainedModel) -> type[T]:
+    """Return a subclass of `own` with the name of the model's class.
+
+    A pipeline checks that name only, and prints an error about any that it does not know.
+    """
+    name = type(model).__name__
+    body = {
+        "__module__": own.__module__,
+        "__qualname__": f"{own.__qualname__}[{name}]",
+        "__doc__": own.__doc__,
+    }
+    return type(name, (own,), body)

@@ -5,7 +5,7 @@ It knows one replica. `build` knows what is read, and that other replicas may sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -99,14 +99,7 @@ class ReplicaBuilder:
 
     def share_ties(self, moving: set[str]) -> None:
         """Let tied names share one tensor object wherever it stays; tensors in `moving` are left alone."""
-        for name, source_name in self._spec.recipe.tied.items():
-            here, attribute = places_of(self.parts.model, name)
-            there, source_attribute = places_of(self.parts.model, source_name)
-            tied, source = here[attribute], there[source_attribute]
-            if tied.is_meta and not source.is_meta and name not in moving:
-                here[attribute] = source
-            elif source.is_meta and not tied.is_meta and source_name not in moving:
-                there[source_attribute] = tied
+        share_ties(self.parts.model, self._spec.recipe.tied, moving)
 
     def place_absent_weights(self, moving: set[str], reader: DiskReader) -> None:
         """Put absent weights in the places of those in `moving`, and of all that are not installed by now."""
@@ -149,3 +142,21 @@ class ReplicaBuilder:
         self.parts.model.hf_device_map = {"": self._runtime.device}
         self.parts.undo.append(compat.never_compile(self.parts.model))
         return self.parts
+
+
+def share_ties(model: nn.Module, tied: Mapping[str, str], moving: Set[str] = frozenset()) -> None:
+    """Let tied names of a model share one tensor object, except those in `moving`.
+
+    Args:
+        model: the model, in which one of each two names is installed.
+        tied: by tied name, the name whose tensor it shares.
+        moving: tensors that do not stay.
+    """
+    for name, source_name in tied.items():
+        here, attribute = places_of(model, name)
+        there, source_attribute = places_of(model, source_name)
+        own, source = here[attribute], there[source_attribute]
+        if own.is_meta and not source.is_meta and name not in moving:
+            here[attribute] = source
+        elif source.is_meta and not own.is_meta and source_name not in moving:
+            there[source_attribute] = own

@@ -50,6 +50,7 @@ class PlanningProblem:
         machine: the machine.
         replicas_per_device: how many replicas one device holds.
         allow_sliced_head: the head may be sliced on an accelerator.
+        draft_bytes: what a draft model takes on the device.
     """
 
     profile: ModelProfile
@@ -57,6 +58,7 @@ class PlanningProblem:
     machine: Machine
     replicas_per_device: int = 1
     allow_sliced_head: bool = False
+    draft_bytes: int = 0
 
     @property
     def weight_copies(self) -> int:
@@ -149,6 +151,7 @@ class PlanningProblem:
             configuration,
             resident_bytes,
             replicas_per_device=self.replicas_per_device,
+            draft_bytes=self.draft_bytes,
         )
 
     def _place_in_host(

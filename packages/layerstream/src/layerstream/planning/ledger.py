@@ -60,6 +60,7 @@ def device_lines(
     resident_bytes: int,
     *,
     replicas_per_device: int = 1,
+    draft_bytes: int = 0,
 ) -> tuple[LedgerLine, ...]:
     """Return the device lines of a configuration.
 
@@ -71,6 +72,7 @@ def device_lines(
         resident_bytes: the size of the decoder units that stay on the device.
         replicas_per_device: how many replicas run the workload on this device at once, each with its own
             activations and cache.
+        draft_bytes: what a draft model takes, with its cache and activations.
 
     Returns:
         The lines that are not 0.
@@ -100,6 +102,7 @@ def device_lines(
     copies = weight_copies(machine, replicas_per_device)
     sizes = {kind: copies * size for kind, size in weights.items()}
     sizes |= {kind: replicas_per_device * size for kind, size in per_replica.items()}
+    sizes[LedgerKind.DRAFT] = draft_bytes
     if machine.device_is_host:
         sizes |= _reader_sizes(profile)
     sizes[LedgerKind.RUNTIME] = machine.runtime_bytes

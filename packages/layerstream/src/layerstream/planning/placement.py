@@ -7,15 +7,18 @@ and returns it as a plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..errors import BudgetTooSmallError, PlanError
 from ..spec.options import MemoryBudget, Workload
 from ..spec.plans import MemoryLedger, PlacementPlan, Residency, SweepCost, UnitPlacement
 from ..spec.profiles import HostPinning, Machine, ModelProfile
 from ..spec.sizes import format_bytes, parse_size
+from ..spec.speculation import DraftNeeds
 from .arrange import Arrangement, PlanningProblem
 from .candidates import Configuration, enumerate_configurations, visited_units
 from .devices import group_devices
+from .drafting import forecast_draft
 from .search import Search
 
 AUTO_CPU_SHARE = 0.9
@@ -30,6 +33,7 @@ def plan_placement(
     machine: Machine,
     other_machines: Sequence[Machine] = (),
     allow_sliced_head: bool = False,
+    draft: DraftNeeds | None = None,
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
@@ -47,6 +51,7 @@ def plan_placement(
             lines apply per device.
         allow_sliced_head: on accelerators, let a head that is larger than a slot be visited in slices, which
             needs less memory but may differ from the whole head in the last bit.
+        draft: what proposes tokens, on the first device, and its memory; None without a draft.
 
     Returns:
         The plan with the shortest predicted time for the workload; ties go to coarser units, then to fewer
@@ -66,6 +71,7 @@ def plan_placement(
         machine=group.machine,
         replicas_per_device=group.replicas_per_device,
         allow_sliced_head=allow_sliced_head,
+        draft_bytes=0 if draft is None else draft.num_bytes,
     )
     device_budget_bytes, configurations = _within_device_budget(
         problem, _configurations(problem, allow_sliced_head=allow_sliced_head), budget
@@ -77,7 +83,12 @@ def plan_placement(
     ledger = MemoryLedger(
         lines=arrangement.lines, device_budget_bytes=device_budget_bytes, host_budget_bytes=host_budget_bytes
     )
-    return _as_plan(problem, group.names, arrangement, ledger, cost)
+    placement = _as_plan(problem, group.names, arrangement, ledger, cost)
+    if draft is None:
+        return placement
+    if draft.refusal:
+        return replace(placement, draft_refusal=draft.refusal)
+    return replace(placement, draft=draft.name, draft_forecast=forecast_draft(draft, cost, group.machine))
 
 
 def device_limit_bytes(plan: PlacementPlan, budget: MemoryBudget, machines: Sequence[Machine]) -> int:

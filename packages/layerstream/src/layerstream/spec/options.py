@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
 
 DEFAULT_ADAPTER = "default"
 """The name of a single adapter, as in peft."""
+
+LOOKUP = "lookup"
+"""The draft that proposes n-grams of the text, without a model."""
+
+AUTO_DRAFT = "auto"
+"""Whichever draft the plan says is fastest, or none."""
+
+
+class OwnCopy(Enum):
+    """A draft that is a copy of the target with fewer bits and stays in memory.
+
+    `INT8` has 8-bit weights with a scale per row, `NF4` 4-bit ones with a scale per 64 weights.
+    """
+
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+OWN_DRAFTS = (*(copy.value for copy in OwnCopy), LOOKUP, AUTO_DRAFT)
+"""The drafts that need no other model."""
 
 NO_ADAPTER = "base"
 """What names the model without its adapters wherever an adapter is named."""
@@ -100,6 +121,18 @@ class LoadOptions:
         adapter: an adapter's directory or Hub id, or several by name; the first one is active.
         allow_sliced_head: on accelerators, let a head that is larger than a slot be computed in vocabulary
             slices: less memory, but the last bit may differ. The CPU does so anyway, exactly.
+        draft: what proposes tokens, which one sweep then verifies together: `"int8"` or `"nf4"` (the same
+            model with fewer bits, in memory), `"lookup"` (n-grams of the text), the directory or Hub id of a
+            smaller model with the same tokenizer, or `"auto"` (int8, nf4 or lookup, whichever the plan says
+            is fastest, or none). None drafts nothing.
+        draft_tokens: draft this many tokens for each sweep; None measures how many are fastest.
+        draft_width: how many tokens a draft considers at each place: 1 makes chains, more makes trees. None
+            makes trees on accelerators and chains on a CPU.
+        draft_acceptance: for a plan, the chance to assume that a drafted token is accepted if those before it
+            were. None assumes what was measured with a small model.
+        exact_ties: with a draft, verify each token by a forward of its own, bit for bit as plain generation
+            does, in one shared sweep. False verifies a chain by one forward: on a CPU that computes less, but
+            where two tokens score almost the same, the other one may be chosen.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -118,6 +151,11 @@ class LoadOptions:
     config: Mapping[str, Any] | PreTrainedConfig | None = None
     adapter: str | Path | Mapping[str, str | Path] | None = None
     allow_sliced_head: bool = False
+    draft: str | Path | None = None
+    draft_tokens: int | None = None
+    draft_width: int | None = None
+    draft_acceptance: float | None = None
+    exact_ties: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what is not a size or a name, and devices that contradict each other."""
@@ -125,6 +163,7 @@ class LoadOptions:
             MemoryBudget(device=self.budget)
         self._check_names()
         self._check_devices()
+        self._check_draft()
         _check_adapters(self.adapters)
 
     def _check_names(self) -> None:
@@ -149,6 +188,27 @@ class LoadOptions:
         if isinstance(self.devices, str) or not self.devices:
             raise PlanError(
                 f"devices takes a list of devices, such as ['cuda:0', 'cuda:1']; got {self.devices!r}"
+            )
+
+    def _check_draft(self) -> None:
+        for name, number in (("draft_tokens", self.draft_tokens), ("draft_width", self.draft_width)):
+            if number is not None and number < 1:
+                raise PlanError(f"{name} must be at least 1; got {number}")
+        if self.draft_acceptance is not None and not 0 <= self.draft_acceptance <= 1:
+            raise PlanError(f"draft_acceptance is a chance from 0 to 1; got {self.draft_acceptance}")
+        if not self.exact_ties and (self.draft_width or 1) > 1:
+            raise PlanError(
+                f"draft_width={self.draft_width} drafts a tree, which exact_ties=False cannot verify: leave "
+                "one of them out"
+            )
+        if self.draft is None:
+            return
+        if not str(self.draft):
+            raise PlanError("draft is empty: give 'int8', 'lookup', or a model's directory or Hub id")
+        if self.devices is not None and len(self.devices) > 1:
+            raise PlanError(
+                f"draft={str(self.draft)!r} works on one device; got devices={list(self.devices)!r}: name "
+                "one device, or leave out the draft"
             )
 
     @property

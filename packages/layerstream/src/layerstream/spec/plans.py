@@ -9,6 +9,7 @@ from typing import ClassVar
 from .profiles import HostPinning
 from .serialize import JsonValue
 from .sizes import format_bytes, format_rate, format_seconds
+from .speculation import DraftForecast
 
 
 class Residency(Enum):
@@ -45,6 +46,7 @@ class LedgerKind(Enum):
     SLOTS = "slots"
     HOST_BLOCKS = "host_blocks"
     STAGING = "staging"
+    DRAFT = "draft"
     KV_CACHE = "kv_cache"
     KV_CACHE_GROWTH = "kv_cache_growth"
     ACTIVATIONS = "activations"
@@ -64,6 +66,7 @@ _PURPOSES = {
     LedgerKind.SLOTS: "slots",
     LedgerKind.HOST_BLOCKS: "blocks in host memory",
     LedgerKind.STAGING: "staging",
+    LedgerKind.DRAFT: "draft model and its cache",
     LedgerKind.KV_CACHE: "KV cache",
     LedgerKind.KV_CACHE_GROWTH: "KV cache growth",
     LedgerKind.ACTIVATIONS: "activations",
@@ -196,6 +199,9 @@ class PlacementPlan(JsonValue):
         host_pinning: which host memory is pinned, where units live there or pass through it.
         pageable_bytes_per_s: how fast units that live in host memory without being pinned are copied into the
             staging buffers.
+        draft: what proposes tokens for a sweep to verify; empty without a draft.
+        draft_refusal: why the draft that was asked for is not used; empty if it is, or if there was none.
+        draft_forecast: what is expected of the draft; None without one.
     """
 
     DERIVED_KEYS: ClassVar = ("is_resident", "is_bit_exact")
@@ -216,6 +222,9 @@ class PlacementPlan(JsonValue):
     cost: SweepCost
     host_pinning: HostPinning = HostPinning.ALL
     pageable_bytes_per_s: float = 0.0
+    draft: str = ""
+    draft_refusal: str = ""
+    draft_forecast: DraftForecast | None = None
 
     def count(self, residency: Residency) -> int:
         """Return how many units live at `residency`."""
@@ -275,6 +284,10 @@ class PlacementPlan(JsonValue):
             lines.append(f"  embedding   {self.embedding.value}")
         if self.head_slices > 1:
             lines.append(f"  head        in {self.head_slices} vocabulary slices")
+        if self.draft_refusal:
+            lines.append(f"  draft       none: {self.draft_refusal}")
+        if self.draft_forecast is not None:
+            lines.append(f"  draft       {self.draft}: {self.draft_forecast.explain()}")
         if not self.is_bit_exact:
             lines.append(f"  exactness   not bit-exact, as allowed: {', '.join(self._inexact_parts())}")
         return lines

@@ -161,6 +161,21 @@ class ActivationProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearShape:
+    """Linear layers of one shape in the decoder blocks.
+
+    Attributes:
+        rows: their outputs.
+        columns: their inputs.
+        count: how many there are.
+    """
+
+    rows: int
+    columns: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile(JsonValue):
     """A model as numbers: everything that planning and simulation need.
 
@@ -190,6 +205,8 @@ class ModelProfile(JsonValue):
         hidden_size: the width of the residual stream.
         vocab_size: the number of tokens in the vocabulary.
         adapter_bytes: all adapters, always on the device.
+        linears: the linear layers of the blocks, which a copy with fewer bits makes smaller.
+        draft_refusal: why drafted tokens cannot be verified; empty if they can.
         activation: the memory other than weights.
     """
 
@@ -214,6 +231,8 @@ class ModelProfile(JsonValue):
     hidden_size: int = 0
     vocab_size: int = 0
     adapter_bytes: int = 0
+    linears: tuple[LinearShape, ...] = ()
+    draft_refusal: str = ""
     activation: ActivationProfile
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from .serialize import JsonValue
 from .sizes import format_bytes, format_rate, format_seconds
+from .speculation import SpeculationReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class StreamReport(JsonValue):
         ledger_host_bytes: the peak that the ledger predicted for host memory; 0 on a CPU device.
         budget_host_bytes: the budget for host memory; 0 on a CPU device.
         is_bit_exact: results equal the resident model's bit for bit; see `PlacementPlan.is_bit_exact`.
+        speculation: what the draft proposed and the sweeps accepted; None without a draft.
     """
 
     DERIVED_KEYS: ClassVar = ("read_bytes_per_s",)
@@ -65,6 +67,7 @@ class StreamReport(JsonValue):
     ledger_host_bytes: int = 0
     budget_host_bytes: int = 0
     is_bit_exact: bool = True
+    speculation: SpeculationReport | None = None
 
     @property
     def read_bytes_per_s(self) -> float:
@@ -85,6 +88,7 @@ class StreamReport(JsonValue):
                 f"  computing   {format_seconds(self.compute_s)}",
                 f"  waiting     {format_seconds(self.wait_s)} for weights",
                 *self._memory_lines(),
+                *([] if self.speculation is None else [f"  draft       {self.speculation.explain()}"]),
                 *([] if self.is_bit_exact else ["  exactness   not bit-exact, as allowed: see the plan"]),
             ]
         )

@@ -12,6 +12,8 @@ The rules:
  - The next visit goes to the next requested unit in cyclic order. Tasks that request the same units share
    their visits; a task that takes a different path (an early exit, fewer sweeps, a later start) waits until
    the sweep comes round to its unit.
+ - A task may be suspended until tasks of its own have finished: those are admitted at once, regardless of
+   their weight, and come after all others in task order.
 """
 
 from __future__ import annotations
@@ -72,8 +74,12 @@ class Scheduler:
         self.running: list[int] = []
         self.visit = 0
         self.is_stopped = False
-        self._weights = tuple(weights)
+        self._weights = list(weights)
         self._waiting = deque(range(len(self._weights)))
+        self._parts: deque[int] = deque()
+        self._part_of: dict[int, int] = {}
+        self._unfinished_parts: dict[int, int] = {}
+        self._resumable: deque[int] = deque()
         self._finished: deque[int] = deque()
         self._capacity_left = float("inf") if capacity is None else capacity
         self._unit = -1
@@ -90,15 +96,21 @@ class Scheduler:
     def next_task(self) -> int | None:
         """Return the task that runs next; None when it is the caller's turn.
 
-        The first of these: None, while a finished task has not been taken; a task that can be admitted now;
-        the next task in the current visit; the first task of the next visit; None, when no task is left.
+        The first of these: None, while a finished task has not been taken; a task whose parts have finished;
+        a part or a task that can be admitted now; the next task in the current visit; the first task of the
+        next visit; None, when no task is left.
         After `stop`: the first running task, or None.
         """
         if self.is_stopped:
             self._waiting.clear()
+            self._parts.clear()
             return self.running[0] if self.running else None
         if self._finished:
             return None
+        if self._resumable:
+            return self._resumable.popleft()
+        if self._parts:
+            return self._run(self._parts.popleft())
         if self._waiting and (not self.running or self._weights[self._waiting[0]] <= self._capacity_left):
             return self._admit()
         if not self.running:
@@ -115,6 +127,15 @@ class Scheduler:
         self._requested[task] = unit
         if unit == self._unit and self._last_visit.get(task) != self.visit:
             bisect.insort(self._queue, task)
+
+    def suspend(self, task: int, num_parts: int) -> range:
+        """Let `task` wait for as many new tasks, its parts, and return their numbers."""
+        parts = range(len(self._weights), len(self._weights) + num_parts)
+        self._weights += [0.0] * num_parts
+        self._parts.extend(parts)
+        self._part_of |= dict.fromkeys(parts, task)
+        self._unfinished_parts[task] = num_parts
+        return parts
 
     def enter(self, task: int, unit: int) -> None:
         """Record that `task` is inside `unit`."""
@@ -140,7 +161,16 @@ class Scheduler:
             inside.discard(task)
         self.running.remove(task)
         self._capacity_left += self._weights[task]
-        self._finished.append(task)
+        whole = self._part_of.pop(task, None)
+        if whole is None:
+            self._finished.append(task)
+        else:
+            self._finish_part(whole)
+
+    def _finish_part(self, whole: int) -> None:
+        self._unfinished_parts[whole] -= 1
+        if not self._unfinished_parts[whole] and whole in self.running:
+            self._resumable.append(whole)
 
     def take_finished(self) -> int | None:
         """Return the next finished task, in the order in which they finished; None when all were taken."""
@@ -158,7 +188,10 @@ class Scheduler:
     def _admit(self) -> int:
         task = self._waiting.popleft()
         self._capacity_left -= self._weights[task]
-        self.running.append(task)
+        return self._run(task)
+
+    def _run(self, task: int) -> int:
+        bisect.insort(self.running, task)
         return task
 
     def _start_visit(self) -> None:

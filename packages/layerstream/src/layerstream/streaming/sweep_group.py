@@ -34,7 +34,7 @@ does this.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -93,18 +93,53 @@ class SweepGroup:
                 "a task cannot start another run of its own group: "
                 "return from the task first, or give all tasks to one run"
             )
-        running = {number: RunningTask(number, _as_task(task)) for number, task in enumerate(tasks)}
+        given = [_as_task(task) for task in tasks]
         with self.around():
             self.drain()
+            state = self._task_state.capture()
+            running = {
+                number: RunningTask(number, task, first_state=state) for number, task in enumerate(given)
+            }
             caller = RunningTask(-1, Task(call=_ignore))
             self._run = SweepRun(
                 scheduler=Scheduler((one.task.weight for one in running.values()), capacity=capacity),
                 tasks=running,
                 caller=caller,
                 turn=caller,
-                first_state=self._task_state.capture(),
             )
             return self._run_to_end(self._run, on_result or _ignore)
+
+    def run_together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Run calls that share sweeps and return their results, from any thread, inside a task or not.
+
+        Inside a task they are parts of it, which visits serve after all tasks, in order; the task goes on
+        when they have ended. They start with its random state, which is the same afterwards.
+
+        Args:
+            calls: each runs forwards of the model.
+
+        Raises:
+            BaseException: the first error of any call; all have ended then.
+        """
+        results = self._run_parts(calls) if self.is_task_thread() else self.run(calls)
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        return [result.value for result in results]
+
+    def _run_parts(self, calls: Sequence[Callable[[], Any]]) -> list[TaskResult]:
+        run, whole = self._current()
+        if whole.is_in_forward:
+            raise StreamError("calls that share a sweep cannot start inside a forward")
+        if not calls:
+            return []
+        state = self._task_state.capture()
+        numbers = run.scheduler.suspend(whole.number, len(calls))
+        for number, call in zip(numbers, calls, strict=True):
+            run.tasks[number] = RunningTask(number, Task(call=call), first_state=state)
+        self._wait_for_turn(run, whole)
+        run.raise_if_abandoned()
+        return [run.results.pop(number) for number in numbers]
 
     def _run_to_end(self, run: SweepRun, on_result: Callable[[TaskResult], object]) -> list[TaskResult]:
         results: list[TaskResult] = []
@@ -270,7 +305,7 @@ class SweepGroup:
             return
         self._here.running = running
         try:
-            self._task_state.restore(run.first_state)
+            self._task_state.restore(running.first_state)
             run.raise_if_abandoned()
             with torch.no_grad():
                 result = TaskResult(number=running.number, value=running.task.call())

@@ -46,6 +46,7 @@ class RunningTask:
         task: what it runs.
         thread: its thread; None before its first turn, and for the caller.
         is_in_forward: it is inside a forward of the model.
+        first_state: the task state that it starts with.
         starts_forward: its forward has not entered a unit yet.
         state: its task state while it waits for a turn.
         wake: gets an item when its turn comes.
@@ -56,6 +57,7 @@ class RunningTask:
     thread: threading.Thread | None = None
     is_in_forward: bool = False
     starts_forward: bool = True
+    first_state: Any = None
     state: Any = None
     wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
 
@@ -76,7 +78,6 @@ class SweepRun:
         tasks: the tasks that have not finished, by number.
         caller: the thread inside `run`.
         turn: the one that may run now.
-        first_state: the task state that every task starts with.
         context: the caller's contextvars.
         caller_thread: the caller's thread identifier.
         threads: all threads so far.
@@ -91,7 +92,6 @@ class SweepRun:
     tasks: dict[int, RunningTask]
     caller: RunningTask
     turn: RunningTask
-    first_state: Any
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     caller_thread: int = field(default_factory=threading.get_ident)
     threads: list[threading.Thread] = field(default_factory=list)

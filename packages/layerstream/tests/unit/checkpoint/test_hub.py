@@ -12,7 +12,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from kit.fake_hub import FakeHub, fabricate_cache, metadata_of, raising, refused
 
 from layerstream.checkpoint import hub_reach
-from layerstream.checkpoint.hub import remote_checkpoint, resolve_model
+from layerstream.checkpoint.hub import remote_checkpoint, resolve_foreign, resolve_model
 from layerstream.checkpoint.index import open_checkpoint
 from layerstream.errors import (
     CheckpointNotFoundError,
@@ -123,8 +123,37 @@ def test_a_safetensors_file_of_another_name_is_fetched_when_there_is_nothing_els
 
 
 def test_a_repository_without_safetensors_is_refused_with_the_way_to_convert(hub: FakeHub) -> None:
-    with pytest.raises(UnsupportedFormatError, match="spaces/safetensors/convert"):
+    with pytest.raises(UnsupportedFormatError, match="layerstream convert org/name TARGET"):
         resolve_model("org/name", weights=True)
+
+
+def test_pickled_weights_are_fetched_to_be_converted(hub: FakeHub) -> None:
+    directory = resolve_foreign("org/name")
+    assert hub.downloaded == {*SMALL, "pytorch_model.bin"}
+    assert (directory / "pytorch_model.bin").is_file()
+
+
+def test_the_pickled_files_of_an_index_are_fetched_to_be_converted(hub: FakeHub) -> None:
+    parts = {f"w{n}": f"pytorch_model-{n:05}-of-00002.bin" for n in (1, 2)}
+    for part in (*parts.values(), "pytorch_model-00001-of-00003.bin"):
+        hub.add(part, "{}")
+    hub.add("pytorch_model.bin.index.json", json.dumps({"weight_map": parts}))
+    resolve_foreign("org/name")
+    assert hub.downloaded == {*SMALL, "pytorch_model.bin.index.json", *parts.values()}
+
+
+def test_all_parts_of_the_gguf_file_that_is_named_are_fetched(hub: FakeHub) -> None:
+    parts = {f"m.Q4_0-{n:05}-of-00002.gguf" for n in (1, 2)}
+    for name in (*parts, "m.Q8_0.gguf"):
+        hub.add(name, "{}")
+    resolve_foreign("org/name", gguf_file="m.Q4_0-00001-of-00002.gguf")
+    assert hub.downloaded == {*SMALL, *parts}
+
+
+def test_a_repository_without_what_is_to_be_converted_says_how_to_name_it(hub: FakeHub) -> None:
+    (hub.repository / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointNotFoundError, match="convert org/name TARGET --gguf-file NAME"):
+        resolve_foreign("org/name")
 
 
 @pytest.mark.parametrize(

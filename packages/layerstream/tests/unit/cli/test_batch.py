@@ -188,7 +188,7 @@ def test_a_disk_that_fails_leaves_the_rows_for_the_next_start(
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     assert run(source, target, "-m", checkpoint, "--budget", "min") == 2
-    assert target.read_bytes() == b""
+    assert not target.exists()
     assert "error:" in capsys.readouterr().err
     shard.write_bytes(whole)
     assert run(source, target, "-m", checkpoint, "--budget", "min") == 0

@@ -47,6 +47,8 @@ def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
         "config": None,
         "adapter": None,
         "allow_sliced_head": None,
+        "draft": None,
+        "exact_ties": None,
         "prefill_chunk_tokens": None,
     }
     assert header.versions == {
@@ -57,7 +59,14 @@ def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"budget": "1 GiB"}, {"device": "cpu"}, {"devices": ("cpu", "cpu")}, {"revision": "main"}]
+    "changes",
+    [
+        {"budget": "1 GiB"},
+        {"device": "cpu"},
+        {"devices": ("cpu", "cpu")},
+        {"revision": "main"},
+        {"draft_tokens": 4, "draft_width": 2, "draft_acceptance": 0.5},
+    ],
 )
 def test_where_a_model_runs_is_no_setting(changes: dict[str, Any], tiny_llama_dir: Path) -> None:
     assert header_of(tiny_llama_dir).differences(header_of(tiny_llama_dir, ls.LoadOptions(**changes))) == []
@@ -71,6 +80,8 @@ def test_where_a_model_runs_is_no_setting(changes: dict[str, Any], tiny_llama_di
         ({"attn_implementation": "eager"}, "attn_implementation: none -> eager"),
         ({"trust_remote_code": True}, "trust_remote_code: false -> true"),
         ({"allow_sliced_head": True}, "allow_sliced_head: none -> true"),
+        ({"draft": "lookup"}, "draft: none -> lookup"),
+        ({"exact_ties": False}, "exact_ties: none -> false"),
         (
             {"workload": ls.Workload(prefill_chunk_tokens=64, batch_size=9)},
             "prefill_chunk_tokens: none -> 64",

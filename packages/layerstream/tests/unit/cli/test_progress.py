@@ -119,3 +119,15 @@ def test_the_line_shows_every_figure_of_the_state() -> None:
     text = format_progress(progress.state(10.0), "part")
     assert "sweep 1 · part 2/4 · 2.93 GB/s · 3/10 tokens · about 13.5 s left" in text
     assert text.startswith("━━━━━━╌╌╌╌╌╌ ")
+
+
+def test_with_a_draft_fewer_sweeps_are_left_than_tokens() -> None:
+    progress = tracker()
+    for sweep, tokens in enumerate([1, 3, 3]):
+        progress.observe(compute(sweep, 0, float(sweep)))
+        progress.count_tokens(tokens)
+    progress.observe(compute(3, 0, 3.0))
+    state = progress.state(3.0)
+    # 7 of 10 tokens after the prompt's sweep and two more; the third has just begun
+    assert state.tokens == 7
+    assert state.eta_s == pytest.approx(1.0 + (3 / 2 - 1) * 1.0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from layerstream.cli import app
 
 _RUN = """
 import json, sys
@@ -43,6 +46,34 @@ def run(*arguments: str) -> tuple[int, list[str]]:
 )
 def test_help_and_errors_load_no_model_library(arguments: list[str], status: int) -> None:
     assert run(*arguments) == (status, [])
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+def test_torchs_idle_threads_sleep_soon_unless_the_user_chose(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, ours = app.SHORT_SPINS
+    without = {key: value for key, value in os.environ.items() if key != name}
+    monkeypatch.setattr(os, "environ", without if chosen is None else without | {name: chosen})
+    app.main(["--version"])
+    assert os.environ[name] == (chosen or ours)
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "batch", "score", "trace"])
+def test_a_local_model_that_is_none_is_refused_before_a_model_library_is_loaded(
+    command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.jsonl").write_text("")
+    rest = {"run": ["-p", "hello"], "batch": ["-m"], "score": ["-m"]}.get(command, [])
+    for model in (str(tmp_path / "empty"), str(tmp_path / "absent")):
+        if rest == ["-m"]:
+            files = [str(tmp_path / "rows.jsonl"), str(tmp_path / "results.jsonl")]
+            status, loaded = run(command, *files, "-m", model)
+        else:
+            status, loaded = run(command, model, *rest)
+        assert status == 2
+        assert not {"torch", "transformers"} & set(loaded)
 
 
 def test_a_job_that_is_refused_or_done_loads_no_model_library(tiny_llama_dir: Path, tmp_path: Path) -> None:

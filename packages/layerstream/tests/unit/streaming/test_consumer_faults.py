@@ -136,6 +136,7 @@ def test_random_works_and_faults_never_hang_or_mix_up_weights(file: Path, kind: 
             sweep(stream)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["cpu", "copying"])
 def test_ctrl_c_at_any_moment_loses_nothing(file: Path, kind: str) -> None:
     rng = random.Random(7)

@@ -226,3 +226,44 @@ def test_a_schedule_is_plain_data_that_can_be_copied_in_the_middle() -> None:
         assert copy.next_task() == 1
         copy.request(1, 1)
         play(copy, rest[1:])
+
+
+def test_a_task_waits_for_its_parts_which_are_admitted_at_once_and_come_last() -> None:
+    scheduler = Scheduler([1, 1, 1], capacity=2)
+    assert scheduler.next_task() == 0
+    assert list(scheduler.suspend(0, 2)) == [3, 4]
+    assert scheduler.next_task() == 3
+    scheduler.request(3, 0)
+    assert scheduler.next_task() == 4
+    scheduler.request(4, 0)
+    assert scheduler.next_task() == 1
+    scheduler.request(1, 0)
+    for task in (1, 3, 4):  # one visit serves all, the parts last
+        assert scheduler.next_task() == task
+        scheduler.enter(task, 0)
+        scheduler.leave(task, 0)
+        if task == 1:
+            scheduler.request(1, 1)
+        else:
+            scheduler.finish(task)
+    assert scheduler.next_task() == 0  # goes on when its parts have ended
+    scheduler.finish(0)
+    assert scheduler.next_task() is None
+    assert scheduler.take_finished() == 0
+    assert scheduler.take_finished() is None  # parts are nobody's results
+    assert scheduler.next_task() == 2
+
+
+def test_after_a_stop_no_part_is_admitted() -> None:
+    scheduler = Scheduler([1])
+    assert scheduler.next_task() == 0
+    scheduler.suspend(0, 2)
+    assert scheduler.next_task() == 1
+    scheduler.stop()
+    assert scheduler.next_task() == 0
+    scheduler.finish(0)
+    assert scheduler.next_task() == 1
+    scheduler.finish(1)
+    assert scheduler.next_task() is None
+    assert scheduler.take_finished() == 0
+    assert scheduler.is_done

@@ -190,3 +190,52 @@ def test_sweeps_are_counted_once_for_all_that_share_them() -> None:
 
     units.group.run([task(3), task(5), task(1)])
     assert units.group.sweeps == 5
+
+
+def test_parts_of_a_task_share_the_visits_of_other_tasks() -> None:
+    units = FakeUnits()
+
+    def speculate() -> list[object]:
+        units.visit("whole", 0)
+        return units.group.run_together([units.walker(name, (0, 1, 2)) for name in "pq"])
+
+    results = units.group.run([speculate, units.walker("other", (0, 1, 2))])
+    assert values(results) == [["p", "q"], "other"]
+    assert units.visits() == [0, 1, 2]
+    shared = [(unit, name) for unit in (0, 1, 2) for name in ("other", "p", "q")]
+    assert units.passages() == [(0, "whole"), *shared]
+
+
+def test_calls_run_together_outside_of_a_task_too() -> None:
+    units = FakeUnits()
+    assert units.group.run_together([units.walker(name, (0, 1)) for name in "ab"]) == ["a", "b"]
+    assert units.visits() == [0, 1]
+    assert units.group.run_together([]) == []
+
+
+def test_parts_start_with_the_state_of_their_task_which_is_the_same_afterwards() -> None:
+    state = CountedState()
+    group = SweepGroup(state)
+
+    def part() -> int:
+        state.value += 1
+        return state.value
+
+    def task() -> tuple[list[int], int]:
+        state.value += 10
+        return group.run_together([part, part]), state.value
+
+    assert values(group.run([task])) == [([11, 11], 10)]
+
+
+class CountedState:
+    """A task state that is one number."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def capture(self) -> int:
+        return self.value
+
+    def restore(self, state: int) -> None:
+        self.value = state

@@ -241,3 +241,44 @@ def test_soak_of_random_ways_lengths_faults_and_capacities() -> None:
 
 def _raise() -> None:
     raise ZeroDivisionError
+
+
+def test_a_part_that_raises_ends_its_task_after_the_other_parts() -> None:
+    units = FakeUnits()
+
+    def fail() -> None:
+        units.visit("bad", 0)
+        raise ArithmeticError("a part failed")
+
+    def task() -> None:
+        units.group.run_together([fail, units.walker("good", (0, 1))])
+
+    bad, other = units.group.run([task, units.walker("other", (0, 1))])
+    assert isinstance(bad.error, ArithmeticError)
+    assert other.value == "other"
+    assert (1, "good") in units.passages()
+    assert units.in_place == set()
+
+
+@pytest.mark.parametrize("where", ["part", "thread"])
+def test_stopping_ends_parts_and_their_tasks(where: str) -> None:
+    units = FakeUnits()
+    reason = StreamClosedError("the model was closed")
+
+    def stopping() -> None:
+        units.visit("stopping", 0)
+        if where == "part":
+            units.group.stop(reason)
+        else:
+            thread = threading.Thread(target=units.group.stop, args=(reason,))
+            thread.start()
+            thread.join(0.05)
+        units.visit("stopping", 1)
+
+    def task() -> None:
+        units.group.run_together([stopping, units.walker("long", tuple(range(3)) * 10_000)])
+
+    with pytest.raises(StreamClosedError, match="closed"):
+        units.group.run([task, units.walker("other", tuple(range(3)) * 10_000)])
+    assert units.in_place == set()
+    assert not [thread for thread in threading.enumerate() if "layerstream-task" in thread.name]

@@ -17,6 +17,7 @@ from ...engine.replica import Replica
 from ...errors import PlanError
 from ...model import StreamedModel
 from ...planning.micro_batches import RowRequest, plan_batch
+from ...spec.options import Workload
 from ...spec.request_plans import BatchPlan, MicroBatch
 from ...streaming.scheduler import Task, TaskResult
 from ..runner import (
@@ -52,7 +53,8 @@ def generate_many(
     Requests that run at the same time share every sweep. By default, requests of the same kind and of similar
     length are packed into one left-padded tensor, a micro-batch, which is much faster. Each micro-batch
     returns what transformers' `generate()` returns for that tensor. With `packed=False` every request has a
-    tensor of its own and returns, bit for bit, what it returns alone.
+    tensor of its own and returns, bit for bit, what it returns alone. With a draft that is always so: each
+    request speculates by itself, and the drafted tokens of all of them are verified in the same sweeps.
 
     How many run at once depends on the memory that the plan leaves after the weights: reserve it in `load`
     with `Workload(batch_size=…)`. The rest are admitted as others finish. A request that needs more than all
@@ -102,6 +104,8 @@ def generate_many(
     runs = [
         _ShareRun(
             replica,
+            # a draft works on the first device, which is the only one then
+            streamed.generate if replica.index == 0 else replica.model.generate,
             share,
             plan,
             [_seed(share, micro_batch) for micro_batch in plan.micro_batches],
@@ -199,8 +203,20 @@ def _plan(
         for tokenized in share
     ]
     return plan_batch(
-        plan=streamed.plan, profile=streamed.profile, requests=rows, packed=packed, max_rows=max_rows
+        plan=streamed.plan,
+        profile=streamed.profile,
+        requests=rows,
+        packed=packed and not streamed.plan.draft,
+        max_rows=_most_rows(streamed, max_rows),
     )
+
+
+def _most_rows(streamed: StreamedModel, max_rows: int | None) -> int | None:
+    """Return how many rows may share a sweep: with a draft, no more than its memory is for."""
+    if not streamed.plan.draft:
+        return max_rows
+    reserved = (streamed.options.workload or Workload()).batch_size
+    return reserved if max_rows is None else max_rows
 
 
 def _seed(share: Sequence[TokenizedRequest], micro_batch: MicroBatch) -> int | None:
@@ -216,6 +232,7 @@ class _ShareRun:
     """One device's share of a call of `generate_many`: every micro-batch is a task."""
 
     replica: Replica
+    generate: Callable[..., torch.Tensor]
     share: list[TokenizedRequest]
     plan: BatchPlan
     seeds: list[int | None]
@@ -254,7 +271,7 @@ class _ShareRun:
         if seed is not None:
             torch.manual_seed(seed)
         longest = max(member.request.max_new_tokens for member in members)
-        generated = self._model.generate(**inputs, max_new_tokens=longest, **options)
+        generated = self.generate(**inputs, max_new_tokens=longest, **options)
         rows: list[list[int]] = generated[:, length:].tolist()
         return rows
 

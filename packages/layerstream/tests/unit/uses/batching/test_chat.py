@@ -90,3 +90,23 @@ def test_planning_a_chat_needs_the_tokenizer(tiny_llama_dir: Path) -> None:
 def test_a_request_with_messages_survives_pickling() -> None:
     request = ls.GenerationRequest(messages=CHATS[1])
     assert pickle.loads(pickle.dumps(request)) == request
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append.__globals__ }}",
+        "{{ messages.clear() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch marker') }}",
+    ],
+)
+def test_a_chat_template_cannot_leave_its_sandbox(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ls.PlanError, match=r"the chat template refuses these messages: .*(unsafe|undefined)"):
+        encode_messages(tokenizer, [{"role": "user", "content": "hello"}])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,51 @@
+"""The parts of the command line that a command's help does not need, imported on first use.
+
+Commands write `parts.run_job(...)`. What needs torch or transformers is in `backend`; nothing here does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from ..uses.batching.requests import GenerationRequest
+    from .jobs import refuse_special_file
+    from .local_models import check_local_model
+    from .machine_text import machine_from_text
+    from .prompt_rows import PromptDefaults, PromptRows
+    from .result_file import Resume
+    from .row_job import RowJob, run_job
+    from .score_rows import ScoreRows
+    from .trace_files import check_trace_path, write_trace
+
+__all__ = [
+    "GenerationRequest",
+    "PromptDefaults",
+    "PromptRows",
+    "Resume",
+    "RowJob",
+    "ScoreRows",
+    "check_local_model",
+    "check_trace_path",
+    "machine_from_text",
+    "refuse_special_file",
+    "run_job",
+    "write_trace",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "layerstream.cli.jobs": ("refuse_special_file",),
+        "layerstream.cli.local_models": ("check_local_model",),
+        "layerstream.cli.machine_text": ("machine_from_text",),
+        "layerstream.cli.prompt_rows": ("PromptDefaults", "PromptRows"),
+        "layerstream.cli.result_file": ("Resume",),
+        "layerstream.cli.row_job": ("RowJob", "run_job"),
+        "layerstream.cli.score_rows": ("ScoreRows",),
+        "layerstream.cli.trace_files": ("check_trace_path", "write_trace"),
+        "layerstream.uses.batching.requests": ("GenerationRequest",),
+    },
+)

@@ -1,0 +1,111 @@
+"""What proposes tokens: n-grams of the text so far, or a model that stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architecture.branching_cache import Branch, BranchingCache
+from .forwards import run_forward
+from .tree import ROOT, DraftTree
+
+RankTokens = Callable[[torch.Tensor, torch.Tensor, int], list[tuple[int, float]]]
+"""Called with the tokens so far `[1, length]`, a draft's logits `[vocabulary]` and a number; returns that
+many tokens that may follow, the likeliest first, each with the logarithm of its probability."""
+
+
+class Draft(Protocol):
+    """Proposes how one sequence goes on."""
+
+    def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
+        """Return at most `count` tokens that may follow `ids`."""
+
+
+class LookupDraft:
+    """Finds the last tokens earlier in the text, and proposes what followed them there.
+
+    Source: prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding
+    """
+
+    LONGEST_MATCH, SHORTEST_MATCH = 4, 2
+
+    def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
+        """Return what followed the longest match; if several are equally long, the latest."""
+        text = list(ids)
+        for length in range(self.LONGEST_MATCH, self.SHORTEST_MATCH - 1, -1):
+            if len(text) <= length:
+                continue
+            suffix = text[-length:]
+            for start in range(len(text) - length - 1, -1, -1):
+                if text[start : start + length] == suffix:
+                    return DraftTree.chain(text[start + length : start + length + count])
+        return DraftTree()
+
+
+class ModelDraft:
+    """Proposes what a resident model with the same vocabulary would say; one sequence at a time.
+
+    The tree grows where it is likeliest: the next forward always continues the path whose tokens are most
+    probable together. With one token considered at each place, that is a chain.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, width: int = 1) -> None:
+        """Take a model that stays in memory; its cache is made here.
+
+        Args:
+            model: the model.
+            width: how many tokens may follow each token.
+        """
+        self._model, self._width = model, width
+        self._cache = BranchingCache(model.config)
+        self._cached: list[int] = []
+        self._tree = DraftTree()
+        self._branches: dict[int, Branch] = {}
+
+    @torch.no_grad()
+    def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
+        """Return the model's own continuations."""
+        text = list(ids)
+        self._keep(text)
+        self._tree, self._branches = DraftTree(), {}
+        tree, branches = self._tree, self._branches
+        waiting: list[tuple[float, int, int, int]] = []  # minus a log-probability, order, token, parent
+        chance, at = 0.0, ROOT
+        logits = self._logits(text, len(text) - len(self._cached))
+        self._cached = text
+        while True:
+            way = self._as_ids(text + tree.tokens_to(at))
+            for token, own_chance in rank(way, logits, self._width):
+                heappush(waiting, (-chance - own_chance, len(waiting) + len(tree), token, at))
+            if not waiting or len(tree) == count:
+                return tree
+            lost, _, token, parent = heappop(waiting)
+            chance, at = -lost, tree.add(token, parent)
+            if len(tree) == count:
+                return tree
+            branches[at] = self._cache.branch(branches.get(parent))
+            logits = self._logits(text + tree.tokens_to(at), 1, branches[at])
+
+    def _keep(self, text: list[int]) -> None:
+        """Store in the cache what the last tree has already computed of `text`."""
+        at, kept = ROOT, []
+        for token in text[len(self._cached) : -1]:
+            following = self._tree.child(at, token)
+            if following is None or following not in self._branches:
+                break
+            at = following
+            kept.append(self._branches[at])
+            self._cached.append(token)
+        self._cache.keep(kept)
+
+    def _logits(self, text: list[int], num_new: int, branch: Branch | None = None) -> torch.Tensor:
+        cache = (branch or self._cache).cache
+        inputs = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        return run_forward(self._model, self._as_ids(text), num_new, inputs)[-1]
+
+    def _as_ids(self, tokens: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self._model.device)

@@ -1,0 +1,58 @@
+"""What drafts propose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from layerstream.speculation.drafts import LookupDraft, ModelDraft
+from layerstream.speculation.tree import ROOT
+
+
+def likeliest(ids: torch.Tensor, logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
+    best = logits.log_softmax(-1).topk(count)
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def test_lookup_proposes_what_followed_the_longest_and_latest_match() -> None:
+    draft = LookupDraft()
+    assert draft.propose([1, 2, 3, 4, 9, 1, 2], 2, likeliest).tokens == [3, 4]
+    assert draft.propose([1, 2, 5, 1, 2, 6, 1, 2], 1, likeliest).tokens == [6]
+    assert draft.propose([7, 1, 2, 5, 8, 1, 2, 6, 7, 1, 2], 3, likeliest).tokens == [5, 8, 1]
+
+
+def test_lookup_proposes_nothing_without_a_match() -> None:
+    assert LookupDraft().propose([1, 2, 3], 4, likeliest).tokens == []
+    assert LookupDraft().propose([1], 4, likeliest).tokens == []
+
+
+def test_a_model_proposes_its_own_continuation_whatever_was_refused_before(tiny_llama_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    draft, text = ModelDraft(model), [5, 6, 7]
+    for accepted in (0, 2, 4, 3, 1):
+        expected = model.generate(
+            input_ids=torch.tensor([text]), max_new_tokens=4, do_sample=False, eos_token_id=None
+        )[0, len(text) :].tolist()
+        tree = draft.propose(text, 4, likeliest)
+        assert tree.tokens == expected
+        assert tree.parents == [ROOT, 0, 1, 2]
+        text = [*text, *expected[:accepted], 9]
+
+
+def test_a_tree_holds_the_likeliest_ways(tiny_llama_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    draft, text = ModelDraft(model, width=3), [5, 6, 7]
+    tree = draft.propose(text, 9, likeliest)
+
+    def chance(way: list[int]) -> float:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([text + way])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(text) - 1 + at, token]) for at, token in enumerate(way))
+
+    inside = [chance(tree.tokens_to(number)) for number in range(len(tree))]
+    assert len(tree) == 9 and len(set(map(tuple, map(tree.tokens_to, range(9))))) == 9
+    assert inside == sorted(inside, reverse=True)
+    first = [number for number, parent in enumerate(tree.parents) if parent == ROOT]
+    assert 1 < len(first) <= 3
