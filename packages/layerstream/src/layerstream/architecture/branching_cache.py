@@ -32,38 +32,25 @@ class BranchingCache:
         self.cache = DynamicCache(config=config) if cache is None else cache
         self._config = config
 
-    def branch(self, after: Branch | None = None) -> Branch:
-        """Return a branch for one token, which follows those in the cache, or another branch."""
-        return Branch(self._config, self.cache, after)
+    def branch(self, after: DynamicCache | None = None) -> DynamicCache:
+        """Return the cache for the forward of one token, which follows those in the cache, or a branch."""
+        branch = DynamicCache(config=self._config)
+        before = self.cache if after is None else after
+        branch.layers = [
+            own if compat.is_placeholder(own) else _BranchLayer(own, layer)
+            for own, layer in zip(self.cache.layers, before.layers, strict=True)
+        ]
+        return branch
 
-    def keep(self, branches: list[Branch]) -> None:
+    def keep(self, branches: list[DynamicCache]) -> None:
         """Store the tokens of `branches`, each of which continues the one before it."""
         if not branches:
             return
-        for own, *layers in zip(
-            self.cache.layers, *(branch.cache.layers for branch in branches), strict=True
-        ):
+        for own, *layers in zip(self.cache.layers, *(branch.layers for branch in branches), strict=True):
             kept = [layer for layer in layers if isinstance(layer, _BranchLayer) and layer.keys is not None]
             if kept:
                 keys = torch.cat([layer.keys for layer in kept], dim=-2)
                 own.update(keys, torch.cat([layer.values for layer in kept], dim=-2))
-
-
-class Branch:
-    """One token that continues others.
-
-    Attributes:
-        cache: the cache for its forward.
-    """
-
-    def __init__(self, config: PreTrainedConfig, trunk: DynamicCache, after: Branch | None) -> None:
-        """Continue `after`, or `trunk` itself; callers use `BranchingCache.branch`."""
-        self.cache = DynamicCache(config=config)
-        before = trunk.layers if after is None else after.cache.layers
-        self.cache.layers = [
-            own if compat.is_placeholder(own) else _BranchLayer(own, layer)
-            for own, layer in zip(trunk.layers, before, strict=True)
-        ]
 
 
 class _BranchLayer(ContinuingLayer):

@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,12 @@ def cache_argument(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
     keyword = cache_keyword(model)
     assert keyword is not None, f"{type(model).__name__} takes no cache"
     return {keyword: cache}
+
+
+def cache_input(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Any:
+    """Return the cache among a forward's keyword arguments; None when there is none."""
+    keyword = cache_keyword(model)
+    return None if keyword is None else inputs.get(keyword)
 
 
 def cache_of(model: PreTrainedModel, output: Any) -> Any:

@@ -89,7 +89,7 @@ class Speculator:
         **model_kwargs: Any,
     ) -> Any:
         """Decode as transformers' `generate()` would, with fewer sweeps; `generate()` calls this."""
-        if not can_speculate(input_ids, generation_config, model_kwargs):
+        if not can_speculate(model, input_ids, generation_config, model_kwargs):
             return decode_plainly(
                 model,
                 input_ids,

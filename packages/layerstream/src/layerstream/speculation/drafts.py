@@ -7,9 +7,10 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from ..architecture.branching_cache import Branch, BranchingCache
+from ..architecture.branching_cache import BranchingCache
+from ..architecture.compat import cache_argument
 from .forwards import run_forward
 from .tree import ROOT, DraftTree
 
@@ -64,7 +65,7 @@ class ModelDraft:
         self._cache = BranchingCache(model.config)
         self._cached: list[int] = []
         self._tree = DraftTree()
-        self._branches: dict[int, Branch] = {}
+        self._branches: dict[int, DynamicCache] = {}
 
     @torch.no_grad()
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
@@ -102,9 +103,9 @@ class ModelDraft:
             self._cached.append(token)
         self._cache.keep(kept)
 
-    def _logits(self, text: list[int], num_new: int, branch: Branch | None = None) -> torch.Tensor:
-        cache = (branch or self._cache).cache
-        inputs = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    def _logits(self, text: list[int], num_new: int, branch: DynamicCache | None = None) -> torch.Tensor:
+        cache = self._cache.cache if branch is None else branch
+        inputs = {**cache_argument(self._model, cache), "use_cache": True, "logits_to_keep": 1}
         return run_forward(self._model, self._as_ids(text), num_new, inputs)[-1]
 
     def _as_ids(self, tokens: Sequence[int]) -> torch.Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from ..architecture.branching_cache import Branch, BranchingCache
-from ..architecture.compat import drop_last_tokens, keep_past_states
+from ..architecture.branching_cache import BranchingCache
+from ..architecture.compat import cache_argument, cache_input, drop_last_tokens, keep_past_states
 from .forwards import run_forward
 from .tree import ROOT, DraftTree
 
@@ -28,15 +28,21 @@ _PER_TOKEN = ("attention_mask", "token_type_ids")
 """Inputs with one entry for each token; new tokens repeat the last entry."""
 
 
-def can_speculate(ids: torch.Tensor, generation_config: GenerationConfig, inputs: Mapping[str, Any]) -> bool:
+def can_speculate(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    generation_config: GenerationConfig,
+    inputs: Mapping[str, Any],
+) -> bool:
     """Return whether a request can be decoded with a draft: one sequence, greedy or sampled, with a cache.
 
     Args:
+        model: the target.
         ids: the prompts, `[rows, length]`.
         generation_config: how to continue them.
         inputs: what transformers passes to the first forward.
     """
-    cache = inputs.get("past_key_values")
+    cache = cache_input(model, inputs)
     return (
         ids.shape[0] == 1
         and ids.shape[1] > 0
@@ -80,7 +86,7 @@ class TokenByToken:
     ids: torch.Tensor
     inputs: dict[str, Any]
     run_together: RunTogether
-    _branches: dict[int, Branch] = field(default_factory=dict)
+    _branches: dict[int, DynamicCache] = field(default_factory=dict)
 
     def start(self) -> torch.Tensor:
         """Run the prompt and return the logits after its last token, `[vocabulary]`."""
@@ -115,11 +121,11 @@ class TokenByToken:
 
     @property
     def _cache(self) -> DynamicCache:
-        cache: DynamicCache = self.inputs["past_key_values"]
+        cache: DynamicCache = cache_input(self.model, self.inputs)
         return cache
 
-    def _last_logits(self, ids: torch.Tensor, branch: Branch) -> torch.Tensor:
-        return self._forward(ids, 1, cache=branch.cache)[-1]
+    def _last_logits(self, ids: torch.Tensor, branch: DynamicCache) -> torch.Tensor:
+        return self._forward(ids, 1, cache=branch)[-1]
 
     def _forward(
         self,
@@ -130,7 +136,9 @@ class TokenByToken:
         cache: DynamicCache | None = None,
         is_first: bool = False,
     ) -> torch.Tensor:
-        inputs = extend_inputs(self.inputs, ids.shape[1]) | {"past_key_values": cache or self._cache}
+        inputs = extend_inputs(self.inputs, ids.shape[1])
+        if cache is not None:
+            inputs |= cache_argument(self.model, cache)
         return run_forward(self.model, ids, num_new, inputs, num_logits=num_logits, is_first=is_first)
 
 
