@@ -37,8 +37,10 @@ NOTES = [
     "drafted token is verified by a forward of its own in the shared sweep, computed as fast as the card's "
     "memory is read; 'verified at no cost' leaves that out, as one forward of all tokens nearly would. What "
     "the machine's line leaves out is assumed: 300 GB/s of card memory, and copies.",
-    "Drafted: the number with which a token takes the least time, up to 64 in a row (a tree has six tokens "
-    "for each in a row). '64 in a row' is that depth whether it pays or not.",
+    "A tree has six tokens for each in a row, and the target's own token is counted as six forwards too. "
+    "layerstream's own trees branch only where the draft is unsure, so these are not theirs. "
+    "Drafted: the number with which a token takes the least time, up to 64 in a row. "
+    "'64 in a row' is that depth whether it pays or not.",
 ]
 
 
@@ -70,17 +72,15 @@ def forecasts(profile: ModelProfile, text: str) -> list[dict[str, Any]]:
         ("free, verified at no cost", 0, at_once),
     ):
         for shape, (acceptance, width) in PUBLISHED.items():
-            draft = DraftNeeds(name=shape, token_bytes=token_bytes, acceptance=acceptance, width=width)
-            for depth, counts in (
-                ("fastest", range(width, width * DEEPEST + 1, width)),
-                ("64 in a row", [width * DEEPEST]),
-            ):
-                found = forecast_draft(draft, verified, machine, counts)
+            draft = DraftNeeds(name=shape, token_bytes=width * token_bytes, acceptance=acceptance)
+            place_cost = replace(verified, compute_s=width * verified.compute_s)
+            for depth, counts in (("fastest", range(1, DEEPEST + 1)), ("64 in a row", [DEEPEST])):
+                found = forecast_draft(draft, place_cost, machine, counts)
                 rows.append(
                     _row(
                         f"{shape}, {speed}",
                         depth,
-                        found.drafted,
+                        width * found.drafted,
                         found.tokens_per_sweep,
                         found.token_s,
                         found.plain_token_s,

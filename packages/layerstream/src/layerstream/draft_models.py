@@ -16,13 +16,14 @@ from .simulation import as_asked, own_draft_needs
 from .spec.options import LOOKUP, OWN_DRAFTS, LoadOptions, OwnCopy, Workload
 from .spec.profiles import Machine
 from .spec.speculation import DraftNeeds
+from .speculation.confidence import Confidence
 from .speculation.decode import Speculator
 from .speculation.drafts import Draft, LookupDraft, ModelDraft
 from .speculation.statistics import Statistics
 from .streaming.runtime import DeviceRuntime
 
 TREE_WIDTH = 3
-"""How many tokens a draft considers at each place where verification is nearly free, on accelerators."""
+"""How many tokens a draft model considers at each place by default."""
 
 _UNLIMITED_BYTES = 1 << 60
 
@@ -118,7 +119,7 @@ def open_draft(
         runtime: the device of both.
         load_model: loads a smaller model; returns it and what frees it.
     """
-    width = options.draft_width or (1 if runtime.is_host or not options.exact_ties else TREE_WIDTH)
+    width = options.draft_width or (TREE_WIDTH if options.exact_ties else 1)
     close: Callable[[], None] | None = None
     make: Callable[[], Draft]
     if draft.needs.name == LOOKUP:
@@ -130,8 +131,10 @@ def open_draft(
         else:
             model, close = load_model(draft)
 
+        confidence = Confidence()
+
         def make() -> Draft:
-            return ModelDraft(model, width=width)
+            return ModelDraft(model, width=width, confidence=confidence)
 
     return Speculator(
         make,

@@ -54,7 +54,6 @@ def plan(
     allow_sliced_head: bool = False,
     draft: str | Path | None = None,
     draft_tokens: int | None = None,
-    draft_width: int | None = None,
     draft_acceptance: float | None = None,
     exact_ties: bool = True,
     **unknown: Never,
@@ -86,7 +85,6 @@ def plan(
         allow_sliced_head: as for `load`.
         draft: as for `load`; its memory is part of the plan, which predicts the tokens per sweep.
         draft_tokens: as for `load`.
-        draft_width: as for `load`, but None plans for chains.
         draft_acceptance: the chance to assume that a drafted token is accepted if those before it were; None
             assumes what was measured with a small model.
         exact_ties: as for `load`.
@@ -117,7 +115,6 @@ def plan(
         allow_sliced_head=allow_sliced_head,
         draft=draft,
         draft_tokens=draft_tokens,
-        draft_width=draft_width,
         draft_acceptance=draft_acceptance,
         exact_ties=exact_ties,
     )
@@ -245,8 +242,8 @@ def load(
             tokenizer, or `"auto"` (int8, nf4 or lookup, whichever the plan says is fastest, or none). Greedy
             text stays that of plain generation, and so does sampled text with the same seed.
         draft_tokens: draft this many tokens for each sweep; None measures how many are fastest.
-        draft_width: how many tokens a draft considers at each place: 1 makes chains, more makes trees. None
-            makes trees on accelerators and chains on a CPU.
+        draft_width: how many tokens a draft model considers at each place: 1 makes chains, more makes trees,
+            which branch where the draft is unsure. None considers three.
         exact_ties: with a draft, verify each token by a forward of its own, all in one sweep, so that every
             bit is that of plain generation. False verifies a chain by one forward: on a CPU that computes
             less, but where two tokens score almost the same, the other one may be chosen.

@@ -41,7 +41,6 @@ def simulate(
     dtype: str | torch.dtype = "auto",
     allow_sliced_head: bool = False,
     draft: str | None = None,
-    draft_width: int | None = None,
     draft_acceptance: float | None = None,
 ) -> PlacementPlan:
     """Return the plan for the given machine, which does not have to exist.
@@ -55,7 +54,6 @@ def simulate(
         dtype: the run dtype; a profile has its own.
         allow_sliced_head: as for `load`.
         draft: as for `load`, but no other model.
-        draft_width: as for `load`.
         draft_acceptance: as for `plan`.
 
     Raises:
@@ -70,7 +68,6 @@ def simulate(
         workload=workload,
         allow_sliced_head=allow_sliced_head,
         draft=draft,
-        draft_width=draft_width,
         draft_acceptance=draft_acceptance,
     )
     if isinstance(model, ModelProfile):
@@ -130,10 +127,9 @@ def own_draft_needs(
 
 
 def as_asked(needs: DraftNeeds, options: LoadOptions) -> DraftNeeds:
-    """Return `needs` with what `options` name: the acceptance, the number of tokens, a tree's width."""
+    """Return `needs` with what `options` name: the acceptance and the number of tokens."""
     acceptance = needs.acceptance if options.draft_acceptance is None else options.draft_acceptance
-    width = 1 if needs.name == LOOKUP else options.draft_width or 1
-    return replace(needs, acceptance=acceptance, tokens=options.draft_tokens, width=width)
+    return replace(needs, acceptance=acceptance, tokens=options.draft_tokens)
 
 
 def _fastest_draft(profile: ModelProfile, options: LoadOptions, machines: Sequence[Machine]) -> DraftNeeds:

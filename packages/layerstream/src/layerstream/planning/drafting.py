@@ -148,7 +148,8 @@ def forecast_draft(
 ) -> DraftForecast:
     """Return how many tokens to draft so that a token takes the least time, and that time.
 
-    Every verified token is computed by a forward of its own, as in plain generation.
+    Every verified token is computed by a forward of its own, as in plain generation. The forecast is that of a
+    chain; a tree branches only where that promises more.
 
     Args:
         draft: what drafts.
@@ -162,8 +163,7 @@ def forecast_draft(
     draft_s = draft.token_bytes / machine.memory_bytes_per_s
 
     def forecast(count: int) -> DraftForecast:
-        depth = max(1, count // draft.width)
-        tokens = expected_tokens(draft.acceptance, depth)
+        tokens = expected_tokens(draft.acceptance, count)
         sweep_s = max(cost.sweep_s, (count + 1) * cost.compute_s) + count * draft_s
         return DraftForecast(
             acceptance=draft.acceptance,

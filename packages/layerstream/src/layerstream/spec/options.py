@@ -126,8 +126,8 @@ class LoadOptions:
             smaller model with the same tokenizer, or `"auto"` (int8, nf4 or lookup, whichever the plan says
             is fastest, or none). None drafts nothing.
         draft_tokens: draft this many tokens for each sweep; None measures how many are fastest.
-        draft_width: how many tokens a draft considers at each place: 1 makes chains, more makes trees. None
-            makes trees on accelerators and chains on a CPU.
+        draft_width: how many tokens a draft model considers at each place: 1 makes chains, more makes trees,
+            which branch where the draft is unsure. None considers three.
         draft_acceptance: for a plan, the chance to assume that a drafted token is accepted if those before it
             were. None assumes what was measured with a small model.
         exact_ties: with a draft, verify each token by a forward of its own, bit for bit as plain generation

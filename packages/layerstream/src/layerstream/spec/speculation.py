@@ -19,7 +19,6 @@ class DraftNeeds:
         token_bytes: the bytes of memory that drafting one token reads.
         acceptance: the chance that a drafted token is accepted if those before it were, as assumed.
         tokens: how many tokens it is told to draft for each sweep; None leaves that open.
-        width: how many tokens are drafted at each place: 1 is a chain.
         refusal: why nothing is drafted for this target; empty if something is.
     """
 
@@ -28,7 +27,6 @@ class DraftNeeds:
     token_bytes: int = 0
     acceptance: float = 0.0
     tokens: int | None = None
-    width: int = 1
     refusal: str = ""
 
 

@@ -51,16 +51,16 @@ class Chooser:
         return int(self._scores(ids, logits).argmax())
 
     def rank(self, ids: torch.Tensor, logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
-        """Return the tokens that come closest to being chosen, each with the logarithm of a probability.
+        """Return the tokens that come closest to being chosen, each with its score.
 
-        The first is what `choose` returns. The probabilities say how sure a draft is of this order.
+        The first is what `choose` returns. Differences of scores are those of logits.
         """
         scores = self._scores(ids, logits)
-        best = scores.log_softmax(-1).topk(min(count, len(scores)))
+        best = scores.topk(min(count, len(scores)))
         return [
-            (token, chance)
-            for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            if chance > -torch.inf
+            (token, score)
+            for token, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            if score > -torch.inf
         ]
 
     def _scores(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -11,12 +12,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..architecture.branching_cache import BranchingCache
 from ..architecture.compat import cache_argument
+from .confidence import Confidence
 from .forwards import run_forward
 from .tree import ROOT, DraftTree
 
 RankTokens = Callable[[torch.Tensor, torch.Tensor, int], list[tuple[int, float]]]
 """Called with the tokens so far `[1, length]`, a draft's logits `[vocabulary]` and a number; returns that
-many tokens that may follow, the likeliest first, each with the logarithm of its probability."""
+many tokens that may follow, the likeliest first, each with its score: a logit."""
 
 
 class Draft(Protocol):
@@ -50,29 +52,39 @@ class LookupDraft:
 class ModelDraft:
     """Proposes what a resident model with the same vocabulary would say; one sequence at a time.
 
-    The tree grows where it is likeliest: the next forward always continues the path whose tokens are most
-    probable together. With one token considered at each place, that is a chain.
+    The tree grows where it is likeliest: the next forward always continues the path that the target will most
+    probably take. With one token considered at each place, that is a chain. A draft that is rarely wrong
+    makes long paths, which branch only where two tokens score almost the same.
     """
 
-    def __init__(self, model: PreTrainedModel, *, width: int = 1) -> None:
+    RANKED = 8
+    """How many tokens are compared to say how sure the first ones are."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, width: int = 1, confidence: Confidence | None = None
+    ) -> None:
         """Take a model that stays in memory; its cache is made here.
 
         Args:
             model: the model.
             width: how many tokens may follow each token.
+            confidence: what the drafts of one model have learned together; None begins anew.
         """
         self._model, self._width = model, width
+        self._confidence = confidence or Confidence()
         self._cache = BranchingCache(model.config)
         self._cached: list[int] = []
         self._tree = DraftTree()
         self._branches: dict[int, DynamicCache] = {}
+        self._scores: dict[int, dict[int, float]] = {}
 
     @torch.no_grad()
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return the model's own continuations."""
         text = list(ids)
+        self._learn(text)
         self._keep(text)
-        self._tree, self._branches = DraftTree(), {}
+        self._tree, self._branches, self._scores = DraftTree(), {}, {}
         tree, branches = self._tree, self._branches
         waiting: list[tuple[float, int, int, int]] = []  # minus a log-probability, order, token, parent
         chance, at = 0.0, ROOT
@@ -80,7 +92,7 @@ class ModelDraft:
         self._cached = text
         while True:
             way = self._as_ids(text + tree.tokens_to(at))
-            for token, own_chance in rank(way, logits, self._width):
+            for token, own_chance in self._likeliest(at, rank(way, logits, self.RANKED)):
                 heappush(waiting, (-chance - own_chance, len(waiting) + len(tree), token, at))
             if not waiting or len(tree) == count:
                 return tree
@@ -90,6 +102,23 @@ class ModelDraft:
                 return tree
             branches[at] = self._cache.branch(branches.get(parent))
             logits = self._logits(text + tree.tokens_to(at), 1, branches[at])
+
+    def _likeliest(self, at: int, ranked: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+        """Yield the first tokens after a place, each with the logarithm of its chance, and note the scores."""
+        self._scores[at] = dict(ranked)
+        chances = self._confidence.log_chances([score for _, score in ranked]) if ranked else []
+        for (token, _), chance in islice(zip(ranked, chances, strict=True), self._width):
+            yield token, chance
+
+    def _learn(self, text: list[int]) -> None:
+        """Compare what the last tree made likely with how the text has gone on."""
+        at: int | None = ROOT
+        for token in text[len(self._cached) :]:
+            scores = None if at is None else self._scores.get(at)
+            if scores is None or token not in scores:
+                return
+            self._confidence.learn(list(scores.values()), list(scores).index(token))
+            at = self._tree.child(at, token)
 
     def _keep(self, text: list[int]) -> None:
         """Store in the cache what the last tree has already computed of `text`."""

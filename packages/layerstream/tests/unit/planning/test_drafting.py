@@ -53,15 +53,6 @@ def test_a_free_draft_is_as_deep_as_verification_is_free() -> None:
     assert costly.drafted == 9  # ten forwards of 0.1 s take as long as the reading
 
 
-def test_a_tree_uses_up_more_tokens_for_each_in_a_row() -> None:
-    chain, tree = (
-        forecast_draft(DraftNeeds(name="x", acceptance=0.99, width=width), COST, MACHINE, [48])
-        for width in (1, 4)
-    )
-    assert tree.tokens_per_sweep == pytest.approx(expected_tokens(0.99, 12))
-    assert chain.tokens_per_sweep > tree.tokens_per_sweep
-
-
 def test_an_own_copy_takes_half_or_a_quarter_of_the_linear_layers() -> None:
     profile = replace(llama_70b(), linears=SHAPES)
     workload = ls.Workload(prompt_tokens=65, new_tokens=128)

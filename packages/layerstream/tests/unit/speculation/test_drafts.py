@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from layerstream.speculation.confidence import Confidence
 from layerstream.speculation.drafts import LookupDraft, ModelDraft
 from layerstream.speculation.tree import ROOT
 
 
 def likeliest(ids: torch.Tensor, logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
-    best = logits.log_softmax(-1).topk(count)
+    best = logits.topk(count)
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
@@ -43,16 +44,32 @@ def test_a_model_proposes_its_own_continuation_whatever_was_refused_before(tiny_
 
 def test_a_tree_holds_the_likeliest_ways(tiny_llama_dir: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
-    draft, text = ModelDraft(model, width=3), [5, 6, 7]
-    tree = draft.propose(text, 9, likeliest)
+    confidence, text = Confidence(), [5, 6, 7]
+    tree = ModelDraft(model, width=3, confidence=confidence).propose(text, 9, likeliest)
 
     def chance(way: list[int]) -> float:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([text + way])).logits[0].log_softmax(-1)
-        return sum(float(logits[len(text) - 1 + at, token]) for at, token in enumerate(way))
+            logits = model(input_ids=torch.tensor([text + way])).logits[0, len(text) - 1 :]
+        best = (logits / confidence.temperature).topk(ModelDraft.RANKED)
+        chances = torch.full_like(logits, -torch.inf).scatter(1, best.indices, best.values.log_softmax(-1))
+        return sum(float(chances[at, token]) for at, token in enumerate(way))
 
     inside = [chance(tree.tokens_to(number)) for number in range(len(tree))]
     assert len(tree) == 9 and len(set(map(tuple, map(tree.tokens_to, range(9))))) == 9
     assert inside == sorted(inside, reverse=True)
     first = [number for number, parent in enumerate(tree.parents) if parent == ROOT]
     assert 1 < len(first) <= 3
+
+
+def test_a_draft_that_is_always_right_makes_one_long_way(tiny_llama_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    confidence, text = Confidence(), [5, 6, 7]
+    draft = ModelDraft(model, width=3, confidence=confidence)
+    first = draft.propose(text, 12, likeliest)
+    for _ in range(3):
+        text = model.generate(
+            input_ids=torch.tensor([text]), max_new_tokens=8, do_sample=False, eos_token_id=None
+        )[0].tolist()
+        tree = draft.propose(text, 12, likeliest)
+    assert confidence.temperature == 0.0625
+    assert tree.depth > first.depth
