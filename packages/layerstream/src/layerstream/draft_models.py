@@ -13,7 +13,7 @@ from .engine.tokenizer import load_tokenizer
 from .errors import CheckpointError, PlanError
 from .planning.drafting import draft_dtype, model_needs
 from .simulation import as_asked, own_draft_needs
-from .spec.options import LOOKUP, OWN_DRAFTS, LoadOptions, OwnCopy, Workload
+from .spec.options import LOOKUP, LoadOptions, OwnCopy, Workload
 from .spec.profiles import Machine
 from .spec.speculation import DraftNeeds
 from .speculation.confidence import Confidence
@@ -24,8 +24,6 @@ from .streaming.runtime import DeviceRuntime
 
 TREE_WIDTH = 3
 """How many tokens a draft model considers at each place by default."""
-
-_UNLIMITED_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,31 +55,17 @@ def find_draft(target: ModelSpec, options: LoadOptions, machines: Sequence[Machi
     """
     if options.draft is None:
         return None
-    name = str(options.draft)
-    if name in OWN_DRAFTS or target.profile.draft_refusal:
+    name = options.draft_model
+    if name is None or target.profile.draft_refusal:
         needs = own_draft_needs(target.profile, options, machines)
         assert needs is not None
         dtype = draft_dtype(target.profile.dtype, machines[0])
         return FoundDraft(needs=needs, options=replace(options, draft=None, dtype=dtype, adapter=None))
-    draft_options = _options_of_model(options)
+    draft_options = options.for_draft_model()
     spec = inspect_model(name, draft_options, on_host=machines[0].device_is_host)
     _check_vocabulary(target, options, spec, draft_options)
     needs = model_needs(spec.name, spec.profile, options.workload or Workload(), verified_by=target.profile)
     return FoundDraft(needs=as_asked(needs, options), options=draft_options, spec=spec)
-
-
-def _options_of_model(options: LoadOptions) -> LoadOptions:
-    """Return how a smaller model is loaded: all of it in memory, from where its target may come from."""
-    return LoadOptions(
-        budget=_UNLIMITED_BYTES,
-        device=options.device,
-        devices=options.devices,
-        workload=options.workload,
-        trust_remote_code=options.trust_remote_code,
-        token=options.token,
-        cache_dir=options.cache_dir,
-        local_files_only=options.local_files_only,
-    )
 
 
 def _check_vocabulary(

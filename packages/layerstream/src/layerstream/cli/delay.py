@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ..spec.plans import SweepCost
 from ..spec.report import StreamReport
 from ..spec.sizes import format_seconds
 
@@ -16,20 +15,20 @@ On Linux it includes this program: a computing thread for each core, and a few t
 """
 
 
-def explain_delay(later_token_s: float, cost: SweepCost, report: StreamReport) -> str:
+def explain_delay(later_token_s: float, planned_s: float, report: StreamReport) -> str:
     """Return a line for the end of the report, with its line break; empty if the run went about as planned.
 
     Args:
         later_token_s: seconds that each token after the first took.
-        cost: what the plan predicted.
+        planned_s: what the plan predicted for it.
         report: what the run took.
     """
-    if not cost.sweep_s or later_token_s < _MUCH_LONGER * cost.sweep_s:
+    if not planned_s or later_token_s < _MUCH_LONGER * planned_s:
         return ""
     part = "computing" if report.compute_s > report.wait_s else "waiting for weights"
     return (
-        f"\n  slower      {later_token_s / cost.sweep_s:.0f} times the planned "
-        f"{format_seconds(cost.sweep_s)} per token; most of the time went into {part}{_busy_machine()}"
+        f"\n  slower      {later_token_s / planned_s:.0f} times the planned "
+        f"{format_seconds(planned_s)} per token; most of the time went into {part}{_busy_machine()}"
     )
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 from ..checkpoint.hub import downloads, resolve_model
-from ..spec.options import OWN_DRAFTS, LoadOptions
+from ..spec.options import LoadOptions
 
 
 def silence_hub() -> None:
@@ -32,9 +31,8 @@ def download_weights(model: str, options: LoadOptions, *, shown: bool) -> None:
         CheckpointError: the model is not there or has no weights that can be read.
     """
     wanted = [(model, options)]
-    if options.draft is not None and str(options.draft) not in OWN_DRAFTS:
-        # revision, subfolder and variant are the target's
-        wanted.append((str(options.draft), replace(options, revision=None, subfolder="", variant=None)))
+    if options.draft_model is not None:
+        wanted.append((options.draft_model, options.for_draft_model()))
     for name, options_of_it in wanted:
         if downloads(name, options_of_it):
             with _bars(shown=shown):

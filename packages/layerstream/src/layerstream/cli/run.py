@@ -136,7 +136,7 @@ def run_command(
         )
         report = streamed.report()
         if shows_notes:
-            delay = explain_delay(answer.later_token_s, streamed.plan.cost, report)
+            delay = explain_delay(answer.later_token_s, streamed.plan.token_s, report)
             note(f"\n{answer.explain()}\n{report.explain()}{delay}")
         if as_json:
             print_json(

@@ -148,8 +148,8 @@ def forecast_draft(
 ) -> DraftForecast:
     """Return how many tokens to draft so that a token takes the least time, and that time.
 
-    Every verified token is computed by a forward of its own, as in plain generation. The forecast is that of a
-    chain; a tree branches only where that promises more.
+    Every verified token is computed by a forward of its own, as in plain generation. The forecast is that of
+    a chain; a tree branches only where that promises more.
 
     Args:
         draft: what drafts.

@@ -34,6 +34,8 @@ class OwnCopy(Enum):
     NF4 = "nf4"
 
 
+_UNLIMITED_BYTES = 1 << 60
+
 OWN_DRAFTS = (*(copy.value for copy in OwnCopy), LOOKUP, AUTO_DRAFT)
 """The drafts that need no other model."""
 
@@ -215,6 +217,24 @@ class LoadOptions:
     def memory_budget(self) -> MemoryBudget:
         """The budget as a `MemoryBudget`."""
         return self.budget if isinstance(self.budget, MemoryBudget) else MemoryBudget(device=self.budget)
+
+    @property
+    def draft_model(self) -> str | None:
+        """The directory or Hub id of the smaller model that drafts; None if no other model does."""
+        return None if self.draft is None or str(self.draft) in OWN_DRAFTS else str(self.draft)
+
+    def for_draft_model(self) -> LoadOptions:
+        """Return how the smaller model is loaded: all of it in memory, from where its target may come."""
+        return LoadOptions(
+            budget=_UNLIMITED_BYTES,
+            device=self.device,
+            devices=self.devices,
+            workload=self.workload,
+            trust_remote_code=self.trust_remote_code,
+            token=self.token,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
 
     @property
     def adapters(self) -> tuple[tuple[str, str], ...]:

@@ -236,6 +236,11 @@ class PlacementPlan(JsonValue):
         return self.count(Residency.DEVICE) == len(self.units) and self.embedding in (None, Residency.DEVICE)
 
     @property
+    def token_s(self) -> float:
+        """Predicted seconds per token after the prompt's, with the draft if there is one."""
+        return self.cost.sweep_s if self.draft_forecast is None else self.draft_forecast.token_s
+
+    @property
     def device_is_host(self) -> bool:
         """Whether the device is the CPU."""
         return self.device.split(":")[0] == "cpu"

@@ -1,8 +1,8 @@
 """How sure a draft can be of the target's next token: learned from how often it was right. No torch.
 
-A draft's probabilities say how a text may go on, not which token the target chooses. A copy with 8 bits nearly
-always agrees with its target, even where several tokens are about as good. So its scores are divided by a
-temperature first, as in temperature scaling: the one under which the choices seen so far were likeliest.
+A draft's probabilities say how a text may go on, not which token the target chooses. A copy with 8 bits
+nearly always agrees with its target, even where several tokens are about as good. So its scores are divided
+by a temperature first, as in temperature scaling: the one under which the choices seen so far were likeliest.
 
 Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
 """
@@ -38,13 +38,13 @@ class Confidence:
         """Return for each token the logarithm of the chance that the target chooses it.
 
         Args:
-            scores: of the tokens with the largest ones.
+            scores: the largest ones; there may be none.
         """
         return _log_softmax(scores, self.temperature)
 
 
 def _log_softmax(scores: Sequence[float], temperature: float) -> list[float]:
-    highest = max(scores)
+    highest = max(scores, default=0.0)
     scaled = [(score - highest) / temperature for score in scores]
-    total = log(sum(map(exp, scaled)))
+    total = log(sum(map(exp, scaled)) or 1.0)
     return [each - total for each in scaled]

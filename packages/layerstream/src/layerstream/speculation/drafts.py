@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from itertools import islice
 from typing import Protocol
 
 import torch
@@ -92,7 +91,7 @@ class ModelDraft:
         self._cached = text
         while True:
             way = self._as_ids(text + tree.tokens_to(at))
-            for token, own_chance in self._likeliest(at, rank(way, logits, self.RANKED)):
+            for token, own_chance in self._weigh(at, rank(way, logits, self.RANKED)):
                 heappush(waiting, (-chance - own_chance, len(waiting) + len(tree), token, at))
             if not waiting or len(tree) == count:
                 return tree
@@ -103,19 +102,18 @@ class ModelDraft:
             branches[at] = self._cache.branch(branches.get(parent))
             logits = self._logits(text + tree.tokens_to(at), 1, branches[at])
 
-    def _likeliest(self, at: int, ranked: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-        """Yield the first tokens after a place, each with the logarithm of its chance, and note the scores."""
-        self._scores[at] = dict(ranked)
-        chances = self._confidence.log_chances([score for _, score in ranked]) if ranked else []
-        for (token, _), chance in islice(zip(ranked, chances, strict=True), self._width):
-            yield token, chance
+    def _weigh(self, at: int, ranked: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Note the scores at a place; return the first tokens, each with the logarithm of its chance."""
+        self._scores[at] = scores = dict(ranked)
+        chances = self._confidence.log_chances(list(scores.values()))
+        return list(zip(scores, chances, strict=True))[: self._width]
 
     def _learn(self, text: list[int]) -> None:
         """Compare what the last tree made likely with how the text has gone on."""
         at: int | None = ROOT
         for token in text[len(self._cached) :]:
-            scores = None if at is None else self._scores.get(at)
-            if scores is None or token not in scores:
+            scores = {} if at is None else self._scores.get(at, {})
+            if at is None or token not in scores:
                 return
             self._confidence.learn(list(scores.values()), list(scores).index(token))
             at = self._tree.child(at, token)

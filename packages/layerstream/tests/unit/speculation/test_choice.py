@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
 import torch
 
 from layerstream.speculation.choice import Chooser
@@ -39,8 +36,7 @@ def test_a_ranking_begins_with_the_choice_and_leaves_out_what_is_ruled_out() -> 
         ranked = chooser.rank(ids_of(3), logits, 4)
         assert len(ranked) == 3
         assert ranked[0][0] == chooser.choose(ids_of(3), logits)
-        assert sum(math.exp(chance) for _, chance in ranked) == pytest.approx(1.0)
-        assert [chance for _, chance in ranked] == sorted((chance for _, chance in ranked), reverse=True)
+        assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
 
 
 def test_samples_are_those_of_multinomial_and_so_is_the_generators_state_afterwards() -> None:
