@@ -12,6 +12,7 @@ The rules:
  - The next visit goes to the next requested unit in cyclic order. Tasks that request the same units share
    their visits; a task that takes a different path (an early exit, fewer sweeps, a later start) waits until
    the sweep comes round to its unit.
+ - Tasks may be added at any time; they come after those that are there.
  - A task may be suspended until tasks of its own have finished: those are admitted at once, regardless of
    their weight, and come after all others in task order.
 """
@@ -20,9 +21,13 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +37,12 @@ class Task:
     Attributes:
         call: runs forwards of the model and returns any value. It runs in its own thread, without gradients.
         weight: how much of the group's capacity it takes while it runs, in any unit.
+        is_cancelled: asked before it starts and whenever it enters a unit; True ends it there.
     """
 
     call: Callable[[], Any]
     weight: float = 0.0
+    is_cancelled: Callable[[], bool] = _never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +81,9 @@ class Scheduler:
         self.running: list[int] = []
         self.visit = 0
         self.is_stopped = False
-        self._weights = list(weights)
-        self._waiting = deque(range(len(self._weights)))
+        self._weights: dict[int, float] = {}
+        self._next_number = 0
+        self._waiting: deque[int] = deque()
         self._parts: deque[int] = deque()
         self._part_of: dict[int, int] = {}
         self._unfinished_parts: dict[int, int] = {}
@@ -87,6 +95,14 @@ class Scheduler:
         self._requested: dict[int, int] = {}
         self._last_visit: dict[int, int] = {}
         self._inside: dict[int, set[int]] = {}
+        for weight in weights:
+            self.add(weight)
+
+    def add(self, weight: float) -> int:
+        """Let one more task wait for its admission, and return its number."""
+        (number,) = self._new_numbers([weight])
+        self._waiting.append(number)
+        return number
 
     @property
     def is_done(self) -> bool:
@@ -130,8 +146,7 @@ class Scheduler:
 
     def suspend(self, task: int, num_parts: int) -> range:
         """Let `task` wait for as many new tasks, its parts, and return their numbers."""
-        parts = range(len(self._weights), len(self._weights) + num_parts)
-        self._weights += [0.0] * num_parts
+        parts = self._new_numbers([0.0] * num_parts)
         self._parts.extend(parts)
         self._part_of |= dict.fromkeys(parts, task)
         self._unfinished_parts[task] = num_parts
@@ -160,7 +175,7 @@ class Scheduler:
         for inside in self._inside.values():
             inside.discard(task)
         self.running.remove(task)
-        self._capacity_left += self._weights[task]
+        self._capacity_left += self._weights.pop(task)
         whole = self._part_of.pop(task, None)
         if whole is None:
             self._finished.append(task)
@@ -184,6 +199,12 @@ class Scheduler:
     def stop(self) -> None:
         """Give each running task a last turn, one after another, and admit no other task."""
         self.is_stopped = True
+
+    def _new_numbers(self, weights: Sequence[float]) -> range:
+        numbers = range(self._next_number, self._next_number + len(weights))
+        self._next_number = numbers.stop
+        self._weights |= zip(numbers, weights, strict=True)
+        return numbers
 
     def _admit(self) -> int:
         task = self._waiting.popleft()

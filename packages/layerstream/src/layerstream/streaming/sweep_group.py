@@ -36,6 +36,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,8 +70,12 @@ class SweepGroup:
         *,
         capacity: float | None = None,
         on_result: Callable[[TaskResult], object] | None = None,
+        arrivals: Callable[[], Iterable[Task]] | None = None,
     ) -> list[TaskResult]:
         """Run every task to its end, sharing sweeps; return how each one ended, in the given order.
+
+        A task may come late: it joins the sweep at its own first unit, when the sweep comes round to it. The
+        run ends when no task is left.
 
         Every task starts with the caller's random state and contextvars, and the caller's random state is
         the same afterwards. Other settings of a thread (autocast, say) are not passed on: enter them inside
@@ -82,6 +87,8 @@ class SweepGroup:
                 weighs more than this runs alone.
             on_result: called with each result as it comes, in the calling thread, while no task runs. An
                 exception that it raises ends the run.
+            arrivals: called at every change of turn, by any of the run's threads; returns the tasks that have
+                come since. It must be quick, and must not raise. Their results go to `on_result` alone.
 
         Raises:
             StreamError: the calling thread is inside a task or a forward of this model.
@@ -106,8 +113,10 @@ class SweepGroup:
                 tasks=running,
                 caller=caller,
                 turn=caller,
+                arrivals=arrivals or tuple,
+                late_state=state,
             )
-            return self._run_to_end(self._run, on_result or _ignore)
+            return self._run_to_end(self._run, len(given), on_result or _ignore)
 
     def run_together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run calls that share sweeps and return their results, from any thread, inside a task or not.
@@ -136,20 +145,26 @@ class SweepGroup:
         state = self._task_state.capture()
         numbers = run.scheduler.suspend(whole.number, len(calls))
         for number, call in zip(numbers, calls, strict=True):
-            run.tasks[number] = RunningTask(number, Task(call=call), first_state=state)
+            run.tasks[number] = RunningTask(number, replace(whole.task, call=call), first_state=state)
         self._wait_for_turn(run, whole)
         run.raise_if_abandoned()
         return [run.results.pop(number) for number in numbers]
 
-    def _run_to_end(self, run: SweepRun, on_result: Callable[[TaskResult], object]) -> list[TaskResult]:
+    def _run_to_end(
+        self, run: SweepRun, num_given: int, on_result: Callable[[TaskResult], object]
+    ) -> list[TaskResult]:
         results: list[TaskResult] = []
         scheduler = run.scheduler
         try:
+            run.take_arrivals()
             while not (scheduler.is_stopped or scheduler.is_done):
                 self._wait_for_turn(run, run.caller)
                 while not scheduler.is_stopped and (number := scheduler.take_finished()) is not None:
-                    results.append(run.results.pop(number))
-                    on_result(results[-1])
+                    result = run.results.pop(number)
+                    if number < num_given:
+                        results.append(result)
+                    on_result(result)
+                run.take_arrivals()
         except BaseException:
             run.abandon(TaskAbandonedError("the run was abandoned"))
             raise
@@ -252,7 +267,7 @@ class SweepGroup:
         run.raise_if_abandoned()
         run.scheduler.request(running.number, unit)
         self._wait_for_turn(run, running)
-        run.raise_if_abandoned()
+        run.raise_if_over(running)
         if unit not in run.releases:
             acquire()
             run.releases[unit] = release
@@ -306,7 +321,7 @@ class SweepGroup:
         self._here.running = running
         try:
             self._task_state.restore(running.first_state)
-            run.raise_if_abandoned()
+            run.raise_if_over(running)
             with torch.no_grad():
                 result = TaskResult(number=running.number, value=running.task.call())
         except BaseException as error:  # noqa: BLE001 - handed on to the caller of `run`

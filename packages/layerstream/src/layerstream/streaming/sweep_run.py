@@ -86,6 +86,8 @@ class SweepRun:
         counted_visit: the visit that was last counted as the start of a sweep.
         stop_reason: why the run was abandoned; None while it goes on.
         over: set when nothing of the run is left.
+        arrivals: returns tasks that have come since it was last called; must be quick.
+        late_state: the task state that they start with.
     """
 
     scheduler: Scheduler
@@ -100,12 +102,26 @@ class SweepRun:
     counted_visit: int = -1
     stop_reason: BaseException | None = None
     over: threading.Event = field(default_factory=threading.Event)
+    arrivals: Callable[[], Iterable[Task]] = tuple
+    late_state: Any = None
+
+    def take_arrivals(self) -> None:
+        """Let tasks that have come meanwhile wait for their admission."""
+        for task in self.arrivals():
+            number = self.scheduler.add(task.weight)
+            self.tasks[number] = RunningTask(number, task, first_state=self.late_state)
 
     def abandon(self, reason: BaseException) -> None:
         """Let every task end where it next enters a unit; the first reason counts."""
         if self.stop_reason is None:
             self.stop_reason = reason
         self.scheduler.stop()
+
+    def raise_if_over(self, running: RunningTask) -> None:
+        """End the calling task if it was cancelled, or if the run was abandoned."""
+        self.raise_if_abandoned()
+        if running.task.is_cancelled():
+            raise TaskAbandonedError("the task was cancelled")
 
     def raise_if_abandoned(self) -> None:
         """End the calling task, with its own exception because a traceback belongs to one thread."""
@@ -116,6 +132,8 @@ class SweepRun:
 
     def next_turn(self) -> RunningTask:
         """Return the task whose turn is next, or the caller."""
+        if not self.scheduler.is_stopped:
+            self.take_arrivals()
         number = self.scheduler.next_task()
         return self.caller if number is None else self.tasks[number]
 
@@ -125,6 +143,8 @@ class SweepRun:
         self.scheduler.finish(result.number)
         del self.tasks[result.number]
         self.release(self.scheduler.releasable(self.releases))
+        # a run that goes on for days must not keep the threads of all tasks that it ever had
+        self.threads = [thread for thread in self.threads if thread.is_alive() or thread.ident is None]
 
     def release(self, units: Iterable[int]) -> None:
         """Release `units`. An error there, of a listener, belongs to no task: it ends the run."""

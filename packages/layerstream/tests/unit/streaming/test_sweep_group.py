@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 from kit.fake_units import FakeUnits, values
 
-from layerstream.streaming.scheduler import Task, TaskResult
+from layerstream.streaming.scheduler import Task, TaskAbandonedError, TaskResult
 from layerstream.streaming.sweep_group import SweepGroup
 
 
@@ -239,3 +240,93 @@ class CountedState:
 
     def restore(self, state: int) -> None:
         self.value = state
+
+
+def test_a_late_task_joins_at_the_next_first_unit_and_the_run_ends_with_the_last_one() -> None:
+    units, late = FakeUnits(), deque[Task]()
+    early = units.walker("early", (0, 1, 2) * 3)
+
+    def first() -> str:
+        units.visit("first", 0)
+        late.append(Task(call=units.walker("late", (0, 1, 2) * 2)))
+        return early()
+
+    heard: list[TaskResult] = []
+    results = units.group.run([first], on_result=heard.append, arrivals=lambda: taken(late))
+    assert values(results) == ["early"]
+    assert values(heard) == ["late", "early"]
+    # the first visit of unit 0 is over when it comes; the sweep after that is shared
+    assert units.visits() == [0, *(0, 1, 2) * 3]
+    assert [unit for unit, name in units.passages() if name == "late"] == [0, 1, 2] * 2
+
+
+def test_a_run_may_begin_with_late_tasks_alone() -> None:
+    units = FakeUnits()
+    late = deque([Task(call=units.walker("late", (0, 1)))])
+    heard: list[TaskResult] = []
+    assert units.group.run([], on_result=heard.append, arrivals=lambda: taken(late)) == []
+    assert values(heard) == ["late"]
+
+
+def test_a_task_that_comes_while_the_last_result_is_taken_still_runs() -> None:
+    units, late = FakeUnits(), deque[Task]()
+    heard: list[str] = []
+
+    def on_result(result: TaskResult) -> None:
+        heard.append(result.value)
+        if len(heard) < 3:
+            late.append(Task(call=units.walker(f"late {len(heard)}", (0, 1))))
+
+    units.group.run([units.walker("first", (0,))], on_result=on_result, arrivals=lambda: taken(late))
+    assert heard == ["first", "late 1", "late 2"]
+
+
+def test_a_cancelled_task_leaves_at_the_next_unit_and_the_others_go_on() -> None:
+    units, cancelled = FakeUnits(), False
+
+    def cancel() -> None:
+        nonlocal cancelled
+        cancelled = True
+
+    def cancels() -> str:
+        units.visit("cancels", 0)
+        units.visit("cancels", 1, cancel)
+        units.visit("cancels", 2)
+        return "cancels"
+
+    leaving = Task(call=units.walker("leaving", range(3)), is_cancelled=lambda: cancelled)
+    waiting = Task(call=units.walker("waiting", range(3)), weight=2, is_cancelled=lambda: cancelled)
+    results = units.group.run([cancels, leaving, waiting], capacity=1)
+    assert results[0].value == "cancels"
+    assert all(isinstance(result.error, TaskAbandonedError) for result in results[1:])
+    assert [unit for unit, name in units.passages() if name == "leaving"] == [0]
+    assert not [unit for unit, name in units.passages() if name == "waiting"]
+    assert not units.in_place
+
+
+def test_a_long_run_keeps_nothing_of_the_tasks_that_have_ended() -> None:
+    units, count, sizes = FakeUnits(), 0, set()
+    scheduled = units.group
+
+    def arrivals() -> list[Task]:
+        nonlocal count
+        if count == 200 or (scheduled._run and len(scheduled._run.tasks) > 2):
+            return []
+        count += 1
+        return [Task(call=units.walker(count, (0, 1)))]
+
+    def on_result(_: TaskResult) -> None:
+        run = scheduled._run
+        assert run is not None
+        sizes.add((len(run.threads) <= 8, len(run.tasks) <= 8, len(run.scheduler._weights) <= 8))
+
+    scheduled.run([], on_result=on_result, arrivals=arrivals)
+    assert count == 200
+    assert sizes == {(True, True, True)}
+
+
+def taken(late: deque[Task]) -> list[Task]:
+    """Return and forget the tasks that have come."""
+    tasks = list(late)
+    late.clear()
+    return tasks

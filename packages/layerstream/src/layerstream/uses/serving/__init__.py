@@ -1,0 +1,1 @@
+"""Answer requests as they come, in shared sweeps."""
