@@ -248,6 +248,7 @@ def test_a_late_task_joins_at_the_next_first_unit_and_the_run_ends_with_the_last
 
     def first() -> str:
         units.visit("first", 0)
+        units.visit("first", 1)
         late.append(Task(call=units.walker("late", (0, 1, 2) * 2)))
         return early()
 
@@ -255,8 +256,8 @@ def test_a_late_task_joins_at_the_next_first_unit_and_the_run_ends_with_the_last
     results = units.group.run([first], on_result=heard.append, arrivals=lambda: taken(late))
     assert values(results) == ["early"]
     assert values(heard) == ["late", "early"]
-    # the first visit of unit 0 is over when it comes; the sweep after that is shared
-    assert units.visits() == [0, *(0, 1, 2) * 3]
+    # it comes in the middle of a sweep, waits for the next one, and shares it
+    assert units.visits() == [0, 1, *(0, 1, 2) * 3]
     assert [unit for unit, name in units.passages() if name == "late"] == [0, 1, 2] * 2
 
 
