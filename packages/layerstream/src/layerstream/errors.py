@@ -226,6 +226,29 @@ class VerificationError(LayerstreamError):
         self.largest_difference = largest_difference
 
 
+class ServiceError(LayerstreamError):
+    """A service cannot take a request."""
+
+
+class QueueFullError(ServiceError):
+    """The queue of a service is full.
+
+    Attributes:
+        waiting: the requests in it.
+        eta_s: estimated seconds until there is room.
+    """
+
+    def __init__(self, message: str, *, waiting: int, eta_s: float) -> None:
+        """Store the message and the figures."""
+        super().__init__(message)
+        self.waiting = waiting
+        self.eta_s = eta_s
+
+
+class ServiceClosedError(ServiceError):
+    """A service was asked after `close()`."""
+
+
 class ScoreError(LayerstreamError, ArithmeticError):
     """A score is not a number."""
 

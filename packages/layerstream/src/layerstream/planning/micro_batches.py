@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from ..errors import PlanError
 from ..spec.options import Workload
-from ..spec.plans import Granularity, LedgerKind, LedgerLine, MemoryTier, PlacementPlan
+from ..spec.plans import LedgerKind, LedgerLine, MemoryTier, PlacementPlan
 from ..spec.profiles import ModelProfile
 from ..spec.request_plans import BatchPlan, MicroBatch
-from ..spec.sizes import dtype_bytes
-from .ledger import CARRIED_WIDTHS, activation_bytes, cache_bytes, cache_growth_bytes, room_bytes
+from .ledger import room_bytes
+from .request_memory import RequestMemory
 
 MOST_PADDING = 0.5
 """The maximum padding in a micro-batch, as a share of its tokens, answers included.
@@ -47,32 +47,6 @@ class RowRequest:
     is_alone: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Memory:
-    """The memory that micro-batches of one model take."""
-
-    profile: ModelProfile
-    granularity: Granularity
-
-    def kept_bytes(self, size: Workload) -> int:
-        """Return the bytes that a micro-batch holds while it is admitted."""
-        return cache_bytes(self.profile.activation, size) + self._carried_bytes(size)
-
-    def inside_bytes(self, size: Workload) -> int:
-        """Return the bytes that it takes in addition while it is inside a unit."""
-        activations = activation_bytes(self.profile.activation, size) - self._carried_bytes(size)
-        return activations + cache_growth_bytes(self.profile.activation, size)
-
-    def _carried_bytes(self, size: Workload) -> int:
-        activations = activation_bytes(self.profile.activation, size)
-        widths = CARRIED_WIDTHS.get(self.granularity)
-        if widths is None:
-            return activations
-        # the mask has one byte per pair of tokens
-        token_bytes = widths * self.profile.hidden_size * dtype_bytes(self.profile.dtype) + size.prompt_tokens
-        return min(activations, size.batch_size * size.prompt_tokens * token_bytes)
-
-
 def plan_batch(
     *,
     plan: PlacementPlan,
@@ -100,7 +74,7 @@ def plan_batch(
     """
     if max_rows is not None and max_rows < 1:
         raise PlanError(f"max_rows must be at least 1, or None to let the budget decide; got {max_rows}")
-    memory = _Memory(profile=profile, granularity=plan.granularity)
+    memory = RequestMemory(profile=profile, granularity=plan.granularity)
     available_bytes = room_bytes(plan)
     if max_rows is not None:
         groups = _grouped(requests, memory, packed, most_rows=max_rows)
@@ -125,7 +99,7 @@ def plan_batch(
 
 def _grouped(
     requests: Sequence[RowRequest],
-    memory: _Memory,
+    memory: RequestMemory,
     packed: bool,
     *,
     most_bytes: int | None = None,
@@ -149,7 +123,11 @@ def _grouped(
 
 
 def _may_share(
-    requests: Sequence[RowRequest], group: list[int], memory: _Memory, most_bytes: int | None, most_rows: int
+    requests: Sequence[RowRequest],
+    group: list[int],
+    memory: RequestMemory,
+    most_bytes: int | None,
+    most_rows: int,
 ) -> bool:
     members = [requests[index] for index in group]
     if any(member.is_alone for member in members) or len({member.kind for member in members}) > 1:

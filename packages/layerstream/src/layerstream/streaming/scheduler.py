@@ -37,7 +37,7 @@ class Task:
     Attributes:
         call: runs forwards of the model and returns any value. It runs in its own thread, without gradients.
         weight: how much of the group's capacity it takes while it runs, in any unit.
-        is_cancelled: asked before it starts and whenever it enters a unit; True ends it there.
+        is_cancelled: asked whenever it enters a unit; True ends it there.
     """
 
     call: Callable[[], Any]

@@ -321,7 +321,7 @@ class SweepGroup:
         self._here.running = running
         try:
             self._task_state.restore(running.first_state)
-            run.raise_if_over(running)
+            run.raise_if_abandoned()
             with torch.no_grad():
                 result = TaskResult(number=running.number, value=running.task.call())
         except BaseException as error:  # noqa: BLE001 - handed on to the caller of `run`

@@ -30,8 +30,7 @@ from ..runner import (
     split_among_devices,
     tokenizer_for,
 )
-from .chat import encode_messages
-from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token
+from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token, prompt_ids
 from .progress import BatchCounter, BatchProgress, CountTokens
 from .requests import GenerationRequest, GenerationResult
 
@@ -163,29 +162,11 @@ def _max_tokens(tokenized: TokenizedRequest) -> int:
 def _tokenize(
     index: int, request: GenerationRequest, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> TokenizedRequest:
-    if tokenizer is None and request.has_text:
-        raise PlanError(f"request {index} has text: pass a tokenizer")
-    ids: Sequence[int]
-    if not isinstance(request.prompt, str) or tokenizer is None:
-        ids = [int(token) for token in request.prompt]
-    elif request.messages:
-        ids = _encode_messages(index, request, tokenizer)
-    else:
-        ids = tokenizer(request.prompt)["input_ids"]
-    if not len(ids):
-        raise PlanError(f"the prompt of request {index} has no tokens")
-    if max(ids) >= vocab_size:
-        raise PlanError(
-            f"the prompt of request {index} has token {max(ids)}, but the vocabulary ends at {vocab_size - 1}"
-        )
-    return TokenizedRequest(index=index, request=request, ids=tuple(ids))
-
-
-def _encode_messages(index: int, request: GenerationRequest, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     try:
-        return encode_messages(tokenizer, request.messages)
+        ids = prompt_ids(request, tokenizer, vocab_size)
     except PlanError as error:
         raise PlanError(f"request {index}: {error}") from error
+    return TokenizedRequest(index=index, request=request, ids=ids)
 
 
 def _plan(

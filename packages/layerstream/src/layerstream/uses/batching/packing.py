@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...errors import PlanError
+from .chat import encode_messages
 from .requests import GenerationRequest, GenerationResult
 
 
@@ -25,6 +26,30 @@ class TokenizedRequest:
     index: int
     request: GenerationRequest
     ids: tuple[int, ...]
+
+
+def prompt_ids(
+    request: GenerationRequest, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
+) -> tuple[int, ...]:
+    """Return the tokens of a request's prompt or messages.
+
+    Raises:
+        PlanError: there are none, the vocabulary does not have them, or there is text and no tokenizer.
+    """
+    if tokenizer is None and request.has_text:
+        raise PlanError("it has text: pass a tokenizer")
+    ids: Sequence[int]
+    if not isinstance(request.prompt, str) or tokenizer is None:
+        ids = [int(token) for token in request.prompt]
+    elif request.messages:
+        ids = encode_messages(tokenizer, request.messages)
+    else:
+        ids = tokenizer(request.prompt)["input_ids"]
+    if not len(ids):
+        raise PlanError("the prompt has no tokens")
+    if max(ids) >= vocab_size:
+        raise PlanError(f"the prompt has token {max(ids)}, but the vocabulary ends at {vocab_size - 1}")
+    return tuple(ids)
 
 
 def pad_token(model: PreTrainedModel) -> int:
@@ -48,12 +73,21 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     }
 
 
+def end_tokens(model: PreTrainedModel, request: GenerationRequest) -> frozenset[int]:
+    """Return the tokens that end an answer: the request's own, else those of the model."""
+    ids = request.options.get("eos_token_id")
+    ids = getattr(model.generation_config, "eos_token_id", None) if ids is None else ids
+    if ids is None:
+        return frozenset()
+    return frozenset(ids) if isinstance(ids, (list, tuple)) else frozenset([ids])
+
+
 class AnswerReader:
     """Turns the new tokens of one row into the request's answer."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Use the end tokens of the model's generation config. Without a tokenizer, answers have no text."""
-        self._end_tokens = _as_set(getattr(model.generation_config, "eos_token_id", None))
+        self._model = model
         self._tokenizer = tokenizer
 
     def read(
@@ -74,10 +108,9 @@ class AnswerReader:
         )
 
     def _cut(self, request: GenerationRequest, tokens: list[int]) -> tuple[list[int], bool]:
-        own_end = request.options.get("eos_token_id")
-        end_tokens = self._end_tokens if own_end is None else _as_set(own_end)
+        ends = end_tokens(self._model, request)
         for length, token in enumerate(tokens, start=1):
-            if token in end_tokens or (request.stop and self._has_stop_text(request.stop, tokens[:length])):
+            if token in ends or (request.stop and self._has_stop_text(request.stop, tokens[:length])):
                 return tokens[:length], True
         return tokens, False
 
@@ -85,9 +118,3 @@ class AnswerReader:
         assert self._tokenizer is not None
         text = self._tokenizer.decode(tokens)
         return any(stop_text in text for stop_text in stop)
-
-
-def _as_set(ids: Any) -> frozenset[int]:
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, (list, tuple)) else frozenset([ids])

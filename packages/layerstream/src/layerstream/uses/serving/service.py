@@ -1,45 +1,53 @@
-"""A service: requests come at any time and from any thread, and those that run together share every sweep."""
+"""Answer requests as they come: those that run at the same time share every sweep.
+
+One thread owns the sweeps. A request that arrives while they run joins at the next first block; one that is
+cancelled leaves at the next unit. When nobody is left, the sweeps stop. Each request has a tensor of its own,
+so its answer is what it would be alone, bit for bit.
+
+Invariants (each with the test that holds it, in tests/unit/uses/serving/test_service.py):
+ 1. Every request that `submit` takes gets exactly one last event
+    (test_every_request_ends_once_whatever_happens).
+ 2. Requests are admitted in the order in which they came (test_requests_are_admitted_in_order).
+ 3. What runs together fits the memory that the plan leaves (test_what_runs_together_fits_the_room).
+ 4. An error of one request reaches no other (test_an_error_ends_one_request_alone).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import secrets
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
 
 from transformers import PreTrainedTokenizerBase
 
+from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
+from ...model import StreamedModel
+from ...planning.admission import Admission
+from ...spec.options import Workload
+from ...spec.sizes import format_bytes
+from ...streaming.scheduler import Task, TaskAbandonedError
+from ..batching.packing import TokenizedRequest, end_tokens, prompt_ids
 from ..batching.requests import GenerationRequest
+from ..runner import check_adapters, tokenizer_for
+from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
+from .pace import Pace, starts_s
+from .protocol import Service as Service
+from .protocol import Ticket as Ticket
+from .ticket import Entry, Outcome, Stage
+
+MOST_WAITING = 256
+"""How many requests wait at most, unless told otherwise."""
+
+_SEEDS = 2**31
 
 
-class Ticket(Protocol):
-    """One request in a service; safe to use from any thread.
-
-    Attributes:
-        number: counts requests from 1.
-        prompt_tokens: tokens of its prompt.
-    """
-
-    number: int
-    prompt_tokens: int
-
-    @property
-    def position(self) -> int:
-        """Its place in the queue, from 1; 0 once it runs or has ended."""
-
-    @property
-    def first_token_eta_s(self) -> float:
-        """Estimated seconds until its first token; 0 once it has one."""
-
-    @property
-    def eta_s(self) -> float:
-        """Estimated seconds until it ends if it takes all the tokens it may."""
-
-    def cancel(self) -> None:
-        """Take it out of the queue, or let it leave the sweep at the next unit. Safe to call twice."""
-
-
-class Service(Protocol):
-    """Answers requests as they come.
+class GenerationService:
+    """Answers requests on one streamed model; see `protocol.Service`.
 
     Attributes:
         model_name: the directory or Hub id of the model.
@@ -47,9 +55,54 @@ class Service(Protocol):
         context_tokens: the most tokens that a prompt and its answer may have together.
     """
 
-    model_name: str
-    tokenizer: PreTrainedTokenizerBase
-    context_tokens: int
+    def __init__(
+        self,
+        streamed: StreamedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
+        """Start to serve.
+
+        Args:
+            streamed: an open model on one device. The workload in its options says how long a request may be;
+                with a draft, its `batch_size` says how many run together.
+            tokenizer: the model's; by default the checkpoint's own.
+            most_waiting: how many requests may wait.
+
+        Raises:
+            PlanError: the model runs on several devices.
+            CheckpointError: the checkpoint has no tokenizer.
+            UnsupportedModelError: the model has an adapter of prompt learning, which tasks cannot share.
+        """
+        if len(streamed.replicas) > 1:
+            raise PlanError(
+                f"a service runs on one device; this model is on {len(streamed.replicas)}: load it on one"
+            )
+        check_adapters(streamed, [])
+        workload = streamed.options.workload or Workload()
+        found = tokenizer_for(streamed, tokenizer, is_needed=True)
+        assert found is not None
+        self.tokenizer = found
+        self.model_name = streamed.plan.model_name
+        self.context_tokens = workload.context_tokens
+        self._streamed, self._most_waiting = streamed, most_waiting
+        self._vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
+        self._admission = Admission(
+            streamed.plan,
+            streamed.profile,
+            most_running=workload.batch_size if streamed.plan.draft else None,
+        )
+        self._changed = threading.Condition()
+        self._waiting: deque[Entry] = deque()
+        self._running: list[Entry] = []
+        self._counts: Counter[str] = Counter()
+        self._pace = Pace(streamed.plan.cost.sweep_s)
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._serve, name="layerstream-service", daemon=True)
+        self._thread.start()
+
+    # -- for any thread ----------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -57,23 +110,244 @@ class Service(Protocol):
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
-    ) -> Ticket:
-        """Put a request into the queue; returns at once.
-
-        Args:
-            request: the request; one sequence, no beams.
-            on_event: called with each event in the service's own thread; must be quick and not raise. The
-                last event is an `AnswerEnded`, always.
-            top_logprobs: report the chance of each token, and of so many likeliest ones; None reports none.
-
-        Raises:
-            PlanError: the request is invalid, or can never fit; the message says what was found.
-            QueueFullError: the queue is full.
-            ServiceClosedError: the service is closed.
-        """
+    ) -> ServiceTicket:
+        """Put a request into the queue; returns at once. See `protocol.Service.submit`."""
+        entry = self._entry(request, on_event, top_logprobs)
+        with self._changed:
+            self._check_open()
+            if len(self._waiting) >= self._most_waiting:
+                raise QueueFullError(
+                    f"the queue is full: {len(self._waiting)} requests wait already; try again later",
+                    waiting=len(self._waiting),
+                    eta_s=self._starts_s()[0],
+                )
+            self._counts["submitted"] += 1
+            entry.number = self._counts["submitted"]
+            self._waiting.append(entry)
+            self._changed.notify_all()
+        return ServiceTicket(self, entry)
 
     def status(self) -> ServiceStatus:
         """Return what it does now."""
+        with self._changed:
+            running = len(self._running)
+            return ServiceStatus(
+                running=running,
+                waiting=len(self._waiting),
+                most_waiting=self._most_waiting,
+                answered=self._counts[Outcome.ANSWERED.value],
+                failed=self._counts[Outcome.FAILED.value],
+                cancelled=self._counts[Outcome.CANCELLED.value],
+                prompt_tokens=self._counts["prompt_tokens"],
+                generated_tokens=self._counts["generated_tokens"],
+                sweeps=self._streamed.group.sweeps,
+                sweep_s=self._pace.sweep_s,
+                tokens_per_s=self._pace.tokens_per_s if running else 0.0,
+            )
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Accept nothing more, wait up to `drain_s` seconds for the running answers, and cancel the rest."""
+        """Accept nothing more, wait up to `drain_s` seconds for the answers, and cancel the rest."""
+        deadline_s = monotonic() + drain_s
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            while (self._waiting or self._running) and (left_s := deadline_s - monotonic()) > 0:
+                self._changed.wait(left_s)
+            rest = [*self._running, *self._waiting]
+        for entry in rest:
+            self.cancel(entry)
+        self._thread.join()
+
+    def cancel(self, entry: Entry) -> None:
+        """Take a request out of the queue, or let it leave the sweep at the next unit."""
+        with self._changed:
+            entry.is_cancelled.set()
+            if entry.stage is not Stage.WAITING:
+                return
+            self._retire(entry, None)
+        entry.end(None, self._ends(entry))
+
+    def position(self, entry: Entry) -> int:
+        """Return a request's place in the queue, from 1; 0 if it is not in it."""
+        with self._changed:
+            return self._waiting.index(entry) + 1 if entry.stage is Stage.WAITING else 0
+
+    def first_token_eta_s(self, entry: Entry) -> float:
+        """Return the estimated seconds until a request's first token; 0 once it has one."""
+        with self._changed:
+            if entry.tokens or entry.stage is Stage.ENDED:
+                return 0.0
+            starts = self._starts_s()[self._waiting.index(entry)] if entry.stage is Stage.WAITING else 0.0
+            return starts + self._pace.sweep_s
+
+    def eta_s(self, entry: Entry) -> float:
+        """Return the estimated seconds until a request ends if it takes all the tokens it may."""
+        first_s = self.first_token_eta_s(entry)
+        with self._changed:
+            if entry.stage is Stage.ENDED:
+                return 0.0
+            return first_s + self._left_s(entry)
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    def _entry(
+        self,
+        request: GenerationRequest,
+        on_event: Callable[[AnswerEvent], object],
+        top_logprobs: int | None,
+    ) -> Entry:
+        """Return a valid request with its tokens and its memory."""
+        if request.num_beams > 1:
+            raise PlanError("a service answers without beam search: leave out num_beams")
+        self._streamed.replicas[0].adapters.check(request.adapter, "the request")
+        ids = prompt_ids(request, self.tokenizer, self._vocab_size)
+        num_prompt = len(ids)
+        size = self._admission.request_bytes(num_prompt, request.max_new_tokens)
+        if num_prompt + request.max_new_tokens > self.context_tokens:
+            raise PlanError(
+                f"the prompt has {num_prompt:,} tokens, and {request.max_new_tokens:,} new ones were asked "
+                f"for; this service has room for {self.context_tokens:,} together: ask for less"
+            )
+        if not self._admission.fits(size, []):
+            raise PlanError(
+                f"a prompt of {num_prompt:,} tokens with {request.max_new_tokens:,} new ones takes "
+                f"{format_bytes(self._admission.bytes_of([size]))}; this service has "
+                f"{format_bytes(self._admission.room_bytes)} for requests: ask for less"
+            )
+        seed = request.seed if request.seed is not None else secrets.randbelow(_SEEDS)
+        return Entry(
+            number=0,
+            tokenized=TokenizedRequest(index=0, request=request, ids=ids),
+            size=size,
+            seed=seed if request.do_sample else None,
+            top_logprobs=top_logprobs,
+            on_event=on_event,
+            tokenizer=self.tokenizer,
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closing or self._streamed.is_closed:
+            raise ServiceClosedError("this service is closing and takes no more requests")
+
+    def _left_s(self, entry: Entry) -> float:
+        return entry.most_left * self._pace.sweep_s
+
+    def _starts_s(self) -> list[float]:
+        """Return in how many seconds each waiting request starts, and one more behind them."""
+        running = [self._left_s(entry) for entry in self._running]
+        waiting = [self._left_s(entry) for entry in self._waiting]
+        is_full = bool(self._waiting and self._running)
+        return starts_s(running, [*waiting, 0.0], len(running) if is_full else len(running) + 1)
+
+    # -- the service's own threads -----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Run sweeps while there are requests; ends after `close`."""
+        while self._wait_for_request():
+            self._pace.begin(self._streamed.group.sweeps)
+            error: BaseException = StreamError("the sweeps ended before the answer")
+            try:
+                self._streamed.group.run([], arrivals=self._arrivals)
+            except BaseException as raised:  # noqa: BLE001 - handed on to every request that was running
+                error = raised
+            self._fail_running(error)
+
+    def _wait_for_request(self) -> bool:
+        with self._changed:
+            while not self._waiting and not self._is_closing:
+                self._changed.wait()
+            return bool(self._waiting)
+
+    def _arrivals(self) -> Iterable[Task]:
+        """Admit those at the front of the queue that fit beside the running ones."""
+        if not self._waiting:
+            return ()
+        with self._changed:
+            admitted: list[Task] = []
+            while self._waiting and self._admission.fits(
+                self._waiting[0].size, [entry.size for entry in self._running]
+            ):
+                entry = self._waiting.popleft()
+                entry.stage = Stage.RUNNING
+                self._running.append(entry)
+                self._counts["prompt_tokens"] += len(entry.tokenized.ids)
+                admitted.append(
+                    Task(call=partial(self._answer, entry), is_cancelled=entry.is_cancelled.is_set)
+                )
+            return admitted
+
+    def _answer(self, entry: Entry) -> None:
+        """Answer a request; runs as a task of the sweeps."""
+        error: Exception | None = None
+        try:
+            generate_answer(self._streamed, entry, self._count_tokens)
+        except TaskAbandonedError:
+            if not entry.is_cancelled.is_set():
+                raise  # the whole run was abandoned: `_fail_running` says why
+        except Exception as raised:  # noqa: BLE001 - it is this request's alone
+            error = raised
+        self._end(entry, error)
+
+    def _count_tokens(self, count: int) -> None:
+        with self._changed:
+            self._counts["generated_tokens"] += count
+            self._pace.record(count, self._streamed.group.sweeps)
+
+    def _fail_running(self, error: BaseException) -> None:
+        """End what was running when the sweeps ended by themselves."""
+        with self._changed:
+            left = list(self._running)
+        for entry in left:
+            self._end(entry, error if isinstance(error, Exception) else StreamError(str(error)))
+
+    def _end(self, entry: Entry, error: Exception | None) -> None:
+        with self._changed:
+            self._retire(entry, error)
+        entry.end(error, self._ends(entry))
+
+    def _retire(self, entry: Entry, error: Exception | None) -> None:
+        """Remove a request from where it is, and count it; the lock is held."""
+        (self._waiting if entry.stage is Stage.WAITING else self._running).remove(entry)
+        entry.stage = Stage.ENDED
+        self._counts[entry.outcome(error).value] += 1
+        self._changed.notify_all()
+
+    def _ends(self, entry: Entry) -> frozenset[int]:
+        return end_tokens(self._streamed.model, entry.tokenized.request)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTicket:
+    """One request in a service; see `protocol.Ticket`."""
+
+    _service: GenerationService
+    _entry: Entry
+
+    @property
+    def number(self) -> int:
+        """Counts requests from 1."""
+        return self._entry.number
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
+        return len(self._entry.tokenized.ids)
+
+    @property
+    def position(self) -> int:
+        """Its place in the queue, from 1; 0 once it runs or has ended."""
+        return self._service.position(self._entry)
+
+    @property
+    def first_token_eta_s(self) -> float:
+        """Estimated seconds until its first token; 0 once it has one."""
+        return self._service.first_token_eta_s(self._entry)
+
+    @property
+    def eta_s(self) -> float:
+        """Estimated seconds until it ends if it takes all the tokens it may."""
+        return self._service.eta_s(self._entry)
+
+    def cancel(self) -> None:
+        """Take it out of the queue, or let it leave the sweep at the next unit. Safe to call twice."""
+        self._service.cancel(self._entry)

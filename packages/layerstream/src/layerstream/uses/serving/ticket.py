@@ -1,0 +1,103 @@
+"""One request in a service: where it stands, and what it has told its listener."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from transformers import PreTrainedTokenizerBase
+
+from ...planning.admission import RequestBytes
+from ..batching.packing import TokenizedRequest
+from ..batching.requests import GenerationResult
+from .answer_text import AnswerText
+from .events import AnswerEnded, AnswerEvent, AnswerPart, AnswerStarted, TokenChance
+
+
+class Stage(Enum):
+    """How far a request has come."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Outcome(Enum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """A request with its state. The service's lock guards `stage`; the rest belongs to the service's threads.
+
+    Attributes:
+        number: counts requests from 1.
+        tokenized: the request and its prompt's tokens.
+        size: the memory that it takes.
+        seed: what it samples with; None if it does not.
+        top_logprobs: how many likeliest tokens to report at each place; None reports no chances.
+        on_event: hears what happens.
+        stage: how far it has come.
+        is_cancelled: set when nobody waits for it any longer.
+        tokens: its answer so far.
+    """
+
+    number: int
+    tokenized: TokenizedRequest
+    size: RequestBytes
+    seed: int | None
+    top_logprobs: int | None
+    on_event: Callable[[AnswerEvent], object]
+    tokenizer: PreTrainedTokenizerBase
+    stage: Stage = Stage.WAITING
+    is_cancelled: threading.Event = field(default_factory=threading.Event)
+    tokens: list[int] = field(default_factory=list)
+    _text: AnswerText = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin the answer's text."""
+        self._text = AnswerText(self.tokenizer, self.tokenized.request.stop)
+
+    @property
+    def most_left(self) -> int:
+        """How many tokens it may still generate."""
+        return max(0, self.tokenized.request.max_new_tokens - len(self.tokens))
+
+    def start(self) -> None:
+        """Tell that it was admitted."""
+        self.on_event(AnswerStarted())
+
+    def add(self, tokens: Sequence[int], chances: Sequence[TokenChance]) -> None:
+        """Tell its next tokens."""
+        self.tokens += tokens
+        self.on_event(AnswerPart(text=self._text.add(tokens), tokens=tuple(tokens), chances=tuple(chances)))
+
+    def outcome(self, error: Exception | None) -> Outcome:
+        """Return how it ends now, with this error."""
+        if error is not None:
+            return Outcome.FAILED
+        return Outcome.CANCELLED if self.is_cancelled.is_set() else Outcome.ANSWERED
+
+    def end(self, error: Exception | None, end_tokens: frozenset[int]) -> None:
+        """Tell how it ended."""
+        if error is None and (rest := self._text.finish()):
+            self.on_event(AnswerPart(text=rest, tokens=()))
+        is_cancelled = self.outcome(error) is Outcome.CANCELLED
+        has_stopped = self._text.is_stopped or bool(self.tokens and self.tokens[-1] in end_tokens)
+        result = GenerationResult(
+            index=self.tokenized.index,
+            request=self.tokenized.request,
+            prompt_tokens=len(self.tokenized.ids),
+            tokens=tuple(self.tokens),
+            text=self._text.text,
+            finish_reason="error" if error or is_cancelled else "stop" if has_stopped else "length",
+            seed=self.seed,
+            error=error,
+        )
+        self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled))
