@@ -51,7 +51,7 @@ except ModuleNotFoundError:
 # nox looks for uv and reports that it is not there, which reads like a failure
 logging.getLogger("nox").addFilter(lambda record: "uv binary not found" not in record.getMessage())
 
-LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters]")
+LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters,serve]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")

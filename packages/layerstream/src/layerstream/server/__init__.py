@@ -1,0 +1,1 @@
+"""OpenAI's HTTP interface to one streamed model; needs the extra `serve`."""
