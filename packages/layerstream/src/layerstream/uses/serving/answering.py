@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from ...architecture.compat import cache_argument
 from ...model import StreamedModel
 from ...streaming.scheduler import TaskAbandonedError
 from ..batching.packing import left_padded, pad_token
@@ -15,13 +16,20 @@ from .events import TokenChance
 from .ticket import Entry
 
 
-def generate_answer(streamed: StreamedModel, entry: Entry, on_tokens: Callable[[int], object]) -> None:
+def generate_answer(
+    streamed: StreamedModel,
+    entry: Entry,
+    on_tokens: Callable[[int], object],
+    cache: DynamicCache | None = None,
+) -> None:
     """Generate the answer to one request with transformers' own `generate()`; runs inside a task.
 
     Args:
         streamed: the model.
         entry: the request; it tells its listener each token.
         on_tokens: called with the number of new tokens.
+        cache: holds the beginning of the prompt, or nothing, and all of it afterwards; None lets
+            `generate()` make one.
 
     Raises:
         TaskAbandonedError: the request was cancelled.
@@ -39,6 +47,8 @@ def generate_answer(streamed: StreamedModel, entry: Entry, on_tokens: Callable[[
         recorder, generate = _ChanceRecorder(entry.top_logprobs), replica.model.generate
         own = options.get("logits_processor", ())
         options["logits_processor"] = LogitsProcessorList([*own, recorder])
+    if cache is not None:
+        options |= cache_argument(replica.model, cache)
     if entry.seed is not None:
         torch.manual_seed(entry.seed)
     inputs = left_padded([entry.tokenized.ids], pad, replica.model.device)

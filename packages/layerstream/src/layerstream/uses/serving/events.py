@@ -49,10 +49,12 @@ class AnswerEnded:
     Attributes:
         result: the whole answer, or its error. Its text leaves out the stop text that ended it.
         is_cancelled: the request was cancelled; then the result holds what there was until then.
+        reused_tokens: tokens of its prompt that were not computed again; see `PrefixCache`.
     """
 
     result: GenerationResult
     is_cancelled: bool = False
+    reused_tokens: int = 0
 
 
 AnswerEvent = AnswerStarted | AnswerPart | AnswerEnded
@@ -74,6 +76,8 @@ class ServiceStatus:
         sweeps: sweeps so far.
         sweep_s: seconds of a sweep, measured lately, or as planned before the first one.
         tokens_per_s: tokens per second of all running requests together, measured lately; 0 when idle.
+        reused_tokens: tokens of prompts that were not computed again.
+        prefix_bytes: what the kept conversations take in host memory.
     """
 
     running: int
@@ -87,3 +91,5 @@ class ServiceStatus:
     sweeps: int
     sweep_s: float
     tokens_per_s: float
+    reused_tokens: int = 0
+    prefix_bytes: int = 0

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
 from ...model import StreamedModel
-from ...planning.admission import Admission
+from ...planning.admission import Admission, RequestBytes
 from ...spec.options import Workload
 from ...spec.sizes import format_bytes
 from ...streaming.scheduler import Task, TaskAbandonedError
@@ -36,6 +36,7 @@ from ..runner import check_adapters, tokenizer_for
 from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
 from .pace import Pace, starts_s
+from .prefix_cache import PrefixCache
 from .protocol import Service as Service
 from .protocol import Ticket as Ticket
 from .ticket import Entry, Outcome, Stage
@@ -61,6 +62,7 @@ class GenerationService:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         most_waiting: int = MOST_WAITING,
+        prefix_bytes: int = 0,
     ) -> None:
         """Start to serve.
 
@@ -69,6 +71,9 @@ class GenerationService:
                 with a draft, its `batch_size` says how many run together.
             tokenizer: the model's; by default the checkpoint's own.
             most_waiting: how many requests may wait.
+            prefix_bytes: host memory for the keys and values of earlier conversations, whose next turns then
+                do not compute them again; see `PrefixCache`. On a CPU it is part of the plan's memory, and
+                requests come first.
 
         Raises:
             PlanError: the model runs on several devices.
@@ -93,6 +98,7 @@ class GenerationService:
             streamed.profile,
             most_running=workload.batch_size if streamed.plan.draft else None,
         )
+        self._prefixes = PrefixCache(streamed.model, prefix_bytes) if prefix_bytes else None
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
         self._running: list[Entry] = []
@@ -143,6 +149,8 @@ class GenerationService:
                 sweeps=self._streamed.group.sweeps,
                 sweep_s=self._pace.sweep_s,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
+                reused_tokens=self._counts["reused_tokens"],
+                prefix_bytes=self._prefixes.num_bytes if self._prefixes else 0,
             )
 
     def close(self, *, drain_s: float = 0.0) -> None:
@@ -264,9 +272,7 @@ class GenerationService:
             return ()
         with self._changed:
             admitted: list[Task] = []
-            while self._waiting and self._admission.fits(
-                self._waiting[0].size, [entry.size for entry in self._running]
-            ):
+            while self._waiting and self._has_room(self._waiting[0].size):
                 entry = self._waiting.popleft()
                 entry.stage = Stage.RUNNING
                 self._running.append(entry)
@@ -276,17 +282,40 @@ class GenerationService:
                 )
             return admitted
 
+    def _has_room(self, size: RequestBytes) -> bool:
+        """Return whether a request fits beside those that run; kept conversations make way for it."""
+        running = [entry.size for entry in self._running]
+        if not self._admission.fits(size, running):
+            return False
+        if self._prefixes is not None and self._streamed.plan.device_is_host:
+            while not self._admission.fits(size, running, held_bytes=self._prefixes.num_bytes):
+                self._prefixes.drop_oldest()
+        return True
+
     def _answer(self, entry: Entry) -> None:
         """Answer a request; runs as a task of the sweeps."""
         error: Exception | None = None
         try:
-            generate_answer(self._streamed, entry, self._count_tokens)
+            self._generate(entry)
         except TaskAbandonedError:
             if not entry.is_cancelled.is_set():
                 raise  # the whole run was abandoned: `_fail_running` says why
         except Exception as raised:  # noqa: BLE001 - it is this request's alone
             error = raised
         self._end(entry, error)
+
+    def _generate(self, entry: Entry) -> None:
+        """Generate an answer, after the beginning of its prompt that is known."""
+        ids, prefixes = entry.tokenized.ids, self._prefixes
+        if prefixes is None or prefixes.refusal:
+            generate_answer(self._streamed, entry, self._count_tokens)
+            return
+        cache = prefixes.take(ids)
+        entry.reused_tokens = cache.get_seq_length()
+        with self._changed:
+            self._counts["reused_tokens"] += entry.reused_tokens
+        generate_answer(self._streamed, entry, self._count_tokens, cache)
+        prefixes.put([*ids, *entry.tokens], cache)
 
     def _count_tokens(self, count: int) -> None:
         with self._changed:

@@ -46,6 +46,7 @@ class Entry:
         stage: how far it has come.
         is_cancelled: set when nobody waits for it any longer.
         tokens: its answer so far.
+        reused_tokens: tokens of its prompt that are not computed again.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Entry:
     stage: Stage = Stage.WAITING
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     tokens: list[int] = field(default_factory=list)
+    reused_tokens: int = 0
     _text: AnswerText = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,4 +102,4 @@ class Entry:
             seed=self.seed,
             error=error,
         )
-        self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled))
+        self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled, reused_tokens=self.reused_tokens))
