@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..errors import LayerstreamError
 from .batch import batch_command
+from .chat import chat_command
 from .convert import convert_command
 from .estimate import estimate_command
 from .interrupts import STATUS, Interrupts
@@ -19,6 +20,7 @@ from .plan import plan_command
 from .probe import probe_command
 from .run import run_command
 from .score import score_command
+from .serve import serve_command
 from .trace import trace_command
 
 SHORT_SPINS = ("GOMP_SPINCOUNT", "10000")
@@ -40,8 +42,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run_command)
+app.command("chat")(chat_command)
 app.command("batch")(batch_command)
 app.command("score")(score_command)
+app.command("serve")(serve_command)
 app.command("plan")(plan_command)
 app.command("estimate")(estimate_command)
 app.command("convert")(convert_command)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from platformdirs import user_data_path
     from torch import manual_seed
 
     from ..architecture.configs import config_from_file, count_parameters, known_config
@@ -24,19 +25,29 @@ if TYPE_CHECKING:
     from ..machine import probe_machine
     from ..opening import load_with, plan_with
     from ..planning.simulate import simulate_spans
+    from ..server.batches.settings import BatchSettings
+    from ..server.run import ServingOptions
+    from ..server.settings import ServerSettings
+    from ..server.start import Serving, serve_model
     from ..simulation import plan_with_own_draft
     from ..uses.batching.chat import check_messages, encode_messages
     from ..uses.batching.generate import generate_many
     from ..uses.batching.progress import BatchProgress
     from ..uses.scoring.requests import ScoringTokenizer
     from ..uses.scoring.score import score
+    from .chat_answer import answer_in_chat
     from .quiet import silence_libraries
     from .quiet_hub import download_weights, silence_hub
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
     "BatchProgress",
+    "BatchSettings",
     "ScoringTokenizer",
+    "ServerSettings",
+    "Serving",
+    "ServingOptions",
+    "answer_in_chat",
     "check_messages",
     "config_from_file",
     "count_parameters",
@@ -62,9 +73,11 @@ __all__ = [
     "profile_model",
     "refuse_difference",
     "score",
+    "serve_model",
     "silence_hub",
     "silence_libraries",
     "simulate_spans",
+    "user_data_path",
 ]
 
 _import, __dir__ = lazy_exports(
@@ -72,6 +85,7 @@ _import, __dir__ = lazy_exports(
     {
         "layerstream.architecture.configs": ("config_from_file", "count_parameters", "known_config"),
         "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_adapter", "fingerprint_model"),
+        "layerstream.cli.chat_answer": ("answer_in_chat",),
         "layerstream.cli.quiet": ("silence_libraries",),
         "layerstream.cli.quiet_hub": ("download_weights", "silence_hub"),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
@@ -84,12 +98,17 @@ _import, __dir__ = lazy_exports(
         "layerstream.machine": ("probe_machine",),
         "layerstream.opening": ("load_with", "plan_with"),
         "layerstream.planning.simulate": ("simulate_spans",),
+        "layerstream.server.batches.settings": ("BatchSettings",),
+        "layerstream.server.run": ("ServingOptions",),
+        "layerstream.server.settings": ("ServerSettings",),
+        "layerstream.server.start": ("Serving", "serve_model"),
         "layerstream.simulation": ("plan_with_own_draft",),
         "layerstream.uses.batching.chat": ("check_messages", "encode_messages"),
         "layerstream.uses.batching.generate": ("generate_many",),
         "layerstream.uses.batching.progress": ("BatchProgress",),
         "layerstream.uses.scoring.requests": ("ScoringTokenizer",),
         "layerstream.uses.scoring.score": ("score",),
+        "platformdirs": ("user_data_path",),
         "torch": ("manual_seed",),
     },
 )

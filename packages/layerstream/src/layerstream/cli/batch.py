@@ -27,7 +27,7 @@ Rows = Annotated[
     Path,
     typer.Argument(
         help='JSON lines, one row each: {"id": ..., "prompt": "...", "max_new_tokens": ...}, '
-        "or a row for 'layerstream score'."
+        "a row for 'layerstream score', or a row of an OpenAI batch."
     ),
 ]
 Results = Annotated[
@@ -177,7 +177,11 @@ def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
 
 def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
+    vocab_size = int(config.vocab_size)
+    # where a model lies on this machine is nothing for an answer
+    name = Path(model).name if Path(model).is_dir() else model
     return [
-        parts.PromptRows(tokenizer, defaults, int(config.vocab_size)),
+        parts.PromptRows(tokenizer, defaults, vocab_size),
         parts.ScoreRows(tokenizer, config, max_rows=defaults.max_rows),
+        parts.OpenAIRows(tokenizer, defaults, vocab_size, model=name),
     ]

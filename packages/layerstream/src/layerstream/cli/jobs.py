@@ -83,4 +83,6 @@ def _parse(number: int, line: bytes) -> JobRow:
     if not isinstance(fields, dict):
         error_text = 'a row must be a JSON object such as {"prompt": "..."}'
         return JobRow(number=number, digest=digest, id=number, error=error_text)
-    return JobRow(number=number, digest=digest, id=fields.pop("id", number), fields=fields)
+    # in an OpenAI batch, this is the id
+    row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
+    return JobRow(number=number, digest=digest, id=row_id, fields=fields)

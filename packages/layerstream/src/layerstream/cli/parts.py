@@ -11,9 +11,11 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ..uses.batching.requests import GenerationRequest
+    from .chat_loop import Chat, ChatSettings, check_system
     from .jobs import refuse_special_file
     from .local_models import check_local_model
     from .machine_text import machine_from_text
+    from .openai_rows import OpenAIRows
     from .prompt_rows import PromptDefaults, PromptRows
     from .result_file import Resume
     from .row_job import RowJob, run_job
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
     from .trace_files import check_trace_path, write_trace
 
 __all__ = [
+    "Chat",
+    "ChatSettings",
     "GenerationRequest",
+    "OpenAIRows",
     "PromptDefaults",
     "PromptRows",
     "Resume",
     "RowJob",
     "ScoreRows",
     "check_local_model",
+    "check_system",
     "check_trace_path",
     "machine_from_text",
     "refuse_special_file",
@@ -38,9 +44,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "layerstream.cli.chat_loop": ("Chat", "ChatSettings", "check_system"),
         "layerstream.cli.jobs": ("refuse_special_file",),
         "layerstream.cli.local_models": ("check_local_model",),
         "layerstream.cli.machine_text": ("machine_from_text",),
+        "layerstream.cli.openai_rows": ("OpenAIRows",),
         "layerstream.cli.prompt_rows": ("PromptDefaults", "PromptRows"),
         "layerstream.cli.result_file": ("Resume",),
         "layerstream.cli.row_job": ("RowJob", "run_job"),

@@ -149,9 +149,19 @@ class PromptRows:
             packed=self._defaults.packed,
             max_rows=self._defaults.max_rows,
             tokenizer=self._tokenizer,
-            on_result=lambda result: write(self._rows[result.index], answer_fields(result)),
+            on_result=lambda result: write(
+                self._rows[result.index], self.result_fields(self._rows[result.index], result)
+            ),
             on_progress=on_progress,
         )
+
+    def result_fields(self, row: JobRow, result: GenerationResult) -> dict[str, Any]:
+        """Return the result of `row` as the fields of its line.
+
+        Raises:
+            StreamError, MemoryError: the row is not the cause of the error; it stays open.
+        """
+        return answer_fields(result)
 
 
 def answer_fields(result: GenerationResult) -> dict[str, Any]:

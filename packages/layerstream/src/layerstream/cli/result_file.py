@@ -22,7 +22,15 @@ from .contents import Contents, Fate, decide_contents
 from .job_header import JobHeader
 from .jobs import JobRow
 from .locked_file import LockedFile
-from .stored_results import Matches, StoredLines, StoredResult, match_results, read_stored, reading
+from .stored_results import (
+    Matches,
+    StoredLines,
+    StoredResult,
+    error_text,
+    match_results,
+    read_stored,
+    reading,
+)
 
 _OPTIONS = (
     "Give another file for the results, --restart to start afresh (the old results are kept under another "
@@ -147,7 +155,8 @@ class ResultFile:
     def _count(self, row: JobRow, error: object) -> None:
         self.done.add(row.number)
         if error is not None:
-            self.failed[row.number] = FailedRow(number=row.number, id=row.id, reason=str(error))
+            reason = error_text(error)
+            self.failed[row.number] = FailedRow(number=row.number, id=row.id, reason=reason)
 
     def _refuse_another_job(self, stored: StoredLines, job: JobHeader, resume: Resume) -> None:
         if stored.problem:

@@ -43,6 +43,19 @@ _MOST_FAILED_ROWS = 10
 _MOST_REASON_CHARACTERS = 200
 
 
+class RowRefusedError(PlanError):
+    """A row is invalid, and its result has a form of its own.
+
+    Attributes:
+        fields: the result.
+    """
+
+    def __init__(self, message: str, *, fields: Mapping[str, Any]) -> None:
+        """Store the message and the result."""
+        super().__init__(message)
+        self.fields = fields
+
+
 class RowKind(Protocol):
     """One kind of row: checks its rows, says how much memory they need, and answers them.
 
@@ -175,6 +188,8 @@ def assign_rows(rows: Sequence[JobRow], kinds: Sequence[RowKind], write: WriteRe
         try:
             _kind_of(row, kinds).add(row)
             num_added += 1
+        except RowRefusedError as refusal:
+            write(row, refusal.fields)
         except PlanError as error:
             write(row, {"error": str(error)})
     return num_added

@@ -114,8 +114,13 @@ def _parse(line: bytes) -> JobHeader | StoredResult:
         number=number,
         digest=digest,
         id=record.get("id", number),
-        error=None if error is None else str(error),
+        error=None if error is None else error_text(error),
     )
+
+
+def error_text(error: object) -> str:
+    """Return the text of a result's error: a text, or an object with a message as in OpenAI's batches."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def _begins_like_ours(text: bytes) -> bool:

@@ -1,0 +1,190 @@
+"""A batch over HTTP while the server is killed again and again: has each line one result, the right one?"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+from openai import OpenAI
+
+from serving_steps.clients import CHAT, PATIENCE_S, Answer, Case
+from serving_steps.server import Server, Spec
+
+INVALID_EVERY = 50
+STARTING_KILLS = 0.15
+"""So many of the kills hit a server that starts."""
+
+WITHIN, STARTING = "within the batch", "while it started, or just after"
+_LOOK_S = 0.05
+
+
+@dataclass(slots=True, kw_only=True)
+class Killed:
+    """What came of a batch.
+
+    Attributes:
+        num_lines: lines of its input.
+        kills: how often the server was killed when.
+        lost: lines without a result.
+        twice: results beyond the first of a line.
+        different: results that differ from the answer given alone.
+        fewer: how often fewer lines were done after a kill than before.
+        seconds: from the upload to the end.
+    """
+
+    num_lines: int
+    kills: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    twice: int = 0
+    different: int = 0
+    fewer: int = 0
+    seconds: float = 0.0
+
+    def promises(self) -> dict[str, int]:
+        """Return how often each promise was broken."""
+        return {
+            "lines without a result": self.lost,
+            "lines with two results": self.twice,
+            "results that differ from those given alone": self.different,
+            "times that a kill lost a result": self.fewer,
+        }
+
+
+def batch_through_kills(
+    spec: Spec, cases: list[Case], alone: list[Answer], *, num_lines: int, num_kills: int
+) -> Killed:
+    """Run a batch of `num_lines` lines while the server is killed `num_kills` times."""
+    chance = random.Random(3)
+    chosen = [chance.randrange(len(cases)) for _ in range(num_lines)]
+    killed = Killed(num_lines=num_lines)
+    start_s = monotonic()
+    server = _Restarted(spec, killed)
+    start_up_s = monotonic() - start_s
+    try:
+        batch = _begin(server.client, [cases[number] for number in chosen])
+        num_starting = max(1, round(STARTING_KILLS * num_kills))
+        goals = sorted(chance.randrange(num_lines) for _ in range(num_kills - num_starting))
+        also_starting = chance.sample(range(len(goals)), num_starting)
+        num_done = 0
+        for number, goal in enumerate(goals):
+            num_done = _wait_for(server.client, batch, goal, killed, num_done)
+            sleep(chance.uniform(0, 0.2))
+            server.kill(WITHIN)
+            if number in also_starting:
+                server.start()
+                sleep(chance.uniform(0, start_up_s))
+                server.kill(STARTING)
+            server.start_and_wait()
+        _wait_for(server.client, batch, num_lines, killed, num_done)
+        killed.seconds = monotonic() - start_s
+        _compare(killed, _results(server.client, batch), [alone[number] for number in chosen])
+    finally:
+        server.end()
+    return killed
+
+
+class _Restarted:
+    """A server that is killed and started again on one folder.
+
+    Attributes:
+        client: a client of the one that runs.
+    """
+
+    client: OpenAI
+
+    def __init__(self, spec: Spec, killed: Killed) -> None:
+        self._spec, self._killed = spec, killed
+        self.start_and_wait()
+
+    def start(self) -> None:
+        """Start it."""
+        self._server = Server(self._spec)
+
+    def start_and_wait(self) -> None:
+        """Start it, and wait until it answers."""
+        self.start()
+        try:
+            self.client = _client(self._server.wait())
+        except BaseException:
+            self._server.kill()
+            raise
+
+    def kill(self, when: str) -> None:
+        """Kill it, and count that."""
+        self._server.kill()
+        self.client.close()
+        self._killed.kills[when] += 1
+
+    def end(self) -> None:
+        """End it as a user does."""
+        self.client.close()
+        self._server.end()
+
+
+def _client(address: str) -> OpenAI:
+    line = httpx.Client(timeout=PATIENCE_S, trust_env=False)
+    return OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S, http_client=line)
+
+
+def _is_invalid(number: int) -> bool:
+    return number % INVALID_EVERY == INVALID_EVERY - 1
+
+
+def _begin(client: OpenAI, cases: list[Case]) -> str:
+    """Upload the lines and start the batch; return its id."""
+    lines = []
+    for number, case in enumerate(cases):
+        body = {**case.body(), **({"temperature": 9.0} if _is_invalid(number) else {})}
+        line = {"custom_id": str(number), "method": "POST", "url": CHAT, "body": body}
+        lines.append(json.dumps(line) + "\n")
+    file = client.files.create(file=("lines.jsonl", "".join(lines).encode()), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+
+
+def _wait_for(client: OpenAI, batch: str, goal: int, killed: Killed, num_done: int) -> int:
+    """Wait until `goal` lines are done, or all are; return how many are done."""
+    while True:
+        found = client.batches.retrieve(batch)
+        counts = found.request_counts
+        now = 0 if counts is None else counts.completed + counts.failed
+        killed.fewer += now < num_done
+        num_done = max(num_done, now)
+        if found.status == "completed" or (num_done >= goal and goal < killed.num_lines):
+            return num_done
+        if found.status not in ("validating", "in_progress", "finalizing"):
+            raise RuntimeError(f"the batch has the status {found.status}: {found.errors}")
+        sleep(_LOOK_S)
+
+
+def _results(client: OpenAI, batch: str) -> list[dict[str, Any]]:
+    """Return what is in the output and in the file of errors."""
+    found = client.batches.retrieve(batch)
+    files = [each for each in (found.output_file_id, found.error_file_id) if each is not None]
+    texts = [client.files.content(each).text for each in files]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def _compare(killed: Killed, results: list[dict[str, Any]], expected: list[Answer]) -> None:
+    counts = Counter(int(each["custom_id"]) for each in results)
+    killed.lost = sum(not counts[number] for number in range(killed.num_lines))
+    killed.twice = sum(counts.values()) - len(counts)
+    for each in results:
+        number, response = int(each["custom_id"]), each["response"]
+        if _is_invalid(number):
+            killed.different += response["status_code"] != 400
+            continue
+        if response["status_code"] != 200:
+            killed.different += 1
+            continue
+        (choice,) = response["body"]["choices"]
+        answer = Answer(
+            text=choice["message"]["content"],
+            num_tokens=response["body"]["usage"]["completion_tokens"],
+            finish_reason=choice["finish_reason"],
+        )
+        killed.different += answer != expected[number]

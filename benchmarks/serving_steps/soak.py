@@ -1,0 +1,205 @@
+"""Many requests, and clients that leave: is an answer ever another's, and does anything stay behind?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any
+
+from common import MIB, Outcome, verdict
+
+from serving_steps.cases import answers_alone, random_cases
+from serving_steps.clients import Answer, Case, Clients, clients_of
+from serving_steps.job import Job, kept
+from serving_steps.kills import Killed, batch_through_kills
+from serving_steps.server import Resources, Server, running_server
+
+STAGE = "soak"
+OPTIONS = ("--budget", "min", "--together", "12", "--context-tokens", "256")
+AT_ONCE = 40
+LEAVE = 0.3
+STREAM = 0.5
+SETTLE_S = 30.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is asked."""
+
+    requests: int
+    cases: int
+    new_tokens: int
+    lines: int
+    kills: int
+
+
+FULL = Size(requests=1000, cases=90, new_tokens=48, lines=1000, kills=20)
+QUICK = Size(requests=40, cases=12, new_tokens=10, lines=60, kills=2)
+
+
+def run(job: Job) -> Outcome:
+    """Measure, and return the table."""
+    size = QUICK if job.is_quick else FULL
+    cases = random_cases(size.cases, most_new_tokens=size.new_tokens)
+    with running_server(job.spec("soak", job.tiny, *OPTIONS)) as (server, address):
+        server.forget_peak()
+        at_ready = server.resources()
+        alone, found = asyncio.run(_soak(address, server, cases, size))
+        found |= {"at_ready": asdict(at_ready), "planned_bytes": server.planned_bytes()}
+        status = server.end()
+    killed = batch_through_kills(
+        job.spec("batch", job.tiny, *OPTIONS), cases, alone, num_lines=size.lines, num_kills=size.kills
+    )
+    return _outcome(found | {"exit_status": status}, killed, size)
+
+
+async def _soak(
+    address: str, server: Server, cases: list[Case], size: Size
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Return the answers given alone, and what happened when many asked."""
+    async with clients_of(address) as clients:
+        alone = await answers_alone(clients, cases)
+        # threads that wait for work are started when they are first needed, and stay
+        await asyncio.gather(*map(clients.ask, cases[:AT_ONCE]))
+    before = await _settled(address, server)
+    start_s = monotonic()
+    async with clients_of(address) as clients:
+        crowd = _Crowd(clients, cases, alone)
+        await asyncio.gather(*(crowd.ask_one() for _ in range(size.requests)))
+        seconds = monotonic() - start_s
+        async with asyncio.timeout(SETTLE_S):
+            figures = await clients.figures()
+            while figures["requests_running"] or figures["requests_waiting"]:
+                await asyncio.sleep(_LOOK_S)
+                figures = await clients.figures()
+    after = await _settled(address, server, before)
+    found = {"seconds": seconds, "outcomes": dict(crowd.outcomes), "errors": crowd.errors, "figures": figures}
+    return alone, {**found, "before": asdict(before), "after": asdict(after)}
+
+
+class _Crowd:
+    """Clients that ask at random, and some of which leave.
+
+    Attributes:
+        outcomes: how many requests ended how.
+        errors: what went wrong, in words.
+    """
+
+    def __init__(self, clients: Clients, cases: list[Case], alone: list[Answer]) -> None:
+        self._clients, self._cases, self._alone = clients, cases, alone
+        self._chance = random.Random(2)
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self.outcomes: Counter[str] = Counter()
+        self.errors: list[str] = []
+
+    async def ask_one(self) -> None:
+        """Ask one question, and compare what comes."""
+        chance = self._chance
+        number = chance.randrange(len(self._cases))
+        leaves, streams = chance.random() < LEAVE, chance.random() < STREAM
+        async with self._places:
+            try:
+                outcome = await self._outcome(number, leaves=leaves, streams=streams)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the table shows it
+                self.errors.append(f"{type(error).__name__}: {error}"[:300])
+                outcome = "failed"
+        self.outcomes[outcome] += 1
+
+    async def _outcome(self, number: int, *, leaves: bool, streams: bool) -> str:
+        case, expected = self._cases[number], self._alone[number]
+        if leaves and not streams:
+            try:
+                async with asyncio.timeout(self._chance.expovariate(1.0)):
+                    answer = await self._clients.ask(case)
+            except TimeoutError:
+                return "left before the answer"
+        elif leaves:
+            answer = await self._clients.ask_for_stream(case, self._chance.randint(1, case.new_tokens + 1))
+            if answer.num_tokens is None:
+                return "left within the answer" if expected.text.startswith(answer.text) else "mixed up"
+        elif streams:
+            answer = await self._clients.ask_for_stream(case)
+        else:
+            answer = await self._clients.ask(case)
+        if answer == expected:
+            return "answered in a stream" if streams else "answered as a whole"
+        self.errors.append(f"{case} gave {answer}, alone {expected}")
+        return "mixed up"
+
+
+async def _settled(address: str, server: Server, goal: Resources | None = None) -> Resources:
+    """Return what the server holds once that is no more than `goal`, or does not change any longer."""
+    ends_at_s = monotonic() + SETTLE_S
+    last = server.resources()
+    while monotonic() < ends_at_s:
+        await asyncio.sleep(20 * _LOOK_S)
+        now = server.resources()
+        held = (now.num_threads, now.num_descriptors)
+        if goal is None and held == (last.num_threads, last.num_descriptors):
+            return now
+        if goal is not None and held[0] <= goal.num_threads and held[1] <= goal.num_descriptors:
+            return now
+        last = now
+    return last
+
+
+def _outcome(found: dict[str, Any], killed: Killed, size: Size) -> Outcome:
+    outcome = Outcome(
+        theme=f"serving-{STAGE}",
+        title="Many requests, clients that leave, and a batch through kills",
+        columns=("what", "figure"),
+    )
+    outcomes, before, after = found["outcomes"], found["before"], found["after"]
+    ready, planned = found["at_ready"], found["planned_bytes"]
+    peak_bytes = after["peak_bytes"] - ready["resident_bytes"]
+    outcome.rows = [(f"requests {words}", str(count)) for words, count in sorted(outcomes.items())]
+    outcome.rows += [
+        ("seconds for them", f"{found['seconds']:.0f}"),
+        ("threads before, after", f"{before['num_threads']}, {after['num_threads']}"),
+        ("descriptors before, after", f"{before['num_descriptors']}, {after['num_descriptors']}"),
+        ("resident before the first request, MiB", f"{ready['resident_bytes'] / MIB:.1f}"),
+        ("peak above that, MiB", f"{peak_bytes / MIB:.1f}"),
+        ("the plan's budget, MiB", f"{planned['budget'] / MIB:.1f}"),
+        ("the server's exit status after SIGTERM", str(found["exit_status"])),
+        ("lines of the batch", str(killed.num_lines)),
+        ("kills", ", ".join(f"{count} {when}" for when, count in killed.kills.items())),
+        ("seconds for the batch", f"{killed.seconds:.0f}"),
+    ]
+    running = found["figures"]["requests_running"] + found["figures"]["requests_waiting"]
+    promises = {
+        "answers mixed up": outcomes.get("mixed up", 0),
+        "requests failed": outcomes.get("failed", 0),
+        "requests running or waiting afterwards": int(running),
+        "threads left": max(0, after["num_threads"] - before["num_threads"]),
+        "descriptors left": max(0, after["num_descriptors"] - before["num_descriptors"]),
+        **killed.promises(),
+    }
+    outcome.verdicts = [
+        *kept(promises),
+        verdict("peak memory / the plan's budget", peak_bytes / planned["budget"], 1.0),
+    ]
+    outcome.figures = {**found, "killed": asdict(killed), "promises": promises}
+    outcome.notes = _notes(size)
+    return outcome
+
+
+def _notes(size: Size) -> list[str]:
+    return [
+        f"A tiny random Llama with a tokenizer; {size.cases} different questions of 1 to 120 letters, up to "
+        f"{size.new_tokens} tokens, a third of them sampled with a seed. Each was asked alone first. Then "
+        f"{size.requests} requests draw from them, up to {AT_ONCE} at once (the server's memory takes fewer, "
+        f"the others wait), half of them in streams; {LEAVE:.0%} leave: a stream after a random chunk, others "
+        "after a random time, unless the answer came before. What a client read of a stream before it left "
+        "must begin the answer given alone.",
+        "Threads and descriptors before: after the questions asked alone and 40 at once, with all connections "
+        "closed; after: likewise, at most 30 s later.",
+        "Peak: the kernel's high-water mark above what was resident when the server answered for the first "
+        "time, before any request, against the budget of the plan, which requests may fill.",
+        "The batch: uploaded and started over HTTP; the server is killed with SIGKILL and started again on "
+        "the same folder, at random shares of the lines done or while it starts. One line in 50 is invalid "
+        "and must end in the file of errors, the others in the output.",
+    ]

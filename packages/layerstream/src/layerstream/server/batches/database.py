@@ -1,0 +1,131 @@
+"""The database of files and batches: one connection, one transaction at a time, durable when it returns.
+
+It does not know what the rows mean.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import BatchStoreError
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE files (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    is_deleted INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    endpoint TEXT NOT NULL,
+    input_file_id TEXT NOT NULL REFERENCES files (id),
+    completion_window TEXT NOT NULL,
+    metadata TEXT,
+    status TEXT NOT NULL,
+    ending TEXT,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    in_progress_at INTEGER,
+    finalizing_at INTEGER,
+    completed_at INTEGER,
+    failed_at INTEGER,
+    expired_at INTEGER,
+    cancelling_at INTEGER,
+    cancelled_at INTEGER,
+    total INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    output_file_id TEXT REFERENCES files (id),
+    error_file_id TEXT REFERENCES files (id),
+    errors TEXT NOT NULL DEFAULT '[]'
+);
+CREATE INDEX batches_by_status ON batches (status, number);
+CREATE TABLE lines (
+    batch INTEGER NOT NULL REFERENCES batches (number),
+    number INTEGER NOT NULL,
+    custom_id TEXT NOT NULL,
+    offset INTEGER NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    result TEXT,
+    is_failed INTEGER,
+    PRIMARY KEY (batch, number)
+);
+CREATE INDEX pending_lines ON lines (batch, number) WHERE result IS NULL;
+"""
+
+
+class Database:
+    """An open database. Safe to use from any thread; its owner must close it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database at `path`, or create it.
+
+        Raises:
+            BatchStoreError: it is no database, or one of another version.
+        """
+        self._lock = threading.Lock()
+        try:
+            # the lock above guards the connection, so any thread may use it
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise BatchStoreError(f"cannot open the database of batches {path}: {error}") from error
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise BatchStoreError(
+                f"cannot open the database of batches {path}: {error}; give another folder"
+            ) from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block as one transaction: all of it is on disk afterwards, or none of it if it raises."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # some errors of SQLite have rolled it back already
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the database. Safe to call twice."""
+        with self._lock:
+            self._connection.close()
+
+    def _prepare(self, path: Path) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        # without it, a power cut could take back what was answered
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        with self.transaction() as rows:
+            (version,) = rows.execute("PRAGMA user_version").fetchone()
+            if version == SCHEMA_VERSION:
+                return
+            (num_tables,) = rows.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if version or num_tables:
+                raise BatchStoreError(
+                    f"the database of batches {path} has version {version}, this layerstream knows version "
+                    f"{SCHEMA_VERSION}: give another folder, or use the layerstream that wrote it"
+                )
+            for statement in _SCHEMA.split(";"):
+                rows.execute(statement)
+            rows.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -1,0 +1,53 @@
+"""What `layerstream serve` refuses before anything is loaded, and how it names itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from layerstream.cli import serve
+from layerstream.cli.app import main
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["serve", *arguments]) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_extra_is_named(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "fastapi" else object())
+    text = refused([str(tiny_llama_dir)], capsys)
+    assert "not installed (fastapi): pip install 'layerstream[serve]'" in text
+
+
+def test_a_context_beyond_the_models_is_refused(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refused([str(tiny_llama_dir), "--context-tokens", "100000"], capsys)
+    assert "--context-tokens 100000 is more than the 512 tokens that this model can see" in text
+
+
+@pytest.mark.enable_socket
+def test_an_address_of_another_machine_is_refused(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tiny_llama_dir), "--host", "192.0.2.1", "--budget", "min", "--context-tokens", "64"]
+    text = refused([*arguments, "--folder", str(tmp_path / "kept"), "--quiet"], capsys)
+    assert "cannot listen at 192.0.2.1, port 8000" in text
+
+
+def test_a_folder_that_cannot_be_used_is_refused(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = [str(tiny_llama_dir), "--budget", "min", "--context-tokens", "64", "--quiet"]
+    assert "file" in refused([*arguments, "--folder", str(tmp_path / "file")], capsys)
+
+
+def test_a_wrong_size_of_the_prefix_cache_is_refused(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "'much' is not a size" in refused([str(tiny_llama_dir), "--prefix-cache", "much"], capsys)
