@@ -1,4 +1,4 @@
-"""Batches survive kill -9 at any instant: no line is lost, none has two results, and no file is half there."""
+"""Batches survive kill -9 at any instant: no line is lost or has two results, and no file is half there."""
 
 from __future__ import annotations
 

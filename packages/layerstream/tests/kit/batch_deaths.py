@@ -31,8 +31,8 @@ STATUSES = {"a": 200, "b": 400, "c": 200}
 class Death:
     """A trace that kills the process at the n-th line of the store's code.
 
-    A line counts anew when it is reached in another way or after another promise, but not in the next round of
-    a loop.
+    A line counts anew when it is reached in another way or after another promise, but not in the next round
+    of a loop.
     """
 
     def __init__(self, lines_left: int, promises: Path) -> None:

@@ -1,7 +1,8 @@
 """A process that works on batches until it is killed: `python -m kit.batch_process FOLDER LOG SEED [finish]`.
 
-It adds small batches while fewer than two are open, so that a kill finds it checking, answering or ending one.
-With `finish` it adds none, and ends when all have ended. Each question to the fake server is a line of the log.
+It adds small batches while fewer than two are open, so that a kill finds it checking, answering or ending
+one. With `finish` it adds none, and ends when all have ended. Each question to the fake server is a line of
+the log.
 
 Test kit.
 """

@@ -82,7 +82,9 @@ def test_a_byte_order_mark_at_the_beginning_is_no_mistake() -> None:
 
 
 def test_all_mistakes_of_a_file_are_listed_in_order() -> None:
-    contents = b"{\n" + as_bytes(GOOD) + without("body") + as_bytes(GOOD | {"custom_id": "c", "method": "PUT"})
+    contents = (
+        b"{\n" + as_bytes(GOOD) + without("body") + as_bytes(GOOD | {"custom_id": "c", "method": "PUT"})
+    )
     assert [(error.line, error.code) for error in check(contents).errors] == [
         (1, "invalid_json_line"),
         (3, "duplicate_custom_id"),
@@ -130,7 +132,11 @@ def test_any_bytes_give_lines_or_errors_and_never_raise(contents: bytes) -> None
 
 
 _values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -146,7 +152,9 @@ _lines = st.fixed_dictionaries(
 
 
 @given(st.lists(_lines, max_size=6))
-def test_a_line_is_good_or_has_one_error_and_good_lines_can_be_read_again(lines: list[dict[str, Any]]) -> None:
+def test_a_line_is_good_or_has_one_error_and_good_lines_can_be_read_again(
+    lines: list[dict[str, Any]],
+) -> None:
     contents = as_bytes(*lines)
     found = check(contents)
     numbers = [error.line for error in found.errors] + [line.number for line in found.lines]

@@ -1,4 +1,4 @@
-"""OpenAI's own client can use files and batches, and a mistake gets one clear error without a word on this machine."""
+"""OpenAI's own client can use files and batches; a mistake gets one clear error that tells nothing more."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ async def serving(kit: StoreKit, *, is_working: bool = True) -> AsyncIterator[Cl
     async with (
         httpx.AsyncClient(transport=transport, base_url="http://server/v1") as plain,
         AsyncOpenAI(
-            api_key="none", base_url="http://server/v1", http_client=httpx.AsyncClient(transport=transport), max_retries=0
+            api_key="none",
+            base_url="http://server/v1",
+            http_client=httpx.AsyncClient(transport=transport),
+            max_retries=0,
         ) as client,
     ):
         try:
@@ -113,7 +116,11 @@ def test_a_client_gets_the_answers_to_what_it_has_uploaded(kit: StoreKit) -> Non
         client = clients.openai
         contents = kit.input_bytes([kit.line("a"), kit.line("b", body={}), kit.line("c")])
         uploaded = await client.files.create(file=("input.jsonl", contents), purpose="batch")
-        assert (uploaded.filename, uploaded.bytes, uploaded.purpose) == ("input.jsonl", len(contents), "batch")
+        assert (uploaded.filename, uploaded.bytes, uploaded.purpose) == (
+            "input.jsonl",
+            len(contents),
+            "batch",
+        )
         created = await client.batches.create(
             input_file_id=uploaded.id, endpoint=CHAT, completion_window="24h", metadata={"who": "me"}
         )
@@ -123,8 +130,13 @@ def test_a_client_gets_the_answers_to_what_it_has_uploaded(kit: StoreKit) -> Non
         assert batch.request_counts is not None
         assert batch.request_counts.model_dump() == {"total": 3, "completed": 2, "failed": 1}
         assert batch.output_file_id is not None and batch.error_file_id is not None
-        output = [json.loads(line) for line in (await client.files.content(batch.output_file_id)).text.splitlines()]
-        assert [(each["custom_id"], each["response"]["body"]["of"]) for each in output] == [("a", "a"), ("c", "c")]
+        output = [
+            json.loads(line) for line in (await client.files.content(batch.output_file_id)).text.splitlines()
+        ]
+        assert [(each["custom_id"], each["response"]["body"]["of"]) for each in output] == [
+            ("a", "a"),
+            ("c", "c"),
+        ]
         (error,) = (await client.files.content(batch.error_file_id)).text.splitlines()
         assert json.loads(error)["response"]["status_code"] == 400
         assert (await client.files.content(uploaded.id)).content == contents
@@ -160,7 +172,12 @@ def test_a_client_lists_batches_page_by_page(kit: StoreKit) -> None:
     async def work(clients: Clients) -> None:
         assert [each.id async for each in clients.openai.batches.list(limit=2)] == ids[::-1]
         page = (await clients.plain.get("/batches", params={"limit": 2, "after": ids[3]})).json()
-        assert (page["object"], page["first_id"], page["last_id"], page["has_more"]) == ("list", ids[2], ids[1], True)
+        assert (page["object"], page["first_id"], page["last_id"], page["has_more"]) == (
+            "list",
+            ids[2],
+            ids[1],
+            True,
+        )
         last = (await clients.plain.get("/batches", params={"after": ids[0]})).json()
         assert last == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
@@ -257,9 +274,7 @@ def test_too_many_open_batches_are_refused(kit: StoreKit) -> None:
 
     async def work(clients: Clients) -> None:
         with pytest.raises(openai.RateLimitError, match="1 batches are open"):
-            await clients.openai.batches.create(
-                input_file_id=file_id, endpoint=CHAT, completion_window="24h"
-            )
+            await clients.openai.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
 
     run(kit, work, is_working=False)
 
@@ -359,7 +374,9 @@ def test_a_client_that_goes_away_leaves_no_file(kit: StoreKit) -> None:
 
     async def work(clients: Clients) -> None:
         async def stream() -> AsyncIterator[bytes]:
-            yield b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 5_000_000
+            yield (
+                b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 5_000_000
+            )
             assert len(kit.names_on_disk()) == 1
             raise GoneError
 

@@ -281,7 +281,10 @@ def test_answers_and_errors_are_two_files_in_the_order_of_the_input(kit: StoreKi
     assert [result["custom_id"] for result in errors] == ["b", "c"]
     assert output[0]["response"]["status_code"] == 200
     assert output[0]["response"]["body"] == {"text": "é\ud800", "of": "a"}
-    assert (errors[0]["response"], errors[0]["error"]) == (None, {"code": "server_error", "message": "broken"})
+    assert (errors[0]["response"], errors[0]["error"]) == (
+        None,
+        {"code": "server_error", "message": "broken"},
+    )
     assert (errors[1]["response"]["status_code"], errors[1]["error"]) == (400, None)
     assert len({result["id"] for result in output + errors}) == 4
     kinds = {each.id: (each.name, each.purpose) for each in kit.store.files.page(limit=9)[0]}

@@ -100,7 +100,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert {batch.id for batch in found} == set(self.names)
         for batch in found:
             results = {
-                name: status for (number, name), status in self.first_results.items() if number == batch.number
+                name: status
+                for (number, name), status in self.first_results.items()
+                if number == batch.number
             }
             num_good = sum(status == 200 for status in results.values())
             assert batch.completed == num_good

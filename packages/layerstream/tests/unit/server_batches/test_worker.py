@@ -327,12 +327,17 @@ def test_a_worker_that_is_stopped_while_it_stores_a_result_has_stored_it(kit: St
     run(work())
 
 
-def test_a_result_that_the_disk_refuses_is_computed_again(kit: StoreKit, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_result_that_the_disk_refuses_is_computed_again(
+    kit: StoreKit, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work() -> None:
         kit.reopen(QUICK)
         server = FakeServer()
         answer = kit.store.lines.answer
-        refusals = [sqlite3.OperationalError("database or disk is full"), OSError(28, "No space left on device")]
+        refusals = [
+            sqlite3.OperationalError("database or disk is full"),
+            OSError(28, "No space left on device"),
+        ]
 
         def refuse_twice(*args: Any) -> bool:
             if refusals:

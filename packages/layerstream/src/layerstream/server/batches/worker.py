@@ -130,7 +130,9 @@ class BatchWorker:
         for line in [line for line in found if line.key not in self._in_flight][:free]:
             # one after the other, so that the server gets them in their order
             body = await self._read_body(line)
-            task = asyncio.create_task(self._answer(line, body), name=f"line {line.number} of batch {line.batch}")
+            task = asyncio.create_task(
+                self._answer(line, body), name=f"line {line.number} of batch {line.batch}"
+            )
             self._in_flight[line.key] = task
             task.add_done_callback(partial(self._has_ended, line.key))
 
