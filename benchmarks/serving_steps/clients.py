@@ -6,15 +6,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import httpx
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from serving_steps.server import MODEL_NAME
 
 PATIENCE_S = 600.0
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 _FIGURE = re.compile(r"^layerstream_(\w+) (\S+)$", re.MULTILINE)
 
 
@@ -81,7 +81,7 @@ class Clients:
 
     async def ask_for_stream(self, case: Case, most_chunks: int | None = None) -> Answer:
         """Return the answer as it streams; leave after `most_chunks` chunks, if that is given."""
-        options = {"stream": True, "stream_options": {"include_usage": True}}
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         text, num_tokens, reason = "", None, None
         stream = await self.openai.chat.completions.create(**case.body(), **options)
         async with stream:
@@ -103,7 +103,7 @@ async def clients_of(address: str) -> AsyncIterator[Clients]:
     """Yield clients of the server at an address, which use no proxy."""
     async with (
         httpx.AsyncClient(base_url=address, timeout=PATIENCE_S, trust_env=False) as http,
-        httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, limits=httpx.Limits()) as line,
+        DefaultAsyncHttpxClient(timeout=PATIENCE_S, trust_env=False) as line,
     ):
         openai = AsyncOpenAI(
             base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S, http_client=line

@@ -41,11 +41,15 @@ class Job:
     def spec(self, name: str, model: Path, *options: str, reads: ReadLimit | None = None) -> Spec:
         """Return how to start a server that keeps its files under `name`."""
         log = self.work / f"{name}.log"
-        return Spec(model=model, folder=self.work / name, log=log, options=options, reads=reads or ReadLimit())
+        return Spec(
+            model=model, folder=self.work / name, log=log, options=options, reads=reads or ReadLimit()
+        )
 
     def least_budget(self, *, together: int, context_tokens: int) -> str:
         """Return a budget in which nearly all weights are streamed, in whole blocks."""
-        workload = ls.Workload(batch_size=together, prompt_tokens=context_tokens - 1, new_tokens=1)
+        # as the command divides the context
+        half = context_tokens // 2
+        workload = ls.Workload(batch_size=together, prompt_tokens=context_tokens - half, new_tokens=half)
         plan = ls.plan(self.model, device="cpu", budget="min", workload=workload)
         return str(plan.ledger.device_bytes + BLOCKS_BYTES)
 

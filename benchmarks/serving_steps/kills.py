@@ -7,14 +7,14 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Literal
 
-import httpx
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from serving_steps.clients import CHAT, PATIENCE_S, Answer, Case
 from serving_steps.server import Server, Spec
 
+ENDPOINT: Literal["/v1/chat/completions"] = CHAT
 INVALID_EVERY = 50
 STARTING_KILLS = 0.15
 """So many of the kills hit a server that starts."""
@@ -38,7 +38,7 @@ class Killed:
     """
 
     num_lines: int
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     twice: int = 0
     different: int = 0
@@ -55,80 +55,76 @@ class Killed:
         }
 
 
+class Restarted:
+    """A server that is killed and started again on one folder.
+
+    Attributes:
+        server: the one that runs.
+        address: its address.
+        start_up_s: how long the first one took to answer.
+    """
+
+    server: Server
+    address: str
+
+    def __init__(self, spec: Spec) -> None:
+        """Start it, and wait until it answers."""
+        self._spec = spec
+        start_s = monotonic()
+        self.start_and_wait()
+        self.start_up_s = monotonic() - start_s
+
+    def start(self) -> None:
+        """Start it."""
+        self.server = Server(self._spec)
+
+    def start_and_wait(self) -> None:
+        """Start it, and wait until it answers."""
+        self.start()
+        try:
+            self.address = self.server.wait()
+        except BaseException:
+            self.server.kill()
+            raise
+
+
 def batch_through_kills(
-    spec: Spec, cases: list[Case], alone: list[Answer], *, num_lines: int, num_kills: int
+    server: Restarted, cases: list[Case], alone: list[Answer], *, num_lines: int, num_kills: int
 ) -> Killed:
     """Run a batch of `num_lines` lines while the server is killed `num_kills` times."""
     chance = random.Random(3)
     chosen = [chance.randrange(len(cases)) for _ in range(num_lines)]
     killed = Killed(num_lines=num_lines)
     start_s = monotonic()
-    server = _Restarted(spec, killed)
-    start_up_s = monotonic() - start_s
-    try:
-        batch = _begin(server.client, [cases[number] for number in chosen])
-        num_starting = max(1, round(STARTING_KILLS * num_kills))
-        goals = sorted(chance.randrange(num_lines) for _ in range(num_kills - num_starting))
-        also_starting = chance.sample(range(len(goals)), num_starting)
-        num_done = 0
-        for number, goal in enumerate(goals):
-            num_done = _wait_for(server.client, batch, goal, killed, num_done)
+    with _client(server.address) as client:
+        batch = _begin(client, [cases[number] for number in chosen])
+    num_starting = max(1, round(STARTING_KILLS * num_kills))
+    goals = sorted(chance.randrange(num_lines) for _ in range(num_kills - num_starting))
+    also_starting = chance.sample(range(len(goals)), num_starting)
+    killed.kills = {WITHIN: len(goals), STARTING: num_starting}
+    num_done = 0
+    for number, goal in enumerate(goals):
+        with _client(server.address) as client:
+            num_done = _wait_for(client, batch, goal, killed, num_done)
             sleep(chance.uniform(0, 0.2))
-            server.kill(WITHIN)
-            if number in also_starting:
-                server.start()
-                sleep(chance.uniform(0, start_up_s))
-                server.kill(STARTING)
-            server.start_and_wait()
-        _wait_for(server.client, batch, num_lines, killed, num_done)
+            server.server.kill()
+        if number in also_starting:
+            server.start()
+            sleep(chance.uniform(0, server.start_up_s))
+            server.server.kill()
+        server.start_and_wait()
+    with _client(server.address) as client:
+        _wait_for(client, batch, num_lines, killed, num_done)
         killed.seconds = monotonic() - start_s
-        _compare(killed, _results(server.client, batch), [alone[number] for number in chosen])
-    finally:
-        server.end()
+        compare(killed, _results(client, batch), [alone[number] for number in chosen])
     return killed
 
 
-class _Restarted:
-    """A server that is killed and started again on one folder.
-
-    Attributes:
-        client: a client of the one that runs.
-    """
-
-    client: OpenAI
-
-    def __init__(self, spec: Spec, killed: Killed) -> None:
-        self._spec, self._killed = spec, killed
-        self.start_and_wait()
-
-    def start(self) -> None:
-        """Start it."""
-        self._server = Server(self._spec)
-
-    def start_and_wait(self) -> None:
-        """Start it, and wait until it answers."""
-        self.start()
-        try:
-            self.client = _client(self._server.wait())
-        except BaseException:
-            self._server.kill()
-            raise
-
-    def kill(self, when: str) -> None:
-        """Kill it, and count that."""
-        self._server.kill()
-        self.client.close()
-        self._killed.kills[when] += 1
-
-    def end(self) -> None:
-        """End it as a user does."""
-        self.client.close()
-        self._server.end()
-
-
 def _client(address: str) -> OpenAI:
-    line = httpx.Client(timeout=PATIENCE_S, trust_env=False)
-    return OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S, http_client=line)
+    line = DefaultHttpxClient(timeout=PATIENCE_S, trust_env=False)
+    return OpenAI(
+        base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S, http_client=line
+    )
 
 
 def _is_invalid(number: int) -> bool:
@@ -143,7 +139,7 @@ def _begin(client: OpenAI, cases: list[Case]) -> str:
         line = {"custom_id": str(number), "method": "POST", "url": CHAT, "body": body}
         lines.append(json.dumps(line) + "\n")
     file = client.files.create(file=("lines.jsonl", "".join(lines).encode()), purpose="batch")
-    return client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+    return client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h").id
 
 
 def _wait_for(client: OpenAI, batch: str, goal: int, killed: Killed, num_done: int) -> int:
@@ -169,7 +165,8 @@ def _results(client: OpenAI, batch: str) -> list[dict[str, Any]]:
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
-def _compare(killed: Killed, results: list[dict[str, Any]], expected: list[Answer]) -> None:
+def compare(killed: Killed, results: list[dict[str, Any]], expected: list[Answer]) -> None:
+    """Count what is lost, twice or different; every `INVALID_EVERY`-th line must have failed."""
     counts = Counter(int(each["custom_id"]) for each in results)
     killed.lost = sum(not counts[number] for number in range(killed.num_lines))
     killed.twice = sum(counts.values()) - len(counts)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -25,6 +25,7 @@ END_S = 60.0
 _POLL_S = 0.02
 _ANNOUNCED = re.compile(r"serving at (http://\S+?)/v1")
 _LEDGER_LINE = re.compile(r"^\s+(predicted peak|budget)\s.*?([\d,]+) B$", re.MULTILINE)
+_MEMORY = re.compile(r"^(VmHWM|VmRSS|RssFile):\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +44,17 @@ class Spec:
     folder: Path
     log: Path
     options: tuple[str, ...] = ()
-    reads: ReadLimit = ReadLimit()
+    reads: ReadLimit = field(default_factory=ReadLimit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What a server's process holds."""
+    """What a server's process holds; mapped are the pages of files, such as its libraries' code."""
 
     num_threads: int
     num_descriptors: int
     resident_bytes: int
+    mapped_bytes: int
     peak_bytes: int
 
 
@@ -108,13 +110,13 @@ class Server:
         """Return what the process holds now."""
         process = psutil.Process(self.process.pid)
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert peak is not None
+        sizes = {name: int(kib) * 1024 for name, kib in _MEMORY.findall(status)}
         return Resources(
             num_threads=process.num_threads(),
             num_descriptors=process.num_fds(),
-            resident_bytes=process.memory_info().rss,
-            peak_bytes=int(peak[1]) * 1024,
+            resident_bytes=sizes["VmRSS"],
+            mapped_bytes=sizes["RssFile"],
+            peak_bytes=sizes["VmHWM"],
         )
 
     def forget_peak(self) -> None:

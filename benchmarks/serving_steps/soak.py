@@ -14,8 +14,8 @@ from common import MIB, Outcome, verdict
 from serving_steps.cases import answers_alone, random_cases
 from serving_steps.clients import Answer, Case, Clients, clients_of
 from serving_steps.job import Job, kept
-from serving_steps.kills import Killed, batch_through_kills
-from serving_steps.server import Resources, Server, running_server
+from serving_steps.kills import INVALID_EVERY, Killed, Restarted, batch_through_kills
+from serving_steps.server import Resources, Server
 
 STAGE = "soak"
 OPTIONS = ("--budget", "min", "--together", "12", "--context-tokens", "256")
@@ -45,16 +45,18 @@ def run(job: Job) -> Outcome:
     """Measure, and return the table."""
     size = QUICK if job.is_quick else FULL
     cases = random_cases(size.cases, most_new_tokens=size.new_tokens)
-    with running_server(job.spec("soak", job.tiny, *OPTIONS)) as (server, address):
-        server.forget_peak()
-        at_ready = server.resources()
-        alone, found = asyncio.run(_soak(address, server, cases, size))
-        found |= {"at_ready": asdict(at_ready), "planned_bytes": server.planned_bytes()}
-        status = server.end()
-    killed = batch_through_kills(
-        job.spec("batch", job.tiny, *OPTIONS), cases, alone, num_lines=size.lines, num_kills=size.kills
-    )
-    return _outcome(found | {"exit_status": status}, killed, size)
+    server = Restarted(job.spec("soak", job.tiny, *OPTIONS))
+    try:
+        server.server.forget_peak()
+        at_ready, planned = server.server.resources(), server.server.planned_bytes()
+        alone, found = asyncio.run(_soak(server.address, server.server, cases, size))
+        killed = batch_through_kills(server, cases, alone, num_lines=size.lines, num_kills=size.kills)
+        status = server.server.end()
+    finally:
+        if server.server.process.poll() is None:
+            server.server.kill()
+    found |= {"at_ready": asdict(at_ready), "planned_bytes": planned, "exit_status": status}
+    return _outcome(found, killed, size)
 
 
 async def _soak(
@@ -155,14 +157,16 @@ def _outcome(found: dict[str, Any], killed: Killed, size: Size) -> Outcome:
     )
     outcomes, before, after = found["outcomes"], found["before"], found["after"]
     ready, planned = found["at_ready"], found["planned_bytes"]
-    peak_bytes = after["peak_bytes"] - ready["resident_bytes"]
+    code_bytes = after["mapped_bytes"] - ready["mapped_bytes"]
+    peak_bytes = after["peak_bytes"] - ready["resident_bytes"] - code_bytes
     outcome.rows = [(f"requests {words}", str(count)) for words, count in sorted(outcomes.items())]
     outcome.rows += [
         ("seconds for them", f"{found['seconds']:.0f}"),
         ("threads before, after", f"{before['num_threads']}, {after['num_threads']}"),
         ("descriptors before, after", f"{before['num_descriptors']}, {after['num_descriptors']}"),
         ("resident before the first request, MiB", f"{ready['resident_bytes'] / MIB:.1f}"),
-        ("peak above that, MiB", f"{peak_bytes / MIB:.1f}"),
+        ("code used first by requests, MiB", f"{code_bytes / MIB:.1f}"),
+        ("peak above both, MiB", f"{peak_bytes / MIB:.1f}"),
         ("the plan's budget, MiB", f"{planned['budget'] / MIB:.1f}"),
         ("the server's exit status after SIGTERM", str(found["exit_status"])),
         ("lines of the batch", str(killed.num_lines)),
@@ -192,14 +196,15 @@ def _notes(size: Size) -> list[str]:
         f"A tiny random Llama with a tokenizer; {size.cases} different questions of 1 to 120 letters, up to "
         f"{size.new_tokens} tokens, a third of them sampled with a seed. Each was asked alone first. Then "
         f"{size.requests} requests draw from them, up to {AT_ONCE} at once (the server's memory takes fewer, "
-        f"the others wait), half of them in streams; {LEAVE:.0%} leave: a stream after a random chunk, others "
-        "after a random time, unless the answer came before. What a client read of a stream before it left "
-        "must begin the answer given alone.",
-        "Threads and descriptors before: after the questions asked alone and 40 at once, with all connections "
-        "closed; after: likewise, at most 30 s later.",
-        "Peak: the kernel's high-water mark above what was resident when the server answered for the first "
-        "time, before any request, against the budget of the plan, which requests may fill.",
+        f"the others wait), half of them in streams. {LEAVE:.0%} leave: a stream after a random chunk, the "
+        "others after a random time, unless the answer came before. What a client read of a stream before it "
+        "left must begin the answer given alone.",
+        f"Threads and descriptors before: after the questions asked alone and {AT_ONCE} at once, with all "
+        f"connections closed; after: likewise, at most {SETTLE_S:.0f} s later.",
+        "Peak: the kernel's high-water mark above what was resident when the server was ready, before the "
+        "first request, and above the pages of libraries that requests use first. The target is the budget "
+        "of the plan, which requests may fill.",
         "The batch: uploaded and started over HTTP; the server is killed with SIGKILL and started again on "
-        "the same folder, at random shares of the lines done or while it starts. One line in 50 is invalid "
-        "and must end in the file of errors, the others in the output.",
+        "the same folder, at random shares of the lines done or while it starts. One line in "
+        f"{INVALID_EVERY} is invalid and must end in the file of errors, the others in the output.",
     ]

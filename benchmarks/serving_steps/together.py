@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -34,15 +35,17 @@ def run(job: Job) -> Outcome:
     levels, new_tokens = ((1, 2, 6), 12) if job.is_quick else ((1, 8, 32), 32)
     cases = [Case(prompt=prompt, new_tokens=new_tokens) for prompt in read_prompts(levels[-1])]
     load = Load(num_clients=levels, cases=cases)
-    together, options = levels[-1], ("--context-tokens", str(CONTEXT_TOKENS))
-    resident = job.spec("resident", job.model, "--budget", RESIDENT, *options)
-    with running_server(resident) as (_, address):
-        alone = asyncio.run(_alone(address, cases))
-    budget = job.least_budget(together=together, context_tokens=CONTEXT_TOKENS)
-    options = ("--budget", budget, "--together", str(together), *options)
+    context = ("--context-tokens", str(CONTEXT_TOKENS))
+    alone: list[Answer] = []
+    if not job.is_quick:
+        with running_server(job.spec("resident", job.model, "--budget", RESIDENT, *context)) as (_, address):
+            alone = asyncio.run(_alone(address, cases))
+    budget = job.least_budget(together=levels[-1], context_tokens=CONTEXT_TOKENS)
+    options = ("--budget", budget, "--together", str(levels[-1]), *context)
     with read_limited(job.model) as reads:
         spec = job.spec("streamed", job.model, *options, reads=reads)
         with running_server(spec) as (server, address):
+            alone = alone or asyncio.run(_alone(address, cases))
             found = _measure(job, load, alone, address, reads)
             found["planned_bytes"] = server.planned_bytes()
             found["has_read_limit"] = bool(reads.group)
@@ -69,7 +72,7 @@ def _measure(job: Job, load: Load, alone: list[Answer], address: str, reads: Rea
     asyncio.run(_alone(address, [Case(prompt="Hello", new_tokens=3)]))
     reads.set(job.rate)
     speeds = interleave(
-        {str(count): lambda count=count: level(count) for count in load.num_clients},
+        {str(count): partial(level, count) for count in load.num_clients},
         rounds=job.rounds,
         warmups=0,
     )
@@ -134,6 +137,7 @@ def _outcome(job: Job, load: Load, found: dict[str, Any]) -> Outcome:
 def _notes(job: Job, load: Load, found: dict[str, Any]) -> list[str]:
     planned = found["planned_bytes"]
     limit = f"{job.rate / 1e6:.0f} MB/s" if job.rate and found["has_read_limit"] else "not limited"
+    where = "the same server" if job.is_quick else "a server whose model is resident"
     weight_bytes = sum(path.stat().st_size for path in job.model.glob("*.safetensors"))
     return [
         f"OpenAI's own client, chats, greedy, at most {load.cases[0].new_tokens} tokens; every client asks "
@@ -143,6 +147,6 @@ def _notes(job: Job, load: Load, found: dict[str, Any]) -> list[str]:
         f"{planned.get('budget', 0) / MIB:.0f} MiB, most of it for the requests; the weights take "
         f"{weight_bytes / MIB:.0f} MiB and nearly all of them are streamed. Reads: {limit}. The clients ran "
         "on the same cores.",
-        "Alone: the same question to a server whose model is resident, with no other request. Answers are "
+        f"Alone: the same question with no other request, to {where}. Answers are "
         "compared in text, number of tokens and reason of the end.",
     ]

@@ -50,7 +50,9 @@ async def _measure(job: Job, address: str) -> tuple[list[dict[str, float]], floa
         long = asyncio.create_task(_answer_at_length(clients, prompts[0]))
         probes = []
         for number in range(QUICK_PROBES if job.is_quick else PROBES):
-            while not (figures := await clients.figures())["requests_running"] or not figures["sweep_seconds"]:
+            while (
+                not (figures := await clients.figures())["requests_running"] or not figures["sweep_seconds"]
+            ):
                 await asyncio.sleep(_LOOK_S)
             # anywhere in a sweep
             await asyncio.sleep(chance.uniform(0, figures["sweep_seconds"]))

@@ -85,11 +85,11 @@ def test_batches_that_are_killed_again_and_again_end_with_one_result_for_every_l
         store.close()
     asked = Counter(log.read_text().split())
     assert set(asked) == set(names)
-    # only what was in flight at a kill may be asked again
-    assert sum(asked.values()) - len(asked) <= KILLS * LINES_IN_FLIGHT
-    assert len(batches) > KILLS
+    # what was in flight at a kill is asked again, and nothing else
+    assert 0 < sum(asked.values()) - len(asked) <= KILLS * LINES_IN_FLIGHT
 
 
+@pytest.mark.timeout(300)
 def test_a_kill_at_any_line_of_the_store_breaks_no_promise() -> None:
     # memory keeps what a kill leaves as well as a disk does
     with folder_in_memory() as folder, start("batch_deaths", folder) as deaths:

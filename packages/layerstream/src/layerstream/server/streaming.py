@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 from pydantic import BaseModel
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from ..uses.serving.events import AnswerEnded, AnswerPart
@@ -60,6 +61,8 @@ async def stream_events(feed: AnswerFeed, shape: Shape) -> AsyncIterator[ServerS
                 yield _data(chunk)
             if isinstance(event, AnswerEnded):
                 num_tokens += len(event.result.tokens)
+            # many events may be ready at once, and others have their turn between two of them
+            await asyncio.sleep(0)
     except ApiError as error:
         yield ServerSentEvent(data=json.dumps(error.body()), sep=_SEPARATOR)
     else:

@@ -81,7 +81,7 @@ def test_client_that_sends_no_whole_request_loses_its_connection(sent):
 def test_client_that_drips_headers_on_a_used_connection_loses_it():
     with FakeService() as service:
         app = build_app(service, settings=ServerSettings())
-        with running_server(app, service, header_s=0.2) as address, connect(address) as connection:
+        with running_server(app, service, header_s=1.0) as address, connect(address) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert until(connection, b"}").startswith(b"HTTP/1.1 200")
             connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
@@ -102,7 +102,7 @@ def test_slow_body_is_a_408_and_the_connection_ends():
 def test_refused_body_that_never_ends_loses_its_connection():
     with FakeService() as service:
         app = build_app(service, settings=ServerSettings(max_body_bytes=100))
-        with running_server(app, service, header_s=0.2) as address, connect(address) as connection:
+        with running_server(app, service, header_s=1.0) as address, connect(address) as connection:
             chunked = post_head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
             connection.sendall(chunked + b"80\r\n" + b"x" * 128 + b"\r\n")
             assert until(connection, b"}}").startswith(b"HTTP/1.1 413")
@@ -116,7 +116,7 @@ def test_client_that_leaves_within_its_body_costs_nothing():
             for _ in range(3):
                 with connect(address) as connection:
                     connection.sendall(post_head(100) + b"{")
-            assert httpx.post(address + CHAT, json=HELLO).status_code == 200
+            assert httpx.post(address + CHAT, json=HELLO, timeout=WAIT_S).status_code == 200
     assert app.state.open_requests.count == 0
 
 
@@ -128,14 +128,15 @@ def test_slow_clients_do_not_keep_others_waiting():
             try:
                 for connection in slow:
                     connection.sendall(post_head(100) + b"{")
-                assert httpx.post(address + CHAT, json=HELLO).status_code == 200
+                assert httpx.post(address + CHAT, json=HELLO, timeout=WAIT_S).status_code == 200
             finally:
                 for connection in slow:
                     connection.close()
 
 
 def test_client_that_takes_nothing_of_a_stream_loses_its_request_and_its_connection(caplog):
-    with FakeService(context_tokens=10**6, replies={"hello": "a" * 20_000}) as service:
+    # so many sweeps that the buffers are full, and too few for the whole answer
+    with FakeService(context_tokens=10**6, replies={"hello": "a" * 29_000}, sweeps=20_000) as service:
         app = build_app(service, settings=ServerSettings(send_s=0.2))
         with running_server(app, service, send_s=0.2) as address, socket.socket() as connection:
             # so that little is enough to fill it
@@ -154,7 +155,7 @@ def test_more_connections_than_allowed_are_refused():
         with running_server(app, service, max_connections=3) as address:
             idle = [connect(address) for _ in range(3)]
             try:
-                assert httpx.get(f"{address}/health").status_code == 503
+                assert httpx.get(f"{address}/health", timeout=WAIT_S).status_code == 503
             finally:
                 for connection in idle:
                     connection.close()
@@ -177,7 +178,7 @@ def test_what_is_no_http_gets_a_400_and_the_server_goes_on(sent):
                 with suppress(ConnectionError):
                     connection.sendall(sent)
                 got = everything_from(connection)
-            assert httpx.get(f"{address}/health").status_code == 200
+            assert httpx.get(f"{address}/health", timeout=WAIT_S).status_code == 200
     assert got == b"" or got.startswith(b"HTTP/1.1 400")
 
 
@@ -192,12 +193,12 @@ def test_draining_server_finishes_what_is_open_and_then_ends():
             thread.start()
             service.wait_until(lambda status: status.waiting == 1)
             app.state.open_requests.is_draining = True
-            assert httpx.post(address + CHAT, json=HELLO).status_code == 503
+            assert httpx.post(address + CHAT, json=HELLO, timeout=WAIT_S).status_code == 503
             service.allow_sweeps(100)
             thread.join()
     assert answers[0].status_code == 200
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{address}/health")
+        httpx.get(f"{address}/health", timeout=WAIT_S)
 
 
 def send_in_background(address: str) -> tuple[threading.Thread, list[httpx.Response | httpx.HTTPError]]:
@@ -217,12 +218,12 @@ def send_in_background(address: str) -> tuple[threading.Thread, list[httpx.Respo
 
 
 def until_metric(address: str, line: str) -> None:
-    while line not in httpx.get(f"{address}/metrics").text.splitlines():
+    while line not in httpx.get(f"{address}/metrics", timeout=WAIT_S).text.splitlines():
         pass
 
 
 def until_draining(address: str) -> None:
-    while httpx.get(f"{address}/health").status_code != 503:
+    while httpx.get(f"{address}/health", timeout=WAIT_S).status_code != 503:
         pass
 
 
@@ -232,7 +233,7 @@ def test_signal_lets_open_requests_finish_and_refuses_new_ones(sign):
         thread, got = send_in_background(address)
         process.send_signal(sign)
         until_draining(address)
-        refused = httpx.post(address + CHAT, json=HELLO)
+        refused = httpx.post(address + CHAT, json=HELLO, timeout=WAIT_S)
         process.stdin.write("100\n")
         process.stdin.flush()
         thread.join()

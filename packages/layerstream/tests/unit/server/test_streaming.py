@@ -46,7 +46,7 @@ def test_headers_and_place_in_the_queue_come_before_any_token():
         app = build_app(service, settings=ServerSettings(keep_alive_s=0.01))
         with (
             running_server(app, service) as address,
-            httpx.Client(base_url=address) as client,
+            httpx.Client(base_url=address, timeout=30) as client,
             client.stream("POST", CHAT, json=body_of("first")) as first,
             client.stream("POST", CHAT, json=body_of("second")) as second,
         ):
@@ -72,7 +72,7 @@ def test_comments_keep_a_stream_alive_between_two_tokens():
         app = build_app(service, settings=ServerSettings(keep_alive_s=0.01))
         with (
             running_server(app, service) as address,
-            httpx.Client(base_url=address) as client,
+            httpx.Client(base_url=address, timeout=30) as client,
             client.stream("POST", CHAT, json=body_of("hello")) as stream,
         ):
             lines = stream.iter_lines()
@@ -86,7 +86,7 @@ def test_comments_keep_a_stream_alive_between_two_tokens():
 def test_client_that_leaves_a_stream_cancels_its_request(sweeps):
     with FakeService(sweeps=sweeps) as service:
         app = build_app(service, settings=ServerSettings())
-        with running_server(app, service) as address, httpx.Client(base_url=address) as client:
+        with running_server(app, service) as address, httpx.Client(base_url=address, timeout=30) as client:
             with client.stream("POST", CHAT, json=body_of("hello", n=2)) as stream:
                 next(stream.iter_lines())
             service.wait_until(lambda status: status.cancelled == 2)
@@ -100,7 +100,7 @@ def test_client_that_leaves_before_the_answer_cancels_its_request():
         with running_server(app, service) as address:
 
             async def leave() -> None:
-                async with httpx.AsyncClient(base_url=address) as client:
+                async with httpx.AsyncClient(base_url=address, timeout=30) as client:
                     request = asyncio.ensure_future(client.post(CHAT, json=body_of("hello", stream=False)))
                     await asyncio.to_thread(service.wait_until, lambda status: status.waiting == 1)
                     request.cancel()
@@ -108,7 +108,7 @@ def test_client_that_leaves_before_the_answer_cancels_its_request():
 
             asyncio.run(leave())
             service.wait_until(lambda status: status.cancelled == 1)
-            metrics = httpx.get(f"{address}/metrics").text
+            metrics = httpx.get(f"{address}/metrics", timeout=30).text
     assert f'layerstream_http_requests_total{{endpoint="{CHAT}",status="499"}} 1.0' in metrics
 
 
@@ -137,6 +137,24 @@ async def test_request_is_cancelled_even_if_the_response_ends_before_its_first_b
         with pytest.raises(OSError, match="the connection is lost"):
             await call_app(app, body_of("hello"), send)
         service.wait_until(lambda status: status.cancelled == 1)
+
+
+@in_loop
+async def test_stream_with_much_to_send_lets_others_have_their_turn():
+    with FakeService(replies={"hello": "a" * 200}, context_tokens=1000) as service:
+        app = build_app(service, settings=ServerSettings())
+        turns: list[str] = []
+
+        async def send(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                # from here on every event is ready
+                await asyncio.to_thread(service.wait_until, lambda status: status.answered == 1)
+                asyncio.get_running_loop().call_soon(turns.append, "other")
+            elif b"data:" in message.get("body", b""):
+                turns.append("done" if b"[DONE]" in message["body"] else "chunk")
+
+        await call_app(app, body_of("hello", max_tokens=300), send)
+    assert turns.index("other") < turns.index("done") - 1
 
 
 @in_loop

@@ -151,7 +151,7 @@ class _Form:
 def _check_announced_size(request: Request, settings: BatchSettings) -> None:
     """Refuse an upload that says itself that it is too large, before it is sent."""
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > settings.most_file_bytes + _MOST_OVERHEAD_BYTES:
+    if announced.isdecimal() and int(announced[:20]) > settings.most_file_bytes + _MOST_OVERHEAD_BYTES:
         raise _too_large(settings)
 
 
