@@ -126,9 +126,10 @@ def test_where_not_even_staging_buffers_can_be_pinned_loading_says_so(checkpoint
 
 
 GROW = """
-import sys, torch
+import gc, sys, torch
 import layerstream as ls
 from layerstream.engine.peak_memory import held_host_bytes
+from layerstream.machine import trim_malloc
 from layerstream.testing import FakeAsyncRuntime
 path, host = sys.argv[1:]
 workload = ls.Workload(prompt_tokens=6, new_tokens=2)
@@ -137,6 +138,8 @@ def load():
     return ls.load(path, budget=budget, runtime=FakeAsyncRuntime(lag_s=0.0), workload=workload)
 with load() as streamed:  # what libraries keep after their first use of these shapes: kernels, mostly
     streamed.model(torch.arange(6)[None])
+gc.collect()
+trim_malloc()
 before_bytes = held_host_bytes(FakeAsyncRuntime())
 with load() as streamed:
     streamed.model(torch.arange(6)[None])
