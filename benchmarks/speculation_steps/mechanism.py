@@ -35,7 +35,9 @@ def measure(job: Job) -> None:
 
 
 def _generate_all(job: Job, place: str, depth: int) -> None:
-    options: dict[str, Any] = {"draft": str(job.model), "draft_tokens": depth, "draft_width": 1} if depth else {}
+    options: dict[str, Any] = (
+        {"draft": str(job.model), "draft_tokens": depth, "draft_width": 1} if depth else {}
+    )
     with ls.load(
         job.model, device="cpu", budget=BUDGETS[place], workload=job.workload, **options
     ) as streamed:

@@ -5,23 +5,20 @@ Only answers go to stdout, so that they can be piped. Everything else goes to st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BudgetTooSmallError, PlanError
+from ..errors import PlanError
 from ..spec.options import LoadOptions
 from ..spec.sizes import format_seconds
 from . import backend, parts
 from .options import Model, model_or_default, takes_load_options
-from .printing import LOADING_TOKENIZER, loading_status, note, working
+from .printing import LOADING_TOKENIZER, note, working
 from .run import Quiet, Seed, Temperature, TopP
-from .workloads import CONTEXTS, NEW_TOKENS, workloads_for
+from .workloads import CONTEXTS, NEW_TOKENS, load_for_largest, workloads_for
 
 if TYPE_CHECKING:
-    from ..model import StreamedModel
     from ..spec.options import Workload
     from ..spec.plans import PlacementPlan
 
@@ -83,7 +80,7 @@ def chat_command(
     if seed is not None:
         backend.manual_seed(seed)
     # with a draft, the model's own options reserve more than this
-    streamed, workload = _load(model, options, workloads, shows_status=not quiet)
+    streamed, workload = load_for_largest(model, options, workloads, shows_status=not quiet)
     with streamed:
         if not quiet:
             note(_greeting(streamed.plan, workload))
@@ -98,22 +95,6 @@ def chat_command(
             quiet=quiet,
         )
         parts.Chat(streamed, tokenizer, settings, system=system).run()
-
-
-def _load(
-    model: str, options: LoadOptions, workloads: Sequence[Workload], *, shows_status: bool
-) -> tuple[StreamedModel, Workload]:
-    """Load the model for the largest of `workloads` that the budget has room for; return both."""
-    backend.download_weights(model, options, shown=shows_status)
-    with loading_status(shown=shows_status) as on_progress:
-        for place, workload in enumerate(workloads, start=1):
-            sized = replace(options, workload=workload)
-            try:
-                return backend.load_with(model, sized, on_progress=on_progress), workload
-            except BudgetTooSmallError:
-                if place == len(workloads):
-                    raise
-    raise AssertionError("there is at least one workload")
 
 
 def _greeting(plan: PlacementPlan, workload: Workload) -> str:

@@ -17,8 +17,9 @@ from .printing import LOADING_TOKENIZER, note, working
 from .workloads import CONTEXTS, load_for_largest, workloads_for
 
 if TYPE_CHECKING:
-    from ..model import StreamedModel
     from ..server.start import Serving
+    from ..spec.options import Workload
+    from ..spec.plans import PlacementPlan
 
 _NEEDED = ("fastapi", "uvicorn", "openai", "sse_starlette", "prometheus_client", "platformdirs")
 """The packages of the extra `serve`."""
@@ -164,12 +165,13 @@ def serve_command(
         prefix_bytes=0 if prefix_cache == "0" else parse_size(prefix_cache),
         drain_s=drain,
     )
-    with load_for_largest(model, options, workloads, shows_status=not quiet) as streamed:
+    streamed, workload = load_for_largest(model, options, workloads, shows_status=not quiet)
+    with streamed:
         if not quiet:
             note(streamed.plan.explain() + "\n")
 
         def announce(address: str) -> None:
-            note(_announcement(streamed, address, has_key=api_key is not None))
+            note(_announcement(streamed.plan, workload, address, has_key=api_key is not None))
 
         backend.serve_model(streamed, serving, on_ready=announce)
 
@@ -219,12 +221,10 @@ def _serving(
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def _announcement(streamed: StreamedModel, address: str, *, has_key: bool) -> str:
-    workload = streamed.options.workload
-    assert workload is not None, "it was loaded with one"
+def _announcement(plan: PlacementPlan, workload: Workload, address: str, *, has_key: bool) -> str:
     key = "the key you gave" if has_key else "any text"
     return (
         f"serving at {address}/v1 (API key: {key}); Ctrl-C ends it\n"
-        f"  a request takes about {format_seconds(streamed.plan.token_s)} per token, alone or with others; "
+        f"  a request takes about {format_seconds(plan.token_s)} per token, alone or with others; "
         f"prompt and answer have up to {workload.context_tokens:,} tokens"
     )

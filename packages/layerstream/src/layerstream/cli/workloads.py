@@ -59,8 +59,10 @@ def workloads_for(
 
 def load_for_largest(
     model: str, options: LoadOptions, workloads: Sequence[Workload], *, shows_status: bool
-) -> StreamedModel:
-    """Load the model for the first of `workloads` that the budget has room for.
+) -> tuple[StreamedModel, Workload]:
+    """Load the model for the first of `workloads` that the budget has room for; return both.
+
+    With a draft, the model's own options reserve more than this.
 
     Raises:
         BudgetTooSmallError: it has room for none of them.
@@ -69,7 +71,9 @@ def load_for_largest(
     with loading_status(shown=shows_status) as on_progress:
         for workload in workloads[:-1]:
             try:
-                return backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
+                sized = replace(options, workload=workload)
+                return backend.load_with(model, sized, on_progress=on_progress), workload
             except BudgetTooSmallError:
                 continue
-        return backend.load_with(model, replace(options, workload=workloads[-1]), on_progress=on_progress)
+        sized = replace(options, workload=workloads[-1])
+        return backend.load_with(model, sized, on_progress=on_progress), workloads[-1]

@@ -31,7 +31,7 @@ class ServerSettings:
         hosts: names under which the server may be called; none allows all. For a server without a key these
             are the names of this machine, so that no web page reaches it under a name of its own.
         max_body_bytes: the largest body of a request.
-        max_upload_bytes: the largest uploaded file.
+        max_upload_bytes: the largest body with an uploaded file, of which the form takes a little.
         body_s: seconds that a body may take to arrive.
         upload_s: seconds that an uploaded file may take to arrive.
         max_prompt_tokens: the longest prompt; None leaves it to the context.
@@ -53,7 +53,7 @@ class ServerSettings:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20
-    max_upload_bytes: int = 200 * 2**20
+    max_upload_bytes: int = 201 * 2**20
     body_s: float = 30.0
     upload_s: float = 600.0
     max_prompt_tokens: int | None = None

@@ -66,9 +66,7 @@ def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable
     with (
         closing(BatchStore(serving.folder, serving.batches)) as store,
         closing(
-            GenerationService(
-                streamed, most_waiting=serving.most_waiting, prefix_bytes=serving.prefix_bytes
-            )
+            GenerationService(streamed, most_waiting=serving.most_waiting, prefix_bytes=serving.prefix_bytes)
         ) as service,
     ):
         worker = BatchWorker(store, partial(answer, service, settings=serving.settings))

@@ -16,7 +16,8 @@ class BatchSettings:
         most_files: files kept, outputs included; an upload beyond that is refused, an output never.
         most_open_batches: batches that have not ended.
         most_errors: errors listed for one input file; the check ends there.
-        expires_after_s: seconds after its creation when a batch takes no more lines.
+        expires_after_s: seconds after its creation when a batch takes no more lines; a streamed model needs
+            more time than OpenAI's 24 hours.
         lines_in_flight: lines that are answered at the same time.
         retry_s: the first wait when the server's queue is full, or the disk refuses to write; it doubles.
         most_retry_s: the longest such wait.
@@ -28,7 +29,7 @@ class BatchSettings:
     most_files: int = 1_000
     most_open_batches: int = 100
     most_errors: int = 100
-    expires_after_s: int = 24 * 60 * 60
+    expires_after_s: int = 30 * 24 * 60 * 60
     lines_in_flight: int = 8
     retry_s: float = 0.5
     most_retry_s: float = 30.0

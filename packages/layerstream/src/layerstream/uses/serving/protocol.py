@@ -12,15 +12,15 @@ from .events import AnswerEvent, ServiceStatus
 
 
 class Ticket(Protocol):
-    """One request in a service; safe to use from any thread.
+    """One request in a service; safe to use from any thread."""
 
-    Attributes:
-        number: counts requests from 1.
-        prompt_tokens: tokens of its prompt.
-    """
+    @property
+    def number(self) -> int:
+        """Counts requests from 1."""
 
-    number: int
-    prompt_tokens: int
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
 
     @property
     def position(self) -> int:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
 from ...model import StreamedModel
 from ...planning.admission import Admission, RequestBytes
+from ...planning.drafting import MOST_DRAFTED
 from ...spec.options import Workload
 from ...spec.sizes import format_bytes
 from ...streaming.scheduler import Task, TaskAbandonedError
@@ -37,8 +38,6 @@ from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
 from .pace import Pace, starts_s
 from .prefix_cache import PrefixCache
-from .protocol import Service as Service
-from .protocol import Ticket as Ticket
 from .ticket import Entry, Outcome, Stage
 
 MOST_WAITING = 256
@@ -90,7 +89,8 @@ class GenerationService:
         assert found is not None
         self.tokenizer = found
         self.model_name = streamed.plan.model_name
-        self.context_tokens = workload.context_tokens
+        # with a draft, the workload has room for drafted tokens too
+        self.context_tokens = workload.context_tokens - (MOST_DRAFTED if streamed.plan.draft else 0)
         self._streamed, self._most_waiting = streamed, most_waiting
         self._vocab_size = streamed.model.get_input_embeddings().weight.shape[0]
         self._admission = Admission(
