@@ -37,10 +37,12 @@ class ServiceCollector(Collector):
             "queue_capacity": ("Requests that the queue can hold.", status.most_waiting),
             "sweep_seconds": ("Seconds of a sweep, measured lately.", status.sweep_s),
             "tokens_per_second": ("Tokens per second of all running requests.", status.tokens_per_s),
+            "prefix_cache_bytes": ("Host memory of kept conversations.", status.prefix_bytes),
         }
         counters = {
             "prompt_tokens": ("Tokens of all prompts admitted.", status.prompt_tokens),
             "generated_tokens": ("Tokens generated.", status.generated_tokens),
+            "reused_tokens": ("Tokens of prompts that were not computed again.", status.reused_tokens),
             "sweeps": ("Visits of all blocks.", status.sweeps),
         }
         for name, (words, value) in gauges.items():

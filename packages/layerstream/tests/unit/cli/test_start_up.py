@@ -36,6 +36,8 @@ def run(*arguments: str) -> tuple[int, list[str]]:
         (["--help"], 0),
         (["plan", "--help"], 0),
         (["estimate", "--help"], 0),
+        (["chat", "--help"], 0),
+        (["serve", "--help"], 0),
         (["plan", "--bugdet", "3"], 2),
         (["nonsense"], 2),
         (["plan", "some/model", "--budget", "many"], 2),
@@ -59,7 +61,7 @@ def test_torchs_idle_threads_sleep_soon_unless_the_user_chose(
     assert os.environ[name] == (chosen or ours)
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "batch", "score", "trace"])
+@pytest.mark.parametrize("command", ["run", "chat", "serve", "plan", "batch", "score", "trace"])
 def test_a_local_model_that_is_none_is_refused_before_a_model_library_is_loaded(
     command: str, tmp_path: Path
 ) -> None:

@@ -170,7 +170,7 @@ def test_an_expired_batch_gives_its_open_lines_an_error(kit: StoreKit) -> None:
     assert kit.store.lines.pending(9) == []
     batch = end(kit, batch)
     assert (batch.status, batch.completed, batch.failed) == ("expired", 1, 1)
-    assert batch.expired_at == batch.expires_at == batch.created_at + 24 * 60 * 60
+    assert batch.expired_at == batch.expires_at == batch.created_at + BatchSettings().expires_after_s
     assert [result["custom_id"] for result in kit.results(batch.output_file_id)] == ["a"]
     (error,) = kit.results(batch.error_file_id)
     assert (error["custom_id"], error["error"]["code"]) == ("b", "batch_expired")

@@ -154,7 +154,7 @@ def test_an_expired_batch_ends_and_the_next_one_goes_on(kit: StoreKit) -> None:
         batch = kit.running_batch(*"abc")
         async with working(kit, server.respond) as worker:
             await server.until_asked(2)
-            kit.clock.now_s += 24 * 60 * 60
+            kit.clock.now_s += BatchSettings().expires_after_s
             later = kit.running_batch("z")
             worker.notify()
             server.gate.set()
