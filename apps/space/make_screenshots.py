@@ -43,7 +43,7 @@ def take_all(address: str) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
         page.goto(f"{address}?tokens=24")
-        for take in (fit, side_by_side, watch, context_page):
+        for take in (fit, side_by_side, watch, watch_draft, context_page):
             take(page)
         browser.close()
 
@@ -72,6 +72,15 @@ def watch(page: Page) -> None:
     page.click("#watch-run")
     page.wait_for_selector("#watch h3:has-text('The last sweeps')", timeout=LONG_MS)
     keep(page, "watch")
+
+
+def watch_draft(page: Page) -> None:
+    """The same with a draft: what each sweep verified."""
+    page.get_by_label("int8: the model's own 8-bit copy").check()
+    page.wait_for_selector("#watch-plan:has-text('Draft int8: about')", timeout=LONG_MS)
+    page.click("#watch-run")
+    page.wait_for_selector("#watch .ls-tally:has-text('drafting took')", timeout=LONG_MS)
+    keep(page, "watch-draft")
 
 
 def fit(page: Page) -> None:

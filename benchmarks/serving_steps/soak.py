@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -23,6 +24,9 @@ AT_ONCE = 40
 LEAVE = 0.3
 STREAM = 0.5
 SETTLE_S = 30.0
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""asyncio starts at most so many threads for what would block it, when first needed, and keeps them."""
+
 _LOOK_S = 0.05
 
 
@@ -65,9 +69,9 @@ async def _soak(
     """Return the answers given alone, and what happened when many asked."""
     async with clients_of(address) as clients:
         alone = await answers_alone(clients, cases)
-        # threads that wait for work are started when they are first needed, and stay
+        # what is made when it is first needed, and stays
         await asyncio.gather(*map(clients.ask, cases[:AT_ONCE]))
-    before = await _settled(address, server)
+    before = await _settled(server)
     start_s = monotonic()
     async with clients_of(address) as clients:
         crowd = _Crowd(clients, cases, alone)
@@ -78,7 +82,7 @@ async def _soak(
             while figures["requests_running"] or figures["requests_waiting"]:
                 await asyncio.sleep(_LOOK_S)
                 figures = await clients.figures()
-    after = await _settled(address, server, before)
+    after = await _settled(server, before)
     found = {"seconds": seconds, "outcomes": dict(crowd.outcomes), "errors": crowd.errors, "figures": figures}
     return alone, {**found, "before": asdict(before), "after": asdict(after)}
 
@@ -133,7 +137,43 @@ class _Crowd:
         return "mixed up"
 
 
-async def _settled(address: str, server: Server, goal: Resources | None = None) -> Resources:
+async def _settled(server: Server, goal: Resources | None = None) -> Resources:
+    """Return what the server holds once that is steady, with no more descriptors than `goal` has."""
+    ends_at_s = monotonic() + SETTLE_S
+    last = server.resources()
+    while monotonic() < ends_at_s:
+        await asyncio.sleep(20 * _LOOK_S)
+        now = server.resources()
+        is_steady = (now.num_threads, now.num_descriptors) == (last.num_threads, last.num_descriptors)
+        last = now
+        if is_steady and (goal is None or now.num_descriptors <= goal.num_descriptors):
+            break
+    return last
+
+
+def _outcome(self, number: int, *, leaves: bool, streams: bool) -> str:
+    case, expected = self._cases[number], self._alone[number]
+    if leaves and not streams:
+        try:
+            async with asyncio.timeout(self._chance.expovariate(1.0)):
+                answer = await self._clients.ask(case)
+        except TimeoutError:
+            return "left before the answer"
+    elif leaves:
+        answer = await self._clients.ask_for_stream(case, self._chance.randint(1, case.new_tokens + 1))
+        if answer.num_tokens is None:
+            return "left within the answer" if expected.text.startswith(answer.text) else "mixed up"
+    elif streams:
+        answer = await self._clients.ask_for_stream(case)
+    else:
+        answer = await self._clients.ask(case)
+    if answer == expected:
+        return "answered in a stream" if streams else "answered as a whole"
+    self.errors.append(f"{case} gave {answer}, alone {expected}")
+    return "mixed up"
+
+
+async def _settled(server: Server, goal: Resources | None = None) -> Resources:
     """Return what the server holds once that is no more than `goal`, or does not change any longer."""
     ends_at_s = monotonic() + SETTLE_S
     last = server.resources()
@@ -174,11 +214,13 @@ def _outcome(found: dict[str, Any], killed: Killed, size: Size) -> Outcome:
         ("seconds for the batch", f"{killed.seconds:.0f}"),
     ]
     running = found["figures"]["requests_running"] + found["figures"]["requests_waiting"]
+    # a pool that has not grown to its end may still do so
+    most_threads = max(before["num_threads"], ready["num_threads"] + POOL_THREADS)
     promises = {
         "answers mixed up": outcomes.get("mixed up", 0),
         "requests failed": outcomes.get("failed", 0),
         "requests running or waiting afterwards": int(running),
-        "threads left": max(0, after["num_threads"] - before["num_threads"]),
+        "threads left beyond asyncio's own": max(0, after["num_threads"] - most_threads),
         "descriptors left": max(0, after["num_descriptors"] - before["num_descriptors"]),
         **killed.promises(),
     }
@@ -200,7 +242,8 @@ def _notes(size: Size) -> list[str]:
         "others after a random time, unless the answer came before. What a client read of a stream before it "
         "left must begin the answer given alone.",
         f"Threads and descriptors before: after the questions asked alone and {AT_ONCE} at once, with all "
-        f"connections closed; after: likewise, at most {SETTLE_S:.0f} s later.",
+        f"connections closed; after: likewise, at most {SETTLE_S:.0f} s later. asyncio's pool of "
+        f"{POOL_THREADS} threads may grow to its end in between.",
         "Peak: the kernel's high-water mark above what was resident when the server was ready, before the "
         "first request, and above the pages of libraries that requests use first. The target is the budget "
         "of the plan, which requests may fill.",
