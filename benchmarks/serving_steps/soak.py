@@ -151,44 +151,6 @@ async def _settled(server: Server, goal: Resources | None = None) -> Resources:
     return last
 
 
-def _outcome(self, number: int, *, leaves: bool, streams: bool) -> str:
-    case, expected = self._cases[number], self._alone[number]
-    if leaves and not streams:
-        try:
-            async with asyncio.timeout(self._chance.expovariate(1.0)):
-                answer = await self._clients.ask(case)
-        except TimeoutError:
-            return "left before the answer"
-    elif leaves:
-        answer = await self._clients.ask_for_stream(case, self._chance.randint(1, case.new_tokens + 1))
-        if answer.num_tokens is None:
-            return "left within the answer" if expected.text.startswith(answer.text) else "mixed up"
-    elif streams:
-        answer = await self._clients.ask_for_stream(case)
-    else:
-        answer = await self._clients.ask(case)
-    if answer == expected:
-        return "answered in a stream" if streams else "answered as a whole"
-    self.errors.append(f"{case} gave {answer}, alone {expected}")
-    return "mixed up"
-
-
-async def _settled(server: Server, goal: Resources | None = None) -> Resources:
-    """Return what the server holds once that is no more than `goal`, or does not change any longer."""
-    ends_at_s = monotonic() + SETTLE_S
-    last = server.resources()
-    while monotonic() < ends_at_s:
-        await asyncio.sleep(20 * _LOOK_S)
-        now = server.resources()
-        held = (now.num_threads, now.num_descriptors)
-        if goal is None and held == (last.num_threads, last.num_descriptors):
-            return now
-        if goal is not None and held[0] <= goal.num_threads and held[1] <= goal.num_descriptors:
-            return now
-        last = now
-    return last
-
-
 def _outcome(found: dict[str, Any], killed: Killed, size: Size) -> Outcome:
     outcome = Outcome(
         theme=f"serving-{STAGE}",

@@ -95,7 +95,9 @@ def listen(host: str, port: int, options: ServingOptions) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no address of this machine"
         raise PlanError(f"cannot listen at {host}, port {port}: {reason}; choose another one") from error
-    # connections inherit these: a client that takes no data, or is no longer there, loses its connection
+    # connections inherit these; asyncio turns the delay of small packets off for other sockets only
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # a client that takes no data, or is no longer there, loses its connection
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", _PROBE_S), ("TCP_USER_TIMEOUT", int(options.send_s * 1000))):
         # not every system has them

@@ -278,6 +278,16 @@ def test_idle_server_ends_at_the_first_signal_even_with_idle_connections():
         assert "Traceback" not in process.stderr.read()
 
 
+def test_small_packets_are_not_held_back():
+    with (
+        listen("127.0.0.1", 0, ServingOptions()) as listener,
+        socket.create_connection(listener.getsockname(), timeout=WAIT_S),
+    ):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_address_in_use_is_one_clear_error_and_the_service_is_closed():
     with socket.create_server(("127.0.0.1", 0)) as taken, FakeService() as service:
         port = taken.getsockname()[1]

@@ -125,9 +125,10 @@ class BatchWorker:
         free = self._settings.lines_in_flight - len(self._in_flight)
         if free <= 0:
             return
-        # those in flight are among the first without a result
+        # those in flight are among the first without a result, and one of them may get its result meanwhile
+        known = set(self._in_flight)
         found = await in_thread(self._store.lines.pending, self._settings.lines_in_flight)
-        for line in [line for line in found if line.key not in self._in_flight][:free]:
+        for line in [line for line in found if line.key not in known | self._in_flight.keys()][:free]:
             # one after the other, so that the server gets them in their order
             body = await self._read_body(line)
             task = asyncio.create_task(
