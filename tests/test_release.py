@@ -132,7 +132,7 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
         name
         for folder in ("packages", "apps")
         for path in (ROOT / folder).rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert named
     assert named - defined == set()

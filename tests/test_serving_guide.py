@@ -45,7 +45,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def address(tiny_llama_dir: Path, environment: dict[str, str]) -> Iterator[str]:
     """Start the page's own command on a tiny model, yield its address, and end it as a user does."""
     line = shown("bash", "layerstream serve").replace(MODEL, str(tiny_llama_dir))
-    command = [sys.executable, "-m", *line.split(), "--port", "0", "--name", NAME]
+    command = [sys.executable, "-m", *line.split(), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stderr is not None
         told = []

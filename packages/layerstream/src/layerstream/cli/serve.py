@@ -34,7 +34,8 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar="LAYERSTREAM_API_KEY",
-        help="A key that clients must send. The variable keeps it out of the list of processes.",
+        help="A key that clients must send. Set it in LAYERSTREAM_API_KEY so that it does not show in the "
+        "list of processes.",
         metavar="KEY",
         show_default=False,
         show_envvar=True,
@@ -74,7 +75,7 @@ Context = Annotated[
 Together = Annotated[
     int,
     typer.Option(
-        help="Reserve memory for so many requests of that length at once. More run together if they are "
+        help="Reserve memory for so many requests of --context-tokens each. More run together if they are "
         "shorter; the rest wait.",
         metavar="N",
         min=1,
@@ -88,7 +89,7 @@ NewTokens = Annotated[
         metavar="N",
         help="The longest answer.",
         min=1,
-        show_default="as the context allows",
+        show_default="1,024 in chats unless the request says more, and as the context allows",
         rich_help_panel=_LIMITS,
     ),
 ]
@@ -170,8 +171,11 @@ def serve_command(
         if not quiet:
             note(streamed.plan.explain() + "\n")
 
-        def announce(address: str) -> None:
-            note(_announcement(streamed.plan, workload, address, has_key=api_key is not None))
+        def announce(address: str, model_id: str) -> None:
+            warns = api_key is None and host not in _LOCAL
+            note(
+                _announcement(streamed.plan, workload, address, model_id, has_key=bool(api_key), warns=warns)
+            )
 
         backend.serve_model(streamed, serving, on_ready=announce)
 
@@ -212,19 +216,26 @@ def _serving(
             origins=origins,
             hosts=_LOCAL if is_local else (),
             max_new_tokens=max_new_tokens,
+            max_open_requests=max_waiting + _RUNNING,
         ),
         connections=backend.ServingOptions(drain_s=drain_s),
         batches=backend.BatchSettings(),
     )
 
 
+_RUNNING = 64
+"""Open requests that are allowed besides those that wait."""
+
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def _announcement(plan: PlacementPlan, workload: Workload, address: str, *, has_key: bool) -> str:
-    key = "the key you gave" if has_key else "any text"
+def _announcement(
+    plan: PlacementPlan, workload: Workload, address: str, model_id: str, *, has_key: bool, warns: bool
+) -> str:
+    key = "the one you gave" if has_key else "any text"
+    warning = "\n  everybody who reaches this address can use it: set a key with --api-key" if warns else ""
     return (
-        f"serving at {address}/v1 (API key: {key}); Ctrl-C ends it\n"
+        f"serving at {address}/v1 (model: {model_id}, API key: {key}); Ctrl-C ends it\n"
         f"  a request takes about {format_seconds(plan.token_s)} per token, alone or with others; "
-        f"prompt and answer have up to {workload.context_tokens:,} tokens"
+        f"prompt and answer have up to {workload.context_tokens:,} tokens{warning}"
     )

@@ -97,7 +97,7 @@ def _status_routes(
     async def model(name: str) -> Response:
         if name != settings.model_id:
             raise ApiError(
-                f"There is no model {name[:80]!r}; the one that is served is {settings.model_id!r}.",
+                f"There is no model {name[:80]!r}; this server serves {settings.model_id!r}.",
                 status=404,
                 param="model",
                 code="model_not_found",

@@ -27,8 +27,9 @@ _TYPES = {
     429: "rate_limit_error",
 }
 _MESSAGES = {
-    404: "There is no such address. The addresses are /v1/chat/completions, /v1/completions and /v1/models.",
-    405: "This address does not have this method.",
+    404: "There is no such address. The addresses are /v1/chat/completions, /v1/completions, /v1/models, "
+    "/v1/files and /v1/batches.",
+    405: "This address does not take this method.",
 }
 _CODES = {408: "body_too_slow", 413: "body_too_large", 429: "too_many_requests", 503: "closing"}
 _NO_DETAIL = "The server could not answer because of an error of its own. Its log says which."

@@ -158,7 +158,11 @@ def _check_host(headers: Headers, settings: ServerSettings) -> None:
     except ValueError:
         name = None
     if name not in settings.hosts:
-        raise ApiError("This server is not called by that name: check the Host header.", status=403)
+        names = ", ".join(settings.hosts)
+        raise ApiError(
+            f"This server answers only to {names}. To use another name, start it with a key (--api-key).",
+            status=403,
+        )
 
 
 def _check_origin(headers: Headers, settings: ServerSettings) -> None:
@@ -168,7 +172,7 @@ def _check_origin(headers: Headers, settings: ServerSettings) -> None:
         return
     if origin.partition("://")[2] != headers.get("host"):
         raise ApiError(
-            f"Web pages of {origin[:80]!r} may not use this server: allow their origin when you start it.",
+            f"Web pages of {origin[:80]!r} may not use this server: start it with --origin to allow them.",
             status=403,
             code="origin_not_allowed",
         )
@@ -180,4 +184,4 @@ def _check_key(headers: Headers, key: str) -> None:
         raise ApiError("The server asks for a key: send Authorization: Bearer KEY.", status=401)
     # bytes, because the comparison takes no other text than ASCII
     if not hmac.compare_digest(sent.strip().encode("latin-1", "replace"), key.encode("ascii")):
-        raise ApiError("The key is not the server's.", status=401, code="invalid_api_key")
+        raise ApiError("The API key is wrong.", status=401, code="invalid_api_key")

@@ -126,7 +126,7 @@ def _check_common(service: Service, settings: ServerSettings, body: GenerationBo
     name = model_id(service, settings)
     if body.model is not None and body.model != name:
         raise ApiError(
-            f"The model {body.model[:80]!r} is not served here; the one that is is {name!r}.",
+            f"The model {body.model[:80]!r} is not available here; this server serves {name!r}.",
             status=404,
             param="model",
             code="model_not_found",
@@ -168,7 +168,7 @@ def _check_length(prompt: int, length: int, service: Service, settings: ServerSe
     most = settings.max_new_tokens or service.context_tokens
     if length > most:
         raise ApiError(
-            f"The answer may take {length} tokens; at most {most} are allowed: make max_tokens smaller.",
+            f"max_tokens is {length}; here at most {most} are allowed.",
             param="max_tokens",
         )
     if prompt + length > service.context_tokens:

@@ -31,7 +31,7 @@ class ServerSettings:
         hosts: names under which the server may be called; none allows all. For a server without a key these
             are the names of this machine, so that no web page reaches it under a name of its own.
         max_body_bytes: the largest body of a request.
-        max_upload_bytes: the largest body with an uploaded file, of which the form takes a little.
+        max_upload_bytes: the largest body with an uploaded file; the form around it takes a little too.
         body_s: seconds that a body may take to arrive.
         upload_s: seconds that an uploaded file may take to arrive.
         max_prompt_tokens: the longest prompt; None leaves it to the context.

@@ -21,6 +21,7 @@ from .batches.settings import BatchSettings
 from .batches.store import BatchStore
 from .batches.worker import BatchWorker
 from .errors import ApiError
+from .model_card import model_id
 from .run import ServingOptions, serve
 from .settings import ServerSettings
 
@@ -50,13 +51,13 @@ class Serving:
     batches: BatchSettings
 
 
-def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable[[str], object]) -> None:
+def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable[[str, str], object]) -> None:
     """Serve `streamed` until a signal ends it; it stays open.
 
     Args:
         streamed: an open model on one device.
         serving: how.
-        on_ready: called with the server's address once it answers.
+        on_ready: called with the server's address, and with what clients call the model, once it answers.
 
     Raises:
         PlanError: the address cannot be used.
@@ -76,7 +77,15 @@ def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable
             batches_router=_with_worker(build_router(store, worker, serving.batches), worker),
         )
         app.add_exception_handler(BatchApiError, _as_api_error)
-        serve(app, service, serving.host, serving.port, options=serving.connections, on_ready=on_ready)
+        name = model_id(service, serving.settings)
+        serve(
+            app,
+            service,
+            serving.host,
+            serving.port,
+            options=serving.connections,
+            on_ready=lambda address: on_ready(address, name),
+        )
 
 
 def _with_worker(routes: APIRouter, worker: BatchWorker) -> APIRouter:

@@ -30,7 +30,7 @@ from ..runner import (
     split_among_devices,
     tokenizer_for,
 )
-from .packing import AnswerReader, TokenizedRequest, left_padded, pad_token, prompt_ids
+from .packing import AnswerReader, TokenizedRequest, keywords_of, left_padded, prompt_ids
 from .progress import BatchCounter, BatchProgress, CountTokens
 from .requests import GenerationRequest, GenerationResult
 
@@ -241,12 +241,11 @@ class _ShareRun:
         members, seed = self._members(number), self.seeds[number]
         request = members[0].request
         self.replica.adapters.choose(request.adapter)
-        pad = int(request.options.get("pad_token_id", pad_token(self._model)))
-        inputs = left_padded([member.ids for member in members], pad, self._model.device)
+        options = keywords_of(request, self._model, self.tokenizer)
+        inputs = left_padded(
+            [member.ids for member in members], int(options["pad_token_id"]), self._model.device
+        )
         length = inputs["input_ids"].shape[1]
-        options = {"pad_token_id": pad, **request.generate_options()}
-        if request.stop:
-            options["tokenizer"] = self.tokenizer
         count = CountTokens(length, len(members), self._on_tokens)
         options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), count])
         if seed is not None:

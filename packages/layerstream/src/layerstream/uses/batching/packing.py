@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def prompt_ids(
         PlanError: there are none, the vocabulary does not have them, or there is text and no tokenizer.
     """
     if tokenizer is None and request.has_text:
-        raise PlanError("it has text: pass a tokenizer")
+        raise PlanError("the prompt is text: pass a tokenizer")
     ids: Sequence[int]
     if not isinstance(request.prompt, str) or tokenizer is None:
         ids = [int(token) for token in request.prompt]
@@ -60,6 +61,16 @@ def pad_token(model: PreTrainedModel) -> int:
         if isinstance(token, int) and token >= 0:
             return token
     return 0
+
+
+def keywords_of(
+    request: GenerationRequest, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Any]:
+    """Return the keywords for `generate()` except prompt and lengths; `pad_token_id` is always there."""
+    keywords: dict[str, Any] = {"pad_token_id": pad_token(model), **request.generate_options()}
+    if request.stop:
+        keywords["tokenizer"] = tokenizer
+    return keywords
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:

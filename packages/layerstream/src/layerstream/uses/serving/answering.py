@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from ...architecture.compat import cache_argument
 from ...model import StreamedModel
 from ...streaming.scheduler import TaskAbandonedError
-from ..batching.packing import left_padded, pad_token
+from ..batching.packing import keywords_of, left_padded
 from .events import TokenChance
 from .ticket import Entry
 
@@ -36,10 +36,7 @@ def generate_answer(
     """
     replica, request = streamed.replicas[0], entry.tokenized.request
     replica.adapters.choose(request.adapter)
-    pad = int(request.options.get("pad_token_id", pad_token(replica.model)))
-    options = {"pad_token_id": pad, **request.generate_options()}
-    if request.stop:
-        options["tokenizer"] = entry.tokenizer
+    options = keywords_of(request, replica.model, entry.tokenizer)
     recorder = None
     # what records chances sees the draft's logits too, so such answers are generated without it
     generate = streamed.generate
@@ -51,7 +48,7 @@ def generate_answer(
         options |= cache_argument(replica.model, cache)
     if entry.seed is not None:
         torch.manual_seed(entry.seed)
-    inputs = left_padded([entry.tokenized.ids], pad, replica.model.device)
+    inputs = left_padded([entry.tokenized.ids], int(options["pad_token_id"]), replica.model.device)
     entry.start()
     streamer = _Teller(entry, recorder, on_tokens)
     generate(**inputs, max_new_tokens=request.max_new_tokens, streamer=streamer, **options)

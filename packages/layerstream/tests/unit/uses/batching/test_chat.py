@@ -79,7 +79,7 @@ def test_a_conversation_that_the_template_refuses_is_one_clear_error() -> None:
 
 def test_planning_a_chat_needs_the_tokenizer(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        with pytest.raises(ls.PlanError, match="request 0 has text: pass a tokenizer"):
+        with pytest.raises(ls.PlanError, match="request 0: the prompt is text: pass a tokenizer"):
             ls.plan_requests(streamed, [ls.GenerationRequest(messages=CHATS[0])])
         plan = ls.plan_requests(
             streamed, [ls.GenerationRequest(messages=CHATS[0])], tokenizer=tiny_tokenizer()

@@ -47,11 +47,11 @@ def test_a_malformed_request_is_refused(wrong: dict[str, Any], message: str) -> 
 
 def test_a_request_that_the_model_cannot_take_is_named(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        with pytest.raises(ls.PlanError, match="request 1 has token 100000, but the vocabulary ends at 127"):
+        with pytest.raises(ls.PlanError, match="request 1: the prompt has token 100000, but .* ends at 127"):
             ls.generate_many(streamed, ["fine", ls.GenerationRequest(prompt=[100_000])])
         with pytest.raises(ls.PlanError, match="max_rows must be at least 1"):
             ls.generate_many(streamed, ["fine"], max_rows=0)
-        with pytest.raises(ls.PlanError, match="request 0 has text: pass a tokenizer"):
+        with pytest.raises(ls.PlanError, match="request 0: the prompt is text: pass a tokenizer"):
             ls.plan_requests(streamed, [ls.GenerationRequest(prompt="text")])
 
 
