@@ -172,10 +172,8 @@ def serve_command(
             note(streamed.plan.explain() + "\n")
 
         def announce(address: str, model_id: str) -> None:
-            warns = api_key is None and host not in _LOCAL
-            note(
-                _announcement(streamed.plan, workload, address, model_id, has_key=bool(api_key), warns=warns)
-            )
+            facts = {"has_key": bool(api_key), "warns": api_key is None and host not in _LOCAL}
+            note(_announcement(streamed.plan, workload, address, model_id, **facts))
 
         backend.serve_model(streamed, serving, on_ready=announce)
 

@@ -47,7 +47,7 @@ def test_a_malformed_request_is_refused(wrong: dict[str, Any], message: str) -> 
 
 def test_a_request_that_the_model_cannot_take_is_named(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min") as streamed:
-        with pytest.raises(ls.PlanError, match="request 1: the prompt has token 100000, but .* ends at 127"):
+        with pytest.raises(ls.PlanError, match=r"request 1: the prompt has token 100000, but .* ends at 127"):
             ls.generate_many(streamed, ["fine", ls.GenerationRequest(prompt=[100_000])])
         with pytest.raises(ls.PlanError, match="max_rows must be at least 1"):
             ls.generate_many(streamed, ["fine"], max_rows=0)
