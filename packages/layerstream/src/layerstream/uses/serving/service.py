@@ -258,7 +258,7 @@ class GenerationService:
                 self._streamed.group.run([], arrivals=self._arrivals)
             except BaseException as raised:  # noqa: BLE001 - handed on to every request that was running
                 error = raised
-            self._fail_running(error)
+            self._fail(error)
 
     def _wait_for_request(self) -> bool:
         with self._changed:
@@ -299,7 +299,7 @@ class GenerationService:
             self._generate(entry)
         except TaskAbandonedError:
             if not entry.is_cancelled.is_set():
-                raise  # the whole run was abandoned: `_fail_running` says why
+                raise  # the whole run was abandoned: `_fail` says why
         except Exception as raised:  # noqa: BLE001 - it is this request's alone
             error = raised
         self._end(entry, error)
@@ -322,15 +322,17 @@ class GenerationService:
             self._counts["generated_tokens"] += count
             self._pace.record(count, self._streamed.group.sweeps)
 
-    def _fail_running(self, error: BaseException) -> None:
-        """End what was running when the sweeps ended by themselves."""
+    def _fail(self, error: BaseException) -> None:
+        """End what was running when the sweeps ended by themselves; with a closed model, what waits too."""
         with self._changed:
-            left = list(self._running)
+            left = [*self._running, *(self._waiting if self._streamed.is_closed else ())]
         for entry in left:
             self._end(entry, error if isinstance(error, Exception) else StreamError(str(error)))
 
     def _end(self, entry: Entry, error: Exception | None) -> None:
         with self._changed:
+            if entry.stage is Stage.ENDED:  # it was cancelled just now
+                return
             self._retire(entry, error)
         entry.end(error, self._ends(entry))
 

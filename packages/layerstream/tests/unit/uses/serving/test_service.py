@@ -327,14 +327,17 @@ def cached_plain(path: Path, request: ls.GenerationRequest) -> list[int]:
 _PLAIN: dict[tuple[object, int], list[int]] = {}
 
 
-def test_a_model_that_is_closed_ends_what_was_running(tiny_llama_dir: Path) -> None:
+def test_a_model_that_is_closed_ends_what_was_running_and_what_waited(tiny_llama_dir: Path) -> None:
     streamed = ls.load(tiny_llama_dir, budget="min", workload=WORKLOAD)
     service = GenerationService(streamed)
-    listener = Listener()
+    service._admission.most_running = 1
+    listener, waiting = Listener(), Listener()
     service.submit(asked("x", 48), listener)
+    service.submit(asked("x", 48), waiting)
     assert listener.has_token.wait(LONG_S)
     streamed.close()
-    assert isinstance(listener.wait().result.error, ls.StreamClosedError)
+    for each in (listener, waiting):
+        assert isinstance(each.wait().result.error, ls.StreamClosedError)
     with pytest.raises(ServiceClosedError):
         service.submit(asked("x", 2), Listener())
     service.close()
