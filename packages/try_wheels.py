@@ -27,7 +27,7 @@ from kit.tiny_llama import save_tiny_llama
 from assemble import SOURCES
 
 SCRIPTS = Path(sys.executable).parent
-STOP_WITHIN_S = 60
+STOP_WITHIN_S = 120
 MODULES = {name: source.name for name, source in SOURCES.items()}
 
 
