@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
+from ..uses.batching.stop_texts import before_stop
 from . import backend
 from .jobs import JobRow
 from .prompt_rows import PromptDefaults, PromptRows
@@ -251,11 +252,6 @@ def _answer_body(row: JobRow, result: GenerationResult, *, is_chat: bool, model:
             "total_tokens": result.prompt_tokens + new_tokens,
         },
     }
-
-
-def before_stop(text: str, stop: Collection[str]) -> str:
-    """Return `text` up to the first of the stop texts in it."""
-    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
 
 
 def _refusal(row: JobRow, error: PlanError) -> dict[str, Any]:

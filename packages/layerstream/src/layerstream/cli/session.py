@@ -29,9 +29,9 @@ from ..spec.plans import Granularity, PlacementPlan
 from ..spec.sizes import format_seconds
 from ..uses.batching.chat import encode_messages
 from ..uses.batching.requests import GenerationRequest
+from ..uses.batching.stop_texts import StopFilter
 from .interrupts import kept_if_interrupted
 from .progress import ProgressTracker, format_progress
-from .stop_texts import StopFilter
 from .terminal import StatusLine
 
 

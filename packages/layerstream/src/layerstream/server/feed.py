@@ -69,22 +69,24 @@ class AnswerFeed:
 
     def headers(self) -> dict[str, str]:
         """Return where the requests wait now and for how long: the one that answers first counts."""
-        return {
-            "X-Queue-Position": str(min(ticket.position for ticket in self._tickets)),
-            "X-Estimated-Wait-Seconds": f"{min(ticket.first_token_eta_s for ticket in self._tickets):.1f}",
-        }
+        position, wait_s = self._wait()
+        return {"X-Queue-Position": str(position), "X-Estimated-Wait-Seconds": f"{wait_s:.1f}"}
 
     def comment(self) -> str:
         """Return in words where the requests are now."""
         pace = self._service.status().tokens_per_s
         words = [f"{pace:.2g} tokens/s"] if pace else []
         if not self._has_begun:
-            position = min(ticket.position for ticket in self._tickets)
-            wait_s = min(ticket.first_token_eta_s for ticket in self._tickets)
+            position, wait_s = self._wait()
             place = f"queue position {position}" if position else "running"
             wait = f"about {wait_s:.0f} s" if wait_s >= 1 else "less than 1 s"
             words = [place, f"{wait} until the first token", *words]
         return ", ".join(words) or "running"
+
+    def _wait(self) -> tuple[int, float]:
+        """Return the place in the queue, and the seconds until the first token, of whichever is first."""
+        positions = (ticket.position for ticket in self._tickets)
+        return min(positions), min(ticket.first_token_eta_s for ticket in self._tickets)
 
     def _hand_over(self, answer: int, event: AnswerEvent) -> None:
         # a closed loop has nobody left who reads

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import layerstream as ls
 from layerstream.cli.app import main
-from layerstream.cli.openai_rows import before_stop
+from layerstream.uses.batching.stop_texts import before_stop
 
 pytestmark = pytest.mark.usefixtures("_quiet_terminal")
 HELLO = [{"role": "user", "content": "hello"}]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..batching.stop_texts import StopFilter
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -15,31 +17,42 @@ _CONTEXT_TOKENS = 6
 
 
 class AnswerText:
-    """The text of one answer.
-
-    Attributes:
-        text: what has been given out so far.
-        is_stopped: a stop text has come; nothing follows.
-    """
+    """The text of one answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         """Begin an answer that ends before the first of the texts in `stop`."""
-        self.text = ""
-        self.is_stopped = False
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._new: list[str] = []
+        self._filter = StopFilter(stop, self._new.append)
         self._tokens: list[int] = []
         self._num_decoded = 0
-        self._held = ""
+
+    @property
+    def text(self) -> str:
+        """What has been given out so far."""
+        return self._filter.text
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text has come; nothing follows."""
+        return self._filter.has_ended
 
     def add(self, tokens: Sequence[int]) -> str:
         """Add tokens; return the text that is certain now."""
         self._tokens += tokens
-        return self._give(self._decode(is_last=False), is_last=False)
+        self._filter.feed(self._decode(is_last=False))
+        return self._take()
 
     def finish(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        return self._give(self._decode(is_last=True), is_last=True)
+        self._filter.feed(self._decode(is_last=True))
+        self._filter.end()
+        return self._take()
+
+    def _take(self) -> str:
+        given = "".join(self._new)
+        self._new.clear()
+        return given
 
     def _decode(self, *, is_last: bool) -> str:
         """Return the text of the tokens that have not been decoded, if it ends with a whole character."""
@@ -53,32 +66,3 @@ class AnswerText:
 
     def _as_text(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
-
-    def _give(self, new: str, *, is_last: bool) -> str:
-        """Return what of the held and the new text can no longer belong to a stop text."""
-        if self.is_stopped:
-            return ""
-        self._held += new
-        found = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if found:
-            self.is_stopped = True
-            given, self._held = self._held[: min(found)], ""
-        else:
-            length = len(self._held) - (0 if is_last else self._num_held_back())
-            given, self._held = self._held[:length], self._held[length:]
-        self.text += given
-        return given
-
-    def _num_held_back(self) -> int:
-        """Return the length of the longest end of the held text that begins a stop text."""
-        for stop in self._stop:
-            assert stop, "a request refuses empty stop texts"
-        return max(
-            (
-                length
-                for stop in self._stop
-                for length in range(1, min(len(stop), len(self._held) + 1))
-                if self._held.endswith(stop[:length])
-            ),
-            default=0,
-        )

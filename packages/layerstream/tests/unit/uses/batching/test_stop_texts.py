@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerstream.cli.stop_texts import StopFilter
+from layerstream.uses.batching.stop_texts import StopFilter
 
 
 def filtered(pieces: list[str], *stop: str) -> list[str]:

@@ -6,7 +6,7 @@ next piece decides it, so nothing of a stop text is ever written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
 class StopFilter:
@@ -14,6 +14,7 @@ class StopFilter:
 
     Attributes:
         text: what was passed on so far.
+        has_ended: a stop text has come; nothing follows.
     """
 
     def __init__(self, stop: Sequence[str], write: Callable[[str], None]) -> None:
@@ -21,23 +22,23 @@ class StopFilter:
         self.text = ""
         self._stop, self._write = tuple(stop), write
         self._held = ""
-        self._has_ended = False
+        self.has_ended = False
 
     def feed(self, piece: str) -> None:
         """Take the next piece, and pass on what no stop text can begin with."""
-        if self._has_ended:
+        if self.has_ended:
             return
         self._held += piece
-        found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
-        if found:
-            self._has_ended = True
-            self._pass_on(min(found))
+        end = _first_stop(self._held, self._stop)
+        if end is not None:
+            self.has_ended = True
+            self._pass_on(end)
         else:
             self._pass_on(len(self._held) - self._num_undecided())
 
     def end(self) -> None:
         """Take note that no more text comes: what was held back is no stop text."""
-        if not self._has_ended:
+        if not self.has_ended:
             self._pass_on(len(self._held))
 
     def _pass_on(self, num_characters: int) -> None:
@@ -53,3 +54,12 @@ class StopFilter:
         return next(
             (length for length in lengths if any(t.startswith(self._held[-length:]) for t in self._stop)), 0
         )
+
+
+def before_stop(text: str, stop: Collection[str]) -> str:
+    """Return `text` up to the first of the stop texts in it."""
+    return text[: _first_stop(text, stop)]
+
+
+def _first_stop(text: str, stop: Collection[str]) -> int | None:
+    return min((at for each in stop if (at := text.find(each)) >= 0), default=None)
