@@ -25,6 +25,7 @@ from speculation_steps.job import Findings, Job, read_prompts
 
 import layerstream as ls
 
+ALL = (0, 1)
 FEW_PROMPTS = 8
 TIMED_PROMPTS = 4
 
@@ -71,6 +72,7 @@ def main() -> int:
                 rounds=1 if options.quick else options.rounds or 2,
                 rates=(0,) if options.quick else options.rates,
                 ways=options.ways,
+                part=options.part,
                 is_quick=options.quick,
                 findings=findings,
             )
@@ -78,8 +80,9 @@ def main() -> int:
                 if not options.table_only:
                     stage.measure(job)
             finally:
-                # what a stopped stage has found is in its table
-                publish(stage.report(job), options, facts)
+                # what a stopped stage has found is in its table; that of all parts is made by --table-only
+                if options.part == ALL:
+                    publish(stage.report(job), options, facts)
     return 0
 
 
@@ -105,6 +108,13 @@ def _options() -> argparse.Namespace:
         default=(),
         help="names of the ways that sweeps and wall measure, with ; between them (default: all)",
     )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        default=ALL,
+        help="2/4: let the stage wall measure the second quarter of the prompts; four runs may go on side by "
+        "side, each under a read limit of its own, and --table-only makes their table",
+    )
     parser.add_argument("--model", type=Path, help="the target's folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--again", action="store_true", help="forget what these stages have found")
     parser.add_argument("--table-only", action="store_true", help="measure nothing; write the tables anew")
@@ -113,6 +123,11 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown stages {', '.join(unknown)}; there are {', '.join(STAGES)}")
     return options
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, count = map(int, text.split("/"))
+    return number - 1, count
 
 
 @contextmanager

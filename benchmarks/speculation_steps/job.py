@@ -94,6 +94,7 @@ class Job:
         rounds: rounds of the timed stage.
         rates: read limits of the timed stage in bytes per second; 0 is none.
         ways: names of the ways that the stages `sweeps` and `wall` measure; empty for all.
+        part: the stage `wall` measures each `part[1]`-th prompt, beginning with number `part[0]`.
         is_quick: a try with a tiny model, whose figures mean nothing.
         findings: what was found so far.
     """
@@ -104,12 +105,18 @@ class Job:
     rounds: int
     rates: tuple[int, ...]
     ways: tuple[str, ...]
+    part: tuple[int, int]
     is_quick: bool
     findings: Findings = field(repr=False)
 
     def wants(self, way: str) -> bool:
         """Return whether the way with this name is measured."""
         return not self.ways or way in self.ways
+
+    @property
+    def own_prompts(self) -> list[Prompt]:
+        """The prompts of this part."""
+        return self.prompts[self.part[0] :: self.part[1]]
 
     @property
     def workload(self) -> ls.Workload:

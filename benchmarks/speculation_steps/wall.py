@@ -45,12 +45,14 @@ class Way:
             it is named.
         has_assistant: whether transformers' own method drafts.
         has_drafts_memory: whether the budget is what the int8 draft's way takes.
+        drafts_ahead: whether the draft goes on while a sweep waits.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     has_assistant: bool = False
     has_drafts_memory: bool = False
+    drafts_ahead: bool = True
 
 
 PLAIN, PLAIN_MORE = "plain", "plain, the draft's memory too"
@@ -59,7 +61,9 @@ WAYS = (
     Way(name=PLAIN),
     Way(name=PLAIN_MORE, has_drafts_memory=True),
     Way(name=ADAPTIVE, options={"draft": OwnCopy.INT8.value}),
+    Way(name="int8, between sweeps only", options={"draft": OwnCopy.INT8.value}, drafts_ahead=False),
     Way(name="int8, one forward", options={"draft": OwnCopy.INT8.value, "exact_ties": False}),
+    Way(name=OwnCopy.NF4.value, options={"draft": OwnCopy.NF4.value}),
     Way(name=LOOKUP, options={"draft": LOOKUP}),
     Way(name="transformers, int8 assistant, 16", has_assistant=True),
 )
@@ -74,6 +78,8 @@ NOTES = [
     "to plain are medians over rounds and prompts, each from one round; 'whole answer' includes the prompt's "
     "sweep. A ratio below 1 is faster. Draft seconds include the draft's reading of the prompt. Depths adapt "
     "(draft_tokens=None), but for transformers: 16, with a constant schedule and no confidence threshold.",
+    "'int8, between sweeps only' does not draft while a sweep waits for weights. Draft seconds are those "
+    "between sweeps.",
     "Each process first gives three tokens that are not counted.",
 ]
 
@@ -84,7 +90,7 @@ def measure(job: Job) -> None:
         (rate, number, prompt, way)
         for rate in job.rates
         for number in range(job.rounds)
-        for prompt in job.prompts
+        for prompt in job.own_prompts
         for way in (WAYS if number % 2 == 0 else reversed(WAYS))
     ]
 
@@ -150,6 +156,7 @@ def _spec(job: Job, way: Way, budget: int | str) -> dict[str, Any]:
         "model": str(job.model),
         "options": {**way.options, "budget": budget},
         "has_assistant": way.has_assistant,
+        "drafts_ahead": way.drafts_ahead,
         "prompt_tokens": job.workload.prompt_tokens,
         "new_tokens": job.new_tokens,
     }

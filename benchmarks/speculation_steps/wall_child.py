@@ -27,7 +27,7 @@ class Child:
     """What answers."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        """Take `model`, `options` of `load`, `has_assistant`, `prompt_tokens` and `new_tokens`."""
+        """Take what `wall` says: the model, options of `load`, and so on."""
         self._spec = spec
         self._assistant: Any = None
         self._streamed: Any = None
@@ -50,9 +50,12 @@ class Child:
     def load(self) -> dict[str, Any]:
         """Load the model."""
         import layerstream as ls  # noqa: PLC0415 - the limits must hold first
+        from layerstream.speculation.ahead import WaitShare  # noqa: PLC0415
         from speculation_steps.generation import Assistant  # noqa: PLC0415
 
         model = Path(self._spec["model"])
+        if not self._spec["drafts_ahead"]:
+            WaitShare.is_large = False  # type: ignore[method-assign, assignment]
         if self._spec["has_assistant"]:
             self._assistant = Assistant(model)
         self._streamed = ls.load(model, device="cpu", workload=self._workload(), **self._options())

@@ -118,7 +118,7 @@ def open_draft(
         confidence = Confidence()
 
         def make() -> Draft:
-            return ModelDraft(model, width=width, confidence=confidence)
+            return ModelDraft(model, width=width, confidence=confidence, around=runtime.on_new_stream())
 
     return Speculator(
         make,

@@ -172,7 +172,10 @@ class StreamedModel:
         if self._speculation is not None and not PLAIN_KEYWORDS & kwargs.keys():
             # `generate()` does not hand its streamer on to a function
             kwargs["custom_generate"] = partial(
-                self._speculation, run_together=self.group.run_together, streamer=kwargs.get("streamer")
+                self._speculation,
+                run_together=self.group.run_together,
+                waited_s=self._counters.waited_s,
+                streamer=kwargs.get("streamer"),
             )
         return self.model.generate(*args, **kwargs)
 

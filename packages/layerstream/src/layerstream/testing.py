@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -93,6 +93,10 @@ class FakeAsyncRuntime:
     def copy_stream(self) -> FakeStream:
         """Return a new stream."""
         return FakeStream("copy")
+
+    def on_new_stream(self) -> Callable[[], AbstractContextManager[None]]:
+        """Return what makes a context that changes nothing: computation is not asynchronous here."""
+        return nullcontext
 
     def compute_stream(self) -> FakeStream:
         """Return the one stream of all computation."""

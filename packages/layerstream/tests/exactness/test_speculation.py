@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from transformers import PreTrainedModel
 import layerstream as ls
 from layerstream.planning.drafting import MOST_DRAFTED
 from layerstream.spec.speculation import VerifiedTokens
+from layerstream.speculation.drafts import Draft, RankTokens
 from layerstream.testing import FakeAsyncRuntime
 
 NEW_TOKENS = 24
@@ -86,6 +90,51 @@ def test_trees_are_verified_bit_for_bit(family: str, other_draft: Path, tmp_path
     assert speculation is not None
     assert speculation.verified > sum(speculation.drafted)  # there were branches
     assert speculation.tokens_per_sweep > 1.5
+
+
+@contextmanager
+def drafting_before(draft: Draft, count: int, rank: RankTokens) -> Iterator[None]:
+    """Stand in for `drafting_on`: always drafts as much as it may, before the sweep."""
+    draft.go_on(count, rank, lambda: False)
+    yield
+
+
+@pytest.mark.parametrize("exact_ties", [True, False])
+def test_what_is_drafted_during_a_sweep_is_verified_by_the_next(
+    exact_ties: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerstream.speculation.decode.drafting_on", drafting_before)
+    monkeypatch.setattr("layerstream.speculation.ahead.WaitShare.is_large", True)
+    path = save_tiny("llama", tmp_path, torch.float32)
+    plain = reference(path)
+    with ls.load(
+        path, budget="min", workload=WORKLOAD, draft=path, draft_tokens=4, exact_ties=exact_ties
+    ) as streamed:
+        for settings in ({}, SAMPLING):
+            assert_equal(plain, streamed, **settings)
+        speculation = streamed.report().speculation
+    assert speculation is not None
+    assert speculation.ahead > speculation.verified / 2
+    assert f"{speculation.ahead} tokens drafted during sweeps" in speculation.explain()
+
+
+def test_a_draft_goes_on_while_a_device_waits_and_leaves_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerstream.speculation.ahead.WaitShare.is_large", True)
+    path = save_tiny("llama", tmp_path, torch.float32)
+    plain = reference(path)
+    with ls.load(
+        path,
+        budget="min",
+        workload=WORKLOAD,
+        draft=path,
+        draft_tokens=4,
+        runtime=FakeAsyncRuntime(lag_s=0.02),
+    ) as streamed:
+        for settings in ({}, SAMPLING):
+            assert_equal(plain, streamed, **settings)
+            assert not [one for one in threading.enumerate() if one.name == "layerstream-draft"]
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])

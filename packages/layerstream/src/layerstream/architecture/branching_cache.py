@@ -43,7 +43,10 @@ class BranchingCache:
         return branch
 
     def keep(self, branches: list[DynamicCache]) -> None:
-        """Store the tokens of `branches`, each of which continues the one before it."""
+        """Store the tokens of `branches`, each of which continues the one before it.
+
+        The first continues the cache. Branches that continue the last one stay as they are.
+        """
         if not branches:
             return
         for own, *layers in zip(self.cache.layers, *(branch.layers for branch in branches), strict=True):
@@ -51,6 +54,8 @@ class BranchingCache:
             if kept:
                 keys = torch.cat([layer.keys for layer in kept], dim=-2)
                 own.update(keys, torch.cat([layer.values for layer in kept], dim=-2))
+            for layer in kept:
+                layer.give_to_trunk()
 
 
 class _BranchLayer(ContinuingLayer):
@@ -62,6 +67,7 @@ class _BranchLayer(ContinuingLayer):
         self.num_past = self.num_tokens
         self._trunk = trunk
         self._before: _BranchLayer | None = before if is_branch else None
+        self._is_in_trunk = False
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -70,11 +76,16 @@ class _BranchLayer(ContinuingLayer):
         self.num_tokens = self.num_past + 1
         return self._after_past("keys", key_states), self._after_past("values", value_states)
 
+    def give_to_trunk(self) -> None:
+        """Forget the keys and values: the trunk holds them now."""
+        self.keys = self.values = torch.empty(0)
+        self._is_in_trunk = True
+
     def _after_past(self, name: str, own: torch.Tensor) -> torch.Tensor:
         """Return the past's keys or values with `own` after them, as a layer that stores them would."""
         past: list[torch.Tensor] = []
         layer = self._before
-        while layer is not None:
+        while layer is not None and not layer._is_in_trunk:
             past.append(getattr(layer, name))
             layer = layer._before
         past.append(getattr(self._trunk, name))

@@ -72,6 +72,11 @@ class RunCounters:
             speculation=speculation,
         )
 
+    def waited_s(self) -> float:
+        """Return the seconds of waiting for weights, per device, since the model was loaded."""
+        self._timeline.flush()
+        return self._timeline.totals[Activity.WAIT].seconds / len(self._controls)
+
     def _now(self) -> _Counters:
         self._timeline.flush()
         totals = self._timeline.totals

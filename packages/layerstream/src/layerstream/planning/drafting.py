@@ -20,6 +20,9 @@ from .ledger import activation_bytes, all_unit_bytes, cache_bytes, cache_growth_
 MOST_DRAFTED = 64
 """The most drafted tokens per sweep. Longer chains gain little where one token in twenty is rejected."""
 
+MOST_AHEAD = 64
+"""The most tokens that are drafted while a sweep verifies others."""
+
 ACCEPTANCE = {OwnCopy.INT8.value: 0.97, OwnCopy.NF4.value: 0.8, LOOKUP: 0.3}
 """The chance that a drafted token is accepted if those before it were, as measured with SmolLM2-135M.
 
@@ -110,13 +113,20 @@ def model_needs(
     return DraftNeeds(
         name=name,
         num_bytes=weight_bytes
-        + cache_bytes(memory, workload)
+        + cache_bytes(memory, _longer(workload, MOST_DRAFTED + MOST_AHEAD))
         + cache_growth_bytes(memory, workload)
         + activation_bytes(memory, workload)
-        + logits_bytes(verified_by, workload),
+        + logits_bytes(verified_by, workload)
+        + cache_bytes(verified_by.activation, _longer(workload, MOST_DRAFTED))
+        - cache_bytes(verified_by.activation, workload),
         token_bytes=weight_bytes - profile.embedding_bytes * (not profile.head_is_tied),
         acceptance=ACCEPTANCE.get(name, MODEL_ACCEPTANCE),
     )
+
+
+def _longer(workload: Workload, tokens: int) -> Workload:
+    """Return a workload with room for so many drafted tokens, which may all be wrong."""
+    return replace(workload, new_tokens=workload.new_tokens + tokens)
 
 
 def drafts_without_another_model(machine: Machine) -> list[str]:

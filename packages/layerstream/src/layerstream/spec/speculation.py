@@ -65,11 +65,13 @@ class VerifiedTokens:
         drafted: drafted tokens that it verified.
         accepted: how many of them, in a row, were accepted.
         tokens: tokens that the text grew by.
+        ahead: how many of the drafted tokens were drafted while the sweep before ran.
     """
 
     drafted: int
     accepted: int
     tokens: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,8 @@ class SpeculationReport(JsonValue):
         drafted: for each position among a sweep's drafted tokens, the first one first: how often there was a
             token and all before it were accepted.
         accepted: for each position, how often that token, or one of several there, was accepted.
-        draft_s: seconds of drafting.
+        draft_s: seconds of drafting between sweeps.
+        ahead: how many of the verified tokens were drafted while the sweep before ran; they took no time.
     """
 
     DERIVED_KEYS: ClassVar = ("tokens_per_sweep", "sweeps_saved", "acceptance")
@@ -99,6 +102,7 @@ class SpeculationReport(JsonValue):
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     draft_s: float
+    ahead: int = 0
 
     @property
     def tokens_per_sweep(self) -> float:
@@ -123,4 +127,5 @@ class SpeculationReport(JsonValue):
             f"({self.tokens} in {self.sweeps}), "
             f"{sum(self.accepted)} of {self.verified} drafted tokens accepted, "
             f"drafting took {format_seconds(self.draft_s)}"
+            + (f" beside {self.ahead} tokens drafted during sweeps" if self.ahead else "")
         )

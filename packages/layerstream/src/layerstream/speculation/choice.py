@@ -77,10 +77,14 @@ class Chooser:
 
 
 class _PositionNoise:
-    """The random numbers of each position: drawn again when needed again; only generator states are kept."""
+    """The random numbers of each position: drawn again when needed again; only generator states are kept.
+
+    They come from a generator of its own, which starts as torch's: a draft may rank tokens in its own thread.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._generator = torch.Generator(device)
         self._first: int | None = None
         self._states: list[torch.Tensor] = []
 
@@ -88,31 +92,35 @@ class _PositionNoise:
         """Return the random numbers of a position; positions before the first one asked for have none."""
         if self._first is None:
             self._first = position
-            self._states = [self._state()]
+            self._states = [_torch_state(self._device)]
         index = position - self._first
         while len(self._states) <= index:
-            self._restore(self._states[-1])
-            torch.empty_like(like[None]).exponential_(1.0)
-            self._states.append(self._state())
-        self._restore(self._states[index])
-        noise = torch.empty_like(like[None]).exponential_(1.0)[0]
-        if len(self._states) == index + 1:
-            self._states.append(self._state())
-        return noise
+            self._draw(self._states[-1], like)
+        return self._draw(self._states[index], like)
 
     def rewind(self, length: int) -> None:
-        """Leave the generator as it was before position `length` was drawn."""
+        """Leave torch's generator as it was before position `length` was drawn."""
         if self._first is not None:
-            self._restore(self._states[length - self._first])
+            _set_torch_state(self._device, self._states[length - self._first])
 
-    def _state(self) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return torch.get_rng_state()
-        state: torch.Tensor = torch.get_device_module(self._device).get_rng_state(self._device)
-        return state
+    def _draw(self, state: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return what follows `state`; if that was the last one known, note the next one."""
+        self._generator.set_state(state)
+        noise = torch.empty_like(like[None]).exponential_(1.0, generator=self._generator)[0]
+        if state is self._states[-1]:
+            self._states.append(self._generator.get_state())
+        return noise
 
-    def _restore(self, state: torch.Tensor) -> None:
-        if self._device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(self._device).set_rng_state(state, self._device)
+
+def _torch_state(device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def _set_torch_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)

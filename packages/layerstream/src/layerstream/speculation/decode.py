@@ -7,6 +7,7 @@ criteria and streamers are transformers' own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,9 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from ..architecture.compat import decode_plainly
+from ..planning.drafting import MOST_AHEAD
 from ..spec.speculation import VerifiedTokens
+from .ahead import WaitShare, drafting_on
 from .choice import Chooser
 from .depth import DepthControl
 from .drafts import Draft
@@ -59,6 +62,7 @@ class Speculator:
         self._make_draft = make_draft
         self._sequence_class = TokenByToken if exact_ties else AllAtOnce
         self._depth = DepthControl(fixed_tokens=fixed_tokens)
+        self._waits = WaitShare()
         self._close = close
 
     def reset_report(self) -> None:
@@ -84,11 +88,16 @@ class Speculator:
         generation_config: GenerationConfig,
         *,
         run_together: RunTogether,
+        waited_s: Callable[[], float],
         synced_gpus: bool = False,
         streamer: BaseStreamer | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Decode as transformers' `generate()` would, with fewer sweeps; `generate()` calls this."""
+        """Decode as transformers' `generate()` would, with fewer sweeps; `generate()` calls this.
+
+        `run_together` lets forwards share a sweep; `waited_s` returns the seconds that the model has waited
+        for weights so far. The other arguments are those of transformers' own decoding methods.
+        """
         if not can_speculate(model, input_ids, generation_config, model_kwargs):
             return decode_plainly(
                 model,
@@ -110,6 +119,8 @@ class Speculator:
             chooser=chooser,
             draft=self._make_draft(),
             depth=self._depth,
+            waits=self._waits,
+            waited_s=waited_s,
             count=self._count,
             is_over=lambda ids: bool(stopping_criteria(ids, None).all()),
             on_tokens=None if streamer is None else streamer.put,
@@ -133,6 +144,8 @@ class _Decoding:
         chooser: chooses its tokens.
         draft: proposes them.
         depth: chooses how many are drafted.
+        waits: how much of the sweeps' time is waiting.
+        waited_s: returns the seconds of waiting so far.
         count: called after each sweep with the number of places judged, what was verified, and the seconds of
             drafting.
         is_over: whether a sequence of tokens `[1, length]` is complete.
@@ -144,6 +157,8 @@ class _Decoding:
     chooser: Chooser
     draft: Draft
     depth: DepthControl
+    waits: WaitShare
+    waited_s: Callable[[], float]
     count: Callable[[int, VerifiedTokens, float], None]
     is_over: Callable[[torch.Tensor], bool]
     on_tokens: Callable[[torch.Tensor], None] | None
@@ -158,13 +173,17 @@ class _Decoding:
     def _sweep(self) -> bool:
         """Draft, verify and append; return whether the sequence is over."""
         start_s = perf_counter()
-        tree = self._propose()
-        drafted_s = perf_counter()
-        way, chosen = self._walk(tree, self.sequence.verify(tree))
+        tree, ready = self._propose()
+        drafted_s, waited_s = perf_counter(), self.waited_s()
+        with self._drafting_on(tree):
+            logits = self.sequence.verify(tree)
+        way, chosen = self._walk(tree, logits)
         self.sequence.keep(way)
         draft_s, sweep_s = drafted_s - start_s, perf_counter() - drafted_s
+        self.waits.record(wait_s=self.waited_s() - waited_s, sweep_s=sweep_s)
         self.depth.record(
             tokens=len(tree),
+            ready=ready,
             depth=tree.depth,
             judged=tree.judged(way),
             accepted=len(way),
@@ -175,16 +194,33 @@ class _Decoding:
         over = self._append(chosen)
         grown = self.sequence.ids.shape[1] - before
         self.count(
-            tree.judged(way), VerifiedTokens(drafted=len(tree), accepted=len(way), tokens=grown), draft_s
+            tree.judged(way),
+            VerifiedTokens(drafted=len(tree), ahead=ready, accepted=len(way), tokens=grown),
+            draft_s,
         )
         return over
 
-    def _propose(self) -> DraftTree:
-        sequence = self.sequence
-        count = self.depth.choose(self.most_length - sequence.ids.shape[1] - 1)
+    def _propose(self) -> tuple[DraftTree, int]:
+        """Return what to verify, and how many of its tokens were drafted during the last sweep."""
+        ids = self.sequence.ids[0].tolist()
+        ready = self.draft.ready(ids)
+        count = self.depth.choose(self._room, ready=ready)
         if not count:
-            return DraftTree()
-        return self.draft.propose(sequence.ids[0].tolist(), count, self.chooser.rank)
+            return DraftTree(), 0
+        tree = self.draft.propose(ids, count, self.chooser.rank)
+        return tree, min(ready, len(tree))
+
+    @property
+    def _room(self) -> int:
+        """How many drafted tokens the sequence can still use: the target adds one of its own."""
+        return self.most_length - self.sequence.ids.shape[1] - 1
+
+    def _drafting_on(self, tree: DraftTree) -> AbstractContextManager[None]:
+        """Return a context in which the draft goes on, if that pays."""
+        count = min(MOST_AHEAD, self._room - tree.depth)
+        if not len(tree) or count <= 0 or not self.waits.is_large:
+            return nullcontext()
+        return drafting_on(self.draft, count, self.chooser.rank)
 
     def _walk(self, tree: DraftTree, logits: list[torch.Tensor]) -> tuple[list[int], list[int]]:
         """Follow the target's choices through the tree; return accepted numbers and all tokens chosen."""

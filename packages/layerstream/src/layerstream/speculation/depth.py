@@ -76,6 +76,7 @@ class DepthControl:
     fixed_tokens: int | None = None
     _accepted: float = _ASSUMED_ACCEPTANCE * _ASSUMED_TOKENS
     _verified: float = _ASSUMED_TOKENS
+    _verified_tokens: float = 0.0
     _drafted: float = 0.0
     _in_row: float = 0.0
     _draft_s: float = 0.0
@@ -83,7 +84,15 @@ class DepthControl:
     _sweep: _Line = field(default_factory=_Line)
 
     def record(
-        self, *, tokens: int, depth: int, judged: int, accepted: int, draft_s: float, sweep_s: float
+        self,
+        *,
+        tokens: int,
+        depth: int,
+        judged: int,
+        accepted: int,
+        draft_s: float,
+        sweep_s: float,
+        ready: int = 0,
     ) -> None:
         """Note what one sweep gave.
 
@@ -94,12 +103,14 @@ class DepthControl:
             accepted: at how many of them it was one.
             draft_s: seconds of drafting them.
             sweep_s: seconds of the sweep.
+            ready: how many of the tokens were drafted before.
         """
         self._num_sweeps += 1
         if tokens:
             self._accepted = _FORGETTING * self._accepted + accepted
             self._verified = _FORGETTING * self._verified + judged
-            self._drafted = _FORGETTING_SECONDS * self._drafted + tokens
+            self._verified_tokens = _FORGETTING_SECONDS * self._verified_tokens + tokens
+            self._drafted = _FORGETTING_SECONDS * self._drafted + tokens - ready
             self._in_row = _FORGETTING_SECONDS * self._in_row + depth
             self._draft_s = _FORGETTING_SECONDS * self._draft_s + draft_s
         self._sweep.add(tokens, sweep_s)
@@ -109,8 +120,13 @@ class DepthControl:
         """The chance that a drafted token is accepted if those before it were."""
         return min(0.999, self._accepted / self._verified)
 
-    def choose(self, most_tokens: int) -> int:
-        """Return how many tokens to draft, at most `most_tokens`."""
+    def choose(self, most_tokens: int, *, ready: int = 0) -> int:
+        """Return how many tokens to verify, at most `most_tokens`.
+
+        Args:
+            most_tokens: how many the text can still use.
+            ready: how many of them are drafted already.
+        """
         most = min(self.most_tokens, most_tokens)
         if most <= 0:
             return 0
@@ -118,15 +134,18 @@ class DepthControl:
             return min(self.fixed_tokens, most)
         if self._num_sweeps < len(_FIRST_TOKENS):
             return min(_FIRST_TOKENS[self._num_sweeps], most)
-        best = max(range(most + 1), key=self._tokens_per_s)
+        best = max(range(most + 1), key=lambda tokens: self._tokens_per_s(tokens, ready))
         if not best and self._num_sweeps % _RETRY_SWEEPS == 0:
             return min(_FIRST_TOKENS[-1], most)
         return best
 
-    def _tokens_per_s(self, tokens: int) -> float:
+    def _tokens_per_s(self, tokens: int, ready: int) -> float:
         draft_s, depth = 0.0, tokens
         if self._drafted:
-            draft_s = tokens * self._draft_s / self._drafted
-            depth = round(tokens * self._in_row / self._drafted)  # a tree is less deep than it has tokens
+            draft_s = max(0, tokens - ready) * self._draft_s / self._drafted
+        if self._verified_tokens:
+            depth = round(
+                tokens * self._in_row / self._verified_tokens
+            )  # a tree is less deep than it is large
         seconds = self._sweep.at(tokens) + draft_s
         return expected_tokens(self.acceptance, depth) / seconds if seconds > 0 else float(tokens)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import count as count_up
 from typing import Protocol
 
 import torch
@@ -23,8 +26,17 @@ many tokens that may follow, the likeliest first, each with its score: a logit."
 class Draft(Protocol):
     """Proposes how one sequence goes on."""
 
+    def ready(self, ids: Sequence[int]) -> int:
+        """Return how many tokens that may follow `ids` are drafted already."""
+
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return at most `count` tokens that may follow `ids`."""
+
+    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Draft up to `count` tokens more, as if all proposed ones were right, until it `is_over`.
+
+        It may run in another thread than the other methods, but not at the same time.
+        """
 
 
 class LookupDraft:
@@ -34,6 +46,13 @@ class LookupDraft:
     """
 
     LONGEST_MATCH, SHORTEST_MATCH = 4, 2
+
+    def ready(self, ids: Sequence[int]) -> int:
+        """Return 0: nothing is kept."""
+        return 0
+
+    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Do nothing: to look something up takes no time worth hiding."""
 
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return what followed the longest match; if several are equally long, the latest."""
@@ -54,13 +73,21 @@ class ModelDraft:
     The tree grows where it is likeliest: the next forward always continues the path that the target will most
     probably take. With one token considered at each place, that is a chain. A draft that is rarely wrong
     makes long paths, which branch only where two tokens score almost the same.
+
+    While the target verifies a tree, it may grow on. What grew after the text that the target chose is the
+    beginning of the next tree.
     """
 
     RANKED = 8
     """How many tokens are compared to say how sure the first ones are."""
 
     def __init__(
-        self, model: PreTrainedModel, *, width: int = 1, confidence: Confidence | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        width: int = 1,
+        confidence: Confidence | None = None,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Take a model that stays in memory; its cache is made here.
 
@@ -68,67 +95,119 @@ class ModelDraft:
             model: the model.
             width: how many tokens may follow each token.
             confidence: what the drafts of one model have learned together; None begins anew.
+            around: a context in which the model computes: a stream of its own, say.
         """
-        self._model, self._width = model, width
+        self._model, self._width, self._around = model, width, around
         self._confidence = confidence or Confidence()
         self._cache = BranchingCache(model.config)
-        self._cached: list[int] = []
+        self._text: list[int] = []
+        self._num_stored = 0
+        self._orders = count_up()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a tree after the text."""
         self._tree = DraftTree()
+        self._chances: dict[int, float] = {ROOT: 0.0}
         self._branches: dict[int, DynamicCache] = {}
         self._scores: dict[int, dict[int, float]] = {}
+        self._waiting: list[_Candidate] = []
+        self._unexpanded: int | None = ROOT
 
-    @torch.no_grad()
+    def ready(self, ids: Sequence[int]) -> int:
+        """Return how many tokens that may follow `ids` are drafted already."""
+        with torch.no_grad(), self._around():
+            self._follow(list(ids))
+        return len(self._tree)
+
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return the model's own continuations."""
-        text = list(ids)
-        self._learn(text)
-        self._keep(text)
-        self._tree, self._branches, self._scores = DraftTree(), {}, {}
-        tree, branches = self._tree, self._branches
-        waiting: list[tuple[float, int, int, int]] = []  # minus a log-probability, order, token, parent
-        chance, at = 0.0, ROOT
-        logits = self._logits(text, len(text) - len(self._cached))
-        self._cached = text
-        while True:
-            way = self._as_ids(text + tree.tokens_to(at))
-            for token, own_chance in self._weigh(at, rank(way, logits, self.RANKED)):
-                heappush(waiting, (-chance - own_chance, len(waiting) + len(tree), token, at))
-            if not waiting or len(tree) == count:
-                return tree
-            lost, _, token, parent = heappop(waiting)
-            chance, at = -lost, tree.add(token, parent)
-            if len(tree) == count:
-                return tree
-            branches[at] = self._cache.branch(branches.get(parent))
-            logits = self._logits(text + tree.tokens_to(at), 1, branches[at])
+        self.ready(ids)
+        self._grow(count, rank)
+        return self._tree.first(count)
 
-    def _weigh(self, at: int, ranked: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        """Note the scores at a place; return the first tokens, each with the logarithm of its chance."""
-        self._scores[at] = scores = dict(ranked)
+    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Draft up to `count` tokens more, as if all proposed ones were right, until it `is_over`."""
+        self._grow(len(self._tree) + count, rank, is_over)
+
+    def _grow(self, size: int, rank: RankTokens, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Add the likeliest tokens until the tree has `size` of them, or until it `is_over`."""
+        with torch.no_grad(), self._around():
+            while len(self._tree) < size and not is_over():
+                if self._unexpanded is not None:
+                    self._expand(self._unexpanded, rank)
+                    self._unexpanded = None
+                if not self._waiting:
+                    return
+                best = heappop(self._waiting)
+                self._unexpanded = number = self._tree.add(best.token, best.parent)
+                self._chances[number] = best.chance
+
+    def _expand(self, at: int, rank: RankTokens) -> None:
+        """Compute what may follow a token."""
+        way = self._text + self._tree.tokens_to(at)
+        if at == ROOT:
+            logits = self._logits(way, len(way) - self._num_stored)
+            self._num_stored = len(way)
+        else:
+            before = self._branches.get(self._tree.parents[at])
+            self._branches[at] = branch = self._cache.branch(before)
+            logits = self._logits(way, 1, branch)
+        self._scores[at] = scores = dict(rank(self._as_ids(way), logits, self.RANKED))
         chances = self._confidence.log_chances(list(scores.values()))
-        return list(zip(scores, chances, strict=True))[: self._width]
+        for token, own in list(zip(scores, chances, strict=True))[: self._width]:
+            lost = -self._chances[at] - own
+            heappush(self._waiting, _Candidate(lost=lost, order=next(self._orders), token=token, parent=at))
 
-    def _learn(self, text: list[int]) -> None:
-        """Compare what the last tree made likely with how the text has gone on."""
+    def _follow(self, text: list[int]) -> None:
+        """Go to the end of `text`, and keep what the tree already has after it."""
+        if text == self._text:
+            return
+        new = text[len(self._text) :]
+        self._learn(new)
+        at, way = ROOT, []
+        for token in new:
+            following = self._tree.child(at, token)
+            if following is None or following not in self._branches:
+                break
+            at = following
+            way.append(at)
+        self._cache.keep([self._branches[number] for number in way])
+        self._num_stored += len(way)
+        self._text = text
+        if len(way) == len(new):
+            self._go_to(at)
+        else:
+            self._begin()
+
+    def _learn(self, new: list[int]) -> None:
+        """Compare what the tree made likely with how the text has gone on."""
         at: int | None = ROOT
-        for token in text[len(self._cached) :]:
+        for token in new:
             scores = {} if at is None else self._scores.get(at, {})
             if at is None or token not in scores:
                 return
             self._confidence.learn(list(scores.values()), list(scores).index(token))
             at = self._tree.child(at, token)
 
-    def _keep(self, text: list[int]) -> None:
-        """Store in the cache what the last tree has already computed of `text`."""
-        at, kept = ROOT, []
-        for token in text[len(self._cached) : -1]:
-            following = self._tree.child(at, token)
-            if following is None or following not in self._branches:
-                break
-            at = following
-            kept.append(self._branches[at])
-            self._cached.append(token)
-        self._cache.keep(kept)
+    def _go_to(self, root: int) -> None:
+        """Keep what follows the token with this number."""
+        self._tree, numbers = self._tree.below(root)
+        gone = self._chances[root]
+        self._chances = {numbers[each]: self._chances[each] - gone for each in numbers}
+        self._scores = {numbers[each]: self._scores[each] for each in numbers if each in self._scores}
+        self._branches = {
+            numbers[each]: branch
+            for each, branch in self._branches.items()
+            if each in numbers and each != root
+        }
+        self._waiting = [
+            replace(each, lost=each.lost + gone, parent=numbers[each.parent])
+            for each in self._waiting
+            if each.parent in numbers
+        ]
+        heapify(self._waiting)
+        self._unexpanded = None if self._unexpanded is None else numbers.get(self._unexpanded)
 
     def _logits(self, text: list[int], num_new: int, branch: DynamicCache | None = None) -> torch.Tensor:
         cache = self._cache.cache if branch is None else branch
@@ -137,3 +216,25 @@ class ModelDraft:
 
     def _as_ids(self, tokens: Sequence[int]) -> torch.Tensor:
         return torch.tensor([tokens], device=self._model.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class _Candidate:
+    """A token that may be added to the tree; the smallest is the likeliest.
+
+    Attributes:
+        lost: minus the logarithm of the chance that the text goes on as far as this token.
+        order: of several with the same chance, the first comes first.
+        token: its id.
+        parent: the number of the token that it follows.
+    """
+
+    lost: float
+    order: int
+    token: int
+    parent: int
+
+    @property
+    def chance(self) -> float:
+        """The logarithm of its chance."""
+        return -self.lost

@@ -13,7 +13,7 @@ class Statistics:
 
     Attributes:
         draft: what drafts.
-        tokens, sweeps, verified, draft_s: as in the report.
+        tokens, sweeps, verified, ahead, draft_s: as in the report.
         drafted, accepted: by position, as in the report.
     """
 
@@ -21,6 +21,7 @@ class Statistics:
     tokens: int = 0
     sweeps: int = 0
     verified: int = 0
+    ahead: int = 0
     draft_s: float = 0.0
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Statistics:
         self.sweeps += 1
         self.tokens += verified.tokens
         self.verified += verified.drafted
+        self.ahead += verified.ahead
         self.draft_s += draft_s
         missing = judged - len(self.drafted)
         self.drafted += [0] * missing
@@ -45,6 +47,7 @@ class Statistics:
             tokens=self.tokens,
             sweeps=self.sweeps,
             verified=self.verified,
+            ahead=self.ahead,
             drafted=tuple(self.drafted),
             accepted=tuple(self.accepted),
             draft_s=self.draft_s,

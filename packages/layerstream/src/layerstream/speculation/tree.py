@@ -62,6 +62,18 @@ class DraftTree:
         last = path[-1] if path else ROOT
         return len(path) + (last in self.parents)
 
+    def first(self, count: int) -> DraftTree:
+        """Return the tree of the first `count` tokens."""
+        return DraftTree(self.tokens[:count], self.parents[:count], self.depths[:count])
+
+    def below(self, number: int) -> tuple[DraftTree, dict[int, int]]:
+        """Return the tree after a token, and the new numbers by the old ones; the token's own is `ROOT`."""
+        tree, numbers = DraftTree(), {number: ROOT}
+        for each, parent in enumerate(self.parents):
+            if parent in numbers:
+                numbers[each] = tree.add(self.tokens[each], numbers[parent])
+        return tree, numbers
+
     @classmethod
     def chain(cls, tokens: list[int]) -> DraftTree:
         """Return a tree with a single path."""

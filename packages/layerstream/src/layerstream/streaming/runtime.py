@@ -7,8 +7,9 @@ operations. Room: streaming.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -45,6 +46,9 @@ class DeviceRuntime(Protocol):
 
     def copy_stream(self) -> Any:
         """Return a new stream for copies."""
+
+    def on_new_stream(self) -> Callable[[], AbstractContextManager[Any]]:
+        """Return what makes a context in which a thread computes beside others, on a stream made now."""
 
     def compute_stream(self) -> Any:
         """Return the stream on which the calling thread computes."""
@@ -126,6 +130,11 @@ class TorchRuntime:
     def copy_stream(self) -> Any:
         """Return a new stream on this device; None if the device has no streams."""
         return self._module.Stream(device=self.device) if self._has_streams else None
+
+    def on_new_stream(self) -> Callable[[], AbstractContextManager[Any]]:
+        """Make a stream; return what makes a context in which a thread computes on it."""
+        stream = self.copy_stream()
+        return nullcontext if stream is None else partial(self._module.stream, stream)
 
     def compute_stream(self) -> Any:
         """Return the calling thread's current stream on this device; None if the device has no streams."""

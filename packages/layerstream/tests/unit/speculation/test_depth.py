@@ -87,4 +87,25 @@ def test_a_tree_is_less_deep_than_it_has_tokens() -> None:
                 sweep_s=1.0 + 0.05 * tokens,
             )
     assert chains.choose(MOST_DRAFTED) == MOST_DRAFTED
-    assert trees._tokens_per_s(64) < chains._tokens_per_s(64) / 2
+    assert trees._tokens_per_s(64, 0) < chains._tokens_per_s(64, 0) / 2
+
+
+def test_tokens_that_are_drafted_already_are_verified_too() -> None:
+    control = after(acceptance=0.8, draft_s=0.4, token_s=0.0)
+    without = control.choose(MOST_DRAFTED)
+    assert control.choose(MOST_DRAFTED, ready=without + 5) >= without + 5
+
+
+def test_tokens_drafted_during_a_sweep_do_not_make_drafting_look_cheap() -> None:
+    control = DepthControl()
+    for tokens in (8, 16, 4) * 10:
+        control.record(
+            tokens=tokens,
+            ready=tokens - 1,
+            depth=tokens,
+            judged=tokens,
+            accepted=min(tokens, 3),
+            draft_s=2.0,
+            sweep_s=1.0,
+        )
+    assert control.choose(MOST_DRAFTED) == 0

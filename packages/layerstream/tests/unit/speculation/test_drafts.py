@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
+from kit.families import save_tiny
 from transformers import AutoModelForCausalLM
 
 from layerstream.speculation.confidence import Confidence
@@ -73,3 +76,53 @@ def test_a_draft_that_is_always_right_makes_one_long_way(tiny_llama_dir: Path) -
         tree = draft.propose(text, 12, likeliest)
     assert confidence.temperature == 0.0625
     assert tree.depth > first.depth
+
+
+class Unchanging(Confidence):
+    """Learns nothing, so that trees can be compared."""
+
+    def learn(self, scores: Sequence[float], chosen: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_what_was_drafted_ahead_begins_the_next_tree(width: int, family: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    draft, text, seen = ModelDraft(model, width=width, confidence=Unchanging()), [5, 6, 7], []
+    for accepted in (4, 2, 4, 0, 4, 4):
+        tree = draft.propose(text, 4, likeliest)
+        draft.go_on(20, likeliest, lambda: False)
+        deepest = max(range(len(tree)), key=lambda number: tree.depths[number])
+        way = tree.tokens_to(deepest)[:accepted]
+        # the target's own next token, if it agrees with the draft
+        own = ModelDraft(model).propose([*text, *way], 1, likeliest).tokens
+        text = [*text, *way, *own]
+        seen.append(draft.ready(text))
+        fresh = ModelDraft(model, width=width, confidence=Unchanging()).propose(text, 8, likeliest)
+        found = draft.propose(text, 8, likeliest)
+        assert sorted(map(found.tokens_to, range(8))) == sorted(map(fresh.tokens_to, range(8)))
+    assert max(seen) > 8
+
+
+def test_a_text_that_goes_on_differently_begins_a_new_tree(tiny_llama_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    draft, text = ModelDraft(model), [5, 6, 7]
+    tree = draft.propose(text, 4, likeliest)
+    draft.go_on(20, likeliest, lambda: False)
+    wrong = next(token for token in range(3, 90) if token not in tree.tokens)
+    text = [*text, tree.tokens[0], wrong]
+    assert draft.ready(text) == 0
+    assert draft.propose(text, 4, likeliest) == ModelDraft(model).propose(text, 4, likeliest)
+
+
+def test_drafting_ahead_ends_when_told_to(tiny_llama_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    draft, answers = ModelDraft(model), iter([False, False, True])
+    tree = draft.propose([5, 6, 7], 4, likeliest)
+    draft.go_on(20, likeliest, lambda: next(answers))
+    assert next(answers, None) is None
+    text = [5, 6, 7, *tree.tokens]
+    own = ModelDraft(model).propose(text, 1, likeliest).tokens
+    assert draft.ready([*text, *own]) == 1  # of two tokens more, the target chose the first itself
