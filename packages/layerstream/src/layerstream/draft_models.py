@@ -16,7 +16,7 @@ from .simulation import as_asked, own_draft_needs
 from .spec.options import LOOKUP, LoadOptions, OwnCopy, Workload
 from .spec.profiles import Machine
 from .spec.speculation import DraftNeeds
-from .speculation.confidence import Confidence
+from .speculation.confidence import FIRST_TEMPERATURE, Confidence
 from .speculation.decode import Speculator
 from .speculation.drafts import Draft, LookupDraft, ModelDraft
 from .speculation.statistics import Statistics
@@ -24,6 +24,9 @@ from .streaming.runtime import DeviceRuntime
 
 TREE_WIDTH = 3
 """How many tokens a draft model considers at each place by default."""
+
+FIRST_TEMPERATURES = {OwnCopy.INT8.value: 0.125, OwnCopy.NF4.value: 0.5}
+"""How sure a copy with fewer bits is at first, as measured with SmolLM2-135M (docs/lab-notes.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ def open_draft(
         else:
             model, close = load_model(draft)
 
-        confidence = Confidence()
+        confidence = Confidence(FIRST_TEMPERATURES.get(draft.needs.name, FIRST_TEMPERATURE))
 
         def make() -> Draft:
             return ModelDraft(model, width=width, confidence=confidence, around=runtime.on_new_stream())

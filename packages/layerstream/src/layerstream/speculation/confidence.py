@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from math import exp, log
 
 _TEMPERATURES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_FIRST_TEMPERATURE = 0.25
+FIRST_TEMPERATURE = 0.25
+"""What is assumed of a draft that is not the target's own copy."""
 
 
 class Confidence:
     """Turns a draft's scores into chances that the target chooses each token."""
 
-    def __init__(self) -> None:
-        """Start with a temperature in the middle."""
+    def __init__(self, first: float = FIRST_TEMPERATURE) -> None:
+        """Start with a temperature; the others are powers of a half, from 1 on."""
         # the first one is a little ahead, so that it is kept until something speaks against it
-        self._losses = {each: 0.0 if each == _FIRST_TEMPERATURE else 1e-9 for each in _TEMPERATURES}
+        self._losses = {each: 0.0 if each == first else 1e-9 for each in _TEMPERATURES}
 
     @property
     def temperature(self) -> float:

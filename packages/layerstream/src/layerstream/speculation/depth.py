@@ -75,8 +75,8 @@ class DepthControl:
     most_tokens: int = MOST_DRAFTED
     fixed_tokens: int | None = None
     _accepted: float = _ASSUMED_ACCEPTANCE * _ASSUMED_TOKENS
-    _verified: float = _ASSUMED_TOKENS
-    _verified_tokens: float = 0.0
+    _judged: float = _ASSUMED_TOKENS
+    _verified: float = 0.0
     _drafted: float = 0.0
     _in_row: float = 0.0
     _draft_s: float = 0.0
@@ -108,8 +108,8 @@ class DepthControl:
         self._num_sweeps += 1
         if tokens:
             self._accepted = _FORGETTING * self._accepted + accepted
-            self._verified = _FORGETTING * self._verified + judged
-            self._verified_tokens = _FORGETTING_SECONDS * self._verified_tokens + tokens
+            self._judged = _FORGETTING * self._judged + judged
+            self._verified = _FORGETTING_SECONDS * self._verified + tokens
             self._drafted = _FORGETTING_SECONDS * self._drafted + tokens - ready
             self._in_row = _FORGETTING_SECONDS * self._in_row + depth
             self._draft_s = _FORGETTING_SECONDS * self._draft_s + draft_s
@@ -118,7 +118,7 @@ class DepthControl:
     @property
     def acceptance(self) -> float:
         """The chance that a drafted token is accepted if those before it were."""
-        return min(0.999, self._accepted / self._verified)
+        return min(0.999, self._accepted / self._judged)
 
     def choose(self, most_tokens: int, *, ready: int = 0) -> int:
         """Return how many tokens to verify, at most `most_tokens`.
@@ -143,9 +143,9 @@ class DepthControl:
         draft_s, depth = 0.0, tokens
         if self._drafted:
             draft_s = max(0, tokens - ready) * self._draft_s / self._drafted
-        if self._verified_tokens:
+        if self._verified:
             depth = round(
-                tokens * self._in_row / self._verified_tokens
+                tokens * self._in_row / self._verified
             )  # a tree is less deep than it is large
         seconds = self._sweep.at(tokens) + draft_s
         return expected_tokens(self.acceptance, depth) / seconds if seconds > 0 else float(tokens)
