@@ -46,12 +46,12 @@ class Admission:
         size = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
         return RequestBytes(kept=self._memory.kept_bytes(size), inside=self._memory.inside_bytes(size))
 
-    def fits(self, request: RequestBytes, running: Iterable[RequestBytes], *, held_bytes: int = 0) -> bool:
-        """Return whether a request fits beside those that run, and beside what else is held there."""
+    def fits(self, request: RequestBytes, running: Iterable[RequestBytes]) -> bool:
+        """Return whether a request fits beside those that run."""
         together = [request, *running]
         if self.most_running is not None and len(together) > self.most_running:
             return False
-        return self.bytes_of(together) + held_bytes <= self.room_bytes
+        return self.bytes_of(together) <= self.room_bytes
 
     @staticmethod
     def bytes_of(requests: Iterable[RequestBytes]) -> int:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
 from ...model import StreamedModel
-from ...planning.admission import Admission, RequestBytes
+from ...planning.admission import Admission
 from ...planning.drafting import MOST_DRAFTED
 from ...spec.options import Workload
 from ...spec.sizes import format_bytes
@@ -37,7 +37,7 @@ from ..runner import check_adapters, tokenizer_for
 from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
 from .pace import Pace, starts_s
-from .prefix_cache import PrefixCache
+from .prefix_cache import open_prefix_cache
 from .ticket import Entry, Outcome, Stage
 
 MOST_WAITING = 256
@@ -61,18 +61,15 @@ class GenerationService:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         most_waiting: int = MOST_WAITING,
-        prefix_bytes: int = 0,
     ) -> None:
         """Start to serve.
 
         Args:
             streamed: an open model on one device. The workload in its options says how long a request may be;
-                with a draft, its `batch_size` says how many run together.
+                with a draft, its `batch_size` says how many run together. With `prefix_cache`, the next turn
+                of a conversation does not compute the earlier ones again; see `PrefixCache`.
             tokenizer: the model's; by default the checkpoint's own.
             most_waiting: how many requests may wait.
-            prefix_bytes: host memory for the keys and values of earlier conversations, whose next turns then
-                do not compute them again; see `PrefixCache`. On a CPU it is part of the plan's memory, and
-                requests come first.
 
         Raises:
             PlanError: the model runs on several devices.
@@ -98,7 +95,7 @@ class GenerationService:
             streamed.profile,
             most_running=workload.batch_size if streamed.plan.draft else None,
         )
-        self._prefixes = PrefixCache(streamed.model, prefix_bytes) if prefix_bytes else None
+        self._prefixes = open_prefix_cache(streamed)
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
         self._running: list[Entry] = []
@@ -272,7 +269,7 @@ class GenerationService:
             return ()
         with self._changed:
             admitted: list[Task] = []
-            while self._waiting and self._has_room(self._waiting[0].size):
+            while self._waiting and self._has_room():
                 entry = self._waiting.popleft()
                 entry.stage = Stage.RUNNING
                 self._running.append(entry)
@@ -282,15 +279,9 @@ class GenerationService:
                 )
             return admitted
 
-    def _has_room(self, size: RequestBytes) -> bool:
-        """Return whether a request fits beside those that run; kept conversations make way for it."""
-        running = [entry.size for entry in self._running]
-        if not self._admission.fits(size, running):
-            return False
-        if self._prefixes is not None and self._streamed.plan.device_is_host:
-            while not self._admission.fits(size, running, held_bytes=self._prefixes.num_bytes):
-                self._prefixes.drop_oldest()
-        return True
+    def _has_room(self) -> bool:
+        """Return whether the first request of the queue fits beside those that run."""
+        return self._admission.fits(self._waiting[0].size, [entry.size for entry in self._running])
 
     def _answer(self, entry: Entry) -> None:
         """Answer a request; runs as a task of the sweeps."""
@@ -307,7 +298,7 @@ class GenerationService:
     def _generate(self, entry: Entry) -> None:
         """Generate an answer, after the beginning of its prompt that is known."""
         ids, prefixes = entry.tokenized.ids, self._prefixes
-        if prefixes is None or prefixes.refusal:
+        if prefixes is None:
             generate_answer(self._streamed, entry, self._count_tokens)
             return
         cache = prefixes.take(ids)
