@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -50,6 +50,7 @@ class FakeTicket:
         self.number, self.request, self.on_event = number, request, on_event
         self.prompt_tokens = len(request.prompt)
         self.is_cancelled = False
+        self.reused_tokens = 0
         self._service = service
         self._num_top = top_logprobs
         self.tokens: list[int] = []
@@ -91,7 +92,8 @@ class FakeTicket:
             seed=self.request.seed,
             error=error,
         )
-        self.on_event(AnswerEnded(result=result, is_cancelled=self.is_cancelled and error is None))
+        is_cancelled = self.is_cancelled and error is None
+        self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled, reused_tokens=self.reused_tokens))
 
 
 class FakeService:
@@ -107,6 +109,7 @@ class FakeService:
         sweeps: float = math.inf,
         replies: Mapping[str, str] | None = None,
         failures: Mapping[str, Exception] | None = None,
+        reused: Sequence[int] = (),
     ) -> None:
         """Answer prompts that contain a key of `replies` or `failures` with its value.
 
@@ -118,10 +121,12 @@ class FakeService:
             sweeps: how many sweeps may happen; `allow_sweeps` adds more.
             replies: answers to prompts that contain a text.
             failures: errors for prompts that contain a text.
+            reused: how many tokens of the prompts were not computed again; 0 for the requests after these.
         """
         self.model_name, self.context_tokens = model_name, context_tokens
         self.tokenizer = fake_tokenizer()
         self.submitted: list[GenerationRequest] = []
+        self._reused = list(reused)
         self._replies, self._failures = dict(replies or {}), dict(failures or {})
         self._most_running, self._most_waiting = most_running, most_waiting
         self._sweeps_left = sweeps
@@ -156,6 +161,7 @@ class FakeService:
             if len(self._waiting) >= self._most_waiting:
                 raise QueueFullError("the queue is full", waiting=len(self._waiting), eta_s=7.2)
             ticket = FakeTicket(self, len(self.submitted) + 1, request, on_event, top_logprobs)
+            ticket.reused_tokens = self._reused.pop(0) if self._reused else 0
             self.submitted.append(request)
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -175,6 +181,7 @@ class FakeService:
                 sweeps=self._counts["sweeps"],
                 sweep_s=SWEEP_S,
                 tokens_per_s=len(self._running) / SWEEP_S,
+                wait_s=SWEEP_S * (len(self._waiting) + 1),
             )
 
     def close(self, *, drain_s: float = 0.0) -> None:

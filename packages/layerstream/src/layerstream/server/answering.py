@@ -89,6 +89,7 @@ async def whole_answer(feed: AnswerFeed, shape: Shape) -> dict[str, Any]:
         WholeAnswer(
             text=ended[number].result.text or "",
             num_tokens=len(ended[number].result.tokens),
+            reused_tokens=ended[number].reused_tokens,
             finish_reason=ended[number].result.finish_reason,
             chances=chances[number],
         )

@@ -15,6 +15,7 @@ from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as ChunkLogprobs
+from openai.types.completion_usage import PromptTokensDetails
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
@@ -33,12 +34,14 @@ class WholeAnswer:
     Attributes:
         text: its text.
         num_tokens: its tokens.
+        reused_tokens: tokens of its prompt that came from the prefix cache.
         finish_reason: `"stop"` or `"length"`.
         chances: one entry for each token, if the body asks for them.
     """
 
     text: str
     num_tokens: int
+    reused_tokens: int
     finish_reason: str
     chances: Sequence[TokenChance]
 
@@ -76,16 +79,29 @@ class Shape(ABC):
         """Return an answer's last chunk."""
 
     @abstractmethod
-    def usage_chunk(self, num_tokens: int) -> BaseModel:
-        """Return the chunk after all answers, which have `num_tokens` tokens together."""
+    def usage_chunk(self, num_tokens: int, reused: Sequence[int]) -> BaseModel:
+        """Return the chunk after all answers.
 
-    def _usage(self, num_tokens: int) -> CompletionUsage:
+        Args:
+            num_tokens: the tokens of all answers together.
+            reused: for each answer, the tokens of its prompt that came from the prefix cache.
+        """
+
+    def _usage(self, num_tokens: int, reused: Sequence[int]) -> CompletionUsage:
         prompt_tokens = self._prepared.prompt_tokens
+        per_prompt = self._prepared.body.num_answers
+        # a prompt counts once, also if it has several answers: what one of them had to compute is not cached
+        cached = [min(reused[at : at + per_prompt]) for at in range(0, len(reused), per_prompt)]
         return CompletionUsage(
             prompt_tokens=prompt_tokens,
             completion_tokens=num_tokens,
             total_tokens=prompt_tokens + num_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(cached)),
         )
+
+    def _usage_of(self, answers: Sequence[WholeAnswer]) -> CompletionUsage:
+        num_tokens = sum(answer.num_tokens for answer in answers)
+        return self._usage(num_tokens, [answer.reused_tokens for answer in answers])
 
     def _no_usage(self) -> dict[str, Any]:
         """Return the field that chunks have if a chunk of usage follows."""
@@ -108,7 +124,7 @@ class ChatShape(Shape):
                 entries = chat_chances(answer.chances, self._texts, self._num_top)
                 logprobs = ChoiceLogprobs(content=entries, refusal=None)
             choices.append(Choice(index=number, message=message, finish_reason=reason, logprobs=logprobs))
-        usage = self._usage(sum(answer.num_tokens for answer in answers))
+        usage = self._usage_of(answers)
         return ChatCompletion(**self._common, object="chat.completion", choices=choices, usage=usage)
 
     def first_chunk(self, answer: int) -> BaseModel | None:
@@ -127,9 +143,9 @@ class ChatShape(Shape):
         """Return an answer's last chunk."""
         return self._chunk(answer, ChoiceDelta(), finish_reason=cast(FinishReason, finish_reason))
 
-    def usage_chunk(self, num_tokens: int) -> BaseModel:
+    def usage_chunk(self, num_tokens: int, reused: Sequence[int]) -> BaseModel:
         """Return the chunk after all answers."""
-        usage = self._usage(num_tokens)
+        usage = self._usage(num_tokens, reused)
         return ChatCompletionChunk(**self._common, object="chat.completion.chunk", choices=[], usage=usage)
 
     def _chunk(
@@ -168,7 +184,7 @@ class CompletionShape(Shape):
             )
             for number, answer in enumerate(answers)
         ]
-        usage = self._usage(sum(answer.num_tokens for answer in answers))
+        usage = self._usage_of(answers)
         return Completion(**self._common, object="text_completion", choices=choices, usage=usage)
 
     def first_chunk(self, answer: int) -> BaseModel | None:
@@ -188,9 +204,9 @@ class CompletionShape(Shape):
         """Return an answer's last chunk."""
         return self._chunk(answer, text="", logprobs=None, finish_reason=finish_reason)
 
-    def usage_chunk(self, num_tokens: int) -> BaseModel:
+    def usage_chunk(self, num_tokens: int, reused: Sequence[int]) -> BaseModel:
         """Return the chunk after all answers."""
-        usage = self._usage(num_tokens)
+        usage = self._usage(num_tokens, reused)
         return Completion(**self._common, object="text_completion", choices=[], usage=usage)
 
     def _chunk(self, answer: int, **fields: Any) -> Completion:

@@ -54,20 +54,21 @@ async def stream_events(feed: AnswerFeed, shape: Shape) -> AsyncIterator[ServerS
     """Yield the events of a stream, up to `[DONE]`. An error ends it with the error as its last chunk."""
     yield _comment(feed)
     streamed: dict[int, str] = {}
-    num_tokens = 0
+    num_tokens, reused = 0, dict[int, int]()
     try:
         async for answer, event in feed.events():
             for chunk in _chunks(shape, answer, event, streamed):
                 yield _data(chunk)
             if isinstance(event, AnswerEnded):
                 num_tokens += len(event.result.tokens)
+                reused[answer] = event.reused_tokens
             # many events may be ready at once, and others have their turn between two of them
             await asyncio.sleep(0)
     except ApiError as error:
         yield ServerSentEvent(data=json.dumps(error.body()), sep=_SEPARATOR)
     else:
         if feed.prepared.body.has_usage_chunk:
-            yield _data(shape.usage_chunk(num_tokens))
+            yield _data(shape.usage_chunk(num_tokens, [reused[number] for number in sorted(reused)]))
     yield ServerSentEvent(data="[DONE]", sep=_SEPARATOR)
 
 

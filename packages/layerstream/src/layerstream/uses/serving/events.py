@@ -74,10 +74,11 @@ class ServiceStatus:
         prompt_tokens: tokens of all prompts that were admitted.
         generated_tokens: tokens generated so far.
         sweeps: sweeps so far.
-        sweep_s: seconds of a sweep, measured lately, or as planned before the first one.
-        tokens_per_s: tokens per second of all running requests together, measured lately; 0 when idle.
+        sweep_s: seconds of a sweep in the last minute of work, or as planned before anything was measured.
+        tokens_per_s: tokens per second of all running requests in the last minute; 0 when idle.
+        wait_s: the estimated seconds until the first token of a request that comes now.
         reused_tokens: tokens of prompts that were not computed again.
-        prefix_bytes: what the kept conversations take in host memory.
+        prefix_bytes: what the prefix cache takes.
     """
 
     running: int
@@ -91,5 +92,6 @@ class ServiceStatus:
     sweeps: int
     sweep_s: float
     tokens_per_s: float
+    wait_s: float
     reused_tokens: int = 0
     prefix_bytes: int = 0

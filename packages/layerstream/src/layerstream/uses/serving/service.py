@@ -146,6 +146,7 @@ class GenerationService:
                 sweeps=self._streamed.group.sweeps,
                 sweep_s=self._pace.sweep_s,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
+                wait_s=self._starts_s()[-1] + self._pace.sweep_s,
                 reused_tokens=self._counts["reused_tokens"],
                 prefix_bytes=self._prefixes.num_bytes if self._prefixes else 0,
             )
