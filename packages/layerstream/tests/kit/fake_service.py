@@ -22,6 +22,7 @@ from layerstream.uses.serving.events import (
     AnswerEvent,
     AnswerPart,
     AnswerStarted,
+    PromptScored,
     ServiceStatus,
     TokenChance,
 )
@@ -46,13 +47,14 @@ class FakeTicket:
         request: GenerationRequest,
         on_event: Callable[[AnswerEvent], object],
         top_logprobs: int | None,
+        scores_prompt: bool,
     ) -> None:
         self.number, self.request, self.on_event = number, request, on_event
         self.prompt_tokens = len(request.prompt)
         self.is_cancelled = False
         self.reused_tokens = 0
         self._service = service
-        self._num_top = top_logprobs
+        self._num_top, self._scores_prompt = top_logprobs, scores_prompt
         self.tokens: list[int] = []
         self.text = ""
         self._pieces, self.finish_reason = service.pieces_for(request)
@@ -78,6 +80,9 @@ class FakeTicket:
         self.tokens.append(token)
         self.text += text
         chances = () if self._num_top is None else (chance_of(token, self._num_top),)
+        if not self.tokens[1:] and self._scores_prompt:
+            rest = [chance_of(int(each), self._num_top or 0) for each in self.request.prompt[1:]]
+            self.on_event(PromptScored(chances=tuple(rest)))
         self.on_event(AnswerPart(text=text, tokens=(token,), chances=chances))
         return len(self.tokens) == len(self._pieces)
 
@@ -152,6 +157,7 @@ class FakeService:
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> FakeTicket:
         with self._changed:
             if self.is_closed:
@@ -160,7 +166,8 @@ class FakeService:
                 raise PlanError("the request can never fit")
             if len(self._waiting) >= self._most_waiting:
                 raise QueueFullError("the queue is full", waiting=len(self._waiting), eta_s=7.2)
-            ticket = FakeTicket(self, len(self.submitted) + 1, request, on_event, top_logprobs)
+            number = len(self.submitted) + 1
+            ticket = FakeTicket(self, number, request, on_event, top_logprobs, scores_prompt)
             ticket.reused_tokens = self._reused.pop(0) if self._reused else 0
             self.submitted.append(request)
             self._waiting.append(ticket)

@@ -100,7 +100,10 @@ def _prepared(
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         _check_prompt(len(prompt), service, settings, field)
-        length = body.most_tokens or _default_length(len(prompt), service, settings, body)
+        length = _default_length(len(prompt), service, settings, body)
+        if body.most_tokens is not None:
+            # without an answer, the one token that shows the prompt was read is dropped
+            length = max(1, body.most_tokens)
         _check_length(len(prompt), length, service, settings)
         requests += [_request(body, prompt, length, answer) for answer in range(body.num_answers)]
     return PreparedBody(body=body, requests=tuple(requests), prompts=prompts, echo=echo)

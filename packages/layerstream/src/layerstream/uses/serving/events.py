@@ -28,6 +28,17 @@ class AnswerStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScored:
+    """How likely the model found the tokens of the prompt; it comes before the first part of the answer.
+
+    Attributes:
+        chances: one entry for each token after the first, before which there is nothing.
+    """
+
+    chances: tuple[TokenChance, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPart:
     """The next part of an answer.
 
@@ -57,7 +68,7 @@ class AnswerEnded:
     reused_tokens: int = 0
 
 
-AnswerEvent = AnswerStarted | AnswerPart | AnswerEnded
+AnswerEvent = AnswerStarted | PromptScored | AnswerPart | AnswerEnded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,9 +113,10 @@ class GenerationService:
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> ServiceTicket:
         """Put a request into the queue; returns at once. See `protocol.Service.submit`."""
-        entry = self._entry(request, on_event, top_logprobs)
+        entry = self._entry(request, on_event, top_logprobs, scores_prompt and top_logprobs is not None)
         with self._changed:
             self._check_open()
             if len(self._waiting) >= self._most_waiting:
@@ -201,6 +202,7 @@ class GenerationService:
         request: GenerationRequest,
         on_event: Callable[[AnswerEvent], object],
         top_logprobs: int | None,
+        scores_prompt: bool,
     ) -> Entry:
         """Return a valid request with its tokens and its memory."""
         if request.num_beams > 1:
@@ -208,7 +210,7 @@ class GenerationService:
         self._streamed.replicas[0].adapters.check(request.adapter, "the request")
         ids = prompt_ids(request, self.tokenizer, self._vocab_size)
         num_prompt = len(ids)
-        size = self._admission.request_bytes(num_prompt, request.max_new_tokens)
+        size = self._admission.request_bytes(num_prompt, request.max_new_tokens, scores_prompt=scores_prompt)
         if num_prompt + request.max_new_tokens > self.context_tokens:
             raise PlanError(
                 f"the prompt has {num_prompt:,} tokens, and {request.max_new_tokens:,} new ones were asked "
@@ -216,7 +218,8 @@ class GenerationService:
             )
         if not self._admission.fits(size, []):
             raise PlanError(
-                f"a prompt of {num_prompt:,} tokens with {request.max_new_tokens:,} new ones takes "
+                f"a prompt of {num_prompt:,} tokens{' with logprobs' if scores_prompt else ''} and "
+                f"{request.max_new_tokens:,} new ones take "
                 f"{format_bytes(self._admission.bytes_of([size]))}; this service has "
                 f"{format_bytes(self._admission.room_bytes)} for requests: ask for less"
             )
@@ -227,6 +230,7 @@ class GenerationService:
             size=size,
             seed=seed if request.do_sample else None,
             top_logprobs=top_logprobs,
+            scores_prompt=scores_prompt,
             on_event=on_event,
             tokenizer=self.tokenizer,
         )
@@ -299,7 +303,8 @@ class GenerationService:
     def _generate(self, entry: Entry) -> None:
         """Generate an answer, after the beginning of its prompt that is known."""
         ids, prefixes = entry.tokenized.ids, self._prefixes
-        if prefixes is None:
+        # what is not computed again has no logits
+        if prefixes is None or entry.scores_prompt:
             generate_answer(self._streamed, entry, self._count_tokens)
             return
         cache = prefixes.take(ids)
