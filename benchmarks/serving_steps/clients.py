@@ -80,7 +80,12 @@ class Clients:
         )
 
     async def ask_for_stream(
-        self, case: Case, most_chunks: int | None = None, heard: list[str] | None = None
+        self,
+        case: Case,
+        most_chunks: int | None = None,
+        *,
+        heard: list[str] | None = None,
+        num_retries: int = 0,
     ) -> Answer:
         """Return the answer as it streams; leave after `most_chunks` chunks, if that is given.
 
@@ -88,11 +93,13 @@ class Clients:
             case: the question.
             most_chunks: how many chunks to wait for.
             heard: gets each text as it comes, for a stream that may break.
+            num_retries: how often OpenAI's client asks again if there is no connection.
         """
         options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         text, num_tokens, reason = "", None, None
         heard = [] if heard is None else heard
-        stream = await self.openai.chat.completions.create(**case.body(), **options)
+        client = self.openai.with_options(max_retries=num_retries)
+        stream = await client.chat.completions.create(**case.body(), **options)
         async with stream:
             num_chunks = 0
             async for chunk in stream:

@@ -6,12 +6,13 @@ import asyncio
 import os
 import random
 from collections import Counter
+from functools import partial
 from time import monotonic
 
 import httpx
 import openai
 
-from serving_steps.clients import Answer, Case, Clients
+from serving_steps.clients import PATIENCE_S, Answer, Case, Clients
 from serving_steps.server import Resources, Server
 
 AT_ONCE = 40
@@ -25,7 +26,6 @@ RETRIES = 40
 """OpenAI's client waits up to 8 s between two tries, and a server takes some seconds to start."""
 
 _BROKEN = (openai.APIConnectionError, httpx.TransportError)
-_AGAIN_S = 0.5
 _LOOK_S = 0.05
 
 
@@ -43,7 +43,8 @@ class Crowd:
         self, clients: Clients, cases: list[Case], alone: list[Answer], *, asks_again: bool = False
     ) -> None:
         """Ask `cases`, whose answers given alone are `alone`; ask again when a connection breaks, or fail."""
-        self._clients, self._cases, self._alone, self._asks_again = clients, cases, alone, asks_again
+        self._clients, self._cases, self._alone = clients, cases, alone
+        self._num_retries = RETRIES if asks_again else 0
         self._chance = random.Random(2)
         self._places = asyncio.Semaphore(AT_ONCE)
         self.outcomes: Counter[str] = Counter()
@@ -87,23 +88,23 @@ class Crowd:
         return "mixed up"
 
     async def _whole(self, case: Case) -> Answer:
-        return await self._clients.ask(case, num_retries=RETRIES if self._asks_again else 0)
+        return await self._clients.ask(case, num_retries=self._num_retries)
 
     async def _stream(self, case: Case, expected: Answer, most_chunks: int | None = None) -> Answer:
         """Ask for a stream, again if it breaks; what came before must begin the answer all the same."""
-        for _ in range(RETRIES):
+        ask = partial(self._clients.ask_for_stream, case, most_chunks, num_retries=self._num_retries)
+        ends_at_s = monotonic() + PATIENCE_S
+        while True:
             heard: list[str] = []
             try:
-                return await self._clients.ask_for_stream(case, most_chunks, heard)
+                return await ask(heard=heard)
             except _BROKEN:
-                if not self._asks_again:
+                if not self._num_retries or monotonic() > ends_at_s:
                     raise
                 self.num_broken += bool(heard)
                 text = "".join(heard)
                 if not expected.text.startswith(text):
                     return Answer(text=text)
-            await asyncio.sleep(_AGAIN_S)
-        raise RuntimeError(f"a stream broke {RETRIES} times")
 
 
 async def until_idle(clients: Clients) -> dict[str, float]:

@@ -193,8 +193,9 @@ def _notes(size: Size) -> list[str]:
         "answer came before.",
         "Meanwhile the server is killed with SIGKILL at random shares of the requests done, and started "
         "again at the same address; some kills hit it again while it starts. OpenAI's client itself asks "
-        "again for whole answers (max_retries), the test for broken streams; what these brought must begin "
-        "the answer given alone. Answers are compared in text, number of tokens and reason of the end.",
+        "again when it gets no connection or no answer (max_retries), the test when a stream breaks; what "
+        "that stream had brought must begin the answer given alone. Answers are compared in text, number of "
+        "tokens and reason of the end.",
         "Peak: the kernel's high-water mark of each server just before its kill, above what was resident "
         "when it was ready and above the pages of libraries used since. Threads and descriptors: of the "
         f"first server after the questions asked alone and {AT_ONCE} at once, and of the last one at the "
