@@ -68,7 +68,7 @@ def test_there_are_enough_different_prompts_for_all_clients() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(20 * START_S)
-@pytest.mark.parametrize("stage", ["together", "waiting", "soak"])
+@pytest.mark.parametrize("stage", ["together", "waiting", "soak", "kills"])
 def test_a_stage_runs_and_no_promise_is_broken(tmp_path: Path, stage: str) -> None:
     figures = quick_figures(tmp_path, stage)
     assert figures["promises"]
@@ -105,4 +105,15 @@ def enough_soaked(figures: dict[str, Any]) -> bool:
     return bool(is_answered) and sum(kills.values()) == 2
 
 
-has_compared = {"together": enough_together, "waiting": enough_waited, "soak": enough_soaked}
+def enough_killed(figures: dict[str, Any]) -> bool:
+    outcomes, deaths = Counter(figures["outcomes"]), figures["deaths"]
+    is_answered = outcomes["answered in a stream"] and outcomes["answered as a whole"]
+    return bool(is_answered) and len(deaths["open_requests"]) + deaths["starting"] == 2
+
+
+has_compared = {
+    "together": enough_together,
+    "waiting": enough_waited,
+    "soak": enough_soaked,
+    "kills": enough_killed,
+}

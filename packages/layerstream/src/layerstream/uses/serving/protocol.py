@@ -44,7 +44,7 @@ class Service(Protocol):
     Attributes:
         model_name: the directory or Hub id of the model.
         tokenizer: the model's.
-        context_tokens: the most tokens that a prompt and its answer may have together.
+        context_tokens: the limit on the tokens of a prompt and its answer together.
     """
 
     model_name: str
