@@ -36,7 +36,7 @@ class Crowd:
         outcomes: how many requests ended how.
         errors: what went wrong, in words.
         num_open: requests that are under way.
-        num_broken: streams that broke, and were asked for again.
+        num_broken: streams that broke after their first chunk, and were asked for again.
     """
 
     def __init__(

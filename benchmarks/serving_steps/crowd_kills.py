@@ -151,7 +151,7 @@ def _outcome(found: dict[str, Any], size: Size) -> Outcome:
         ("kills while requests were under way", str(kills)),
         ("requests under way at a kill, least and most", _least_and_most(deaths["open_requests"])),
         ("kills while the server started", str(deaths["starting"])),
-        ("streams that broke after their first text, asked for again", str(found["broken_streams"])),
+        ("streams that broke after their first chunk, asked for again", str(found["broken_streams"])),
         ("seconds for all", f"{found['seconds']:.0f}"),
         ("threads before, after", f"{before['num_threads']}, {after['num_threads']}"),
         ("descriptors before, after", f"{before['num_descriptors']}, {after['num_descriptors']}"),
