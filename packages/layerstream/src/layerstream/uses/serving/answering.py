@@ -113,9 +113,8 @@ class _ChanceRecorder(LogitsProcessor):
 def _chances(tokens: Sequence[int], logprobs: torch.Tensor, num_top: int) -> list[TokenChance]:
     """Return the chance of each token in its row of `logprobs`, (tokens, vocabulary)."""
     best = logprobs.topk(min(num_top, logprobs.shape[-1]))
-    own = logprobs.gather(1, torch.tensor(tokens, dtype=torch.long, device=logprobs.device)[:, None])[
-        :, 0
-    ].tolist()
+    places = torch.tensor(tokens, dtype=torch.long, device=logprobs.device)[:, None]
+    own = logprobs.gather(1, places)[:, 0].tolist()
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
         TokenChance(token=token, logprob=logprob, top=tuple(zip(*top, strict=True)))
