@@ -12,7 +12,7 @@ from time import monotonic
 import httpx
 import openai
 
-from serving_steps.clients import PATIENCE_S, Answer, Case, Clients
+from serving_steps.clients import Answer, Case, Clients
 from serving_steps.server import Resources, Server
 
 AT_ONCE = 40
@@ -22,8 +22,8 @@ SETTLE_S = 30.0
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 """asyncio starts at most so many threads for what would block it, when first needed, and keeps them."""
 
-RETRIES = 40
-"""OpenAI's client waits up to 8 s between two tries, and a server takes some seconds to start."""
+RETRIES = 10_000
+"""Clients do not give up: a server takes long to start on a busy machine, and may be killed again at once."""
 
 _BROKEN = (openai.APIConnectionError, httpx.TransportError)
 _LOOK_S = 0.05
@@ -93,13 +93,12 @@ class Crowd:
     async def _stream(self, case: Case, expected: Answer, most_chunks: int | None = None) -> Answer:
         """Ask for a stream, again if it breaks; what came before must begin the answer all the same."""
         ask = partial(self._clients.ask_for_stream, case, most_chunks, num_retries=self._num_retries)
-        ends_at_s = monotonic() + PATIENCE_S
         while True:
             heard: list[str] = []
             try:
                 return await ask(heard=heard)
             except _BROKEN:
-                if not self._num_retries or monotonic() > ends_at_s:
+                if not self._num_retries:
                     raise
                 self.num_broken += bool(heard)
                 text = "".join(heard)
