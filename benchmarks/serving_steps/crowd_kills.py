@@ -89,9 +89,9 @@ async def _measure(server: Restarted, cases: list[Case], size: Size) -> dict[str
     deaths, start_s = Deaths(), monotonic()
     async with clients_of(server.address) as clients:
         crowd = Crowd(clients, cases, alone, asks_again=True)
-        killing = asyncio.create_task(_kill_again_and_again(server, crowd, deaths, size))
-        await asyncio.gather(*(crowd.ask_one() for _ in range(size.requests)))
-        await killing
+        killing = _kill_again_and_again(server, crowd, deaths, size)
+        # a server that does not start again ends the run: its clients would ask for ever
+        await asyncio.gather(killing, *(crowd.ask_one() for _ in range(size.requests)))
         seconds = monotonic() - start_s
         figures = await until_idle(clients)
     last = server.server.resources()
