@@ -24,7 +24,7 @@ NewTokens = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Sequences at once.", metavar="N", min=1)]
 
 
-@takes_load_options(draft=True)
+@takes_load_options(draft=True, prefix_cache=True)
 def plan_command(
     model: Model = None,
     *,

@@ -81,7 +81,7 @@ def test_a_database_of_another_version_is_refused_and_not_changed(kit: StoreKit)
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(BatchStoreError, match="version 7, this layerstream knows version 1"):
+    with pytest.raises(BatchStoreError, match="version 7, this layerstream knows version 2"):
         BatchStore(kit.folder)
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA user_version").fetchone() == (7,)

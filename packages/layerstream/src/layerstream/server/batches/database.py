@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import BatchStoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE files (
@@ -46,6 +46,9 @@ CREATE TABLE batches (
     total INTEGER NOT NULL DEFAULT 0,
     completed INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0,
+    input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0,
     output_file_id TEXT REFERENCES files (id),
     error_file_id TEXT REFERENCES files (id),
     errors TEXT NOT NULL DEFAULT '[]'

@@ -1,4 +1,4 @@
-"""How fast a service is: tokens per second and seconds per sweep, measured lately. No model."""
+"""How fast a service is: tokens per second and seconds per sweep, in the last minute of work. No model."""
 
 from __future__ import annotations
 
