@@ -67,6 +67,15 @@ CREATE TABLE lines (
 CREATE INDEX pending_lines ON lines (batch, number) WHERE result IS NULL;
 """
 
+_UPGRADES = {
+    1: """
+ALTER TABLE batches ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0
+"""
+}
+"""For each older version, what turns its database into one of the next version."""
+
 
 class Database:
     """An open database. Safe to use from any thread; its owner must close it."""
@@ -121,14 +130,14 @@ class Database:
         self._connection.execute("PRAGMA foreign_keys = ON")
         with self.transaction() as rows:
             (version,) = rows.execute("PRAGMA user_version").fetchone()
-            if version == SCHEMA_VERSION:
-                return
             (num_tables,) = rows.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if version or num_tables:
+            known = {SCHEMA_VERSION, *_UPGRADES, *(() if num_tables else (0,))}
+            if version not in known:
                 raise BatchStoreError(
-                    f"the database of batches {path} has version {version}, this layerstream knows version "
-                    f"{SCHEMA_VERSION}: give another folder, or use the layerstream that wrote it"
+                    f"the database of batches {path} has version {version}, this layerstream knows versions "
+                    f"1 to {SCHEMA_VERSION}: give another folder, or use the layerstream that wrote it"
                 )
-            for statement in _SCHEMA.split(";"):
+            changes = [_UPGRADES[each] for each in range(version, SCHEMA_VERSION)] if version else [_SCHEMA]
+            for statement in ";".join(changes).split(";"):
                 rows.execute(statement)
             rows.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
