@@ -19,6 +19,9 @@ AT_ONCE = 40
 LEAVE = 0.3
 STREAM = 0.5
 SETTLE_S = 30.0
+LOST_S = 1800.0
+"""A request without an answer for so long is lost."""
+
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 """asyncio starts at most so many threads for what would block it, when first needed, and keeps them."""
 
@@ -59,7 +62,10 @@ class Crowd:
         async with self._places:
             self.num_open += 1
             try:
-                outcome = await self._outcome(number, leaves=leaves, streams=streams)
+                async with asyncio.timeout(LOST_S):
+                    outcome = await self._outcome(number, leaves=leaves, streams=streams)
+            except TimeoutError:
+                outcome = "lost"
             except Exception as error:  # noqa: BLE001 - whatever it is, the table shows it
                 self.errors.append(f"{type(error).__name__}: {error}"[:300])
                 outcome = "failed"

@@ -13,7 +13,7 @@ from common import MIB, Outcome, verdict
 
 from serving_steps.cases import answers_alone, random_cases
 from serving_steps.clients import Case, clients_of
-from serving_steps.crowd import AT_ONCE, LEAVE, POOL_THREADS, SETTLE_S, Crowd, settled, until_idle
+from serving_steps.crowd import AT_ONCE, LEAVE, LOST_S, POOL_THREADS, SETTLE_S, Crowd, settled, until_idle
 from serving_steps.job import Job, kept
 from serving_steps.kills import STARTING_KILLS, Restarted
 from serving_steps.server import Resources
@@ -162,7 +162,8 @@ def _outcome(found: dict[str, Any], size: Size) -> Outcome:
     running = found["figures"]["requests_running"] + found["figures"]["requests_waiting"]
     most_threads = max(before["num_threads"], found["at_ready"]["num_threads"] + POOL_THREADS)
     promises = {
-        "requests lost: without an answer, and not left": size.requests - sum(outcomes.values()),
+        f"requests lost: without an answer for {LOST_S / 60:.0f} min": outcomes.get("lost", 0),
+        "requests not accounted for": size.requests - sum(outcomes.values()),
         "answers mixed up": outcomes.get("mixed up", 0),
         "requests failed": outcomes.get("failed", 0),
         "kills with no request under way": sum(count == 0 for count in deaths["open_requests"]),

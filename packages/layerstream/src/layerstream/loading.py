@@ -251,8 +251,9 @@ def load(
         exact_ties: with a draft, verify each token by a forward of its own, all in one sweep, so that every
             bit is that of plain generation. False verifies a chain by one forward: on a CPU that computes
             less, but where two tokens score almost the same, the other one may be chosen.
-        prefix_cache: memory that a service takes for the keys and values of earlier conversations: bytes or a
-            size such as `"1 GiB"`. It is host memory; on a CPU device, a part of the budget. 0 keeps none.
+        prefix_cache: memory for the keys and values of earlier conversations, which `layerstream serve` uses
+            and `generate()` does not: bytes or a size such as `"1 GiB"`. It is host memory; on a CPU device,
+            a part of the budget. 0 keeps none.
         verify: compare some streamed units and the head with resident copies of them, bit for bit, before
             returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
         on_progress: called with a `LoadProgress` after each part that stays in memory has been read.

@@ -130,9 +130,10 @@ def host_runtime_bytes() -> int:
 def maps_whole_folios(is_mapped: Sequence[bool], page_bytes: int) -> bool:
     """Return whether the kernel maps code in large pieces, judged by which of a library's pages are mapped.
 
-    When a page is touched, Linux maps those around it that are in the page cache: a window of 64 KiB, or
-    (seen on 6.18) the whole folio, of a MiB for example. With windows, most chunks of 256 KiB are mapped in
-    part; with folios, nearly all of them entirely or not at all.
+    When a page is touched, Linux also maps others that are in the page cache: a window of 64 KiB around it,
+    or (seen on 6.18) the whole folio, a block of pages that may be a MiB. This looks at the chunks of 256 KiB
+    with at least one mapped page: with windows, most of them are mapped in part; with folios, nearly all are
+    mapped entirely.
 
     Args:
         is_mapped: for each page of the library's code, in order, from a multiple of the chunk's size.

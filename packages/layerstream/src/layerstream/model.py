@@ -192,6 +192,15 @@ class StreamedModel:
         if self._speculation is not None:
             self._speculation.on_verified = call
 
+    @property
+    def tokens_per_sweep(self) -> float:
+        """Tokens that an answer grows by in a sweep: measured, or planned at first; 1 without a draft."""
+        measured = 0.0
+        if self._speculation is not None:
+            measured = self._speculation.statistics.report().tokens_per_sweep
+        forecast = self.plan.draft_forecast
+        return measured or (1.0 if forecast is None else forecast.tokens_per_sweep)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one forward, which is one sweep, on the first device."""
         self._check_open()

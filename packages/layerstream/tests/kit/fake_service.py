@@ -187,6 +187,7 @@ class FakeService:
                 generated_tokens=self._counts["generated"],
                 sweeps=self._counts["sweeps"],
                 sweep_s=SWEEP_S,
+                token_s=SWEEP_S,
                 tokens_per_s=len(self._running) / SWEEP_S,
                 wait_s=SWEEP_S * (len(self._waiting) + 1),
             )

@@ -151,9 +151,9 @@ Draft = Annotated[
 PrefixCache = Annotated[
     str,
     typer.Option(
-        help="Memory of a server for the keys and values of earlier conversations, such as 1GiB: their next "
-        "turns do not compute them again, and may then differ in the last bit. It is host memory; on a CPU, "
-        "part of --budget. 0 keeps none.",
+        help="Memory of a server for the keys and values of earlier conversations, such as 1GiB, so that "
+        "the next turn does not compute them again (its answer may differ in the last bit). It is host "
+        "memory; on a CPU, part of --budget. 0 keeps none.",
         metavar="SIZE",
         rich_help_panel=_LOADING,
     ),

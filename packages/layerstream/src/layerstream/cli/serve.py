@@ -185,10 +185,13 @@ def _load(
         return load_for_largest(model, options, workloads, shows_status=shows_status)
     except BudgetTooSmallError as error:
         least = workloads[-1]
-        lower = [f"--together (now {least.batch_size})", f"--context-tokens (now {least.context_tokens:,})"]
+        lower = [
+            f"--together (now {least.batch_size})",
+            f"--context-tokens (tried down to {least.context_tokens:,})",
+        ]
         lower += [f"--prefix-cache (now {options.prefix_cache})"] if options.prefix_bytes else []
         raise BudgetTooSmallError(
-            f"{error}. To reserve less for requests, lower {', '.join(lower[:-1])} or {lower[-1]}",
+            f"{error}. For this server, lower {', '.join(lower[:-1])} or {lower[-1]}",
             needed_bytes=error.needed_bytes,
             budget_bytes=error.budget_bytes,
             where=error.where,

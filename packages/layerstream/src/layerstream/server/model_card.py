@@ -34,6 +34,6 @@ def model_card(service: Service, settings: ServerSettings, created: int) -> Mode
             "tokens_per_s": status.tokens_per_s,
             "sweep_s": status.sweep_s,
             "estimated_wait_s": status.wait_s,
-            "estimated_100_tokens_s": status.wait_s + 99 * status.sweep_s,
+            "estimated_100_tokens_s": status.wait_s + 99 * status.token_s,
         }
     )

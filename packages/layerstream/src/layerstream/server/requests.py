@@ -102,7 +102,7 @@ def _prepared(
         _check_prompt(len(prompt), service, settings, field)
         length = _default_length(len(prompt), service, settings, body)
         if body.most_tokens is not None:
-            # without an answer, the one token that shows the prompt was read is dropped
+            # max_tokens 0: one token is generated, and thrown away
             length = max(1, body.most_tokens)
         _check_length(len(prompt), length, service, settings)
         requests += [_request(body, prompt, length, answer) for answer in range(body.num_answers)]

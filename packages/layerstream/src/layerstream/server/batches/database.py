@@ -74,7 +74,10 @@ ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0
 """
 }
-"""For each older version, what turns its database into one of the next version."""
+"""For each older version, what turns its database into one of the next version.
+
+Of lines answered under version 1, no tokens are known; they count as 0.
+"""
 
 
 class Database:

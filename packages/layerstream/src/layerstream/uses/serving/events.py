@@ -85,7 +85,8 @@ class ServiceStatus:
         prompt_tokens: tokens of all prompts that were admitted.
         generated_tokens: tokens generated so far.
         sweeps: sweeps so far.
-        sweep_s: seconds of a sweep in the last minute of work, or as planned before anything was measured.
+        sweep_s: seconds per sweep in the last minute of work, or as planned before anything was measured.
+        token_s: seconds per token of one answer; with a draft, a sweep gives several.
         tokens_per_s: tokens per second of all running requests in the last minute; 0 when idle.
         wait_s: the estimated seconds until the first token of a request that comes now.
         reused_tokens: tokens of prompts that were not computed again.
@@ -102,6 +103,7 @@ class ServiceStatus:
     generated_tokens: int
     sweeps: int
     sweep_s: float
+    token_s: float
     tokens_per_s: float
     wait_s: float
     reused_tokens: int = 0

@@ -80,18 +80,18 @@ class PrefixCache:
         return begun
 
     def put(self, ids: Sequence[int], cache: DynamicCache) -> None:
-        """Keep a text's cache, as much of it as the cache holds, in place of the oldest ones.
+        """Keep a text's cache, as much of it as the cache holds; the least recently used ones make room.
 
         The cache belongs to this object afterwards.
         """
         kept_ids = tuple(ids[: cache.get_seq_length()])
         if len(kept_ids) < LEAST_TOKENS or type(cache) is not DynamicCache:
             return
-        for known in [kept for kept in self._kept if kept_ids[: len(kept.ids)] == kept.ids]:
-            self._remove(known)
         size = _bytes_of(cache)
         if size > self._limit_bytes:
             return
+        for known in [kept for kept in self._kept if kept_ids[: len(kept.ids)] == kept.ids]:
+            self._remove(known)
         # first the room, then the copy: on a device of its own, the cache is in both memories for a moment
         while self.num_bytes + size > self._limit_bytes:
             self._remove(self._kept[0])

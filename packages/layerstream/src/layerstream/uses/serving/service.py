@@ -146,6 +146,7 @@ class GenerationService:
                 generated_tokens=self._counts["generated_tokens"],
                 sweeps=self._streamed.group.sweeps,
                 sweep_s=self._pace.sweep_s,
+                token_s=self._pace.sweep_s / self._streamed.tokens_per_sweep,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
                 wait_s=self._starts_s()[-1] + self._pace.sweep_s,
                 reused_tokens=self._counts["reused_tokens"],
@@ -240,7 +241,7 @@ class GenerationService:
             raise ServiceClosedError("this service is closing and takes no more requests")
 
     def _left_s(self, entry: Entry) -> float:
-        return entry.most_left * self._pace.sweep_s
+        return entry.most_left * self._pace.sweep_s / self._streamed.tokens_per_sweep
 
     def _starts_s(self) -> list[float]:
         """Return in how many seconds each waiting request starts, and one more behind them."""
