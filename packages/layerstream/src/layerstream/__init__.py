@@ -17,6 +17,7 @@ from .lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .architecture.configs import known_config
+    from .checkpoint.fetch import fetch
     from .checkpoint.fingerprint import fingerprint_model
     from .conversion.convert import convert_checkpoint
     from .default_model import default_model_path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointNotFoundError,
         ConversionError,
+        FetchError,
         JobError,
         LayerstreamError,
         ModelError,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
     from .spec.conversion import ConversionProgress, ConversionReport
+    from .spec.fetch import FetchProgress
     from .spec.known_models import KNOWN_MODELS, KnownModel
     from .spec.load_progress import LoadProgress
     from .spec.machine_text import machine_from_figures
@@ -93,6 +96,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     ".architecture.configs": ("known_config",),
+    ".checkpoint.fetch": ("fetch",),
     ".checkpoint.fingerprint": ("fingerprint_model",),
     ".conversion.convert": ("convert_checkpoint",),
     ".default_model": ("default_model_path",),
@@ -104,6 +108,7 @@ _EXPORTS = {
         "CheckpointError",
         "CheckpointNotFoundError",
         "ConversionError",
+        "FetchError",
         "JobError",
         "LayerstreamError",
         "ModelError",
@@ -127,6 +132,7 @@ _EXPORTS = {
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
     ".spec.conversion": ("ConversionProgress", "ConversionReport"),
+    ".spec.fetch": ("FetchProgress",),
     ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
     ".spec.load_progress": ("LoadProgress",),
     ".spec.machine_text": ("machine_from_figures",),
@@ -181,6 +187,8 @@ __all__ = [
     "ConversionProgress",
     "ConversionReport",
     "DraftForecast",
+    "FetchError",
+    "FetchProgress",
     "GenerationRequest",
     "GenerationResult",
     "Granularity",
@@ -236,6 +244,7 @@ __all__ = [
     "bytes_by_precision",
     "convert_checkpoint",
     "default_model_path",
+    "fetch",
     "fingerprint_model",
     "format_bytes",
     "format_rate",

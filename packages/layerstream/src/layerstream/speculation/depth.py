@@ -144,8 +144,6 @@ class DepthControl:
         if self._drafted:
             draft_s = max(0, tokens - ready) * self._draft_s / self._drafted
         if self._verified:
-            depth = round(
-                tokens * self._in_row / self._verified
-            )  # a tree is less deep than it is large
+            depth = round(tokens * self._in_row / self._verified)  # a tree is less deep than it is large
         seconds = self._sweep.at(tokens) + draft_s
         return expected_tokens(self.acceptance, depth) / seconds if seconds > 0 else float(tokens)
