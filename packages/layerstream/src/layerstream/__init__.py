@@ -50,8 +50,10 @@ if TYPE_CHECKING:
     from .loading import load, plan, profile_model
     from .machine import probe_machine
     from .model import StreamedModel
+    from .planning.cluster import simulate_cluster
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
+    from .spec.cluster import ClusterForecast, ClusterRun
     from .spec.conversion import ConversionProgress, ConversionReport
     from .spec.fetch import FetchProgress
     from .spec.known_models import KNOWN_MODELS, KnownModel
@@ -129,8 +131,10 @@ _EXPORTS = {
     ".loading": ("load", "plan", "profile_model"),
     ".machine": ("probe_machine",),
     ".model": ("StreamedModel",),
+    ".planning.cluster": ("simulate_cluster",),
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
+    ".spec.cluster": ("ClusterForecast", "ClusterRun"),
     ".spec.conversion": ("ConversionProgress", "ConversionReport"),
     ".spec.fetch": ("FetchProgress",),
     ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
@@ -183,6 +187,8 @@ __all__ = [
     "BudgetTooSmallError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "ClusterForecast",
+    "ClusterRun",
     "ConversionError",
     "ConversionProgress",
     "ConversionReport",
@@ -262,6 +268,7 @@ __all__ = [
     "profile_model",
     "score",
     "simulate",
+    "simulate_cluster",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
