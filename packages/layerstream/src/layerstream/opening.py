@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoint.url_copy import begin_download
+from .checkpoint.url_copy import OnFetch, begin_download
 from .checkpoint.urls import is_url
 from .draft_models import FoundDraft, find_draft, open_draft
 from .engine.build import OnProgress, build
@@ -59,14 +59,16 @@ def load_with(
     *,
     verify: bool = False,
     on_progress: OnProgress | None = None,
+    on_fetch: OnFetch | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
     """Return the model that `load` loads, with the options as one value.
 
-    The weights at a URL arrive in the background, and are read as they come.
+    The weights at a URL arrive in the background, and are read as they come. `on_fetch` is called with how
+    far they are, on another thread, also after this has returned.
     """
     load_here = partial(_load_here, verify=verify, on_progress=on_progress, runtime=runtime)
-    download = begin_download(str(model), options) if is_url(str(model)) else None
+    download = begin_download(str(model), options, on_fetch=on_fetch) if is_url(str(model)) else None
     if download is None:
         return load_here(model, options, None)
     with ExitStack() as if_it_fails:

@@ -226,7 +226,10 @@ def _load(job: RowJob, options: LoadOptions, kinds: list[RowKind]) -> StreamedMo
             try:
                 workload = _workload(kinds, num_rows)
                 return backend.load_with(
-                    job.model, replace(options, workload=workload), on_progress=on_progress
+                    job.model,
+                    replace(options, workload=workload),
+                    on_progress=on_progress,
+                    on_fetch=on_progress,
                 )
             except BudgetTooSmallError:
                 if num_rows == 1:
