@@ -139,6 +139,13 @@ def test_of_two_processes_one_copies_and_the_other_waits(
     assert (target / WEIGHTS).read_bytes() == (shared / WEIGHTS).read_bytes()
 
 
+def test_small_files_that_are_there_are_not_waited_for(web: WebFolder, tmp_path: Path) -> None:
+    place = url_copy.place_of(web.address, ls.LoadOptions())
+    url_copy.copy_checkpoint(place, weights=False)
+    with url_copy.locked(place.folder):
+        assert url_copy.copy_checkpoint(place, weights=False) == place.folder
+
+
 @pytest.mark.parametrize("budget", ["min", "1GiB"])
 def test_a_model_from_a_url_answers_as_the_plain_model(
     budget: str, web: WebFolder, expected: list[int]

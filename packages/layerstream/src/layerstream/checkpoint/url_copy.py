@@ -130,8 +130,10 @@ def copy_checkpoint(
         listed = source.list_files(place.variant)
     except FetchError as error:
         return _kept_copy(place, weights, str(error), warn=True, cause=error)
-    with locked(place.folder):
-        _Copying(place, source, listed, on_fetch).run(weights=weights)
+    # Another process may hold the lock for as long as it copies weights that are not asked for here.
+    if weights or not _Copying(place, source, listed).has_small():
+        with locked(place.folder):
+            _Copying(place, source, listed, on_fetch).run(weights=weights)
     _asked[key] = _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
     return place.root
 
@@ -183,8 +185,15 @@ class _Copying:
             # A web server lists other names for other variants.
             if name not in self._listed and self._source.look(name) is None:
                 self._record.remove(name)
+        self.copy_missing(self._small())
+
+    def has_small(self) -> bool:
+        """Return whether all files but the weights are there."""
+        return not self.missing(self._small())
+
+    def _small(self) -> list[RemoteFile]:
         small = [file for name, file in sorted(self._listed.items()) if is_small_file(name)]
-        self.copy_missing([file for file in small if file.name != RECORD_NAME])
+        return [file for file in small if file.name != RECORD_NAME]
 
     def weights(self) -> list[RemoteFile]:
         """Return the files that hold the weights; the small files must be there."""
