@@ -62,7 +62,7 @@ def plan(
     """Return where each block of a model would live on this machine. Reads config and headers only.
 
     Args:
-        model: a directory or a Hub id.
+        model: a directory, a Hub id or a URL such as `s3://bucket/model`, see `fetch`.
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
             device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
@@ -216,7 +216,7 @@ def load(
     for the whole process, because a tight budget needs it.
 
     Args:
-        model: a directory or a Hub id.
+        model: a directory, a Hub id or a URL such as `s3://bucket/model`, see `fetch`.
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
             device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.

@@ -20,8 +20,8 @@ from .printing import working
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A checkpoint's directory, or its id on the Hugging Face Hub. Without one, a small chat model "
-        "is downloaded.",
+        help="A checkpoint's directory, its id on the Hugging Face Hub, or its URL. Without one, a small "
+        "chat model is downloaded.",
         show_default=False,
     ),
 ]
