@@ -59,13 +59,12 @@ class UrlPlace:
     variant: str | None
 
     def is_whole(self) -> bool:
-        """Return whether the copy can be opened."""
+        """Return whether the copy can be opened, and all its files are of one listing."""
         try:
             shards = open_checkpoint(self.folder, variant=self.variant).shards
         except CheckpointError:
             return False
-        record = CopyRecord(self.folder)
-        return not any(record.is_begun(shard) for shard in shards)
+        return CopyRecord(self.folder).is_whole(shards)
 
 
 _JOIN_TIMEOUT_S = 10.0
@@ -169,6 +168,7 @@ class _Copying:
     ) -> None:
         self._place, self._source, self._listed = place, source, listed
         self._on_fetch = on_fetch
+        self._others: dict[str, RemoteFile] = {}
         self._record = CopyRecord(place.folder)
         self._done = self._total = 0
         self.stop = threading.Event()
@@ -183,7 +183,12 @@ class _Copying:
         """Copy all files but the weights, and remove those that the URL does not have any more."""
         for name in self._record.names:
             # A web server lists other names for other variants.
-            if name not in self._listed and self._source.look(name) is None:
+            if name not in self._listed and (file := self._source.look(name)) is not None:
+                self._others[name] = file
+        everything = {**self._listed, **self._others}
+        self._record.note_listing(everything)
+        for name in self._record.names:
+            if name not in everything:
                 self._record.remove(name)
         self.copy_missing(self._small())
 
@@ -192,7 +197,8 @@ class _Copying:
         return not self.missing(self._small())
 
     def _small(self) -> list[RemoteFile]:
-        small = [file for name, file in sorted(self._listed.items()) if is_small_file(name)]
+        everything = {**self._listed, **self._others}
+        small = [file for name, file in sorted(everything.items()) if is_small_file(name)]
         return [file for file in small if file.name != RECORD_NAME]
 
     def weights(self) -> list[RemoteFile]:

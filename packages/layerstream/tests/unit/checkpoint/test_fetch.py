@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 from layerstream.checkpoint import file_copy, url_copy
-from layerstream.checkpoint.copy_record import RECORD_NAME, CopyRecord, part_of
+from layerstream.checkpoint.copy_record import CopyRecord, part_of
 from layerstream.errors import (
     CheckpointNotFoundError,
     FetchError,
@@ -319,37 +319,6 @@ def test_urls_with_secrets_and_of_single_files_are_refused_without_repeating_sec
     with pytest.raises(CheckpointNotFoundError) as caught:
         ls.fetch(url)
     assert "secret" not in str(caught.value)
-
-
-def test_a_copy_serves_when_its_server_is_away(web: WebFolder, target: Path) -> None:
-    ls.fetch(web.address, target)
-    web.refuses = 503
-    with pytest.warns(UserWarning, match="copy of an earlier time"):
-        assert ls.fetch(web.address, target) == target
-
-
-def test_local_files_only_copies_nothing(web: WebFolder, target: Path) -> None:
-    with pytest.raises(CheckpointNotFoundError, match="local_files_only"):
-        ls.fetch(web.address, target, local_files_only=True)
-    ls.fetch(web.address, target)
-    web.requests.clear()
-    assert ls.fetch(web.address, target, local_files_only=True) == target
-    assert not web.requests
-
-
-def test_an_unfinished_copy_does_not_pass_for_a_whole_one(web: WebFolder, shared: Path, target: Path) -> None:
-    leave_a_part(web, shared, target, 300_000)
-    with pytest.raises(CheckpointNotFoundError, match="no whole copy"):
-        ls.fetch(web.address, target, local_files_only=True)
-
-
-def test_a_broken_note_only_means_that_all_is_copied_again(
-    web: WebFolder, shared: Path, target: Path
-) -> None:
-    ls.fetch(web.address, target)
-    (target / RECORD_NAME).write_text("[]")
-    ls.fetch(web.address, target)
-    assert same_files(target, shared)
 
 
 def test_a_subfolder_is_copied_below_the_directory(tmp_path: Path, shared: Path, target: Path) -> None:
