@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..spec.fetch import FetchProgress
 from ..spec.options import LoadOptions
-from .arrivals import announce, announce_failure
+from .arrivals import announce, announce_end, announce_failure
 from .copy_record import RECORD_NAME, CopyRecord, locked, part_of
 from .file_copy import FileCopy, check_space
 from .header import LENGTH_BYTES, describe_header, header_bytes_of
@@ -60,11 +60,15 @@ class UrlPlace:
 
     def is_whole(self) -> bool:
         """Return whether the copy can be opened, and all its files are of one listing."""
+        shards = self.shards()
+        return bool(shards) and CopyRecord(self.folder).is_whole(shards)
+
+    def shards(self) -> tuple[str, ...]:
+        """Return the names of the copy's files of weights; none if it cannot be opened."""
         try:
-            shards = open_checkpoint(self.folder, variant=self.variant).shards
+            return open_checkpoint(self.folder, variant=self.variant).shards
         except CheckpointError:
-            return False
-        return CopyRecord(self.folder).is_whole(shards)
+            return ()
 
 
 _JOIN_TIMEOUT_S = 10.0
@@ -147,13 +151,22 @@ def _kept_copy(
 ) -> Path:
     """Return the copy of an earlier time when its URL cannot be asked."""
     has_small = (place.folder / RECORD_NAME).is_file() and (place.folder / CONFIG_NAME).is_file()
-    if place.is_whole() or (has_small and not weights):
+    is_whole = place.is_whole()
+    if is_whole:
+        _end_waits(place.folder, place.shards())
+    if is_whole or (has_small and not weights):
         if warn:
             warnings.warn(f"{reason}. The copy of an earlier time is used: {place.folder}", stacklevel=2)
         return place.root
     if cause is not None:
         raise cause
     raise CheckpointNotFoundError(f"there is no whole copy of {place.url} in {place.folder}, and {reason}")
+
+
+def _end_waits(folder: Path, names: Iterable[str]) -> None:
+    """Let files be read that are there, though a copy of them stopped here: another process finished it."""
+    for name in names:
+        announce_end(folder / name)
 
 
 class _Copying:
@@ -211,9 +224,14 @@ class _Copying:
         """Return the files that the folder does not have as they are now."""
         return [file for file in files if not self._record.has(file)]
 
+    def end_waits(self, files: Sequence[RemoteFile]) -> None:
+        """Let those of `files` be read that are there."""
+        _end_waits(self._place.folder, [file.name for file in files if self._record.has(file)])
+
     def copy_missing(self, files: Sequence[RemoteFile]) -> None:
         """Copy those of `files` that are not there."""
         missing = self.missing(files)
+        self.end_waits(files)
         check_space(self._place.folder, missing, self._record)
         self._done, self._total = 0, sum(file.size or 0 for file in missing)
         for file in missing:
@@ -348,6 +366,7 @@ def begin_download(name: str, options: LoadOptions, *, on_fetch: OnFetch | None 
         copying = _Copying(place, source, listed, on_fetch)
         copying.copy_small()
         files = copying.weights()
+        copying.end_waits(files)
         _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
         if not copying.missing(files):
             _asked[place, True] = time.monotonic() + _COUNTS_FOR_S
