@@ -205,9 +205,7 @@ def test_closing_a_model_ends_the_copy_and_the_next_load_goes_on(
         assert answer(again) == expected
 
 
-@pytest.mark.parametrize(
-    "way", ["load", "fetch, then load", "load local files only", "load without a server"]
-)
+@pytest.mark.parametrize("way", ["load", "fetch, then load", "load local files only", "without a server"])
 def test_a_stopped_copy_that_another_process_finished_is_loaded(
     way: str, web: WebFolder, sharded: Path, expected: list[int], by_blocks: int
 ) -> None:
@@ -218,7 +216,7 @@ def test_a_stopped_copy_that_another_process_finished_is_loaded(
     if way == "fetch, then load":
         ls.fetch(web.address)
     with warnings.catch_warnings():
-        if way == "load without a server":
+        if way == "without a server":
             web.refuses = 503
             warnings.filterwarnings("ignore", "(?s).*copy of an earlier time", UserWarning)
         local_only = way == "load local files only"

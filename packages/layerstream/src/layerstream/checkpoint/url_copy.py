@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -153,7 +153,8 @@ def _kept_copy(
     has_small = (place.folder / RECORD_NAME).is_file() and (place.folder / CONFIG_NAME).is_file()
     is_whole = place.is_whole()
     if is_whole:
-        _end_waits(place.folder, place.shards())
+        for shard in place.shards():
+            announce_end(place.folder / shard)
     if is_whole or (has_small and not weights):
         if warn:
             warnings.warn(f"{reason}. The copy of an earlier time is used: {place.folder}", stacklevel=2)
@@ -161,12 +162,6 @@ def _kept_copy(
     if cause is not None:
         raise cause
     raise CheckpointNotFoundError(f"there is no whole copy of {place.url} in {place.folder}, and {reason}")
-
-
-def _end_waits(folder: Path, names: Iterable[str]) -> None:
-    """Let files be read that are there, though a copy of them stopped here: another process finished it."""
-    for name in names:
-        announce_end(folder / name)
 
 
 class _Copying:
@@ -225,8 +220,10 @@ class _Copying:
         return [file for file in files if not self._record.has(file)]
 
     def end_waits(self, files: Sequence[RemoteFile]) -> None:
-        """Let those of `files` be read that are there."""
-        _end_waits(self._place.folder, [file.name for file in files if self._record.has(file)])
+        """Let those of `files` be read that another process finished after a copy of them stopped here."""
+        for file in files:
+            if self._record.has(file):
+                announce_end(self._place.folder / file.name)
 
     def copy_missing(self, files: Sequence[RemoteFile]) -> None:
         """Copy those of `files` that are not there."""
@@ -256,6 +253,11 @@ class _Copying:
         folder, shards = self._place.folder, {}
         for file in files:
             path = str(folder / file.name)
+            if file.size is None:
+                raise FetchError(
+                    f"the server does not say how large {self._place.url}/{file.name} is; run "
+                    "layerstream.fetch with the same URL and options first, then load"
+                )
             length = header_bytes_of(read_range(self._source, file, 0, LENGTH_BYTES), file.size, path)
             raw = read_range(self._source, file, LENGTH_BYTES, LENGTH_BYTES + length)
             shards[file.name] = describe_header(raw, file.size, path)

@@ -80,6 +80,19 @@ def test_a_copy_serves_when_its_server_is_away(web: WebFolder, target: Path) -> 
         assert ls.fetch(web.address, target) == target
 
 
+def test_a_server_that_tells_no_sizes_serves_whole_copies_only(
+    web: WebFolder, shared: Path, tiny_llama_dir: Path
+) -> None:
+    web.tells_sizes = False
+    with pytest.raises(FetchError, match=r"does not say how large .*/model\.safetensors is; .*fetch"):
+        ls.plan(web.address, budget="min", device="cpu")
+    with pytest.raises(FetchError, match="does not say how large"):
+        ls.load(web.address, budget="min", device="cpu")
+    assert same_files(ls.fetch(web.address), shared)
+    with ls.load(web.address, budget="min", device="cpu") as streamed:
+        assert streamed.plan.ledger == ls.plan(tiny_llama_dir, budget="min", device="cpu").ledger
+
+
 def test_local_files_only_copies_nothing(web: WebFolder, target: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="local_files_only"):
         ls.fetch(web.address, target, local_files_only=True)
