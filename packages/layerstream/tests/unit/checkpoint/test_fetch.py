@@ -276,6 +276,26 @@ def test_a_disk_that_fills_up_during_the_copy_leaves_what_is_there(
     assert same_files(target, shared)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EDQUOT, "quota"), (errno.EIO, "cannot write"), (errno.EROFS, "cannot write")]
+)
+def test_what_the_disk_refuses_is_not_asked_of_the_server_again(
+    number: int, said: str, web: WebFolder, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def refuse(descriptor: int, data: bytes) -> int:
+        if os.fstat(descriptor).st_size > 200_000:
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, data[:65536])
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(FetchError, match=said) as caught:
+        ls.fetch(web.address, target)
+    assert (caught.value.needed_bytes > 0) == (number == errno.EDQUOT)
+    assert web.bodies_of(WEIGHTS) == [0]
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(web: WebFolder, shared: Path, target: Path) -> None:
     (shared / "config.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json"):
@@ -311,6 +331,9 @@ def test_a_server_that_refuses_is_quoted(
     "url",
     [
         "http://user:secret@host/model",
+        "https://secret@host/model",
+        "HTTPS://secret@host/model",
+        "s3://key:secret@bucket/model",
         "https://host/model?token=secret",
         "https://host/model/model.safetensors",
     ],
