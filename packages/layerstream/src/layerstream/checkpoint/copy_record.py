@@ -62,7 +62,7 @@ class CopyRecord:
         if any(name not in self._listed for name in self.names):
             return False
         needed = {*shards, *(name for name in self._listed if is_small_file(name))} - {RECORD_NAME}
-        return bool(needed) and all(self._has(name, self._listed.get(name)) for name in needed)
+        return all(self._has(name, self._listed.get(name)) for name in needed)
 
     def part_bytes(self, file: RemoteFile) -> int:
         """Return how many bytes of this very file an earlier copy left; 0 if they cannot be trusted."""

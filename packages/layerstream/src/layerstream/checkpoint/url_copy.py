@@ -1,4 +1,4 @@
-"""Copies of checkpoints from URLs: once a machine, file by file, and in the background while a model loads.
+"""Copies of checkpoints from URLs: once per machine, file by file, and in the background while a model loads.
 
 Room: bytes. The files go into the user's cache, or a folder of the user's. What is there already and has not
 changed is not copied again. `layerstream.load` reads a file while it still arrives.
@@ -39,7 +39,7 @@ OnFetch = Callable[[FetchProgress], None]
 """Called with how far a copy is."""
 
 _COUNTS_FOR_S = 60.0
-"""How long what a server said of its files counts."""
+"""Seconds for which a server's listing is trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
