@@ -54,15 +54,15 @@ class CopyRecord:
         """Return whether the whole of this very file is in the folder."""
         return self._has(file.name, _as_noted(file))
 
-    def is_whole(self, shards: Iterable[str]) -> bool:
-        """Return whether the small files and `shards` are all there as the last listing described them.
+    def is_whole(self, needed: Iterable[str]) -> bool:
+        """Return whether the small files and `needed` are all there as the last listing described them.
 
         A file that the listing does not have would be read all the same, so none may be left.
         """
         if any(name not in self._listed for name in self.names):
             return False
-        needed = {*shards, *(name for name in self._listed if is_small_file(name))} - {RECORD_NAME}
-        return all(self._has(name, self._listed.get(name)) for name in needed)
+        small = {name for name in self._listed if is_small_file(name)} - {RECORD_NAME}
+        return all(self._has(name, self._listed.get(name)) for name in small.union(needed))
 
     def part_bytes(self, file: RemoteFile) -> int:
         """Return how many bytes of this very file an earlier copy left; 0 if they cannot be trusted."""

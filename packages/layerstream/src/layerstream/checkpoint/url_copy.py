@@ -150,7 +150,7 @@ def _kept_copy(
     cause: FetchError | None = None,
 ) -> Path:
     """Return the copy of an earlier time when its URL cannot be asked."""
-    has_small = (place.folder / RECORD_NAME).is_file() and (place.folder / CONFIG_NAME).is_file()
+    has_small = CopyRecord(place.folder).is_whole([CONFIG_NAME])
     is_whole = place.is_whole()
     if is_whole:
         for shard in place.shards():

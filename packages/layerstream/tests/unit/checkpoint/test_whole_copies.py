@@ -6,6 +6,7 @@ import filecmp
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,18 @@ def test_a_copy_killed_between_two_files_is_no_whole_copy(
             ls.fetch(web.address, target)
     assert WEIGHTS not in finished
     assert_not_whole(web, target)
+    # Without its weights, the copy serves once all its small files are new.
+    place = url_copy.place_of(web.address, ls.LoadOptions(), target)
+    with nullcontext() if num_files == 2 else pytest.raises(CheckpointNotFoundError):
+        assert url_copy.copy_checkpoint(place, weights=False, local_only=True) == target
+
+
+def test_two_variants_in_one_folder_are_both_whole(web: WebFolder, shared: Path, target: Path) -> None:
+    shutil.copy2(shared / WEIGHTS, shared / "model.fp16.safetensors")
+    ls.fetch(web.address, target, variant="fp16")
+    ls.fetch(web.address, target)
+    for variant in (None, "fp16"):
+        assert ls.fetch(web.address, target, variant=variant, local_files_only=True) == target
 
 
 def test_a_copy_killed_before_it_removed_a_file_is_no_whole_copy(
