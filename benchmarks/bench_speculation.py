@@ -82,7 +82,9 @@ def main() -> int:
             finally:
                 # what a stopped stage has found is in its table; that of all parts is made by --table-only
                 if options.part == ALL:
-                    publish(stage.report(job), options, facts)
+                    outcome = stage.report(job)
+                    outcome.notes += options.note
+                    publish(outcome, options, facts)
     return 0
 
 
@@ -117,6 +119,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, help="the target's folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--again", action="store_true", help="forget what these stages have found")
+    parser.add_argument("--note", action="append", default=[], help="a paragraph to write below the tables")
     parser.add_argument("--table-only", action="store_true", help="measure nothing; write the tables anew")
     options = parser.parse_args()
     unknown = [name for name in options.stages if name not in STAGES]
