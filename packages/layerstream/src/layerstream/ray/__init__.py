@@ -1,7 +1,7 @@
 """Answer and score the rows of Ray datasets, on one machine or many; needs the extra `layerstream[ray]`.
 
-`import ray` and `import layerstream.ray as lsr` go well together: imports inside this package are absolute, so
-`ray` is Ray. Nothing outside this package imports Ray.
+`import ray` and `import layerstream.ray as lsr` go well together: inside this package too, `ray` is Ray.
+Nothing outside this package imports Ray.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker that answers rows: one model, one service, and rows of several blocks in the same sweeps.
 
-Ray Data makes one of it for each actor. Calls for several blocks run at the same time: each puts its rows into
-the service's queue, so the last rows of one block share sweeps with the first rows of the next.
+Ray Data makes one of it for each actor. Calls for several blocks run at the same time: each puts its rows
+into the service's queue, so the last rows of one block share sweeps with the first rows of the next.
 """
 
 from __future__ import annotations

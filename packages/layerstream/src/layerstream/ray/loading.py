@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from ..errors import BudgetTooSmallError
@@ -28,6 +29,12 @@ class WorkerModel:
 
     name: str
     options: LoadOptions
+
+    @classmethod
+    def of(cls, model: str | Path, options: LoadOptions) -> WorkerModel:
+        """Return a model for workers, which have working directories of their own: folders become absolute."""
+        folder = Path(model).expanduser()
+        return cls(name=str(folder.absolute() if folder.is_dir() else model), options=options)
 
     @property
     def workload(self) -> Workload:

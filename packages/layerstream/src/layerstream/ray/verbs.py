@@ -115,7 +115,7 @@ def score(  # noqa: PLR0913 - each is a keyword that users expect
     checkpoint: str | Path | None = None,
     **load: Any,
 ) -> Dataset:
-    """Return `rows` with the scores of their suffixes, which workers compute when the result is read or written.
+    """Return `rows` with the scores of their suffixes, computed when the result is read or written.
 
     Args:
         rows: any Ray dataset.
@@ -161,7 +161,7 @@ def _worker_model(
     if "dtype" in load:
         load = {**load, "dtype": dtype_name(load["dtype"])}
     workload = Workload(batch_size=MOST_ROWS, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    return WorkerModel(name=str(model), options=LoadOptions(**load, workload=workload))
+    return WorkerModel.of(model, LoadOptions(**load, workload=workload))
 
 
 def _num_rows(rows_per_block: int | None, model: WorkerModel, workers: Workers) -> int:
