@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     # Ray's own processes talk through sockets of this machine
     pytest.mark.enable_socket,
-    pytest.mark.filterwarnings("default"),
 ]
 
 NUM_ROWS = 6 * BLOCK_ROWS + 1

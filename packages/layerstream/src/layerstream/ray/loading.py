@@ -32,7 +32,7 @@ class WorkerModel:
 
     @classmethod
     def of(cls, model: str | Path, options: LoadOptions) -> WorkerModel:
-        """Return a model for workers, which have working directories of their own: folders become absolute."""
+        """Return a model for workers, which work in other directories: a folder becomes absolute."""
         folder = Path(model).expanduser()
         return cls(name=str(folder.absolute() if folder.is_dir() else model), options=options)
 

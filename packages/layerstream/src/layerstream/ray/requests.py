@@ -81,7 +81,14 @@ def generate_on_ray(
             "request": pa.array(map(pickle.dumps, requests), pa.binary()),
         }
     )
-    answered = in_blocks(ray.data.from_arrow(rows), GenerationWorker, work, workers, num_rows=num_rows)
+    answered = in_blocks(
+        ray.data.from_arrow(rows),
+        GenerationWorker,
+        work,
+        workers,
+        num_rows=num_rows,
+        blocks_at_once=BLOCKS_AT_ONCE,
+    )
     with _told_plainly():
         for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
