@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -27,7 +28,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from common import Outcome, environment, option_parser, publish, timed, verdict, work_directory
+from common import (
+    Outcome,
+    environment,
+    interleave,
+    median,
+    median_ratio,
+    option_parser,
+    publish,
+    verdict,
+    work_directory,
+)
 from random_llama import LlamaShape, write_llama
 from ray_steps.counting_worker import FOLDER, CountingWorker
 
@@ -63,8 +74,8 @@ def main() -> int:
                 outcome, options, work, model
             )
     outcome.notes.append(
-        "A local Ray with 6 logical CPUs and a `layerstream_disk` for each worker. The model is a random Llama "
-        "of 4 blocks (hidden 64); for the overhead, one of 8 blocks (hidden 2048), read from disk."
+        "A local Ray with 6 logical CPUs and a `layerstream_disk` for each worker. The model is a random "
+        "Llama of 4 blocks (hidden 64); for the overhead, one of 8 blocks (hidden 2048), read from disk."
     )
     return publish(outcome, options, facts | {"ray": ray.__version__})
 
@@ -213,7 +224,7 @@ def notes_of(folder: Path) -> list[dict[str, Any]]:
 
 def occupancy(outcome: Outcome, options: argparse.Namespace, work: Path, model: Path) -> None:
     """Compare the rows in a sweep with the most that ran together, with and without sharing across blocks."""
-    num_rows = 60 if options.quick else 600
+    num_rows = 160 if options.quick else 2000
     shares = {}
     for blocks_at_once in (ray_workers.BLOCKS_AT_ONCE, 1):
         notes = work / f"occupancy-{blocks_at_once}"
@@ -234,14 +245,16 @@ def occupancy(outcome: Outcome, options: argparse.Namespace, work: Path, model: 
 
 
 def answer_uneven(model: Path, num_rows: int, blocks_at_once: int) -> None:
-    """Answer rows of 4 to 40 tokens, whose prompts make up for it, so that all take the same memory."""
-    chance = random.Random(0)
-    lengths = [chance.choice((4, 8, 16, 24, 40)) for _ in range(num_rows)]
+    """Answer rows that take the same memory, and that end by chance after any number of tokens up to 40."""
     prompts = [
         ls.GenerationRequest(
-            prompt=[5] * (48 - length), max_new_tokens=length, options={"min_new_tokens": length}
+            prompt=[5] * 8,
+            max_new_tokens=40,
+            do_sample=True,
+            seed=number,
+            options={"eos_token_id": list(range(2, 12))},
         )
-        for length in lengths
+        for number in range(num_rows)
     ]
     ray_requests.GenerationWorker = CountingWorker  # type: ignore[misc]
     ray_requests.BLOCKS_AT_ONCE = blocks_at_once  # type: ignore[misc]
@@ -268,37 +281,44 @@ def refuse_error(result: ls.GenerationResult) -> None:
 
 
 def overhead(outcome: Outcome, options: argparse.Namespace, work: Path, model: Path) -> None:
-    """Compare the seconds of a further row on Ray and without it; both start alike for few rows and many."""
+    """Compare the seconds of a row on Ray and without it, from the first result to the last."""
     rounds = options.rounds or (1 if options.quick else 3)
-    few, many = (8, 40) if options.quick else (16, 144)
+    num_rows = 64 if options.quick else 160
     if not options.quick:
         tokenizer = model
         model = write_llama(work / "disk-bound", DISK_BOUND)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tokenizer / name, model / name)
     ways = {"plain": ("--no-packed",), "on Ray": ("--ray", "local")}
-    row_s: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        for name in list(ways) if number % 2 == 0 else reversed(ways):
-            seconds = [batch_s(work, model, num_rows, ways[name]) for num_rows in (few, many)]
-            row_s[name].append((seconds[1] - seconds[0]) / (many - few))
-    ratios = sorted(a / b for a, b in zip(row_s["on Ray"], row_s["plain"], strict=True))
-    outcome.figures["overhead"] = {"seconds for each row": row_s, "ratios": ratios}
-    for name, seconds in row_s.items():
-        outcome.rows.append((f"overhead: a further row, {name}", f"{min(seconds) * 1000:,.1f} ms at best"))
-    outcome.verdicts.append(
-        verdict("time of a further row on Ray against plain", ratios[len(ratios) // 2], 1.05)
+    row_s = interleave(
+        {name: partial(seconds_of_a_row, work, model, num_rows, way) for name, way in ways.items()},
+        rounds=rounds,
+        warmups=0,
     )
+    outcome.figures["overhead"] = row_s
+    for name, seconds in row_s.items():
+        outcome.rows.append((f"overhead: a row, {name}", f"{median(seconds) * 1000:,.1f} ms"))
+    ratio = median_ratio(row_s["on Ray"], row_s["plain"])
+    outcome.verdicts.append(verdict("time of a row on Ray against plain", ratio, 1.05))
 
 
-def batch_s(work: Path, model: Path, num_rows: int, way: Sequence[str]) -> float:
-    """Return the seconds that `layerstream batch` takes for so many rows."""
+def seconds_of_a_row(work: Path, model: Path, num_rows: int, way: Sequence[str]) -> float:
+    """Return the seconds of each row that `layerstream batch` answers after its first results."""
     rows, results = work / "batch.jsonl", work / "batch-results.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"row {number}"}) + "\n" for number in range(num_rows)))
+    rows.write_text("".join(json.dumps({"prompt": f"row {number:4}"}) + "\n" for number in range(num_rows)))
     results.unlink(missing_ok=True)
     settings = ("--model", str(model), "--budget", "min", "-n", "8", "--max-rows", "8", "--quiet", *way)
     command = [sys.executable, "-m", "layerstream", "batch", str(rows), str(results), *settings]
-    return timed(lambda: subprocess.run(command, check=True, stderr=subprocess.DEVNULL))
+    seen: dict[int, float] = {}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        # the first line is the header
+        seen.setdefault(results.read_bytes().count(b"\n") - 1 if results.exists() else 0, monotonic())
+        sleep(0.005)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with status {process.returncode}")
+    first, last = min(number for number in seen if number > 0), max(seen)
+    return (seen[last] - seen[first]) / (last - first)
 
 
 if __name__ == "__main__":
