@@ -22,6 +22,7 @@ answered = lsr.generate(
     budget="auto",
     concurrency=(1, 8),
     num_cpus=14,  # of 16: the steps before and after need some
+    disk_share=1,  # said here, since the nodes that declare it may not have started yet
     id_column="id",
     checkpoint=f"{BUCKET}/checkpoint",
 )

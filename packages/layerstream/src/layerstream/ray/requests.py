@@ -89,7 +89,7 @@ def generate_on_ray(
         num_rows=num_rows,
         blocks_at_once=BLOCKS_AT_ONCE,
     )
-    with _told_plainly():
+    with told_plainly():
         for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
                 on_result(_result(row["number"], requests[row["number"]], pickle.loads(row["answer"])))
@@ -117,7 +117,7 @@ def _result(number: int, request: GenerationRequest, answer: RowAnswer) -> Gener
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """Raise what ended a worker without Ray's frames around it."""
     try:
         yield
