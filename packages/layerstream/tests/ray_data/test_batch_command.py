@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# one at a time: each starts a Ray
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "ab"},

@@ -28,6 +28,7 @@ from layerstream.ray import verbs
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
     pytest.mark.timeout(300),
     # Ray's own processes talk through sockets of this machine
     pytest.mark.enable_socket,

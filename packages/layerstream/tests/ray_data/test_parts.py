@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import ray
 import layerstream as ls
 from layerstream.cli.jobs import JobRow
 from layerstream.cli.parquet_files import lines_beside, read_parquet_rows, write_parquet_results
+from layerstream.ray.clusters import ClusterSettings, connected
 from layerstream.ray.loading import WorkerModel
 from layerstream.ray.requests import told_plainly
 from layerstream.ray.rows import PromptColumn, RowAnswer, with_columns
@@ -75,6 +77,18 @@ def test_several_workers_need_drives_or_leave(monkeypatch: pytest.MonkeyPatch) -
     assert workers_of((1, 2), num_cpus=1, num_gpus=0, disk_share=None).resources == {DISK: 1.0}
     with pytest.raises(ls.PlanError, match="must be a number of workers"):
         workers_of((3, 2), num_cpus=1, num_gpus=0, disk_share=0)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_address_where_nobody_answers_is_named_at_once() -> None:
+    with socket.socket() as taken:  # bound, so nobody else can listen there meanwhile
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(ls.PlanError, match=f"there is no Ray at '{address}'"),
+            connected(ClusterSettings(address=address)),
+        ):
+            pass
 
 
 def test_a_workers_error_is_told_without_the_frames_around_it() -> None:

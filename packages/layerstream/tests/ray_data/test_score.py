@@ -13,7 +13,12 @@ from safetensors.torch import save_file
 import layerstream as ls
 import layerstream.ray as lsr
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.enable_socket]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.timeout(300),
+    pytest.mark.enable_socket,
+]
 
 REQUESTS: list[tuple[str, list[str]]] = [("ab", ["c", "de"]), ("", ["x"]), ("question", ["yes", "no", "?"])]
 SETTINGS: dict[str, Any] = {

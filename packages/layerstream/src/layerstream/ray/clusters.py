@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _LEAST_CPUS = 6
 """Logical CPUs of a local Ray: a pipeline's other steps need some beside the workers', or it stands still."""
 
 _OTHER_STEPS = 4
+_REACHED_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,11 @@ def connected(settings: ClusterSettings) -> Iterator[Workers]:
     Raises:
         PlanError: the cluster cannot be reached, or has no room for such workers.
     """
-    workers = _start(settings) if settings.address == LOCAL else _join(settings)
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
     try:
+        workers = _start(settings) if settings.address == LOCAL else _join(settings)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        DataContext.get_current().enable_progress_bars = False
         yield workers
     finally:
         ray.shutdown()
@@ -81,8 +83,9 @@ def _start(settings: ClusterSettings) -> Workers:
 
 def _join(settings: ClusterSettings) -> Workers:
     try:
+        _knock(settings.address)
         ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PlanError(
             f"there is no Ray at {settings.address!r} ({error}): start one with `ray start --head`, give its "
             "address, or --ray local"
@@ -94,3 +97,14 @@ def _join(settings: ClusterSettings) -> Workers:
         num_gpus=settings.worker_gpus,
         disk_share=None,
     )
+
+
+def _knock(address: str) -> None:
+    """Connect to an address such as `10.0.0.1:6379` once; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_REACHED_WITHIN_S).close()

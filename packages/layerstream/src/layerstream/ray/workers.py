@@ -86,7 +86,7 @@ def _disk_share(most: int) -> float:
         f"up to {most} workers were asked for, but no node says how many drives it has, so two of "
         f"them could share one, and each would be half as fast. Start each node with "
         f"--resources='{{\"{DISK}\": 1}}' (on one machine: ray.init(resources={{'{DISK}': 1}})), ask for one "
-        "worker, or give disk_share=0 to start as many on a node as its cores allow"
+        "worker, or, in Python, give disk_share=0 to start as many on a node as its cores allow"
     )
 
 
