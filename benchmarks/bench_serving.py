@@ -2,7 +2,7 @@
 
 The server is the real command in a process of its own; the clients are OpenAI's and httpx.
 
-    python benchmarks/bench_serving.py --stages together,waiting,soak
+    python benchmarks/bench_serving.py --stages together,waiting,soak,kills
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import Outcome, environment, option_parser, publish, work_directory
-from serving_steps import soak, together, waiting
+from serving_steps import crowd_kills, soak, together, waiting
 from serving_steps.job import Job
 
 import layerstream as ls
@@ -27,6 +27,7 @@ STAGES: dict[str, Callable[[Job], Outcome]] = {
     together.STAGE: together.run,
     waiting.STAGE: waiting.run,
     soak.STAGE: soak.run,
+    crowd_kills.STAGE: crowd_kills.run,
 }
 
 

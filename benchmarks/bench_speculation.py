@@ -112,8 +112,8 @@ def _options() -> argparse.Namespace:
         "--part",
         type=_part,
         default=ALL,
-        help="2/4: let the stage wall measure the second quarter of the prompts; four runs may go on side by "
-        "side, each under a read limit of its own, and --table-only makes their table",
+        help="2/4: let the stage wall measure every fourth prompt, from the second on; four such runs may go "
+        "on side by side, each under a read limit of its own, and --table-only makes their table",
     )
     parser.add_argument("--model", type=Path, help="the target's folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--again", action="store_true", help="forget what these stages have found")
@@ -127,6 +127,8 @@ def _options() -> argparse.Namespace:
 
 def _part(text: str) -> tuple[int, int]:
     number, count = map(int, text.split("/"))
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text}: the first number must be 1 to the second")
     return number - 1, count
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from serving_steps.cases import random_cases
-from serving_steps.clients import Answer
+from serving_steps.clients import Answer, Case, Clients
+from serving_steps.crowd import Crowd
 from serving_steps.job import read_prompts
 from serving_steps.kills import INVALID_EVERY, Killed, compare
 
@@ -62,13 +65,50 @@ def test_random_cases_differ_and_are_the_same_each_time() -> None:
     assert {case.seed is None for case in cases} == {True, False}
 
 
+class Breaking:
+    """Clients whose streams break at first, after some text."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    async def ask_for_stream(
+        self, _case: Case, _most_chunks: int | None, *, heard: list[str], num_retries: int
+    ) -> Answer:
+        if self.texts:
+            heard.append(self.texts.pop(0))
+            raise httpx.RemoteProtocolError("the server was killed")
+        return EXPECTED
+
+
+def outcome_of(clients: Breaking, *, asks_again: bool) -> Crowd:
+    crowd = Crowd(cast(Clients, clients), [Case(prompt="?", new_tokens=3)], [EXPECTED], asks_again=asks_again)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving_steps.crowd.LEAVE", 0.0)
+        patch.setattr("serving_steps.crowd.STREAM", 1.0)
+        asyncio.run(crowd.ask_one())
+    return crowd
+
+
+def test_a_broken_stream_is_asked_for_again_and_counts_once() -> None:
+    crowd = outcome_of(Breaking("y", "ye"), asks_again=True)
+    assert (crowd.outcomes, crowd.num_broken, crowd.num_open) == ({"answered in a stream": 1}, 2, 0)
+
+
+def test_a_broken_stream_with_the_text_of_another_answer_is_found() -> None:
+    assert outcome_of(Breaking("no"), asks_again=True).outcomes == {"mixed up": 1}
+
+
+def test_a_broken_stream_fails_where_no_server_is_killed() -> None:
+    assert outcome_of(Breaking("y"), asks_again=False).outcomes == {"failed": 1}
+
+
 def test_there_are_enough_different_prompts_for_all_clients() -> None:
     assert len(set(read_prompts(40))) == 40
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(20 * START_S)
-@pytest.mark.parametrize("stage", ["together", "waiting", "soak"])
+@pytest.mark.parametrize("stage", ["together", "waiting", "soak", "kills"])
 def test_a_stage_runs_and_no_promise_is_broken(tmp_path: Path, stage: str) -> None:
     figures = quick_figures(tmp_path, stage)
     assert figures["promises"]
@@ -105,4 +145,15 @@ def enough_soaked(figures: dict[str, Any]) -> bool:
     return bool(is_answered) and sum(kills.values()) == 2
 
 
-has_compared = {"together": enough_together, "waiting": enough_waited, "soak": enough_soaked}
+def enough_killed(figures: dict[str, Any]) -> bool:
+    outcomes, deaths = Counter(figures["outcomes"]), figures["deaths"]
+    is_answered = outcomes["answered in a stream"] and outcomes["answered as a whole"]
+    return bool(is_answered) and len(deaths["open_requests"]) + deaths["starting"] == 2
+
+
+has_compared = {
+    "together": enough_together,
+    "waiting": enough_waited,
+    "soak": enough_soaked,
+    "kills": enough_killed,
+}

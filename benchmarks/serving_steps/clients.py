@@ -68,9 +68,9 @@ class Clients:
         text = (await self.http.get("/metrics")).raise_for_status().text
         return {name: float(value) for name, value in _FIGURE.findall(text)}
 
-    async def ask(self, case: Case) -> Answer:
-        """Return the answer as a whole."""
-        found = await self.openai.chat.completions.create(**case.body())
+    async def ask(self, case: Case, *, num_retries: int = 0) -> Answer:
+        """Return the answer as a whole; OpenAI's client asks again if the connection breaks."""
+        found = await self.openai.with_options(max_retries=num_retries).chat.completions.create(**case.body())
         assert found.usage is not None
         (choice,) = found.choices
         return Answer(
@@ -79,11 +79,27 @@ class Clients:
             finish_reason=choice.finish_reason,
         )
 
-    async def ask_for_stream(self, case: Case, most_chunks: int | None = None) -> Answer:
-        """Return the answer as it streams; leave after `most_chunks` chunks, if that is given."""
+    async def ask_for_stream(
+        self,
+        case: Case,
+        most_chunks: int | None = None,
+        *,
+        heard: list[str] | None = None,
+        num_retries: int = 0,
+    ) -> Answer:
+        """Return the answer as it streams; leave after `most_chunks` chunks, if that is given.
+
+        Args:
+            case: the question.
+            most_chunks: how many chunks to wait for.
+            heard: gets each text as it comes, for a stream that may break.
+            num_retries: how often OpenAI's client asks again if there is no connection.
+        """
         options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         text, num_tokens, reason = "", None, None
-        stream = await self.openai.chat.completions.create(**case.body(), **options)
+        heard = [] if heard is None else heard
+        client = self.openai.with_options(max_retries=num_retries)
+        stream = await client.chat.completions.create(**case.body(), **options)
         async with stream:
             num_chunks = 0
             async for chunk in stream:
@@ -91,7 +107,8 @@ class Clients:
                 if chunk.usage is not None:
                     num_tokens = chunk.usage.completion_tokens
                 for choice in chunk.choices:
-                    text += choice.delta.content or ""
+                    heard.append(choice.delta.content or "")
+                    text += heard[-1]
                     reason = choice.finish_reason or reason
                 if num_chunks == most_chunks:
                     break

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from openai import DefaultHttpxClient, OpenAI
 
 from serving_steps.clients import CHAT, PATIENCE_S, Answer, Case
-from serving_steps.server import Server, Spec
+from serving_steps.server import Resources, Server, Spec
 
 ENDPOINT: Literal["/v1/chat/completions"] = CHAT
 INVALID_EVERY = 50
@@ -61,11 +61,13 @@ class Restarted:
     Attributes:
         server: the one that runs.
         address: its address.
+        ready: what the one that runs held when it began to answer.
         start_up_s: how long the first one took to answer.
     """
 
     server: Server
     address: str
+    ready: Resources
 
     def __init__(self, spec: Spec) -> None:
         """Start it, and wait until it answers."""
@@ -83,6 +85,8 @@ class Restarted:
         self.start()
         try:
             self.address = self.server.wait()
+            self.server.forget_peak()
+            self.ready = self.server.resources()
         except BaseException:
             self.server.kill()
             raise

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-from collections import Counter
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
@@ -13,21 +10,14 @@ from typing import Any
 from common import MIB, Outcome, verdict
 
 from serving_steps.cases import answers_alone, random_cases
-from serving_steps.clients import Answer, Case, Clients, clients_of
+from serving_steps.clients import Answer, Case, clients_of
+from serving_steps.crowd import AT_ONCE, LEAVE, POOL_THREADS, SETTLE_S, Crowd, settled, until_idle
 from serving_steps.job import Job, kept
 from serving_steps.kills import INVALID_EVERY, Killed, Restarted, batch_through_kills
-from serving_steps.server import Resources, Server
+from serving_steps.server import Server
 
 STAGE = "soak"
 OPTIONS = ("--budget", "min", "--together", "12", "--context-tokens", "256")
-AT_ONCE = 40
-LEAVE = 0.3
-STREAM = 0.5
-SETTLE_S = 30.0
-POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
-"""asyncio starts at most so many threads for what would block it, when first needed, and keeps them."""
-
-_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +41,7 @@ def run(job: Job) -> Outcome:
     cases = random_cases(size.cases, most_new_tokens=size.new_tokens)
     server = Restarted(job.spec("soak", job.tiny, *OPTIONS))
     try:
-        server.server.forget_peak()
-        at_ready, planned = server.server.resources(), server.server.planned_bytes()
+        at_ready, planned = server.ready, server.server.planned_bytes()
         alone, found = asyncio.run(_soak(server.address, server.server, cases, size))
         killed = batch_through_kills(server, cases, alone, num_lines=size.lines, num_kills=size.kills)
         status = server.server.end()
@@ -71,84 +60,16 @@ async def _soak(
         alone = await answers_alone(clients, cases)
         # what is made when it is first needed, and stays
         await asyncio.gather(*map(clients.ask, cases[:AT_ONCE]))
-    before = await _settled(server)
+    before = await settled(server)
     start_s = monotonic()
     async with clients_of(address) as clients:
-        crowd = _Crowd(clients, cases, alone)
+        crowd = Crowd(clients, cases, alone)
         await asyncio.gather(*(crowd.ask_one() for _ in range(size.requests)))
         seconds = monotonic() - start_s
-        async with asyncio.timeout(SETTLE_S):
-            figures = await clients.figures()
-            while figures["requests_running"] or figures["requests_waiting"]:
-                await asyncio.sleep(_LOOK_S)
-                figures = await clients.figures()
-    after = await _settled(server, before)
+        figures = await until_idle(clients)
+    after = await settled(server, before)
     found = {"seconds": seconds, "outcomes": dict(crowd.outcomes), "errors": crowd.errors, "figures": figures}
     return alone, {**found, "before": asdict(before), "after": asdict(after)}
-
-
-class _Crowd:
-    """Clients that ask at random, and some of which leave.
-
-    Attributes:
-        outcomes: how many requests ended how.
-        errors: what went wrong, in words.
-    """
-
-    def __init__(self, clients: Clients, cases: list[Case], alone: list[Answer]) -> None:
-        self._clients, self._cases, self._alone = clients, cases, alone
-        self._chance = random.Random(2)
-        self._places = asyncio.Semaphore(AT_ONCE)
-        self.outcomes: Counter[str] = Counter()
-        self.errors: list[str] = []
-
-    async def ask_one(self) -> None:
-        """Ask one question, and compare what comes."""
-        chance = self._chance
-        number = chance.randrange(len(self._cases))
-        leaves, streams = chance.random() < LEAVE, chance.random() < STREAM
-        async with self._places:
-            try:
-                outcome = await self._outcome(number, leaves=leaves, streams=streams)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the table shows it
-                self.errors.append(f"{type(error).__name__}: {error}"[:300])
-                outcome = "failed"
-        self.outcomes[outcome] += 1
-
-    async def _outcome(self, number: int, *, leaves: bool, streams: bool) -> str:
-        case, expected = self._cases[number], self._alone[number]
-        if leaves and not streams:
-            try:
-                async with asyncio.timeout(self._chance.expovariate(1.0)):
-                    answer = await self._clients.ask(case)
-            except TimeoutError:
-                return "left before the answer"
-        elif leaves:
-            answer = await self._clients.ask_for_stream(case, self._chance.randint(1, case.new_tokens + 1))
-            if answer.num_tokens is None:
-                return "left within the answer" if expected.text.startswith(answer.text) else "mixed up"
-        elif streams:
-            answer = await self._clients.ask_for_stream(case)
-        else:
-            answer = await self._clients.ask(case)
-        if answer == expected:
-            return "answered in a stream" if streams else "answered as a whole"
-        self.errors.append(f"{case} gave {answer}, alone {expected}")
-        return "mixed up"
-
-
-async def _settled(server: Server, goal: Resources | None = None) -> Resources:
-    """Return what the server holds once that is steady, with no more descriptors than `goal` has."""
-    ends_at_s = monotonic() + SETTLE_S
-    last = server.resources()
-    while monotonic() < ends_at_s:
-        await asyncio.sleep(20 * _LOOK_S)
-        now = server.resources()
-        is_steady = (now.num_threads, now.num_descriptors) == (last.num_threads, last.num_descriptors)
-        last = now
-        if is_steady and (goal is None or now.num_descriptors <= goal.num_descriptors):
-            break
-    return last
 
 
 def _outcome(found: dict[str, Any], killed: Killed, size: Size) -> Outcome:

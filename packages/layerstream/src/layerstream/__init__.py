@@ -17,6 +17,7 @@ from .lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .architecture.configs import known_config
+    from .checkpoint.fetch import fetch
     from .checkpoint.fingerprint import fingerprint_model
     from .conversion.convert import convert_checkpoint
     from .default_model import default_model_path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CheckpointNotFoundError,
         ConversionError,
+        FetchError,
         JobError,
         LayerstreamError,
         ModelError,
@@ -48,9 +50,12 @@ if TYPE_CHECKING:
     from .loading import load, plan, profile_model
     from .machine import probe_machine
     from .model import StreamedModel
+    from .planning.cluster import simulate_cluster
     from .planning.estimate import bytes_by_precision
     from .simulation import simulate
+    from .spec.cluster import ClusterForecast, ClusterRun
     from .spec.conversion import ConversionProgress, ConversionReport
+    from .spec.fetch import FetchProgress
     from .spec.known_models import KNOWN_MODELS, KnownModel
     from .spec.load_progress import LoadProgress
     from .spec.machine_text import machine_from_figures
@@ -93,6 +98,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     ".architecture.configs": ("known_config",),
+    ".checkpoint.fetch": ("fetch",),
     ".checkpoint.fingerprint": ("fingerprint_model",),
     ".conversion.convert": ("convert_checkpoint",),
     ".default_model": ("default_model_path",),
@@ -104,6 +110,7 @@ _EXPORTS = {
         "CheckpointError",
         "CheckpointNotFoundError",
         "ConversionError",
+        "FetchError",
         "JobError",
         "LayerstreamError",
         "ModelError",
@@ -124,9 +131,12 @@ _EXPORTS = {
     ".loading": ("load", "plan", "profile_model"),
     ".machine": ("probe_machine",),
     ".model": ("StreamedModel",),
+    ".planning.cluster": ("simulate_cluster",),
     ".planning.estimate": ("bytes_by_precision",),
     ".simulation": ("simulate",),
+    ".spec.cluster": ("ClusterForecast", "ClusterRun"),
     ".spec.conversion": ("ConversionProgress", "ConversionReport"),
+    ".spec.fetch": ("FetchProgress",),
     ".spec.known_models": ("KNOWN_MODELS", "KnownModel"),
     ".spec.load_progress": ("LoadProgress",),
     ".spec.machine_text": ("machine_from_figures",),
@@ -177,10 +187,14 @@ __all__ = [
     "BudgetTooSmallError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "ClusterForecast",
+    "ClusterRun",
     "ConversionError",
     "ConversionProgress",
     "ConversionReport",
     "DraftForecast",
+    "FetchError",
+    "FetchProgress",
     "GenerationRequest",
     "GenerationResult",
     "Granularity",
@@ -236,6 +250,7 @@ __all__ = [
     "bytes_by_precision",
     "convert_checkpoint",
     "default_model_path",
+    "fetch",
     "fingerprint_model",
     "format_bytes",
     "format_rate",
@@ -253,6 +268,7 @@ __all__ = [
     "profile_model",
     "score",
     "simulate",
+    "simulate_cluster",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

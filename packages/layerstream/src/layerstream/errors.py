@@ -73,6 +73,21 @@ class UnsupportedFormatError(CheckpointError):
     """The checkpoint is pickled, quantized, or not in the safetensors format."""
 
 
+class FetchError(CheckpointError, OSError):
+    """A checkpoint cannot be copied to this machine: the server, its driver or the disk fails.
+
+    Attributes:
+        needed_bytes: what is still to come, if the disk is too full for it; 0 if space is not the reason.
+        free_bytes: what is free there.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int = 0, free_bytes: int = 0) -> None:
+        """Store the message and the numbers."""
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
 class ConversionError(CheckpointError, OSError):
     """A converted checkpoint cannot be written: the folder is in use, or the disk is full.
 

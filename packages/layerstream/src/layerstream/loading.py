@@ -56,12 +56,13 @@ def plan(
     draft_tokens: int | None = None,
     draft_acceptance: float | None = None,
     exact_ties: bool = True,
+    prefix_cache: int | str = 0,
     **unknown: Never,
 ) -> PlacementPlan:
     """Return where each block of a model would live on this machine. Reads config and headers only.
 
     Args:
-        model: a directory or a Hub id.
+        model: a directory, a Hub id or a URL such as `s3://bucket/model`, see `fetch`.
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
             device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
@@ -88,6 +89,7 @@ def plan(
         draft_acceptance: the chance to assume that a drafted token is accepted if those before it were; None
             assumes what was measured with a small model.
         exact_ties: as for `load`.
+        prefix_cache: as for `load`; it is a line of the plan.
         unknown: takes nothing; it turns other keywords of `from_pretrained` into an error with advice.
 
     Raises:
@@ -117,6 +119,7 @@ def plan(
         draft_tokens=draft_tokens,
         draft_acceptance=draft_acceptance,
         exact_ties=exact_ties,
+        prefix_cache=prefix_cache,
     )
     return plan_with(model, options, machine=machine)
 
@@ -200,6 +203,7 @@ def load(
     draft_tokens: int | None = None,
     draft_width: int | None = None,
     exact_ties: bool = True,
+    prefix_cache: int | str = 0,
     verify: bool = False,
     on_progress: OnProgress | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
@@ -212,7 +216,7 @@ def load(
     for the whole process, because a tight budget needs it.
 
     Args:
-        model: a directory or a Hub id.
+        model: a directory, a Hub id or a URL such as `s3://bucket/model`, see `fetch`.
         budget: `"auto"` (what is free here), `"min"` (the least that works), a size such as `"6 GiB"` for the
             device, or a `MemoryBudget`.
         device: torch device string; `"auto"` is the accelerator if there is one.
@@ -247,6 +251,9 @@ def load(
         exact_ties: with a draft, verify each token by a forward of its own, all in one sweep, so that every
             bit is that of plain generation. False verifies a chain by one forward: on a CPU that computes
             less, but where two tokens score almost the same, the other one may be chosen.
+        prefix_cache: memory for the keys and values of earlier conversations, which `layerstream serve` uses
+            and `generate()` does not: bytes or a size such as `"1 GiB"`. It is host memory; on a CPU device,
+            a part of the budget. 0 keeps none.
         verify: compare some streamed units and the head with resident copies of them, bit for bit, before
             returning (`StreamedModel.verify`). It takes one sweep and reads those units once more.
         on_progress: called with a `LoadProgress` after each part that stays in memory has been read.
@@ -285,5 +292,6 @@ def load(
         draft_tokens=draft_tokens,
         draft_width=draft_width,
         exact_ties=exact_ties,
+        prefix_cache=prefix_cache,
     )
     return load_with(model, options, verify=verify, on_progress=on_progress, runtime=runtime)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,10 +38,20 @@ _ACCELERATOR_RUNTIME_BYTES = 640 * MIB
 _HOST_RUNTIME_BYTES = 40 * MIB
 """How much a process on the CPU grows in addition to weights and activations.
 
-Pages of library code that the first forward touches (17 to 21 MiB), the model's Python objects and what the
+Pages of library code that the first forward touches (17 to 22 MiB), the model's Python objects and what the
 first forward keeps (8 MiB), and on a machine's first run, Python compiling its imports (a few MiB). It is the
 same for small and large models; see docs/lab-notes.md.
 """
+
+_WHOLE_FOLIO_BYTES = 28 * MIB
+"""How much more library code is mapped where the kernel maps it by the MiB instead of 64 KiB at a time."""
+
+_TILE_KERNEL_BYTES = 4 * MIB
+"""What the kernels compiled for AMX's tiles take for a prompt and its new tokens."""
+
+_CODE_LIBRARY = "libtorch_cpu"
+_CHUNK_BYTES = 256 * 1024
+_PAGEMAP_ENTRY_BYTES = 8
 
 _MALLOC_THRESHOLD_BYTES = 128 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -86,7 +98,7 @@ def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine
         device=str(device),
         device_memory_bytes=host_bytes,
         host_memory_bytes=host_bytes,
-        runtime_bytes=_HOST_RUNTIME_BYTES,
+        runtime_bytes=host_runtime_bytes(),
         measured=False,
     )
     if device.type != "cpu":
@@ -99,6 +111,57 @@ def describe_machine(device: torch.device, *, dtype: str = "float16") -> Machine
             host_pinning=_host_pinning(device),
         )
     return _with_kept_rates(machine, device, dtype)
+
+
+@cache
+def host_runtime_bytes() -> int:
+    """Return what a process on this CPU takes in addition to weights, cache and activations.
+
+    It is found once per process, so that all its plans agree.
+    """
+    num_bytes = _HOST_RUNTIME_BYTES
+    if torch.cpu._is_amx_tile_supported():
+        num_bytes += _TILE_KERNEL_BYTES
+    if maps_whole_folios(_mapped_code_pages(), mmap.PAGESIZE):
+        num_bytes += _WHOLE_FOLIO_BYTES
+    return num_bytes
+
+
+def maps_whole_folios(is_mapped: Sequence[bool], page_bytes: int) -> bool:
+    """Return whether the kernel maps code in large pieces, judged by which of a library's pages are mapped.
+
+    When a page is touched, Linux also maps others that are in the page cache: a window of 64 KiB around it,
+    or (seen on 6.18) the whole folio, a block of pages that may be a MiB. This looks at the chunks of 256 KiB
+    with at least one mapped page: with windows, most of them are mapped in part; with folios, nearly all are
+    mapped entirely.
+
+    Args:
+        is_mapped: for each page of the library's code, in order, from a multiple of the chunk's size.
+        page_bytes: the size of a page.
+    """
+    chunk = _CHUNK_BYTES // page_bytes
+    counts = [sum(is_mapped[start : start + chunk]) for start in range(0, len(is_mapped) - chunk + 1, chunk)]
+    touched = sum(count > 0 for count in counts)
+    return counts.count(chunk) > touched / 2
+
+
+def _mapped_code_pages() -> list[bool]:
+    """Return which pages of torch's code this process maps, from the first whole chunk of the file on.
+
+    Empty where the system does not say so.
+    """
+    try:
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        area = next(line for line in lines if "x" in line[1] and _CODE_LIBRARY in line[-1])
+        start, end = (int(address, 16) for address in area[0].split("-"))
+        start += -int(area[2], 16) % _CHUNK_BYTES
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            pagemap.seek(start // mmap.PAGESIZE * _PAGEMAP_ENTRY_BYTES)
+            entries = pagemap.read(max(end - start, 0) // mmap.PAGESIZE * _PAGEMAP_ENTRY_BYTES)
+    except (OSError, StopIteration):
+        return []
+    # an entry's highest bit says that the page is mapped; its last byte has it
+    return [entry >= 128 for entry in entries[_PAGEMAP_ENTRY_BYTES - 1 :: _PAGEMAP_ENTRY_BYTES]]
 
 
 def _host_pinning(device: torch.device) -> HostPinning:

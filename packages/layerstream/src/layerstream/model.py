@@ -67,6 +67,7 @@ class StreamedModel:
         baseline_bytes: int,
         limits: ForwardLimits | None = None,
         speculation: Speculator | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         """Take over a built model; users call `load`.
 
@@ -75,8 +76,9 @@ class StreamedModel:
             baseline_bytes: this process's resident memory before the model was built.
             limits: what its forwards may take; None lets each one pass.
             speculation: decodes with a draft; None decodes plainly.
+            on_close: ends what still brings its files, if anything does.
         """
-        self._speculation = speculation
+        self._speculation, self._on_close = speculation, on_close
         self.options, self.plan, self.profile = built.options, built.plan, built.profile
         self.timeline = built.timeline
         self._reader, self._prefetcher, self._arenas = built.reader, built.prefetcher, built.arenas
@@ -191,6 +193,15 @@ class StreamedModel:
     def on_verified(self, call: Callable[[VerifiedTokens], object] | None) -> None:
         if self._speculation is not None:
             self._speculation.on_verified = call
+
+    @property
+    def tokens_per_sweep(self) -> float:
+        """Tokens that an answer grows by in a sweep: measured, or planned at first; 1 without a draft."""
+        measured = 0.0
+        if self._speculation is not None:
+            measured = self._speculation.statistics.report().tokens_per_sweep
+        forecast = self.plan.draft_forecast
+        return measured or (1.0 if forecast is None else forecast.tokens_per_sweep)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one forward, which is one sweep, on the first device."""
@@ -336,6 +347,8 @@ class StreamedModel:
             return
         self._is_closed = True
         self._call_off_closing()
+        if self._on_close is not None:
+            self._on_close()
         for control in self._controls:
             control.stop_streaming()
         if self._prefetcher is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from .checkpoint.url_copy import OnFetch, begin_download
+from .checkpoint.urls import is_url
 from .draft_models import FoundDraft, find_draft, open_draft
 from .engine.build import OnProgress, build
 from .engine.inspect import ModelSpec, inspect_model
@@ -57,9 +59,34 @@ def load_with(
     *,
     verify: bool = False,
     on_progress: OnProgress | None = None,
+    on_fetch: OnFetch | None = None,
     runtime: DeviceRuntime | Sequence[DeviceRuntime] | None = None,
 ) -> StreamedModel:
-    """Return the model that `load` loads, with the options as one value."""
+    """Return the model that `load` loads, with the options as one value.
+
+    The weights at a URL arrive in the background, and are read as they come. `on_fetch` is called with how
+    far they are, on another thread, also after this has returned.
+    """
+    load_here = partial(_load_here, verify=verify, on_progress=on_progress, runtime=runtime)
+    download = begin_download(str(model), options, on_fetch=on_fetch) if is_url(str(model)) else None
+    if download is None:
+        return load_here(model, options, None)
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(download.stop)
+        streamed = load_here(model, options, download.stop)
+        if_it_fails.pop_all()
+    return streamed
+
+
+def _load_here(
+    model: str | Path,
+    options: LoadOptions,
+    stop_download: Callable[[], None] | None,
+    *,
+    verify: bool,
+    on_progress: OnProgress | None,
+    runtime: DeviceRuntime | Sequence[DeviceRuntime] | None,
+) -> StreamedModel:
     options = with_room_for_drafts(options)
     runtimes = _resolve_runtimes(options, runtime)
     baseline_bytes = held_host_bytes(runtimes[0])
@@ -69,7 +96,9 @@ def load_with(
     if not runtimes[0].is_host:
         # The device's driver takes memory of its own when it is first asked.
         baseline_bytes = held_host_bytes(runtimes[0])
-    load_on = partial(_load_on, baseline_bytes=baseline_bytes, on_progress=on_progress)
+    load_on = partial(
+        _load_on, baseline_bytes=baseline_bytes, on_progress=on_progress, on_close=stop_download
+    )
     refusal = ""
     try:
         streamed = load_on(spec, options, runtimes, machines, draft=draft)
@@ -103,6 +132,7 @@ def _load_on(
     baseline_bytes: int,
     on_progress: OnProgress | None = None,
     draft: FoundDraft | None = None,
+    on_close: Callable[[], None] | None = None,
 ) -> StreamedModel:
     placement = plan_profile(spec.profile, options, machines, _needs(draft))
     if runtimes[0].is_host and not placement.is_resident:
@@ -120,7 +150,9 @@ def _load_on(
             if_it_fails.callback(speculation.close)
         built = build(spec, placement, runtimes, on_progress)
         if_it_fails.pop_all()
-    return StreamedModel(built, baseline_bytes=baseline_bytes, limits=limits, speculation=speculation)
+    return StreamedModel(
+        built, baseline_bytes=baseline_bytes, limits=limits, speculation=speculation, on_close=on_close
+    )
 
 
 def _open_draft(

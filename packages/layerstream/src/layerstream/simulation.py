@@ -42,6 +42,7 @@ def simulate(
     allow_sliced_head: bool = False,
     draft: str | None = None,
     draft_acceptance: float | None = None,
+    prefix_cache: int | str = 0,
 ) -> PlacementPlan:
     """Return the plan for the given machine, which does not have to exist.
 
@@ -55,6 +56,7 @@ def simulate(
         allow_sliced_head: as for `load`.
         draft: as for `load`, but no other model.
         draft_acceptance: as for `plan`.
+        prefix_cache: as for `load`.
 
     Raises:
         BudgetTooSmallError: with `needed_bytes`.
@@ -69,6 +71,7 @@ def simulate(
         allow_sliced_head=allow_sliced_head,
         draft=draft,
         draft_acceptance=draft_acceptance,
+        prefix_cache=prefix_cache,
     )
     if isinstance(model, ModelProfile):
         profile = _check_dtype(model, options.dtype)
@@ -173,6 +176,7 @@ def plan_profile(
         other_machines=machines[1:],
         allow_sliced_head=options.allow_sliced_head,
         draft=draft,
+        prefix_bytes=options.prefix_bytes,
     )
 
 

@@ -95,7 +95,7 @@ class FakeAsyncRuntime:
         return FakeStream("copy")
 
     def on_new_stream(self) -> Callable[[], AbstractContextManager[None]]:
-        """Return what makes a context that changes nothing: computation is not asynchronous here."""
+        """Return a function whose contexts change nothing: computation is not asynchronous here."""
         return nullcontext
 
     def compute_stream(self) -> FakeStream:

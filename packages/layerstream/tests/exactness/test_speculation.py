@@ -93,9 +93,9 @@ def test_trees_are_verified_bit_for_bit(family: str, other_draft: Path, tmp_path
 
 
 @contextmanager
-def drafting_before(draft: Draft, count: int, rank: RankTokens) -> Iterator[None]:
+def drafting_before(draft: Draft, size: int, rank: RankTokens) -> Iterator[None]:
     """Stand in for `drafting_on`: always drafts as much as it may, before the sweep."""
-    draft.go_on(count, rank, lambda: False)
+    draft.go_on(size, rank, lambda: False)
     yield
 
 
@@ -115,7 +115,7 @@ def test_what_is_drafted_during_a_sweep_is_verified_by_the_next(
         speculation = streamed.report().speculation
     assert speculation is not None
     assert speculation.ahead > speculation.verified / 2
-    assert f"{speculation.ahead} tokens drafted during sweeps" in speculation.explain()
+    assert f"{speculation.ahead} tokens were drafted during sweeps" in speculation.explain()
 
 
 def test_a_draft_goes_on_while_a_device_waits_and_leaves_no_thread(

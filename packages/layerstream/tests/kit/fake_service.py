@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -22,6 +22,7 @@ from layerstream.uses.serving.events import (
     AnswerEvent,
     AnswerPart,
     AnswerStarted,
+    PromptScored,
     ServiceStatus,
     TokenChance,
 )
@@ -46,12 +47,14 @@ class FakeTicket:
         request: GenerationRequest,
         on_event: Callable[[AnswerEvent], object],
         top_logprobs: int | None,
+        scores_prompt: bool,
     ) -> None:
         self.number, self.request, self.on_event = number, request, on_event
         self.prompt_tokens = len(request.prompt)
         self.is_cancelled = False
+        self.reused_tokens = 0
         self._service = service
-        self._num_top = top_logprobs
+        self._num_top, self._scores_prompt = top_logprobs, scores_prompt
         self.tokens: list[int] = []
         self.text = ""
         self._pieces, self.finish_reason = service.pieces_for(request)
@@ -77,6 +80,9 @@ class FakeTicket:
         self.tokens.append(token)
         self.text += text
         chances = () if self._num_top is None else (chance_of(token, self._num_top),)
+        if not self.tokens[1:] and self._scores_prompt:
+            rest = [chance_of(int(each), self._num_top or 0) for each in self.request.prompt[1:]]
+            self.on_event(PromptScored(chances=tuple(rest)))
         self.on_event(AnswerPart(text=text, tokens=(token,), chances=chances))
         return len(self.tokens) == len(self._pieces)
 
@@ -91,7 +97,8 @@ class FakeTicket:
             seed=self.request.seed,
             error=error,
         )
-        self.on_event(AnswerEnded(result=result, is_cancelled=self.is_cancelled and error is None))
+        is_cancelled = self.is_cancelled and error is None
+        self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled, reused_tokens=self.reused_tokens))
 
 
 class FakeService:
@@ -107,6 +114,7 @@ class FakeService:
         sweeps: float = math.inf,
         replies: Mapping[str, str] | None = None,
         failures: Mapping[str, Exception] | None = None,
+        reused: Sequence[int] = (),
     ) -> None:
         """Answer prompts that contain a key of `replies` or `failures` with its value.
 
@@ -118,10 +126,12 @@ class FakeService:
             sweeps: how many sweeps may happen; `allow_sweeps` adds more.
             replies: answers to prompts that contain a text.
             failures: errors for prompts that contain a text.
+            reused: how many tokens of the prompts were not computed again; 0 for the requests after these.
         """
         self.model_name, self.context_tokens = model_name, context_tokens
         self.tokenizer = fake_tokenizer()
         self.submitted: list[GenerationRequest] = []
+        self._reused = list(reused)
         self._replies, self._failures = dict(replies or {}), dict(failures or {})
         self._most_running, self._most_waiting = most_running, most_waiting
         self._sweeps_left = sweeps
@@ -147,6 +157,7 @@ class FakeService:
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> FakeTicket:
         with self._changed:
             if self.is_closed:
@@ -155,7 +166,9 @@ class FakeService:
                 raise PlanError("the request can never fit")
             if len(self._waiting) >= self._most_waiting:
                 raise QueueFullError("the queue is full", waiting=len(self._waiting), eta_s=7.2)
-            ticket = FakeTicket(self, len(self.submitted) + 1, request, on_event, top_logprobs)
+            number = len(self.submitted) + 1
+            ticket = FakeTicket(self, number, request, on_event, top_logprobs, scores_prompt)
+            ticket.reused_tokens = self._reused.pop(0) if self._reused else 0
             self.submitted.append(request)
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -174,7 +187,9 @@ class FakeService:
                 generated_tokens=self._counts["generated"],
                 sweeps=self._counts["sweeps"],
                 sweep_s=SWEEP_S,
+                token_s=SWEEP_S,
                 tokens_per_s=len(self._running) / SWEEP_S,
+                wait_s=SWEEP_S * (len(self._waiting) + 1),
             )
 
     def close(self, *, drain_s: float = 0.0) -> None:

@@ -18,6 +18,7 @@ from ..spec.options import LoadOptions
 from ..spec.profiles import StoredTensor
 from .hub import resolve_adapter, resolve_model
 from .index import CONFIG_NAME, Checkpoint, open_checkpoint
+from .urls import is_url
 
 # The files besides the weights that can change a result.
 _SMALL_FILES = (
@@ -42,7 +43,7 @@ def fingerprint_model(name: str, options: LoadOptions = _DEFAULTS) -> dict[str, 
     """Return what identifies a model's contents: models with different values are different.
 
     Args:
-        name: a directory or a Hub id; only the small files of a Hub id are fetched.
+        name: a directory, a Hub id or a URL; only the small files of a Hub id are fetched.
         options: only revision, token, cache directory, subfolder, variant and `local_files_only` are used.
 
     Returns:
@@ -53,7 +54,8 @@ def fingerprint_model(name: str, options: LoadOptions = _DEFAULTS) -> dict[str, 
     Raises:
         CheckpointError: the model is not there, or its files are damaged.
     """
-    directory = resolve_model(name, options, weights=False)
+    # The weights of a URL have no commit, so they must be here to be told apart.
+    directory = resolve_model(name, options, weights=is_url(name))
     real = Path(os.path.realpath(directory))
     if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
         return {"commit": real.name}

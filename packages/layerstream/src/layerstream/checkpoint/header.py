@@ -43,7 +43,9 @@ TORCH_DTYPES: dict[str, str] = {
 }
 """torch's dtype names by those of the safetensors format."""
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
+"""The bytes at a file's start that say how long its header is."""
+
 # The library's own limit, checked before the header is read: a false length must not make us allocate.
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -83,7 +85,40 @@ def load_header(path: Path) -> tuple[dict[str, Any], int]:
         raise CheckpointNotFoundError(f"{path} does not exist; download the checkpoint again") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error}") from error
-    return _parse(raw, path), _LENGTH_BYTES + len(raw)
+    return _parse(raw, path), LENGTH_BYTES + len(raw)
+
+
+def header_bytes_of(start: bytes, file_bytes: int | None, path: str) -> int:
+    """Return how long the header is of a file that is not here, from its first `LENGTH_BYTES`.
+
+    Raises:
+        ShardCorruptError: the file's size does not allow it, or is not known; with `path`.
+    """
+    length = int.from_bytes(start, "little")
+    if file_bytes is None or len(start) < LENGTH_BYTES:
+        raise _corrupt(path, f"only {len(start)} bytes came, of a file of {file_bytes or 'unknown'} bytes")
+    if length > min(_MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
+        raise _corrupt(path, f"its header claims {length} bytes, but the whole file has {file_bytes} bytes")
+    return length
+
+
+def describe_header(raw: bytes, file_bytes: int | None, path: str) -> tuple[StoredTensor, ...]:
+    """Return where every tensor lies in a file that is not here yet, in file order.
+
+    Args:
+        raw: the file's header, without its length.
+        file_bytes: the size of the whole file.
+        path: where the file will be.
+
+    Raises:
+        ShardCorruptError: the header is malformed, or describes another size; with `path`.
+        UnsupportedFormatError: a dtype is unknown.
+    """
+    tensors = header_entries(_parse(raw, Path(path)), LENGTH_BYTES + len(raw), path)
+    described = max((tensor.offset + tensor.num_bytes for tensor in tensors), default=0)
+    if described != file_bytes:
+        raise _corrupt(path, f"its header describes {described} bytes, the file has {file_bytes}")
+    return tensors
 
 
 def header_entries(header: Mapping[str, Any], data_start: int, path: str) -> tuple[StoredTensor, ...]:
@@ -113,13 +148,13 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
         )
     file_bytes = status.st_size
     with path.open("rb") as file:
-        length = file.read(_LENGTH_BYTES)
+        length = file.read(LENGTH_BYTES)
         header_bytes = int.from_bytes(length, "little")
-        if len(length) < _LENGTH_BYTES:
+        if len(length) < LENGTH_BYTES:
             raise _corrupt(
-                path, f"it has {file_bytes} bytes, but a header alone takes at least {_LENGTH_BYTES}"
+                path, f"it has {file_bytes} bytes, but a header alone takes at least {LENGTH_BYTES}"
             )
-        if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+        if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
             raise _corrupt(
                 path, f"its header claims {header_bytes} bytes, but the whole file has {file_bytes} bytes"
             )
@@ -178,7 +213,7 @@ def _diagnosis(raw: bytes, file_bytes: int, complaint: str) -> str:
     """Say in bytes what is wrong when the header tells the file's length; else repeat the complaint."""
     try:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(raw).items() if name != "__metadata__"]
-        expected_bytes = _LENGTH_BYTES + len(raw) + max(ends, default=0)
+        expected_bytes = LENGTH_BYTES + len(raw) + max(ends, default=0)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
         return f"its header is unusable ({complaint})"
     if expected_bytes == file_bytes:

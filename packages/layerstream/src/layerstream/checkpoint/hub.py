@@ -40,6 +40,8 @@ from .index import (
     single_name,
 )
 from .made_copies import DEFAULT_HUB_ID, find_copy
+from .url_copy import copy_checkpoint, place_of
+from .urls import hub_place, is_url
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -49,13 +51,13 @@ _DEFAULTS = LoadOptions()
 
 
 def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool) -> Path:
-    """Return the directory of a model, downloading from the Hub what is not yet in its cache.
+    """Return the directory of a model, downloading from the Hub or a URL what is not yet in the cache.
 
     When the Hub cannot be asked and the cache lacks the default model, the result is the copy that
     layerstream made of it, with a warning.
 
     Args:
-        name: a local directory, returned as it is, or a Hub id.
+        name: a local directory, returned as it is, a Hub id, or a URL.
         options: only revision, token, cache directory, subfolder, variant and `local_files_only` are used.
         weights: fetch the safetensors files too, not only config, tokenizer and other small files.
 
@@ -67,7 +69,11 @@ def resolve_model(name: str, options: LoadOptions = _DEFAULTS, *, weights: bool)
             cannot be reached.
         UnsupportedFormatError: weights are requested and the repository has none as safetensors.
         ShardCorruptError: the repository's index is damaged; with `path`.
+        FetchError: a URL's server, its driver or the disk fails.
     """
+    name, options = hub_place(name, options)
+    if is_url(name):
+        return copy_checkpoint(place_of(name, options), weights=weights, local_only=options.local_files_only)
     local = Path(name).expanduser()
     if local.is_dir():
         return local
@@ -110,6 +116,8 @@ def resolve_foreign(name: str, options: LoadOptions = _DEFAULTS, gguf_file: str 
             cannot be reached.
         ShardCorruptError: the repository's index is damaged; with `path`.
     """
+    name, options = hub_place(name, options)
+    _refuse_url(name, "what is to be converted")
     local = Path(name).expanduser()
     if local.exists():
         return local
@@ -134,7 +142,8 @@ def resolve_foreign(name: str, options: LoadOptions = _DEFAULTS, gguf_file: str 
 
 
 def downloads(name: str, options: LoadOptions = _DEFAULTS) -> bool:
-    """Return whether files of `name` come from the Hub, and not from a directory or only the cache."""
+    """Return whether files of `name` come from the Hub, and not from elsewhere or only the cache."""
+    name, options = hub_place(name, options)
     is_local = Path(name).expanduser().exists() or _looks_like_a_path(name)
     return not is_local and offline_reason(local_files_only=options.local_files_only) is None
 
@@ -155,6 +164,7 @@ def remote_checkpoint(name: str, options: LoadOptions = _DEFAULTS) -> Checkpoint
         ShardCorruptError: a header cannot be read.
         TensorMissingError: the index names tensors that the files do not hold; with `names`.
     """
+    name, options = hub_place(name, options)
     directory = resolve_model(name, options, weights=False) / options.subfolder
     with _hub_errors_translated(name, options):
         weight_map, metadata, files = _remote_headers(name, options, directory)
@@ -229,6 +239,9 @@ def resolve_adapter(name: str, options: LoadOptions = _DEFAULTS, *, weights: boo
         CheckpointNotFoundError: there is no such directory or repository, access is refused, or the Hub
             cannot be reached.
     """
+    # The options' revision is the model's.
+    name, place = hub_place(name, LoadOptions())
+    _refuse_url(name, "an adapter")
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -238,10 +251,20 @@ def resolve_adapter(name: str, options: LoadOptions = _DEFAULTS, *, weights: boo
             "a Hub id like 'organisation/adapter'"
         )
     own = LoadOptions(
-        token=options.token, cache_dir=options.cache_dir, local_files_only=options.local_files_only
+        revision=place.revision,
+        token=options.token,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
     )
     offline = offline_reason(local_files_only=options.local_files_only)
     return _fetch(name, own, offline, [ADAPTER_CONFIG, *(_ADAPTER_WEIGHTS if weights else ())])
+
+
+def _refuse_url(name: str, what: str) -> None:
+    if is_url(name):
+        raise CheckpointNotFoundError(
+            f"{name} cannot be read from there: {what} must be in a local folder or on the Hub; copy it here"
+        )
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from ..errors import LayerstreamError, ReadFailedError, StreamClosedError
 from ..spec.sizes import MIB
+from .arrivals import open_arriving, wait_for
 from .buffers import BounceBuffer
 from .files import MAX_ALIGNMENT, Opener, OpenFile, open_buffered, open_direct
 from .tickets import ReadRequest, ReadTicket
@@ -217,6 +218,7 @@ class DiskReader:
             ReadFailedError: the bytes cannot be read; with `path` and `offset`.
             StreamClosedError: the reader is closed.
         """
+        wait_for(path, offset + target.nbytes, lambda: self._closed)
         try:
             self._open(path, self._row_files).read_cached(target, offset)
         except OSError as error:
@@ -264,7 +266,7 @@ class DiskReader:
             if self._closed:
                 raise StreamClosedError("the disk reader is closed; load the model again")
             if path not in files:
-                file = OpenFile(self._opener(path))
+                file = OpenFile(open_arriving(path, self._opener))
                 if files is self._row_files:
                     file.stop_direct()
                     file.expect_scattered_reads()
@@ -301,8 +303,9 @@ class DiskReader:
             # ctypes releases the interpreter's lock during the copy.
             ctypes.memmove(run.address + job.start, run.source_address + job.start, job.num_bytes)
             return
-        file = self._open(run.path, self._files)
         offset = run.offset + job.start
+        wait_for(run.path, offset + job.num_bytes, lambda: self._closed)
+        file = self._open(run.path, self._files)
         if run.deliver is None:
             file.read_into(run.address + job.start, offset, job.num_bytes, bounce)
         else:

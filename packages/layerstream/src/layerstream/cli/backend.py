@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..uses.scoring.score_fields import score_fields
     from .chat_answer import answer_in_chat
     from .quiet import silence_libraries
-    from .quiet_hub import download_weights, silence_hub
+    from .quiet_hub import copy_from_url, download_weights, silence_hub
     from .session import encode_prompt, generate_answer, load_text_parts
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "answer_in_chat",
     "check_messages",
     "config_from_file",
+    "copy_from_url",
     "count_parameters",
     "default_model_path",
     "digest_file",
@@ -89,7 +90,7 @@ _import, __dir__ = lazy_exports(
         "layerstream.checkpoint.fingerprint": ("digest_file", "fingerprint_adapter", "fingerprint_model"),
         "layerstream.cli.chat_answer": ("answer_in_chat",),
         "layerstream.cli.quiet": ("silence_libraries",),
-        "layerstream.cli.quiet_hub": ("download_weights", "silence_hub"),
+        "layerstream.cli.quiet_hub": ("copy_from_url", "download_weights", "silence_hub"),
         "layerstream.cli.session": ("encode_prompt", "generate_answer", "load_text_parts"),
         "layerstream.conversion.convert": ("prepare_conversion",),
         "layerstream.default_model": ("default_model_path",),
@@ -117,7 +118,7 @@ _import, __dir__ = lazy_exports(
 )
 
 # A job that is refused, or has nothing to do, loads no model library.
-_WITHOUT_TRANSFORMERS = ("digest_file", "fingerprint_adapter", "fingerprint_model")
+_WITHOUT_TRANSFORMERS = ("copy_from_url", "digest_file", "fingerprint_adapter", "fingerprint_model")
 
 
 def __getattr__(name: str) -> object:

@@ -38,6 +38,8 @@ _NOT_SETTINGS = frozenset(
         "draft_tokens",
         "draft_width",
         "draft_acceptance",
+        # only servers keep conversations
+        "prefix_cache",
     }
 )
 _LIBRARIES = ("torch", "transformers")

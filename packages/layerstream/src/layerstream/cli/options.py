@@ -20,8 +20,8 @@ from .printing import working
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="A checkpoint's directory, or its id on the Hugging Face Hub. Without one, a small chat model "
-        "is downloaded.",
+        help="A checkpoint's directory, its id on the Hugging Face Hub, or its URL. Without one, a small "
+        "chat model is downloaded.",
         show_default=False,
     ),
 ]
@@ -148,6 +148,16 @@ Draft = Annotated[
         rich_help_panel=_LOADING,
     ),
 ]
+PrefixCache = Annotated[
+    str,
+    typer.Option(
+        help="Memory of a server for the keys and values of earlier conversations, such as 1GiB, so that "
+        "the next turn does not compute them again (its answer may differ in the last bit). It is host "
+        "memory; on a CPU, part of --budget. 0 keeps none.",
+        metavar="SIZE",
+        rich_help_panel=_LOADING,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MachineText = Annotated[
     str | None,
@@ -162,7 +172,7 @@ MachineText = Annotated[
 
 
 def takes_load_options(
-    *, several_devices: bool = False, draft: bool = False
+    *, several_devices: bool = False, draft: bool = False, prefix_cache: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of `load`, and passes them on as one value.
 
@@ -173,6 +183,7 @@ def takes_load_options(
     Args:
         several_devices: `--device` may name several devices, separated by commas.
         draft: there is `--draft`.
+        prefix_cache: there is `--prefix-cache`.
     """
     shared = {
         "budget": (Budget, "auto"),
@@ -188,6 +199,7 @@ def takes_load_options(
         "adapter": (Adapters, None),
         "allow_sliced_head": (AllowSlicedHead, False),
         **({"draft": (Draft, None)} if draft else {}),
+        **({"prefix_cache": (PrefixCache, "0")} if prefix_cache else {}),
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

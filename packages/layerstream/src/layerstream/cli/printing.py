@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..spec.fetch import FetchProgress
 from ..spec.load_progress import LoadProgress
 from . import lazy_rich
 from .wrapping import fit_lines
@@ -47,10 +48,15 @@ def working(text: str, *, shown: bool = True) -> Iterator[Callable[[str], None]]
 
 
 @contextmanager
-def loading_status(*, shown: bool = True) -> Iterator[Callable[[LoadProgress], None]]:
-    """Show on a terminal that a model is loaded; give the function that says how far it is."""
+def loading_status(*, shown: bool = True) -> Iterator[Callable[[LoadProgress | FetchProgress], None]]:
+    """Show on a terminal that a model is copied and loaded; give the function that says how far it is."""
     with working("planning and loading the model", shown=shown) as say:
-        yield lambda progress: say(f"loading what stays in memory: {progress.explain()}")
+
+        def tell(progress: LoadProgress | FetchProgress) -> None:
+            what = "copying" if isinstance(progress, FetchProgress) else "loading what stays in memory:"
+            say(f"{what} {progress.explain()}")
+
+        yield tell
 
 
 def note(text: str) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 from ..checkpoint.hub import downloads, resolve_model
+from ..checkpoint.url_copy import OnFetch, copy_checkpoint, place_of
 from ..spec.options import LoadOptions
 
 
@@ -37,6 +38,16 @@ def download_weights(model: str, options: LoadOptions, *, shown: bool) -> None:
         if downloads(name, options_of_it):
             with _bars(shown=shown):
                 resolve_model(name, options_of_it, weights=True)
+
+
+def copy_from_url(model: str, options: LoadOptions, on_fetch: OnFetch) -> None:
+    """Copy all files of a model at a URL to this machine.
+
+    Raises:
+        CheckpointError: the model is not there, or cannot be copied.
+    """
+    place = place_of(model, options)
+    copy_checkpoint(place, weights=True, local_only=options.local_files_only, on_fetch=on_fetch)
 
 
 @contextmanager

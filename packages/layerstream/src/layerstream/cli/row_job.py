@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from ..checkpoint.urls import is_url
 from ..errors import BudgetTooSmallError, JobError, PlanError, StreamError
 from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
@@ -183,6 +184,10 @@ def _num_results(results: ResultFile, rows: Sequence[JobRow]) -> str:
 
 
 def _describe(job: RowJob) -> JobHeader:
+    if is_url(job.model):
+        # Its weights have to be here to be told apart from others.
+        with loading_status(shown=not job.quiet) as on_fetch:
+            backend.copy_from_url(job.model, job.options, on_fetch)
     return describe_job(job.command, job.model, job.options, job.settings())
 
 
@@ -274,7 +279,10 @@ def _load(job: RowJob, options: LoadOptions, kinds: list[RowKind]) -> StreamedMo
             try:
                 workload = _workload(kinds, num_rows)
                 return backend.load_with(
-                    job.model, replace(options, workload=workload), on_progress=on_progress
+                    job.model,
+                    replace(options, workload=workload),
+                    on_progress=on_progress,
+                    on_fetch=on_progress,
                 )
             except BudgetTooSmallError:
                 if num_rows == 1:

@@ -179,7 +179,9 @@ def _load(
     workload = Workload(prompt_tokens=len(request.prompt), new_tokens=request.max_new_tokens)
     backend.download_weights(model, options, shown=shows_status)
     with loading_status(shown=shows_status) as on_progress:
-        return backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
+        return backend.load_with(
+            model, replace(options, workload=workload), on_progress=on_progress, on_fetch=on_progress
+        )
 
 
 def _verify(streamed: StreamedModel, *, shows_notes: bool) -> VerificationReport:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PlanError
+from ..errors import BudgetTooSmallError, PlanError
 from ..spec.options import LoadOptions
-from ..spec.sizes import format_seconds, parse_size
+from ..spec.sizes import format_seconds
 from . import backend
 from .options import Model, model_or_default, takes_load_options
 from .printing import LOADING_TOKENIZER, note, working
 from .workloads import CONTEXTS, load_for_largest, workloads_for
 
 if TYPE_CHECKING:
+    from ..model import StreamedModel
     from ..server.start import Serving
     from ..spec.options import Workload
     from ..spec.plans import PlacementPlan
@@ -104,15 +105,6 @@ Waiting = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the address only.")]
-PrefixCache = Annotated[
-    str,
-    typer.Option(
-        help="Host memory for the keys and values of earlier conversations, such as 1GiB: their next turns "
-        "do not compute them again, and may then differ in the last bit. 0 keeps none.",
-        metavar="SIZE",
-        rich_help_panel=_LIMITS,
-    ),
-]
 Drain = Annotated[
     float,
     typer.Option(
@@ -125,7 +117,7 @@ Drain = Annotated[
 ]
 
 
-@takes_load_options(draft=True)
+@takes_load_options(draft=True, prefix_cache=True)
 def serve_command(
     model: Model = None,
     *,
@@ -140,7 +132,6 @@ def serve_command(
     together: Together = 4,
     max_new_tokens: NewTokens = None,
     max_waiting: Waiting = 256,
-    prefix_cache: PrefixCache = "0",
     drain: Drain = 30.0,
     quiet: Quiet = False,
 ) -> None:
@@ -163,10 +154,9 @@ def serve_command(
         folder=folder,
         max_new_tokens=max_new_tokens,
         max_waiting=max_waiting,
-        prefix_bytes=0 if prefix_cache == "0" else parse_size(prefix_cache),
         drain_s=drain,
     )
-    streamed, workload = load_for_largest(model, options, workloads, shows_status=not quiet)
+    streamed, workload = _load(model, options, workloads, shows_status=not quiet)
     with streamed:
         if not quiet:
             note(streamed.plan.explain() + "\n")
@@ -187,6 +177,27 @@ def _check_extra() -> None:
         )
 
 
+def _load(
+    model: str, options: LoadOptions, workloads: list[Workload], *, shows_status: bool
+) -> tuple[StreamedModel, Workload]:
+    """Load the model; if the budget is too small, name the options of this command that need less."""
+    try:
+        return load_for_largest(model, options, workloads, shows_status=shows_status)
+    except BudgetTooSmallError as error:
+        least = workloads[-1]
+        lower = [
+            f"--together (now {least.batch_size})",
+            f"--context-tokens (tried down to {least.context_tokens:,})",
+        ]
+        lower += [f"--prefix-cache (now {options.prefix_cache})"] if options.prefix_bytes else []
+        raise BudgetTooSmallError(
+            f"{error}. For this server, lower {', '.join(lower[:-1])} or {lower[-1]}",
+            needed_bytes=error.needed_bytes,
+            budget_bytes=error.budget_bytes,
+            where=error.where,
+        ) from error
+
+
 def _serving(
     *,
     host: str,
@@ -197,7 +208,6 @@ def _serving(
     folder: Path | None,
     max_new_tokens: int | None,
     max_waiting: int,
-    prefix_bytes: int,
     drain_s: float,
 ) -> Serving:
     # without a key, only names of this machine: a web page could reach the server under a name of its own
@@ -207,7 +217,6 @@ def _serving(
         port=port,
         folder=backend.user_data_path("layerstream") / "server" if folder is None else folder,
         most_waiting=max_waiting,
-        prefix_bytes=prefix_bytes,
         settings=backend.ServerSettings(
             model_id=name,
             api_key=api_key,

@@ -67,7 +67,9 @@ def _measure(model: str, prompt: str, options: LoadOptions, sweeps: int) -> tupl
     workload = Workload(prompt_tokens=len(request.prompt), new_tokens=sweeps)
     backend.download_weights(model, options, shown=True)
     with loading_status() as on_progress:
-        streamed = backend.load_with(model, replace(options, workload=workload), on_progress=on_progress)
+        streamed = backend.load_with(
+            model, replace(options, workload=workload), on_progress=on_progress, on_fetch=on_progress
+        )
     with streamed:
         answer = backend.generate_answer(streamed, tokenizer, request, shows_text=False)
         plan = streamed.plan

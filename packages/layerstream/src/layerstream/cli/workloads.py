@@ -72,8 +72,10 @@ def load_for_largest(
         for workload in workloads[:-1]:
             try:
                 sized = replace(options, workload=workload)
-                return backend.load_with(model, sized, on_progress=on_progress), workload
+                return backend.load_with(
+                    model, sized, on_progress=on_progress, on_fetch=on_progress
+                ), workload
             except BudgetTooSmallError:
                 continue
         sized = replace(options, workload=workloads[-1])
-        return backend.load_with(model, sized, on_progress=on_progress), workloads[-1]
+        return backend.load_with(model, sized, on_progress=on_progress, on_fetch=on_progress), workloads[-1]

@@ -31,6 +31,8 @@ from ..architecture.weight_usage import find_weight_usage
 from ..checkpoint.hub import downloads, remote_checkpoint, resolve_model
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.made_copies import public_name
+from ..checkpoint.url_copy import url_checkpoint
+from ..checkpoint.urls import is_url
 from ..errors import CheckpointError, ModelError, PlanError
 from ..spec.options import LoadOptions
 from ..spec.profiles import ActivationProfile, ModelProfile
@@ -166,6 +168,8 @@ def find_checkpoint(name: str, options: LoadOptions, *, weights: bool) -> tuple[
     Raises:
         CheckpointError: the checkpoint is not there or its files cannot be used.
     """
+    if is_url(name):
+        return url_checkpoint(name, options, weights=weights)
     only_headers = not weights and downloads(name, options)
     directory = resolve_model(name, options, weights=not only_headers)
     if only_headers:

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ..checkpoint.arrivals import wait_for
 from ..spec.profiles import StoredTensor, TensorRecipe, UnitRecipe
 from ..streaming.absent_weight import AbsentWeight
 from ..streaming.binding import as_installed
@@ -117,6 +118,7 @@ class StoredWeights:
 
 
 def _stored(source: StoredTensor) -> torch.Tensor:
+    wait_for(source.path, None)
     with safe_open(source.path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(source.name)
     return tensor

@@ -73,7 +73,7 @@ class RunCounters:
         )
 
     def waited_s(self) -> float:
-        """Return the seconds of waiting for weights, per device, since the model was loaded."""
+        """Return the seconds of waiting for weights since the model was loaded, averaged over the devices."""
         self._timeline.flush()
         return self._timeline.totals[Activity.WAIT].seconds / len(self._controls)
 

@@ -10,6 +10,7 @@ from ..spec.plans import PlacementPlan
 from ..spec.profiles import ModelProfile
 from .ledger import room_bytes
 from .request_memory import RequestMemory
+from .scoring_sweeps import scored_logits_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +42,22 @@ class Admission:
         self.most_running = most_running
         self._memory = RequestMemory(profile=profile, granularity=plan.granularity)
 
-    def request_bytes(self, prompt_tokens: int, new_tokens: int) -> RequestBytes:
-        """Return what a request with these lengths takes."""
+    def request_bytes(
+        self, prompt_tokens: int, new_tokens: int, *, scores_prompt: bool = False
+    ) -> RequestBytes:
+        """Return what a request with these lengths takes, and the logits of its whole prompt if needed."""
         size = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-        return RequestBytes(kept=self._memory.kept_bytes(size), inside=self._memory.inside_bytes(size))
+        inside_bytes = self._memory.inside_bytes(size)
+        if scores_prompt:
+            inside_bytes += scored_logits_bytes(self._memory.profile, prompt_tokens)
+        return RequestBytes(kept=self._memory.kept_bytes(size), inside=inside_bytes)
 
-    def fits(self, request: RequestBytes, running: Iterable[RequestBytes], *, held_bytes: int = 0) -> bool:
-        """Return whether a request fits beside those that run, and beside what else is held there."""
+    def fits(self, request: RequestBytes, running: Iterable[RequestBytes]) -> bool:
+        """Return whether a request fits beside those that run."""
         together = [request, *running]
         if self.most_running is not None and len(together) > self.most_running:
             return False
-        return self.bytes_of(together) + held_bytes <= self.room_bytes
+        return self.bytes_of(together) <= self.room_bytes
 
     @staticmethod
     def bytes_of(requests: Iterable[RequestBytes]) -> int:

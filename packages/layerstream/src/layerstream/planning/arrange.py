@@ -51,6 +51,7 @@ class PlanningProblem:
         replicas_per_device: how many replicas one device holds.
         allow_sliced_head: the head may be sliced on an accelerator.
         draft_bytes: what a draft model takes on the device.
+        prefix_bytes: what a service's prefix cache may take in host memory.
     """
 
     profile: ModelProfile
@@ -59,6 +60,7 @@ class PlanningProblem:
     replicas_per_device: int = 1
     allow_sliced_head: bool = False
     draft_bytes: int = 0
+    prefix_bytes: int = 0
 
     @property
     def weight_copies(self) -> int:
@@ -93,8 +95,19 @@ class PlanningProblem:
         )
 
     def _host_bytes(self, configuration: Configuration, num_staging: int, host_unit_bytes: int) -> int:
-        lines = host_lines(self.profile, self.machine, configuration, num_staging, host_unit_bytes)
-        return total_bytes(lines)
+        return total_bytes(self._host_lines(configuration, num_staging, host_unit_bytes))
+
+    def _host_lines(
+        self, configuration: Configuration, num_staging: int, host_unit_bytes: int
+    ) -> tuple[LedgerLine, ...]:
+        return host_lines(
+            self.profile,
+            self.machine,
+            configuration,
+            num_staging,
+            host_unit_bytes,
+            prefix_bytes=self.prefix_bytes,
+        )
 
     @property
     def pins_units(self) -> bool:
@@ -132,7 +145,7 @@ class PlanningProblem:
             for index in in_host
             if index < num_decoder_units or not self.head_is_free_in_host(configuration)
         ]
-        host = host_lines(profile, machine, configuration, num_staging, all_host_bytes(host_units))
+        host = self._host_lines(configuration, num_staging, all_host_bytes(host_units))
         if not machine.device_is_host and total_bytes(host) > host_budget_bytes:
             return None
         resident_bytes = all_unit_bytes([units[index] for index in on_device if index < num_decoder_units])
@@ -152,6 +165,7 @@ class PlanningProblem:
             resident_bytes,
             replicas_per_device=self.replicas_per_device,
             draft_bytes=self.draft_bytes,
+            prefix_bytes=self.prefix_bytes,
         )
 
     def _place_in_host(
@@ -166,7 +180,7 @@ class PlanningProblem:
         if rest and self.head_is_free_in_host(configuration):
             free = {rest.pop()}
         sizes = [units[index].host_bytes for index in rest]
-        available_bytes = host_budget_bytes - fixed_host_bytes(self.profile, configuration)
+        available_bytes = host_budget_bytes - fixed_host_bytes(self.profile, configuration, self.prefix_bytes)
         if sum(sizes) <= available_bytes and self.pins_units:
             return free | set(rest), 0
         if not rest:

@@ -94,10 +94,12 @@ def model_needs(
 ) -> DraftNeeds:
     """Return what a resident model takes as a draft, with its cache, activations and the verified logits.
 
+    Its cache also holds the tokens that are drafted while a sweep verifies others.
+
     Args:
         name: what it is called.
         profile: its sizes.
-        workload: what the target is asked.
+        workload: what the target is asked, with room for the drafted tokens of a sweep.
         verified_by: the target.
         saved_bytes: how much smaller its weights are than the profile says.
     """
@@ -113,20 +115,13 @@ def model_needs(
     return DraftNeeds(
         name=name,
         num_bytes=weight_bytes
-        + cache_bytes(memory, _longer(workload, MOST_DRAFTED + MOST_AHEAD))
+        + cache_bytes(memory, replace(workload, new_tokens=workload.new_tokens + MOST_AHEAD))
         + cache_growth_bytes(memory, workload)
         + activation_bytes(memory, workload)
-        + logits_bytes(verified_by, workload)
-        + cache_bytes(verified_by.activation, _longer(workload, MOST_DRAFTED))
-        - cache_bytes(verified_by.activation, workload),
+        + logits_bytes(verified_by, workload),
         token_bytes=weight_bytes - profile.embedding_bytes * (not profile.head_is_tied),
         acceptance=ACCEPTANCE.get(name, MODEL_ACCEPTANCE),
     )
-
-
-def _longer(workload: Workload, tokens: int) -> Workload:
-    """Return a workload with room for so many drafted tokens, which may all be wrong."""
-    return replace(workload, new_tokens=workload.new_tokens + tokens)
 
 
 def drafts_without_another_model(machine: Machine) -> list[str]:

@@ -61,6 +61,7 @@ def device_lines(
     *,
     replicas_per_device: int = 1,
     draft_bytes: int = 0,
+    prefix_bytes: int = 0,
 ) -> tuple[LedgerLine, ...]:
     """Return the device lines of a configuration.
 
@@ -73,6 +74,7 @@ def device_lines(
         replicas_per_device: how many replicas run the workload on this device at once, each with its own
             activations and cache.
         draft_bytes: what a draft model takes, with its cache and activations.
+        prefix_bytes: what a service's prefix cache may take; on an accelerator it is in host memory.
 
     Returns:
         The lines that are not 0.
@@ -104,7 +106,7 @@ def device_lines(
     sizes |= {kind: replicas_per_device * size for kind, size in per_replica.items()}
     sizes[LedgerKind.DRAFT] = draft_bytes
     if machine.device_is_host:
-        sizes |= _reader_sizes(profile)
+        sizes |= {LedgerKind.PREFIX_CACHE: prefix_bytes} | _reader_sizes(profile)
     sizes[LedgerKind.RUNTIME] = machine.runtime_bytes
     return _lines(MemoryTier.DEVICE, sizes)
 
@@ -115,6 +117,8 @@ def host_lines(
     configuration: Configuration,
     num_staging: int,
     host_unit_bytes: int,
+    *,
+    prefix_bytes: int = 0,
 ) -> tuple[LedgerLine, ...]:
     """Return the host lines of a configuration; none on a CPU device, where all memory is device memory.
 
@@ -125,24 +129,27 @@ def host_lines(
         num_staging: staging buffers between disk and slots.
         host_unit_bytes: the size of the units that live in host memory (0 for a head tied to an embedding
             there).
+        prefix_bytes: what a service's prefix cache may take.
     """
     if machine.device_is_host:
         return ()
-    arena = {
+    once_loaded = {
         LedgerKind.EMBEDDING: _host_embedding_bytes(profile, configuration),
         LedgerKind.HOST_BLOCKS: host_unit_bytes,
         LedgerKind.STAGING: num_staging * configuration.staging_bytes,
+        LedgerKind.PREFIX_CACHE: prefix_bytes,
     }
-    sizes = arena | _reader_sizes(profile)
-    # The buffers that load the weights of the device are gone before the arena is taken.
-    loading_bytes = profile.loading_buffer_bytes - sum(arena.values())
+    sizes = once_loaded | _reader_sizes(profile)
+    # The buffers that load the weights of the device are gone before any of this is taken.
+    loading_bytes = profile.loading_buffer_bytes - sum(once_loaded.values())
     sizes[LedgerKind.READ_BUFFERS] = max(profile.read_buffer_bytes, loading_bytes)
     return _lines(MemoryTier.HOST, sizes)
 
 
-def fixed_host_bytes(profile: ModelProfile, configuration: Configuration) -> int:
+def fixed_host_bytes(profile: ModelProfile, configuration: Configuration, prefix_bytes: int = 0) -> int:
     """Return the host memory beside that of units and staging buffers, once everything is loaded."""
-    return _host_embedding_bytes(profile, configuration) + sum(_reader_sizes(profile).values())
+    readers = sum(_reader_sizes(profile).values())
+    return _host_embedding_bytes(profile, configuration) + readers + prefix_bytes
 
 
 def _host_embedding_bytes(profile: ModelProfile, configuration: Configuration) -> int:

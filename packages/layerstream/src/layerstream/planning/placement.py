@@ -34,6 +34,7 @@ def plan_placement(
     other_machines: Sequence[Machine] = (),
     allow_sliced_head: bool = False,
     draft: DraftNeeds | None = None,
+    prefix_bytes: int = 0,
 ) -> PlacementPlan:
     """Return where every unit of a model lives, how much memory that takes and how long a sweep takes.
 
@@ -52,6 +53,7 @@ def plan_placement(
         allow_sliced_head: on accelerators, let a head that is larger than a slot be visited in slices, which
             needs less memory but may differ from the whole head in the last bit.
         draft: what proposes tokens, on the first device, and its memory; None without a draft.
+        prefix_bytes: host memory for a service's prefix cache; on a CPU device it is device memory.
 
     Returns:
         The plan with the shortest predicted time for the workload; ties go to coarser units, then to fewer
@@ -72,6 +74,7 @@ def plan_placement(
         replicas_per_device=group.replicas_per_device,
         allow_sliced_head=allow_sliced_head,
         draft_bytes=0 if draft is None else draft.num_bytes,
+        prefix_bytes=prefix_bytes,
     )
     device_budget_bytes, configurations = _within_device_budget(
         problem, _configurations(problem, allow_sliced_head=allow_sliced_head), budget
@@ -223,10 +226,17 @@ def _too_small(
         f"give at least {format_bytes(needed_bytes)} ({needed_bytes} bytes), or shorten the workload "
         f"(prompt_tokens {workload.prompt_tokens}, new_tokens {workload.new_tokens}, "
         f"batch_size {workload.batch_size})"
+        f"{_advice_to_keep_less(problem)}"
         f"{_advice_to_slice(problem, needed_bytes, problem.least_device_bytes)}",
         needed_bytes=needed_bytes,
         budget_bytes=budget_bytes,
     )
+
+
+def _advice_to_keep_less(problem: PlanningProblem) -> str:
+    if not problem.prefix_bytes:
+        return ""
+    return f", or reserve less for the prefix cache (prefix_cache {format_bytes(problem.prefix_bytes)})"
 
 
 def _advice_to_slice(
@@ -268,11 +278,15 @@ def _host_budget_bytes(search: Search, configurations: Sequence[Configuration], 
         int(machine.host_memory_bytes * AUTO_HOST_SHARE) if budget.host == "auto" else parse_size(budget.host)
     )
     if needed > budget_bytes:
+        uses = "read buffers, and weights that stay in host memory or pass through it,"
+        if search.problem.prefix_bytes:
+            uses += f" and the prefix cache of {format_bytes(search.problem.prefix_bytes)}"
         raise BudgetTooSmallError(
             f"a host budget of {format_bytes(budget_bytes)} cannot stream {search.problem.profile.name} "
-            f"with a device budget of {format_bytes(search.device_budget_bytes)}: read buffers, and weights "
-            f"that stay in host memory or pass through it, need {format_bytes(needed)}; "
+            f"with a device budget of {format_bytes(search.device_budget_bytes)}: {uses} "
+            f"need {format_bytes(needed)}; "
             f"give at least {format_bytes(needed)} ({needed} bytes) of host memory, or more device memory"
+            f"{_advice_to_keep_less(search.problem)}"
             + _advice_to_slice(search.problem, needed, search.least_host_bytes, search.device_budget_bytes),
             needed_bytes=needed,
             budget_bytes=budget_bytes,

@@ -150,9 +150,13 @@ def _inside_bytes(
         working += math.ceil(activation.cache_layer_share * whole)
         working += 2 * context * profile.hidden_size * dtype_bytes(profile.dtype) if tokens < context else 0
         working += math.ceil(activation.bytes_per_token_squared * tokens * (context - tokens))
+    return working + scored_logits_bytes(profile, logit_rows)
+
+
+def scored_logits_bytes(profile: ModelProfile, logit_rows: int) -> int:
+    """Return the bytes of so many rows of logits, and of those that are turned into log-probabilities."""
     logits = logit_rows * profile.vocab_size * dtype_bytes(profile.dtype)
-    logits += min(logit_rows, SOFTMAX_ROWS) * profile.vocab_size * _SOFTMAX_BYTES
-    return working + logits
+    return logits + min(logit_rows, SOFTMAX_ROWS) * profile.vocab_size * _SOFTMAX_BYTES
 
 
 def _combined(needs: Sequence[_Needs], sweep: Sequence[int]) -> _Needs:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..uses.serving.events import AnswerEnded, TokenChance
+from ..uses.serving.events import AnswerEnded, PromptScored, TokenChance
 from ..uses.serving.protocol import Service
 from .errors import ApiError, api_error
 from .feed import AnswerFeed
@@ -76,11 +76,14 @@ async def whole_answer(feed: AnswerFeed, shape: Shape) -> dict[str, Any]:
     """
     num_answers = len(feed.prepared.requests)
     chances: list[list[TokenChance]] = [[] for _ in range(num_answers)]
+    prompt_chances: dict[int, tuple[TokenChance, ...]] = {}
     ended: dict[int, AnswerEnded] = {}
     try:
         async for number, event in feed.events():
             if isinstance(event, AnswerEnded):
                 ended[number] = event
+            elif isinstance(event, PromptScored):
+                prompt_chances[number] = event.chances
             else:
                 chances[number] += event.chances
     finally:
@@ -89,9 +92,12 @@ async def whole_answer(feed: AnswerFeed, shape: Shape) -> dict[str, Any]:
         WholeAnswer(
             text=ended[number].result.text or "",
             num_tokens=len(ended[number].result.tokens),
+            reused_tokens=ended[number].reused_tokens,
             finish_reason=ended[number].result.finish_reason,
             chances=chances[number],
+            prompt_chances=prompt_chances.get(number, ()),
         )
         for number in range(num_answers)
     ]
-    return shape.whole(answers).model_dump(mode="json", exclude_unset=True)
+    # the types know no chance that is null, which the first token of a scored prompt has
+    return shape.whole(answers).model_dump(mode="json", exclude_unset=True, warnings=False)

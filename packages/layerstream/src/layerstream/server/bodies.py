@@ -11,7 +11,7 @@ checkpoint's generation config. A temperature below 0.001 is greedy too, since s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -179,6 +179,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0)
 
+    scores_prompt: ClassVar = False
+    is_prompt_only: ClassVar = False
+
     @property
     def num_top_logprobs(self) -> int | None:
         """How many likeliest tokens to report with each token; None reports no chances."""
@@ -194,9 +197,20 @@ class CompletionBody(GenerationBody):
     """The body of `POST /v1/completions`."""
 
     prompt: Prompts
+    max_tokens: int | None = Field(default=None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0)
     best_of: int | None = Field(default=None, ge=1)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the tokens of the prompt are reported with their chances."""
+        return bool(self.echo) and self.logprobs is not None
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether only the prompt is asked for, and no answer."""
+        return self.max_tokens == 0
 
     @property
     def num_top_logprobs(self) -> int | None:
@@ -262,8 +276,8 @@ def completion_body(fields: Mapping[str, Any]) -> CompletionBody:
             "Leave best_of out.",
             param="best_of",
         )
-    if body.echo and body.logprobs is not None:
-        raise ApiError("logprobs are for the answer only: leave out echo or logprobs.", param="echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError("max_tokens can be 0 only with echo: give at least 1.", param="max_tokens")
     return body
 
 

@@ -100,6 +100,38 @@ def completion_chances(
     )
 
 
+def prompt_chances(
+    first: int, chances: Sequence[TokenChance], texts: TokenTexts, num_top: int, length: int
+) -> Logprobs:
+    """Return the columns of a prompt's tokens; the first token has no chance, and null stands for it.
+
+    Args:
+        first: the first token.
+        chances: the others.
+        texts: their texts.
+        num_top: how many likeliest tokens to name at each place.
+        length: how many characters the prompt has. Its last token ends there; tokens before its text, such as
+            one that begins every prompt, have the offset 0.
+    """
+    later = completion_chances(chances, texts, num_top, 0)
+    tokens = [texts.text(first), *(later.tokens or [])]
+    begin = length - sum(map(len, tokens))
+    offsets = list(accumulate(map(len, tokens), initial=begin))[: len(tokens)]
+    # the type knows no null
+    return Logprobs.model_construct(
+        tokens=tokens,
+        token_logprobs=[None, *(later.token_logprobs or [])],
+        top_logprobs=[None, *(later.top_logprobs or [])],
+        text_offset=[max(0, offset) for offset in offsets],
+    )
+
+
+def joined(first: Logprobs, second: Logprobs) -> Logprobs:
+    """Return the columns of two texts that follow each other."""
+    names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    return Logprobs.model_construct(**{name: getattr(first, name) + getattr(second, name) for name in names})
+
+
 def _top(chance: TokenChance, texts: TokenTexts, num_top: int) -> dict[str, float]:
     """Return the likeliest tokens by their texts; of tokens with one text, the likeliest counts."""
     top: dict[str, float] = {}

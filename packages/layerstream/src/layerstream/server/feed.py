@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 
-from ..uses.serving.events import AnswerEnded, AnswerEvent, AnswerPart
+from ..uses.serving.events import AnswerEnded, AnswerEvent, AnswerPart, PromptScored
 from ..uses.serving.protocol import Service, Ticket
 from .errors import api_error, closing
 from .requests import PreparedBody
@@ -36,7 +36,9 @@ class AnswerFeed:
             for answer, request in enumerate(prepared.requests):
                 hand_over = partial(self._hand_over, answer)
                 top = prepared.body.num_top_logprobs
-                self._tickets.append(service.submit(request, hand_over, top_logprobs=top))
+                scores = prepared.body.scores_prompt
+                ticket = service.submit(request, hand_over, top_logprobs=top, scores_prompt=scores)
+                self._tickets.append(ticket)
         except Exception as error:  # whatever it is, the requests before it must not run for nobody
             self.cancel()
             raise api_error(error) from error
@@ -46,8 +48,8 @@ class AnswerFeed:
         for ticket in self._tickets:
             ticket.cancel()
 
-    async def events(self) -> AsyncIterator[tuple[int, AnswerPart | AnswerEnded]]:
-        """Yield the parts and ends of all answers, each with the answer's number.
+    async def events(self) -> AsyncIterator[tuple[int, PromptScored | AnswerPart | AnswerEnded]]:
+        """Yield the scored prompts, parts and ends of all answers, each with the answer's number.
 
         Raises:
             ApiError: one of the answers failed.
@@ -63,7 +65,7 @@ class AnswerFeed:
                     # nobody here cancels and goes on reading: the service has closed
                     raise closing()
                 yield answer, event
-            elif isinstance(event, AnswerPart):
+            elif isinstance(event, (PromptScored, AnswerPart)):
                 self._has_begun = True
                 yield answer, event
 

@@ -33,11 +33,11 @@ class OpenRequests:
         is_draining: no more of them are taken, because the server is about to end.
     """
 
-    def __init__(self, most: int) -> None:
-        """Allow `most` at once."""
+    def __init__(self, limit: int) -> None:
+        """Allow `limit` at once."""
         self.count = 0
         self.is_draining = False
-        self._most = most
+        self._limit = limit
 
     def enter(self) -> None:
         """Count one more.
@@ -48,8 +48,8 @@ class OpenRequests:
         """
         if self.is_draining:
             raise HTTPException(503, str(closing()))
-        if self.count >= self._most:
-            message = f"{self._most} requests are open already. Try again later."
+        if self.count >= self._limit:
+            message = f"{self._limit} requests are open already. Try again later."
             raise HTTPException(429, message, {"Retry-After": str(_RETRY_AFTER_S)})
         self.count += 1
 
@@ -94,10 +94,10 @@ class Guard:
             _check_key(headers, self._settings.api_key)
         if self._open.is_draining and scope["path"] != METRICS:
             raise closing()
-        most, _ = _body_limits(scope["path"], self._settings)
+        limit, _ = _body_limits(scope["path"], self._settings)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > most:
-            raise ApiError(_too_large(most), status=413, code="body_too_large")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise ApiError(_too_large(limit), status=413, code="body_too_large")
 
 
 class _CountedBody:
@@ -107,7 +107,7 @@ class _CountedBody:
         self, receive: Receive, path: str, settings: ServerSettings, open_requests: OpenRequests
     ) -> None:
         self._receive, self._open = receive, open_requests
-        self._most, self._within_s = _body_limits(path, settings)
+        self._limit, self._within_s = _body_limits(path, settings)
         self._deadline = asyncio.get_running_loop().time() + self._within_s
         self._num_bytes = 0
         self._has_arrived = self._is_open = False
@@ -124,8 +124,8 @@ class _CountedBody:
             raise HTTPException(408, text, {"Connection": "close"}) from error
         if message["type"] == "http.request":
             self._num_bytes += len(message.get("body", b""))
-            if self._num_bytes > self._most:
-                raise HTTPException(413, _too_large(self._most))
+            if self._num_bytes > self._limit:
+                raise HTTPException(413, _too_large(self._limit))
             self._has_arrived = not message.get("more_body", False)
             if self._has_arrived:
                 self._open.enter()
@@ -146,8 +146,8 @@ def _body_limits(path: str, settings: ServerSettings) -> tuple[int, float]:
     return settings.max_body_bytes, settings.body_s
 
 
-def _too_large(most: int) -> str:
-    return f"The body is larger than the {most} bytes allowed."
+def _too_large(limit: int) -> str:
+    return f"The body is larger than the {limit} bytes allowed."
 
 
 def _check_host(headers: Headers, settings: ServerSettings) -> None:

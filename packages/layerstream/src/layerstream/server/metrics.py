@@ -35,9 +35,13 @@ class ServiceCollector(Collector):
             "requests_running": ("Requests that share the sweeps now.", status.running),
             "requests_waiting": ("Requests in the queue.", status.waiting),
             "queue_capacity": ("Requests that the queue can hold.", status.most_waiting),
-            "sweep_seconds": ("Seconds of a sweep, measured lately.", status.sweep_s),
+            "sweep_seconds": ("Seconds per sweep, over the last minute of work.", status.sweep_s),
+            "estimated_wait_seconds": (
+                "Estimated seconds until the first token of a new request.",
+                status.wait_s,
+            ),
             "tokens_per_second": ("Tokens per second of all running requests.", status.tokens_per_s),
-            "prefix_cache_bytes": ("Host memory of kept conversations.", status.prefix_bytes),
+            "prefix_cache_bytes": ("Memory of the prefix cache.", status.prefix_bytes),
         }
         counters = {
             "prompt_tokens": ("Tokens of all prompts admitted.", status.prompt_tokens),

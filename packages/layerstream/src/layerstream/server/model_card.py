@@ -33,5 +33,7 @@ def model_card(service: Service, settings: ServerSettings, created: int) -> Mode
             "queue_length": status.waiting,
             "tokens_per_s": status.tokens_per_s,
             "sweep_s": status.sweep_s,
+            "estimated_wait_s": status.wait_s,
+            "estimated_100_tokens_s": status.wait_s + 99 * status.token_s,
         }
     )

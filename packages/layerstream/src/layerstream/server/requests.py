@@ -100,7 +100,10 @@ def _prepared(
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         _check_prompt(len(prompt), service, settings, field)
-        length = body.most_tokens or _default_length(len(prompt), service, settings, body)
+        length = _default_length(len(prompt), service, settings, body)
+        if body.most_tokens is not None:
+            # max_tokens 0: one token is generated, and thrown away
+            length = max(1, body.most_tokens)
         _check_length(len(prompt), length, service, settings)
         requests += [_request(body, prompt, length, answer) for answer in range(body.num_answers)]
     return PreparedBody(body=body, requests=tuple(requests), prompts=prompts, echo=echo)
@@ -155,20 +158,20 @@ def _check_top_logprobs(body: ChatBody | CompletionBody, settings: ServerSetting
 def _check_prompt(prompt: int, service: Service, settings: ServerSettings, field: str) -> None:
     if prompt == 0:
         raise ApiError("The prompt is empty: it has no tokens.", param=field)
-    most = min(settings.max_prompt_tokens or service.context_tokens, service.context_tokens - 1)
-    if prompt > most:
+    limit = min(settings.max_prompt_tokens or service.context_tokens, service.context_tokens - 1)
+    if prompt > limit:
         raise ApiError(
-            f"The prompt has {prompt} tokens; at most {most} are allowed.",
+            f"The prompt has {prompt} tokens; at most {limit} are allowed.",
             param=field,
             code="context_length_exceeded",
         )
 
 
 def _check_length(prompt: int, length: int, service: Service, settings: ServerSettings) -> None:
-    most = settings.max_new_tokens or service.context_tokens
-    if length > most:
+    limit = settings.max_new_tokens or service.context_tokens
+    if length > limit:
         raise ApiError(
-            f"max_tokens is {length}; here at most {most} are allowed.",
+            f"max_tokens is {length}; here at most {limit} are allowed.",
             param="max_tokens",
         )
     if prompt + length > service.context_tokens:

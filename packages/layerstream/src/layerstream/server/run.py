@@ -35,7 +35,7 @@ class ServingOptions:
 
     Attributes:
         drain_s: seconds that open requests get to finish after the first signal.
-        max_connections: the most connections at once; more get a 503.
+        max_connections: how many connections there may be at once; more get a 503.
         keep_alive_s: seconds that a connection may stay open without a request.
         header_s: seconds that the headers of a request may take to arrive.
         send_s: seconds after which a client that takes no data loses its connection.

@@ -38,12 +38,12 @@ class ServerSettings:
         max_new_tokens: the longest answer; None leaves it to the context.
         default_new_tokens: the longest answer in a chat if the request does not say; it is cut to what the
             context has left. (For completions it is 16, as OpenAI has it.)
-        max_n: the most answers to one prompt.
-        max_prompts: the most prompts in one body.
-        max_open_requests: the most requests that are answered or wait at once.
-        max_stop_texts: the most stop texts of a request.
+        max_n: how many answers to one prompt may be asked for.
+        max_prompts: how many prompts one body may have.
+        max_open_requests: how many requests may be answered or wait at once.
+        max_stop_texts: how many stop texts a request may have.
         max_stop_characters: the longest stop text.
-        max_top_logprobs: the most likeliest tokens that are reported at each place.
+        max_top_logprobs: how many of the likeliest tokens may be reported at each place.
         keep_alive_s: seconds between two comments of a stream.
         send_s: seconds that a client may take no data before it counts as gone.
     """

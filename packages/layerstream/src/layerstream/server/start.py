@@ -35,7 +35,6 @@ class Serving:
         port: the port; 0 takes any that is free.
         folder: where files and batches are kept, which survive the end of the server.
         most_waiting: how many requests may wait.
-        prefix_bytes: host memory for the keys and values of earlier conversations.
         settings: the limits of requests.
         connections: the limits of connections.
         batches: the limits of files and batches.
@@ -45,7 +44,6 @@ class Serving:
     port: int
     folder: Path
     most_waiting: int = MOST_WAITING
-    prefix_bytes: int = 0
     settings: ServerSettings
     connections: ServingOptions
     batches: BatchSettings
@@ -66,9 +64,7 @@ def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable
     """
     with (
         closing(BatchStore(serving.folder, serving.batches)) as store,
-        closing(
-            GenerationService(streamed, most_waiting=serving.most_waiting, prefix_bytes=serving.prefix_bytes)
-        ) as service,
+        closing(GenerationService(streamed, most_waiting=serving.most_waiting)) as service,
     ):
         worker = BatchWorker(store, partial(answer, service, settings=serving.settings))
         app = build_app(

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from ..uses.serving.events import AnswerEnded, AnswerPart
+from ..uses.serving.events import AnswerEnded, AnswerPart, PromptScored
 from .errors import ApiError
 from .feed import AnswerFeed
 from .settings import ServerSettings
@@ -54,32 +54,37 @@ async def stream_events(feed: AnswerFeed, shape: Shape) -> AsyncIterator[ServerS
     """Yield the events of a stream, up to `[DONE]`. An error ends it with the error as its last chunk."""
     yield _comment(feed)
     streamed: dict[int, str] = {}
-    num_tokens = 0
+    num_tokens, reused = 0, dict[int, int]()
     try:
         async for answer, event in feed.events():
             for chunk in _chunks(shape, answer, event, streamed):
                 yield _data(chunk)
             if isinstance(event, AnswerEnded):
-                num_tokens += len(event.result.tokens)
+                num_tokens += 0 if shape.is_prompt_only else len(event.result.tokens)
+                reused[answer] = event.reused_tokens
             # many events may be ready at once, and others have their turn between two of them
             await asyncio.sleep(0)
     except ApiError as error:
         yield ServerSentEvent(data=json.dumps(error.body()), sep=_SEPARATOR)
     else:
         if feed.prepared.body.has_usage_chunk:
-            yield _data(shape.usage_chunk(num_tokens))
+            yield _data(shape.usage_chunk(num_tokens, [reused[number] for number in sorted(reused)]))
     yield ServerSentEvent(data="[DONE]", sep=_SEPARATOR)
 
 
 def _chunks(
-    shape: Shape, answer: int, event: AnswerPart | AnswerEnded, streamed: dict[int, str]
+    shape: Shape, answer: int, event: PromptScored | AnswerPart | AnswerEnded, streamed: dict[int, str]
 ) -> list[BaseModel]:
     """Return the chunks that an event makes, and note the text that they send."""
     chunks: list[BaseModel] = []
     if answer not in streamed:
         streamed[answer] = ""
-        first = shape.first_chunk(answer)
+        first = shape.first_chunk(answer, event.chances if isinstance(event, PromptScored) else ())
         chunks += [] if first is None else [first]
+    if isinstance(event, PromptScored):
+        return chunks
+    if shape.is_prompt_only:
+        return [*chunks, shape.end_chunk(answer, "length")] if isinstance(event, AnswerEnded) else chunks
     if isinstance(event, AnswerPart):
         if event.text or event.chances:
             chunks.append(shape.part_chunk(answer, event.text, event.chances))
@@ -94,7 +99,8 @@ def _chunks(
 
 
 def _data(chunk: BaseModel) -> ServerSentEvent:
-    return ServerSentEvent(data=chunk.model_dump_json(exclude_unset=True), sep=_SEPARATOR)
+    # the types know no chance that is null, which the first token of a scored prompt has
+    return ServerSentEvent(data=chunk.model_dump_json(exclude_unset=True, warnings=False), sep=_SEPARATOR)
 
 
 def _comment(feed: AnswerFeed) -> ServerSentEvent:

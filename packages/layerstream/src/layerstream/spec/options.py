@@ -135,6 +135,8 @@ class LoadOptions:
         exact_ties: with a draft, verify each token by a forward of its own, bit for bit as plain generation
             does, in one shared sweep. False verifies a chain by one forward: on a CPU that computes less, but
             where two tokens score almost the same, the other one may be chosen.
+        prefix_cache: memory that a service takes for the keys and values of earlier conversations: bytes or a
+            size such as `"1 GiB"`. It is host memory; on a CPU device, a part of the budget. 0 keeps none.
     """
 
     budget: int | str | MemoryBudget = "auto"
@@ -158,6 +160,7 @@ class LoadOptions:
     draft_width: int | None = None
     draft_acceptance: float | None = None
     exact_ties: bool = True
+    prefix_cache: int | str = 0
 
     def __post_init__(self) -> None:
         """Refuse what is not a size or a name, and devices that contradict each other."""
@@ -166,6 +169,7 @@ class LoadOptions:
         self._check_names()
         self._check_devices()
         self._check_draft()
+        self._check_prefix_cache()
         _check_adapters(self.adapters)
 
     def _check_names(self) -> None:
@@ -212,6 +216,18 @@ class LoadOptions:
                 f"draft={str(self.draft)!r} works on one device; got devices={list(self.devices)!r}: name "
                 "one device, or leave out the draft"
             )
+
+    def _check_prefix_cache(self) -> None:
+        if self.prefix_bytes and self.devices is not None and len(self.devices) > 1:
+            raise PlanError(
+                f"prefix_cache={self.prefix_cache!r} works on one device; got devices="
+                f"{list(self.devices)!r}: name one device, or leave out prefix_cache"
+            )
+
+    @property
+    def prefix_bytes(self) -> int:
+        """The bytes of `prefix_cache`."""
+        return 0 if self.prefix_cache in (0, "0") else parse_size(self.prefix_cache)
 
     @property
     def memory_budget(self) -> MemoryBudget:

@@ -47,6 +47,7 @@ class LedgerKind(Enum):
     HOST_BLOCKS = "host_blocks"
     STAGING = "staging"
     DRAFT = "draft"
+    PREFIX_CACHE = "prefix_cache"
     KV_CACHE = "kv_cache"
     KV_CACHE_GROWTH = "kv_cache_growth"
     ACTIVATIONS = "activations"
@@ -67,6 +68,7 @@ _PURPOSES = {
     LedgerKind.HOST_BLOCKS: "blocks in host memory",
     LedgerKind.STAGING: "staging",
     LedgerKind.DRAFT: "draft model and its cache",
+    LedgerKind.PREFIX_CACHE: "prefix cache",
     LedgerKind.KV_CACHE: "KV cache",
     LedgerKind.KV_CACHE_GROWTH: "KV cache growth",
     LedgerKind.ACTIVATIONS: "activations",
@@ -138,6 +140,10 @@ class MemoryLedger:
     def total_bytes(self, where: MemoryTier) -> int:
         """Return the sum of the lines of one memory."""
         return sum(line.num_bytes for line in self.lines if line.where is where)
+
+    def bytes_for(self, kind: LedgerKind) -> int:
+        """Return what one purpose takes, in both memories."""
+        return sum(line.num_bytes for line in self.lines if line.kind is kind)
 
     @property
     def device_bytes(self) -> int:

@@ -90,7 +90,8 @@ class SpeculationReport(JsonValue):
             token and all before it were accepted.
         accepted: for each position, how often that token, or one of several there, was accepted.
         draft_s: seconds of drafting between sweeps.
-        ahead: how many of the verified tokens were drafted while the sweep before ran; they took no time.
+        ahead: how many of the verified tokens were drafted while the sweep before ran; `draft_s` does not
+            count them.
     """
 
     DERIVED_KEYS: ClassVar = ("tokens_per_sweep", "sweeps_saved", "acceptance")
@@ -127,5 +128,5 @@ class SpeculationReport(JsonValue):
             f"({self.tokens} in {self.sweeps}), "
             f"{sum(self.accepted)} of {self.verified} drafted tokens accepted, "
             f"drafting took {format_seconds(self.draft_s)}"
-            + (f" beside {self.ahead} tokens drafted during sweeps" if self.ahead else "")
+            + (f", and {self.ahead} tokens were drafted during sweeps" if self.ahead else "")
         )

@@ -1,7 +1,7 @@
-"""Draft on while the target verifies what was drafted: hidden behind the reading of its weights.
+"""Keep drafting while a sweep verifies earlier tokens.
 
-The draft goes on as if its likeliest path were right. Where the target then chooses something else, the work
-was in vain, but it took place while the sweep waited anyway.
+The draft assumes that its likeliest path is right. If it is not, the work is lost, but the sweep was waiting
+for weights anyway.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class WaitShare:
 
 
 @contextmanager
-def drafting_on(draft: Draft, count: int, rank: RankTokens) -> Iterator[None]:
-    """Let `draft` go on by at most `count` tokens in a thread of its own, until the context ends.
+def drafting_on(draft: Draft, size: int, rank: RankTokens) -> Iterator[None]:
+    """Let `draft` go on in a thread of its own, up to `size` tokens, until the context ends.
+
+    Leaving the context waits for the forward that the draft is in.
 
     Raises:
         BaseException: what the draft raised.
@@ -50,7 +52,7 @@ def drafting_on(draft: Draft, count: int, rank: RankTokens) -> Iterator[None]:
 
     def go_on() -> None:
         try:
-            draft.go_on(count, rank, is_over.is_set)
+            draft.go_on(size, rank, is_over.is_set)
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 

@@ -19,8 +19,9 @@ import torch
 class Chooser:
     """Chooses the tokens of one sequence, position by position, as plain generation chooses them.
 
-    Positions may be chosen more than once and in any order: each has its own random numbers, which are drawn
-    in the order of the positions from torch's generator of the device.
+    Positions may be chosen more than once and in any order: each has its own random numbers, those that
+    torch's generator of the device would give. A generator of the chooser's own draws them, since a draft may
+    rank tokens in another thread; `finish` then moves torch's on.
     """
 
     def __init__(
@@ -48,27 +49,29 @@ class Chooser:
             ids: the tokens so far, `[1, length]`.
             logits: a model's logits after them, `[vocabulary]`.
         """
-        return int(self._scores(ids, logits).argmax())
+        return int(self._weigh(ids, logits).argmax())
 
     def rank(self, ids: torch.Tensor, logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
         """Return the tokens that come closest to being chosen, each with its score.
 
-        The first is what `choose` returns. Differences of scores are those of logits.
+        The first is what `choose` returns. Scores are on the scale of logits; with sampling, the noise is
+        in them.
         """
-        scores = self._scores(ids, logits)
-        best = scores.topk(min(count, len(scores)))
+        weights = self._weigh(ids, logits)
+        best = weights.topk(min(count, len(weights)))
+        scores = best.values if self._noise is None else best.values.log()
         return [
             (token, score)
-            for token, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for token, score in zip(best.indices.tolist(), scores.tolist(), strict=True)
             if score > -torch.inf
         ]
 
-    def _scores(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return the scores, the largest of which is chosen; minus infinity for tokens that are ruled out."""
+    def _weigh(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the largest of is chosen: processed logits, or the quotients of `multinomial`."""
         scores = self._process(ids, logits[None].to(torch.float32, copy=True))[0]
         if self._noise is None:
             return scores
-        return scores.softmax(-1).div(self._noise.at(ids.shape[1], scores)).log()
+        return scores.softmax(-1).div(self._noise.at(ids.shape[1], scores))
 
     def finish(self, length: int) -> None:
         """Leave torch's generator as plain generation of a sequence of `length` tokens leaves it."""
@@ -77,10 +80,7 @@ class Chooser:
 
 
 class _PositionNoise:
-    """The random numbers of each position: drawn again when needed again; only generator states are kept.
-
-    They come from a generator of its own, which starts as torch's: a draft may rank tokens in its own thread.
-    """
+    """The random numbers of each position: drawn again when needed again; only generator states are kept."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -93,6 +93,7 @@ class _PositionNoise:
         if self._first is None:
             self._first = position
             self._states = [_torch_state(self._device)]
+        assert position >= self._first
         index = position - self._first
         while len(self._states) <= index:
             self._draw(self._states[-1], like)

@@ -98,20 +98,21 @@ class DepthControl:
 
         Args:
             tokens: drafted tokens that it verified.
-            depth: how many of them were in the longest row.
+            depth: how many of them are on the longest path.
             judged: at how many places in a row the target's choice could be compared with a drafted token.
             accepted: at how many of them it was one.
             draft_s: seconds of drafting them.
             sweep_s: seconds of the sweep.
-            ready: how many of the tokens were drafted before.
+            ready: how many of the tokens were drafted during the sweep before.
         """
         self._num_sweeps += 1
         if tokens:
             self._accepted = _FORGETTING * self._accepted + accepted
             self._judged = _FORGETTING * self._judged + judged
             self._verified = _FORGETTING_SECONDS * self._verified + tokens
-            self._drafted = _FORGETTING_SECONDS * self._drafted + tokens - ready
             self._in_row = _FORGETTING_SECONDS * self._in_row + depth
+        if tokens > ready:
+            self._drafted = _FORGETTING_SECONDS * self._drafted + tokens - ready
             self._draft_s = _FORGETTING_SECONDS * self._draft_s + draft_s
         self._sweep.add(tokens, sweep_s)
 
@@ -144,8 +145,6 @@ class DepthControl:
         if self._drafted:
             draft_s = max(0, tokens - ready) * self._draft_s / self._drafted
         if self._verified:
-            depth = round(
-                tokens * self._in_row / self._verified
-            )  # a tree is less deep than it is large
+            depth = round(tokens * self._in_row / self._verified)  # a tree is less deep than it is large
         seconds = self._sweep.at(tokens) + draft_s
         return expected_tokens(self.acceptance, depth) / seconds if seconds > 0 else float(tokens)

@@ -32,8 +32,8 @@ class Draft(Protocol):
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return at most `count` tokens that may follow `ids`."""
 
-    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
-        """Draft up to `count` tokens more, as if all proposed ones were right, until it `is_over`.
+    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Add the likeliest further tokens to what was proposed, up to `size` in all, until it `is_over`.
 
         It may run in another thread than the other methods, but not at the same time.
         """
@@ -51,7 +51,7 @@ class LookupDraft:
         """Return 0: nothing is kept."""
         return 0
 
-    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
         """Do nothing: to look something up takes no time worth hiding."""
 
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
@@ -106,7 +106,7 @@ class ModelDraft:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin a tree after the text."""
+        """Drop the tree, and start an empty one after the text."""
         self._tree = DraftTree()
         self._chances: dict[int, float] = {ROOT: 0.0}
         self._branches: dict[int, DynamicCache] = {}
@@ -126,9 +126,9 @@ class ModelDraft:
         self._grow(count, rank)
         return self._tree.first(count)
 
-    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
-        """Draft up to `count` tokens more, as if all proposed ones were right, until it `is_over`."""
-        self._grow(len(self._tree) + count, rank, is_over)
+    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Add the likeliest further tokens to the tree, up to `size` in all, until it `is_over`."""
+        self._grow(size, rank, is_over)
 
     def _grow(self, size: int, rank: RankTokens, is_over: Callable[[], bool] = lambda: False) -> None:
         """Add the likeliest tokens until the tree has `size` of them, or until it `is_over`."""
@@ -160,7 +160,7 @@ class ModelDraft:
             heappush(self._waiting, _Candidate(lost=lost, order=next(self._orders), token=token, parent=at))
 
     def _follow(self, text: list[int]) -> None:
-        """Go to the end of `text`, and keep what the tree already has after it."""
+        """Take `text`, which continues the earlier one; keep what the tree already has after it."""
         if text == self._text:
             return
         new = text[len(self._text) :]

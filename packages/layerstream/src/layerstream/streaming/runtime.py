@@ -48,7 +48,7 @@ class DeviceRuntime(Protocol):
         """Return a new stream for copies."""
 
     def on_new_stream(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Return what makes a context in which a thread computes beside others, on a stream made now."""
+        """Make a stream; return a function whose contexts let the calling thread compute on it."""
 
     def compute_stream(self) -> Any:
         """Return the stream on which the calling thread computes."""
@@ -132,7 +132,7 @@ class TorchRuntime:
         return self._module.Stream(device=self.device) if self._has_streams else None
 
     def on_new_stream(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Make a stream; return what makes a context in which a thread computes on it."""
+        """Make a stream; return a function whose contexts let the calling thread compute on it."""
         stream = self.copy_stream()
         return nullcontext if stream is None else partial(self._module.stream, stream)
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from kit.fake_hub import FakeHub, fabricate_cache, metadata_of, raising, refused
 
 from layerstream.checkpoint import hub_reach
-from layerstream.checkpoint.hub import remote_checkpoint, resolve_foreign, resolve_model
+from layerstream.checkpoint.hub import remote_checkpoint, resolve_adapter, resolve_foreign, resolve_model
 from layerstream.checkpoint.index import open_checkpoint
 from layerstream.errors import (
     CheckpointNotFoundError,
@@ -92,6 +92,20 @@ def test_without_weights_only_small_files_are_fetched(hub: FakeHub) -> None:
     hub.add("model.safetensors")
     assert resolve_model("org/name", weights=False) == hub.snapshot
     assert hub.downloaded == SMALL
+
+
+def test_a_hub_url_is_the_id_at_its_revision(hub: FakeHub) -> None:
+    hub.add("model.safetensors")
+    assert resolve_model("hf://org/name@v2", weights=True) == hub.snapshot
+    assert hub.asked[0]["revision"] == "v2"
+    assert "model.safetensors" in hub.downloaded
+
+
+def test_what_is_converted_and_adapters_are_not_read_from_other_urls() -> None:
+    with pytest.raises(CheckpointNotFoundError, match="copy it here"):
+        resolve_foreign("s3://bucket/model")
+    with pytest.raises(CheckpointNotFoundError, match="copy it here"):
+        resolve_adapter("s3://bucket/adapter", weights=True)
 
 
 def test_the_single_file_is_fetched_and_no_other_copy_of_the_weights(hub: FakeHub) -> None:

@@ -222,7 +222,7 @@ class TestAnAnswer:
     """An answer that is ended, and the model afterwards."""
 
     @pytest.mark.parametrize("draft", [None, "lookup", "int8"])
-    @pytest.mark.parametrize("budget", ["min", "64MiB"])
+    @pytest.mark.parametrize("budget", ["min", "160MiB"])
     def test_it_ends_at_the_next_unit_and_the_model_goes_on(
         self, budget: str, draft: str | None, tiny_llama_dir: Path
     ) -> None:

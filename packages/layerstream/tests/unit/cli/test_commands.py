@@ -149,6 +149,14 @@ def test_plan_prints_what_the_library_explains(
     assert shown.splitlines()[0] == plan.explain().splitlines()[0]
 
 
+def test_plan_counts_the_prefix_cache_of_a_server(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = run(capsys, "plan", tiny_llama_dir, "--budget", "min", "--prefix-cache", "1MiB")
+    line = next(line for line in out.splitlines() if "prefix cache" in line)
+    assert "1,048,576 B" in line
+
+
 def test_plan_works_for_a_machine_and_a_known_model_that_are_not_here(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -51,3 +51,17 @@ def test_a_wrong_size_of_the_prefix_cache_is_refused(
     tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "'much' is not a size" in refused([str(tiny_llama_dir), "--prefix-cache", "much"], capsys)
+
+
+def test_a_budget_that_is_too_small_names_the_options_to_lower(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tiny_llama_dir), "--budget", "100KiB", "--together", "3", "--context-tokens", "64"]
+    text = refused([*arguments, "--quiet"], capsys)
+    assert "lower --together (now 3) or --context-tokens (tried down to 64)" in text
+    assert "prefix" not in text
+    text = refused([*arguments, "--prefix-cache", "1MiB"], capsys)
+    assert "prefix cache 1 MiB" in text
+    assert (
+        "lower --together (now 3), --context-tokens (tried down to 64) or --prefix-cache (now 1MiB)" in text
+    )

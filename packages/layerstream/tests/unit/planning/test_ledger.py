@@ -89,6 +89,21 @@ def test_read_buffers_count_as_device_memory_on_a_cpu_and_as_host_memory_with_a_
     assert LedgerKind.READ_BUFFERS not in _sizes(on_card)
 
 
+def test_the_prefix_cache_is_device_memory_on_a_cpu_and_host_memory_with_a_card() -> None:
+    configuration = _configuration(Residency.DISK, head_on_device=False)
+    model = small_model()
+    on_cpu = device_lines(model, Workload(), cpu(), configuration, 0, prefix_bytes=7)
+    assert _sizes(on_cpu)[LedgerKind.PREFIX_CACHE] == 7
+    assert host_lines(model, cpu(), configuration, 0, 0, prefix_bytes=7) == ()
+    with_card = card(8, 16)
+    on_card = device_lines(model, Workload(), with_card, configuration, 0, prefix_bytes=7)
+    assert LedgerKind.PREFIX_CACHE not in _sizes(on_card)
+    assert (
+        _sizes(host_lines(model, with_card, configuration, 2, 0, prefix_bytes=7))[LedgerKind.PREFIX_CACHE]
+        == 7
+    )
+
+
 @pytest.mark.parametrize("kind", LedgerKind)
 def test_every_kind_of_line_has_a_label_for_people(kind: LedgerKind) -> None:
     assert LedgerLine(kind=kind, where=MemoryTier.DEVICE, num_bytes=1).purpose

@@ -24,6 +24,7 @@ def _plan(
     host: int | str = "auto",
     *,
     allow_sliced_head: bool = False,
+    prefix_bytes: int = 0,
     **workload: int,
 ) -> PlacementPlan:
     return plan_placement(
@@ -32,6 +33,7 @@ def _plan(
         workload=Workload(**workload),
         machine=machine,
         allow_sliced_head=allow_sliced_head,
+        prefix_bytes=prefix_bytes,
     )
 
 
@@ -308,3 +310,42 @@ class TestThe70BShape:
         assert plan.ledger.device_bytes < 1.3 * GIB
         assert len(plan.units) == 561
         assert plan.count(Residency.DISK) == 561
+
+
+@pytest.mark.parametrize("machine", [cpu(), card(8, 16)])
+def test_the_least_budgets_grow_by_the_prefix_cache(machine: Machine) -> None:
+    def least(prefix_bytes: int) -> tuple[int, int]:
+        plan = _plan(small_model(), machine, device="min", host="min", prefix_bytes=prefix_bytes)
+        assert plan.ledger.bytes_for(LedgerKind.PREFIX_CACHE) == prefix_bytes
+        assert plan.ledger.device_bytes <= plan.ledger.device_budget_bytes
+        assert plan.ledger.host_bytes <= plan.ledger.host_budget_bytes
+        return plan.ledger.device_budget_bytes, plan.ledger.host_budget_bytes
+
+    (device, host), (more_device, more_host) = least(0), least(50_000_000)
+    on_cpu = machine.device_is_host
+    assert (more_device - device, more_host - host) == ((50_000_000, 0) if on_cpu else (0, 50_000_000))
+
+
+def test_the_prefix_cache_takes_the_place_of_resident_blocks() -> None:
+    plain, reserved = (
+        _plan(small_model(), cpu(), device="125 MB", prefix_bytes=size) for size in (0, 30_000_000)
+    )
+    assert plain.is_resident
+    assert 0 < reserved.count(Residency.DEVICE) < len(reserved.units)
+    assert "prefix cache" in reserved.explain()
+
+
+@pytest.mark.parametrize(
+    ("machine", "sizes", "where"),
+    [(cpu(), {"device": "80 MB"}, "device"), (card(8, 16), {"device": "600 MB", "host": "70 MB"}, "host")],
+)
+def test_a_budget_without_room_for_the_prefix_cache_says_so(
+    machine: Machine, sizes: dict[str, str], where: str
+) -> None:
+    _plan(small_model(), machine, **sizes)
+    with pytest.raises(BudgetTooSmallError, match=r"reserve less .*\(prefix_cache 47.7 MiB\)") as caught:
+        _plan(small_model(), machine, prefix_bytes=50_000_000, **sizes)
+    assert caught.value.where == where
+    assert "47.7 MiB" in str(caught.value).partition("; give")[0], "it is among what is needed"
+    needed = sizes | {where: caught.value.needed_bytes}
+    assert _plan(small_model(), machine, prefix_bytes=50_000_000, **needed).num_slots

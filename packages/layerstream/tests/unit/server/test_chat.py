@@ -80,6 +80,28 @@ async def test_n_answers_have_their_own_seeds_and_count_the_prompt_once():
 
 
 @in_loop
+async def test_usage_tells_how_much_of_the_prompt_was_cached():
+    with FakeService(replies=REPLIES, reused=[7, 9, 5]) as service:
+        async with openai_client(build_app(service, settings=ServerSettings())) as client:
+            one = await client.chat.completions.create(model=MODEL, messages=HELLO)
+            # the prompt counts once: what one of the answers computed is not cached
+            two = await client.chat.completions.create(model=MODEL, messages=HELLO, n=2)
+            none = await client.chat.completions.create(model=MODEL, messages=HELLO)
+    assert [answer.usage.prompt_tokens_details.cached_tokens for answer in (one, two, none)] == [7, 5, 0]
+
+
+@in_loop
+async def test_the_usage_of_a_stream_tells_how_much_of_the_prompt_was_cached():
+    with FakeService(replies=REPLIES, reused=[7]) as service:
+        async with openai_client(build_app(service, settings=ServerSettings())) as client:
+            stream = await client.chat.completions.create(
+                model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens == 7
+
+
+@in_loop
 async def test_answer_ends_at_its_length():
     with FakeService(replies=REPLIES) as service:
         async with openai_client(build_app(service, settings=ServerSettings())) as client:

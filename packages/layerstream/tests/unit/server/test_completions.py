@@ -80,9 +80,43 @@ async def test_logprobs_are_columns_with_the_token_itself_always_among_the_top()
     assert body["choices"][0]["logprobs"]["top_logprobs"] == [{"b": -0.25, "c": -0.5}]
 
 
+@pytest.mark.parametrize("prompt", ["abc", tokens_of("abc")])
 @in_loop
-async def test_stream_is_the_whole_answer_in_parts():
-    fields = {"model": MODEL, "prompt": ["abc", "de"], "logprobs": 1, "stop": "a"}
+async def test_echo_with_logprobs_scores_the_prompt_too(prompt):
+    _, body = await complete({"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 2})
+    (choice,) = body["choices"]
+    assert choice["text"] == "abccb"
+    columns = choice["logprobs"]
+    assert columns["tokens"] == ["a", "b", "c", "c", "b"]
+    assert columns["token_logprobs"] == [None, -0.25, -0.25, -0.25, -0.25]
+    assert columns["top_logprobs"] == [None, {"b": -0.25}, {"c": -0.25}, {"c": -0.25}, {"b": -0.25}]
+    assert columns["text_offset"] == [0, 1, 2, 3, 4]
+    assert body["usage"]["completion_tokens"] == 2
+
+
+@in_loop
+async def test_a_prompt_alone_can_be_scored():
+    _, body = await complete({"prompt": ["abc", "d"], "echo": True, "logprobs": 0, "max_tokens": 0})
+    assert [choice["text"] for choice in body["choices"]] == ["abc", "d"]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["length"] * 2
+    columns = [choice["logprobs"] for choice in body["choices"]]
+    assert [each["tokens"] for each in columns] == [["a", "b", "c"], ["d"]]
+    assert [each["token_logprobs"] for each in columns] == [[None, -0.25, -0.25], [None]]
+    assert body["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 0,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+SCORED = {"logprobs": 1, "echo": True}
+
+
+@pytest.mark.parametrize("more", [{}, SCORED, {**SCORED, "max_tokens": 0}], ids=["plain", "echo", "prompt"])
+@in_loop
+async def test_stream_is_the_whole_answer_in_parts(more):
+    fields = {"model": MODEL, "prompt": ["abc", "de"], "logprobs": 1, "stop": "a", **more}
     with FakeService() as service:
         app = build_app(service, settings=ServerSettings())
         async with openai.AsyncOpenAI(
@@ -97,7 +131,7 @@ async def test_stream_is_the_whole_answer_in_parts():
         mine = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == choice.index]
         assert "".join(part.text for part in mine) == choice.text
         assert [part.finish_reason for part in mine] == [None] * (len(mine) - 1) + [choice.finish_reason]
-        for column in ("tokens", "text_offset", "top_logprobs"):
+        for column in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):
             parts = [getattr(part.logprobs, column) for part in mine if part.logprobs]
             assert list(chain.from_iterable(parts)) == getattr(choice.logprobs, column)
     assert chunks[-1].usage == whole.usage
@@ -133,12 +167,12 @@ async def test_streamed_echo_comes_first():
         ({"prompt": ["a"] * 65}, "prompt", "at most 64"),
         ({"prompt": "a" * 256}, "prompt", "at most 255"),
         ({"prompt": "a", "max_tokens": 256}, "max_tokens", "at most 256"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"prompt": "a", "max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "only with echo"),
         ({"prompt": "a", "best_of": 2}, "best_of", "Leave best_of out"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "leave it out"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "at most 20"),
         ({"prompt": "a", "logprobs": True}, "logprobs", "valid integer"),
-        ({"prompt": "a", "logprobs": 1, "echo": True}, "echo", "leave out echo or logprobs"),
     ],
 )
 @in_loop

@@ -37,6 +37,7 @@ async def test_figures_tell_what_the_service_does():
             done = await figures_of(client)
     assert waiting[("layerstream_requests_waiting",)] == 3
     assert waiting[("layerstream_queue_capacity",)] == 64
+    assert waiting[("layerstream_estimated_wait_seconds",)] == 4 * 2
     assert done[("layerstream_requests_waiting",)] == 0
     assert done[("layerstream_answers_total", "answered")] == 2
     assert done[("layerstream_answers_total", "failed")] == 1
@@ -46,6 +47,21 @@ async def test_figures_tell_what_the_service_does():
     assert done[("layerstream_sweep_seconds",)] == 2
     assert done[("layerstream_http_requests_total", "/v1/completions", "200")] == 2
     assert done[("layerstream_http_requests_total", "/v1/completions", "500")] == 1
+
+
+@in_loop
+async def test_the_model_tells_how_long_a_new_request_would_take():
+    with FakeService(sweeps=0, most_running=1) as service:
+        async with client_of(build_app(service, settings=ServerSettings())) as client:
+            idle = (await client.get("/v1/models")).json()["data"][0]
+            request = asyncio.ensure_future(client.post("/v1/completions", json={"prompt": "abc"}))
+            await asyncio.to_thread(service.wait_until, lambda status: status.waiting == 1)
+            busy = (await client.get("/v1/models/fake/tiny")).json()
+            service.allow_sweeps(100)
+            await request
+    # a sweep of two seconds until the first token, and 99 for the others
+    assert (idle["estimated_wait_s"], idle["estimated_100_tokens_s"]) == (2, 200)
+    assert (busy["queue_length"], busy["estimated_wait_s"], busy["estimated_100_tokens_s"]) == (1, 4, 202)
 
 
 @in_loop

@@ -184,11 +184,11 @@ async def test_text_that_no_part_has_brought_comes_with_the_end():
     class Withholding(FakeService):
         """Holds the text back until the end, as for a stop text that does not come."""
 
-        def submit(self, request, on_event, *, top_logprobs=None):
+        def submit(self, request, on_event, **settings):
             def without_text(event):
                 on_event(event) if not hasattr(event, "text") else None
 
-            return super().submit(request, without_text, top_logprobs=top_logprobs)
+            return super().submit(request, without_text, **settings)
 
     with Withholding(replies={"hello": "good day"}) as service:
         async with client_of(build_app(service, settings=ServerSettings())) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -75,13 +76,25 @@ def test_a_second_server_on_the_folder_is_refused_until_the_first_is_closed(kit:
     assert subprocess.run(command, check=False).returncode == 0
 
 
+def test_a_database_of_the_first_version_is_carried_over(kit: StoreKit) -> None:
+    batch = kit.new_batch(b"")
+    kit.store.close()
+    with closing(sqlite3.connect(kit.folder / "batches.sqlite")) as database:
+        for column in ("input_tokens", "cached_tokens", "output_tokens"):
+            database.execute(f"ALTER TABLE batches DROP COLUMN {column}")
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+    kit.reopen()
+    assert kit.store.batches.get(batch.id) == batch
+
+
 def test_a_database_of_another_version_is_refused_and_not_changed(kit: StoreKit) -> None:
     kit.store.close()
     path = kit.folder / "batches.sqlite"
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(BatchStoreError, match="version 7, this layerstream knows version 1"):
+    with pytest.raises(BatchStoreError, match="version 7, this layerstream knows versions 1 to 2"):
         BatchStore(kit.folder)
     database = sqlite3.connect(path)
     assert database.execute("PRAGMA user_version").fetchone() == (7,)

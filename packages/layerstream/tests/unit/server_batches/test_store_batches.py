@@ -6,6 +6,7 @@ import pytest
 from kit.batch_stores import StoreKit
 
 from layerstream.server.batches.errors import BatchApiError
+from layerstream.server.batches.objects import batch_object
 from layerstream.server.batches.settings import BatchSettings
 from layerstream.server.batches.values import StoredBatch
 
@@ -114,6 +115,21 @@ def test_a_second_result_of_a_line_changes_nothing(kit: StoreKit) -> None:
     (result,) = kit.results(batch.output_file_id)
     assert result["response"]["body"] == {"first": True}
     assert not kit.store.lines.answer(line, 200, {"after the end": True})
+
+
+def test_the_usage_of_a_batch_is_that_of_its_answers(kit: StoreKit) -> None:
+    batch = kit.running_batch("a", "b", "c")
+    usage = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}
+    for body in ({"usage": usage}, {"usage": usage | {"prompt_tokens_details": None}}, {}):
+        (line,) = kit.store.lines.pending(1)
+        kit.store.lines.answer(line, 200, body)
+        assert not kit.store.lines.answer(line, 200, {"usage": usage}), "a second result counts nothing"
+    kit.reopen()
+    ended = batch_object(end(kit, batch))
+    assert ended.usage is not None
+    assert (ended.usage.input_tokens, ended.usage.output_tokens, ended.usage.total_tokens) == (20, 8, 28)
+    assert ended.usage.input_tokens_details.cached_tokens == 3
+    assert ended.usage.output_tokens_details.reasoning_tokens == 0
 
 
 def test_answers_and_errors_are_two_files_in_the_order_of_the_input(kit: StoreKit) -> None:

@@ -25,6 +25,8 @@ def test_a_memory_budget_is_kept() -> None:
     [
         ({"budget": "many"}, "'many' is not a size"),
         ({"device": "cpu", "devices": ("cpu",)}, "were both given: name one device, or several"),
+        ({"prefix_cache": "much"}, "'much' is not a size"),
+        ({"prefix_cache": 1, "devices": ("cuda:0", "cuda:1")}, "prefix_cache=1 works on one device"),
         ({"devices": ()}, "devices takes a list of devices"),
         ({"devices": "cpu"}, "devices takes a list of devices, such as .*; got 'cpu'"),
     ],
@@ -32,6 +34,11 @@ def test_a_memory_budget_is_kept() -> None:
 def test_contradictory_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         LoadOptions(**options)
+
+
+@pytest.mark.parametrize(("size", "num_bytes"), [(0, 0), ("0", 0), (5, 5), ("1 MiB", 2**20)])
+def test_the_prefix_cache_is_a_size_or_none(size: int | str, num_bytes: int) -> None:
+    assert LoadOptions(prefix_cache=size).prefix_bytes == num_bytes
 
 
 def test_several_devices_are_accepted() -> None:

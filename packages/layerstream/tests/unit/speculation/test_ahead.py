@@ -19,7 +19,7 @@ class Drafting:
         self.error = error
         self.begun = threading.Event()
         self.thread: threading.Thread | None = None
-        self.count = 0
+        self.size = 0
 
     def ready(self, ids: Sequence[int]) -> int:
         raise NotImplementedError
@@ -27,8 +27,8 @@ class Drafting:
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         raise NotImplementedError
 
-    def go_on(self, count: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
-        self.thread, self.count = threading.current_thread(), count
+    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        self.thread, self.size = threading.current_thread(), size
         self.begun.set()
         while not is_over():
             if self.error is not None:
@@ -39,7 +39,7 @@ def test_the_draft_goes_on_until_the_sweep_has_ended() -> None:
     draft = Drafting()
     with drafting_on(draft, 5, lambda *_: []):
         assert draft.begun.wait(60)
-    assert draft.count == 5
+    assert draft.size == 5
     assert draft.thread is not None and draft.thread is not threading.current_thread()
     assert not draft.thread.is_alive()
 

@@ -93,7 +93,8 @@ def test_what_was_drafted_ahead_begins_the_next_tree(width: int, family: str, tm
     draft, text, seen = ModelDraft(model, width=width, confidence=Unchanging()), [5, 6, 7], []
     for accepted in (4, 2, 4, 0, 4, 4):
         tree = draft.propose(text, 4, likeliest)
-        draft.go_on(20, likeliest, lambda: False)
+        draft.go_on(24, likeliest, lambda: False)
+        assert draft.ready(text) == 24
         deepest = max(range(len(tree)), key=lambda number: tree.depths[number])
         way = tree.tokens_to(deepest)[:accepted]
         # the target's own next token, if it agrees with the draft

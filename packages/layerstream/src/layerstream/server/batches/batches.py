@@ -154,7 +154,7 @@ class BatchTable:
         (num_open,) = rows.execute(f"SELECT count(*) FROM batches WHERE status IN ({_OPEN})").fetchone()
         if num_open >= self._settings.most_open_batches:
             raise BatchApiError(
-                f"{num_open:,} batches are open, which is the most that can be; wait until one has ended",
+                f"{num_open:,} batches are open, which is the limit; wait until one has ended",
                 status=429,
                 code="too_many_batches",
             )

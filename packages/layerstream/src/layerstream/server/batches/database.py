@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import BatchStoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE files (
@@ -46,6 +46,9 @@ CREATE TABLE batches (
     total INTEGER NOT NULL DEFAULT 0,
     completed INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0,
+    input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0,
     output_file_id TEXT REFERENCES files (id),
     error_file_id TEXT REFERENCES files (id),
     errors TEXT NOT NULL DEFAULT '[]'
@@ -62,6 +65,18 @@ CREATE TABLE lines (
     PRIMARY KEY (batch, number)
 );
 CREATE INDEX pending_lines ON lines (batch, number) WHERE result IS NULL;
+"""
+
+_UPGRADES = {
+    1: """
+ALTER TABLE batches ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0
+"""
+}
+"""For each older version, what turns its database into one of the next version.
+
+Of lines answered under version 1, no tokens are known; they count as 0.
 """
 
 
@@ -118,14 +133,14 @@ class Database:
         self._connection.execute("PRAGMA foreign_keys = ON")
         with self.transaction() as rows:
             (version,) = rows.execute("PRAGMA user_version").fetchone()
-            if version == SCHEMA_VERSION:
-                return
             (num_tables,) = rows.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if version or num_tables:
+            known = {SCHEMA_VERSION, *_UPGRADES, *(() if num_tables else (0,))}
+            if version not in known:
                 raise BatchStoreError(
-                    f"the database of batches {path} has version {version}, this layerstream knows version "
-                    f"{SCHEMA_VERSION}: give another folder, or use the layerstream that wrote it"
+                    f"the database of batches {path} has version {version}, this layerstream knows versions "
+                    f"1 to {SCHEMA_VERSION}: give another folder, or use the layerstream that wrote it"
                 )
-            for statement in _SCHEMA.split(";"):
+            changes = [_UPGRADES[each] for each in range(version, SCHEMA_VERSION)] if version else [_SCHEMA]
+            for statement in ";".join(changes).split(";"):
                 rows.execute(statement)
             rows.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

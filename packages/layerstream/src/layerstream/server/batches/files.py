@@ -138,7 +138,7 @@ class FileTable:
         (num_files,) = rows.execute("SELECT count(*) FROM files WHERE NOT is_deleted").fetchone()
         if num_files >= self._settings.most_files:
             raise BatchApiError(
-                f"the server keeps {num_files:,} files, which is the most that it can; delete some",
+                f"{num_files:,} files are stored, which is the limit; delete some",
                 status=400,
                 code="too_many_files",
             )

@@ -101,5 +101,10 @@ def store_result(rows: sqlite3.Connection, batch: int, number: int, result: Line
     if done.rowcount != 1:
         return False
     counter = "failed" if result.is_failed else "completed"
-    rows.execute(f"UPDATE batches SET {counter} = {counter} + 1 WHERE number = ?", (batch,))
+    usage = result.usage
+    rows.execute(
+        f"UPDATE batches SET {counter} = {counter} + 1, input_tokens = input_tokens + ?, "
+        "cached_tokens = cached_tokens + ?, output_tokens = output_tokens + ? WHERE number = ?",
+        (usage.input_tokens, usage.cached_tokens, usage.output_tokens, batch),
+    )
     return True

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from openai.types import Batch, BatchError, BatchRequestCounts, FileObject
+from openai.types import Batch, BatchError, BatchRequestCounts, BatchUsage, FileObject
 from openai.types.batch import Errors
+from openai.types.batch_usage import InputTokensDetails, OutputTokensDetails
 
 from .values import InputError, StoredBatch, StoredFile
 
@@ -46,11 +47,22 @@ def batch_object(stored: StoredBatch) -> Batch:
         request_counts=BatchRequestCounts(
             total=stored.total, completed=stored.completed, failed=stored.failed
         ),
+        usage=_usage(stored),
         output_file_id=stored.output_file_id,
         error_file_id=stored.error_file_id,
         errors=Errors(object="list", data=[_error(error) for error in stored.errors])
         if stored.errors
         else None,
+    )
+
+
+def _usage(stored: StoredBatch) -> BatchUsage:
+    return BatchUsage(
+        input_tokens=stored.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=stored.cached_tokens),
+        output_tokens=stored.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        total_tokens=stored.input_tokens + stored.output_tokens,
     )
 
 

@@ -14,16 +14,33 @@ CANCELLED = ("batch_cancelled", "The batch was cancelled before this request was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineUsage:
+    """The tokens of a line.
+
+    Attributes:
+        input_tokens: those of the prompt.
+        cached_tokens: those of the prompt that came from the prefix cache.
+        output_tokens: those of the answer.
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineResult:
     """What a line of a batch has come to.
 
     Attributes:
         text: one line of JSON, without its end.
         is_failed: whether it belongs into the file of errors.
+        usage: the tokens that its answer reports.
     """
 
     text: str
     is_failed: bool
+    usage: LineUsage = LineUsage()
 
 
 def result_of_response(custom_id: str, status: int, body: Mapping[str, Any]) -> LineResult:
@@ -33,12 +50,24 @@ def result_of_response(custom_id: str, status: int, body: Mapping[str, Any]) -> 
         TypeError, ValueError: the body cannot be written as JSON.
     """
     response = {"status_code": status, "request_id": f"req_{secrets.token_hex(16)}", "body": body}
-    return LineResult(text=_line(custom_id, response, None), is_failed=not 200 <= status < 300)
+    return LineResult(
+        text=_line(custom_id, response, None), is_failed=not 200 <= status < 300, usage=_usage_in(body)
+    )
 
 
 def result_without_response(custom_id: str, code: str, message: str) -> LineResult:
     """Return the result of a line that no endpoint has answered."""
     return LineResult(text=_line(custom_id, None, {"code": code, "message": message}), is_failed=True)
+
+
+def _usage_in(body: Mapping[str, Any]) -> LineUsage:
+    usage = body.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return LineUsage(
+        input_tokens=usage.get("prompt_tokens", 0),
+        cached_tokens=details.get("cached_tokens", 0),
+        output_tokens=usage.get("completion_tokens", 0),
+    )
 
 
 def _line(custom_id: str, response: Mapping[str, Any] | None, error: Mapping[str, str] | None) -> str:

@@ -81,6 +81,9 @@ class StoredBatch:
         total: its lines.
         completed: lines answered with success.
         failed: lines answered with an error, those that were never tried included.
+        input_tokens: tokens of the prompts of the lines answered so far.
+        cached_tokens: those of them that came from the prefix cache.
+        output_tokens: tokens of the answers.
         output_file_id: the answers; None until they are written, and if there are none.
         error_file_id: the errors, likewise.
         errors: what is wrong with its input.
@@ -106,6 +109,9 @@ class StoredBatch:
     total: int
     completed: int
     failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
     output_file_id: str | None
     error_file_id: str | None
     errors: tuple[InputError, ...]

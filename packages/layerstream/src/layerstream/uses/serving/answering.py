@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from ...architecture.compat import cache_argument
 from ...model import StreamedModel
+from ...planning.scoring_sweeps import SOFTMAX_ROWS
 from ...streaming.scheduler import TaskAbandonedError
 from ..batching.packing import keywords_of, left_padded
 from .events import TokenChance
@@ -51,7 +56,8 @@ def generate_answer(
     inputs = left_padded([entry.tokenized.ids], int(options["pad_token_id"]), replica.model.device)
     entry.start()
     streamer = _Teller(entry, recorder, on_tokens)
-    generate(**inputs, max_new_tokens=request.max_new_tokens, streamer=streamer, **options)
+    with _scored_prompt(replica.model, entry, options) if entry.scores_prompt else nullcontext():
+        generate(**inputs, max_new_tokens=request.max_new_tokens, streamer=streamer, **options)
 
 
 class _Teller(BaseStreamer):
@@ -100,6 +106,48 @@ class _ChanceRecorder(LogitsProcessor):
         return [self._chance(token, step) for token, step in zip(tokens, steps, strict=True)]
 
     def _chance(self, token: int, logprobs: torch.Tensor) -> TokenChance:
-        best = logprobs.topk(min(self._num_top, len(logprobs)))
-        top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return TokenChance(token=token, logprob=float(logprobs[token]), top=tuple(top))
+        (chance,) = _chances([token], logprobs[None], self._num_top)
+        return chance
+
+
+def _chances(tokens: Sequence[int], logprobs: torch.Tensor, num_top: int) -> list[TokenChance]:
+    """Return the chance of each token in its row of `logprobs`, (tokens, vocabulary)."""
+    best = logprobs.topk(min(num_top, logprobs.shape[-1]))
+    places = torch.tensor(tokens, dtype=torch.long, device=logprobs.device)[:, None]
+    own = logprobs.gather(1, places)[:, 0].tolist()
+    tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenChance(token=token, logprob=logprob, top=tuple(zip(*top, strict=True)))
+        for token, logprob, top in zip(tokens, own, tops, strict=True)
+    ]
+
+
+@contextmanager
+def _scored_prompt(model: PreTrainedModel, entry: Entry, options: dict[str, Any]) -> Iterator[None]:
+    """Let the forward of the prompt compute all its logits; tell the chances that they give, and drop them.
+
+    The head then computes the first new token's logits together with the prompt's, as transformers does with
+    `logits_to_keep=0`.
+    """
+    thread, ids = threading.get_ident(), entry.tokenized.ids
+
+    def read(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None  # another request's forward
+        hook.remove()
+        rows = output.logits[0, :-1].split(SOFTMAX_ROWS)
+        chances: list[TokenChance] = []
+        for logits in rows:
+            tokens = ids[len(chances) + 1 : len(chances) + 1 + len(logits)]
+            chances += _chances(tokens, logits.float().log_softmax(-1), entry.top_logprobs or 0)
+        entry.tell_prompt(chances)
+        output.logits = output.logits[:, -1:].clone()
+        return output
+
+    if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
+        options["logits_to_keep"] = 0
+    hook = model.register_forward_hook(read)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -28,6 +28,17 @@ class AnswerStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScored:
+    """How likely the model found the tokens of the prompt; it comes before the first part of the answer.
+
+    Attributes:
+        chances: one entry for each token after the first, before which there is nothing.
+    """
+
+    chances: tuple[TokenChance, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerPart:
     """The next part of an answer.
 
@@ -57,7 +68,7 @@ class AnswerEnded:
     reused_tokens: int = 0
 
 
-AnswerEvent = AnswerStarted | AnswerPart | AnswerEnded
+AnswerEvent = AnswerStarted | PromptScored | AnswerPart | AnswerEnded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +85,12 @@ class ServiceStatus:
         prompt_tokens: tokens of all prompts that were admitted.
         generated_tokens: tokens generated so far.
         sweeps: sweeps so far.
-        sweep_s: seconds of a sweep, measured lately, or as planned before the first one.
-        tokens_per_s: tokens per second of all running requests together, measured lately; 0 when idle.
+        sweep_s: seconds per sweep in the last minute of work, or as planned before anything was measured.
+        token_s: seconds per token of one answer; with a draft, a sweep gives several.
+        tokens_per_s: tokens per second of all running requests in the last minute; 0 when idle.
+        wait_s: the estimated seconds until the first token of a request that comes now.
         reused_tokens: tokens of prompts that were not computed again.
-        prefix_bytes: what the kept conversations take in host memory.
+        prefix_bytes: what the prefix cache takes.
     """
 
     running: int
@@ -90,6 +103,8 @@ class ServiceStatus:
     generated_tokens: int
     sweeps: int
     sweep_s: float
+    token_s: float
     tokens_per_s: float
+    wait_s: float
     reused_tokens: int = 0
     prefix_bytes: int = 0

@@ -1,4 +1,4 @@
-"""How fast a service is: tokens per second and seconds per sweep, measured lately. No model."""
+"""How fast a service is: tokens per second and seconds per sweep, in the last minute of work. No model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class Pace:
 
     def __init__(self, planned_sweep_s: float, clock: Callable[[], float] = monotonic) -> None:
         """Assume `planned_sweep_s` per sweep until two sweeps were measured."""
-        self._planned_sweep_s = planned_sweep_s
+        self._earlier_sweep_s = planned_sweep_s
         self._clock = clock
         self._tokens: deque[tuple[float, int]] = deque()
         self._sweeps: deque[tuple[float, int]] = deque()
 
     def begin(self, sweeps: int) -> None:
-        """Begin anew after a pause: what nobody waited for is no sweep."""
+        """Begin anew after a pause, in which no sweep ran; until there are new ones, the last ones count."""
+        self._earlier_sweep_s = self.sweep_s
         self._tokens.clear()
         self._sweeps.clear()
         self._sweeps.append((self._clock(), sweeps))
@@ -40,7 +41,7 @@ class Pace:
     def sweep_s(self) -> float:
         """Seconds per sweep."""
         if len(self._sweeps) < 2:
-            return self._planned_sweep_s
+            return self._earlier_sweep_s
         (first_s, first), (last_s, last) = self._sweeps[0], self._sweeps[-1]
         return (last_s - first_s) / (last - first)
 

@@ -7,6 +7,7 @@ round other shapes differently.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ...architecture.shared_prefix import why_not_shared
+from ...model import StreamedModel
+from ...spec.plans import LedgerKind
+from ...spec.sizes import format_bytes
 
 LEAST_TOKENS = 16
 """A shorter common beginning is not worth a copy."""
@@ -35,19 +39,17 @@ class _Kept:
 
 
 class PrefixCache:
-    """Caches of texts in host memory. Use it from one thread at a time.
+    """Caches of texts in host memory, never more than the plan reserves. Use it from one thread at a time.
 
     Attributes:
         num_bytes: what they take.
-        refusal: why nothing is kept for this model; empty if something is.
     """
 
-    def __init__(self, model: PreTrainedModel, most_bytes: int) -> None:
-        """Keep at most `most_bytes`."""
+    def __init__(self, model: PreTrainedModel, limit_bytes: int) -> None:
+        """Keep at most `limit_bytes` of a model whose caches can be shared; see `why_not_shared`."""
         self.num_bytes = 0
-        self.refusal = why_not_shared(model) or ""
-        self._model, self._most_bytes = model, most_bytes
-        self._kept: list[_Kept] = []  # the one that was used last is the last
+        self._model, self._limit_bytes = model, limit_bytes
+        self._kept: list[_Kept] = []  # the most recently used one is the last
 
     def take(self, ids: Sequence[int]) -> DynamicCache:
         """Return a cache on the model's device for the longest known beginning of a prompt, maybe for none.
@@ -78,29 +80,24 @@ class PrefixCache:
         return begun
 
     def put(self, ids: Sequence[int], cache: DynamicCache) -> None:
-        """Keep a text's cache, as much of it as the cache holds, in place of the oldest ones.
+        """Keep a text's cache, as much of it as the cache holds; the least recently used ones make room.
 
         The cache belongs to this object afterwards.
         """
         kept_ids = tuple(ids[: cache.get_seq_length()])
-        if self.refusal or len(kept_ids) < LEAST_TOKENS or type(cache) is not DynamicCache:
+        if len(kept_ids) < LEAST_TOKENS or type(cache) is not DynamicCache:
             return
-        size = _move(cache, torch.device("cpu"))
+        size = _bytes_of(cache)
+        if size > self._limit_bytes:
+            return
         for known in [kept for kept in self._kept if kept_ids[: len(kept.ids)] == kept.ids]:
             self._remove(known)
-        if size > self._most_bytes:
-            return
+        # first the room, then the copy: on a device of its own, the cache is in both memories for a moment
+        while self.num_bytes + size > self._limit_bytes:
+            self._remove(self._kept[0])
+        _move(cache, torch.device("cpu"))
         self._kept.append(_Kept(ids=kept_ids, cache=cache, num_bytes=size))
         self.num_bytes += size
-        while self.num_bytes > self._most_bytes:
-            self.drop_oldest()
-
-    def drop_oldest(self) -> bool:
-        """Forget the text that was used least lately; return whether there was one."""
-        if not self._kept:
-            return False
-        self._remove(self._kept[0])
-        return True
 
     def _remove(self, kept: _Kept) -> None:
         self._kept.remove(kept)
@@ -110,14 +107,41 @@ class PrefixCache:
         return DynamicCache(config=self._model.config.get_text_config(decoder=True))
 
 
-def _move(cache: DynamicCache, device: torch.device) -> int:
-    """Move a cache to a device, and return its bytes."""
-    size = 0
+def open_prefix_cache(streamed: StreamedModel) -> PrefixCache | None:
+    """Return a cache of the size that the plan reserves; None if it reserves none.
+
+    A model whose caches cannot be shared has no use for one; this warns, and returns None.
+    """
+    limit_bytes = streamed.plan.ledger.bytes_for(LedgerKind.PREFIX_CACHE)
+    if not limit_bytes:
+        return None
+    if reason := why_not_shared(streamed.model):
+        warnings.warn(
+            f"no conversation is kept: {reason}; leave out prefix_cache, for which "
+            f"{format_bytes(limit_bytes)} are reserved",
+            stacklevel=3,
+        )
+        return None
+    return PrefixCache(streamed.model, limit_bytes)
+
+
+def _bytes_of(cache: DynamicCache) -> int:
+    filled = [layer for layer in cache.layers if layer.get_seq_length()]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in filled)
+
+
+def _move(cache: DynamicCache, device: torch.device) -> None:
+    """Move a cache to a device, without what its tensors are only a part of."""
     for layer in cache.layers:
         if layer.get_seq_length():
-            layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
-            size += layer.keys.nbytes + layer.values.nbytes
-    return size
+            layer.keys, layer.values = (_moved(tensor, device) for tensor in (layer.keys, layer.values))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.device != device:
+        return tensor.to(device)
+    # after a prompt longer than a sliding window, its end is a view of the whole
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

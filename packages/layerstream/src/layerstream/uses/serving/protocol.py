@@ -44,7 +44,7 @@ class Service(Protocol):
     Attributes:
         model_name: the directory or Hub id of the model.
         tokenizer: the model's.
-        context_tokens: the most tokens that a prompt and its answer may have together.
+        context_tokens: the limit on the tokens of a prompt and its answer together.
     """
 
     model_name: str
@@ -57,6 +57,7 @@ class Service(Protocol):
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> Ticket:
         """Put a request into the queue; returns at once.
 
@@ -65,6 +66,7 @@ class Service(Protocol):
             on_event: called with each event in one of the service's own threads, or in the thread that
                 cancels; must be quick and not raise. The last event is an `AnswerEnded`, always.
             top_logprobs: report the chance of each token, and of so many likeliest ones; None reports none.
+            scores_prompt: report the chances of the prompt's tokens too, if any are reported.
 
         Raises:
             PlanError: the request is invalid, or can never fit; the message says what was found.

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
 from ...model import StreamedModel
-from ...planning.admission import Admission, RequestBytes
+from ...planning.admission import Admission
 from ...planning.drafting import MOST_DRAFTED
 from ...spec.options import Workload
 from ...spec.sizes import format_bytes
@@ -37,7 +37,7 @@ from ..runner import check_adapters, tokenizer_for
 from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
 from .pace import Pace, starts_s
-from .prefix_cache import PrefixCache
+from .prefix_cache import open_prefix_cache
 from .ticket import Entry, Outcome, Stage
 
 MOST_WAITING = 256
@@ -52,7 +52,7 @@ class GenerationService:
     Attributes:
         model_name: the directory or Hub id of the model.
         tokenizer: the model's.
-        context_tokens: the most tokens that a prompt and its answer may have together.
+        context_tokens: the limit on the tokens of a prompt and its answer together.
     """
 
     def __init__(
@@ -61,18 +61,15 @@ class GenerationService:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         most_waiting: int = MOST_WAITING,
-        prefix_bytes: int = 0,
     ) -> None:
         """Start to serve.
 
         Args:
             streamed: an open model on one device. The workload in its options says how long a request may be;
-                with a draft, its `batch_size` says how many run together.
+                with a draft, its `batch_size` says how many run together. With `prefix_cache`, the next turn
+                of a conversation does not compute the earlier ones again; see `PrefixCache`.
             tokenizer: the model's; by default the checkpoint's own.
             most_waiting: how many requests may wait.
-            prefix_bytes: host memory for the keys and values of earlier conversations, whose next turns then
-                do not compute them again; see `PrefixCache`. On a CPU it is part of the plan's memory, and
-                requests come first.
 
         Raises:
             PlanError: the model runs on several devices.
@@ -98,7 +95,7 @@ class GenerationService:
             streamed.profile,
             most_running=workload.batch_size if streamed.plan.draft else None,
         )
-        self._prefixes = PrefixCache(streamed.model, prefix_bytes) if prefix_bytes else None
+        self._prefixes = open_prefix_cache(streamed)
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
         self._running: list[Entry] = []
@@ -116,9 +113,10 @@ class GenerationService:
         on_event: Callable[[AnswerEvent], object],
         *,
         top_logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> ServiceTicket:
         """Put a request into the queue; returns at once. See `protocol.Service.submit`."""
-        entry = self._entry(request, on_event, top_logprobs)
+        entry = self._entry(request, on_event, top_logprobs, scores_prompt and top_logprobs is not None)
         with self._changed:
             self._check_open()
             if len(self._waiting) >= self._most_waiting:
@@ -148,7 +146,9 @@ class GenerationService:
                 generated_tokens=self._counts["generated_tokens"],
                 sweeps=self._streamed.group.sweeps,
                 sweep_s=self._pace.sweep_s,
+                token_s=self._pace.sweep_s / self._streamed.tokens_per_sweep,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
+                wait_s=self._starts_s()[-1] + self._pace.sweep_s,
                 reused_tokens=self._counts["reused_tokens"],
                 prefix_bytes=self._prefixes.num_bytes if self._prefixes else 0,
             )
@@ -203,6 +203,7 @@ class GenerationService:
         request: GenerationRequest,
         on_event: Callable[[AnswerEvent], object],
         top_logprobs: int | None,
+        scores_prompt: bool,
     ) -> Entry:
         """Return a valid request with its tokens and its memory."""
         if request.num_beams > 1:
@@ -210,7 +211,7 @@ class GenerationService:
         self._streamed.replicas[0].adapters.check(request.adapter, "the request")
         ids = prompt_ids(request, self.tokenizer, self._vocab_size)
         num_prompt = len(ids)
-        size = self._admission.request_bytes(num_prompt, request.max_new_tokens)
+        size = self._admission.request_bytes(num_prompt, request.max_new_tokens, scores_prompt=scores_prompt)
         if num_prompt + request.max_new_tokens > self.context_tokens:
             raise PlanError(
                 f"the prompt has {num_prompt:,} tokens, and {request.max_new_tokens:,} new ones were asked "
@@ -218,7 +219,8 @@ class GenerationService:
             )
         if not self._admission.fits(size, []):
             raise PlanError(
-                f"a prompt of {num_prompt:,} tokens with {request.max_new_tokens:,} new ones takes "
+                f"a prompt of {num_prompt:,} tokens{' with logprobs' if scores_prompt else ''} and "
+                f"{request.max_new_tokens:,} new ones take "
                 f"{format_bytes(self._admission.bytes_of([size]))}; this service has "
                 f"{format_bytes(self._admission.room_bytes)} for requests: ask for less"
             )
@@ -229,6 +231,7 @@ class GenerationService:
             size=size,
             seed=seed if request.do_sample else None,
             top_logprobs=top_logprobs,
+            scores_prompt=scores_prompt,
             on_event=on_event,
             tokenizer=self.tokenizer,
         )
@@ -238,7 +241,7 @@ class GenerationService:
             raise ServiceClosedError("this service is closing and takes no more requests")
 
     def _left_s(self, entry: Entry) -> float:
-        return entry.most_left * self._pace.sweep_s
+        return entry.most_left * self._pace.sweep_s / self._streamed.tokens_per_sweep
 
     def _starts_s(self) -> list[float]:
         """Return in how many seconds each waiting request starts, and one more behind them."""
@@ -272,7 +275,7 @@ class GenerationService:
             return ()
         with self._changed:
             admitted: list[Task] = []
-            while self._waiting and self._has_room(self._waiting[0].size):
+            while self._waiting and self._has_room():
                 entry = self._waiting.popleft()
                 entry.stage = Stage.RUNNING
                 self._running.append(entry)
@@ -282,15 +285,9 @@ class GenerationService:
                 )
             return admitted
 
-    def _has_room(self, size: RequestBytes) -> bool:
-        """Return whether a request fits beside those that run; kept conversations make way for it."""
-        running = [entry.size for entry in self._running]
-        if not self._admission.fits(size, running):
-            return False
-        if self._prefixes is not None and self._streamed.plan.device_is_host:
-            while not self._admission.fits(size, running, held_bytes=self._prefixes.num_bytes):
-                self._prefixes.drop_oldest()
-        return True
+    def _has_room(self) -> bool:
+        """Return whether the first request of the queue fits beside those that run."""
+        return self._admission.fits(self._waiting[0].size, [entry.size for entry in self._running])
 
     def _answer(self, entry: Entry) -> None:
         """Answer a request; runs as a task of the sweeps."""
@@ -307,7 +304,8 @@ class GenerationService:
     def _generate(self, entry: Entry) -> None:
         """Generate an answer, after the beginning of its prompt that is known."""
         ids, prefixes = entry.tokenized.ids, self._prefixes
-        if prefixes is None or prefixes.refusal:
+        # what is not computed again has no logits
+        if prefixes is None or entry.scores_prompt:
             generate_answer(self._streamed, entry, self._count_tokens)
             return
         cache = prefixes.take(ids)

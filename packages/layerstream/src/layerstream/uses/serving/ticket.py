@@ -13,7 +13,7 @@ from ...planning.admission import RequestBytes
 from ..batching.packing import TokenizedRequest
 from ..batching.requests import GenerationResult
 from .answer_text import AnswerText
-from .events import AnswerEnded, AnswerEvent, AnswerPart, AnswerStarted, TokenChance
+from .events import AnswerEnded, AnswerEvent, AnswerPart, AnswerStarted, PromptScored, TokenChance
 
 
 class Stage(Enum):
@@ -42,6 +42,7 @@ class Entry:
         size: the memory that it takes.
         seed: what it samples with; None if it does not.
         top_logprobs: how many likeliest tokens to report at each place; None reports no chances.
+        scores_prompt: the chances of the prompt's tokens are reported too.
         on_event: hears what happens.
         stage: how far it has come.
         is_cancelled: set when nobody waits for it any longer.
@@ -54,6 +55,7 @@ class Entry:
     size: RequestBytes
     seed: int | None
     top_logprobs: int | None
+    scores_prompt: bool
     on_event: Callable[[AnswerEvent], object]
     tokenizer: PreTrainedTokenizerBase
     stage: Stage = Stage.WAITING
@@ -74,6 +76,10 @@ class Entry:
     def start(self) -> None:
         """Tell that it was admitted."""
         self.on_event(AnswerStarted())
+
+    def tell_prompt(self, chances: Sequence[TokenChance]) -> None:
+        """Tell the chances of the prompt's tokens."""
+        self.on_event(PromptScored(chances=tuple(chances)))
 
     def add(self, tokens: Sequence[int], chances: Sequence[TokenChance]) -> None:
         """Tell its next tokens."""

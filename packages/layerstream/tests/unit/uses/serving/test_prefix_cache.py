@@ -9,7 +9,7 @@ import torch
 from kit.compare import reference
 from kit.families import save_tiny
 from kit.listener import Listener
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel
 
 import layerstream as ls
 from layerstream.architecture.compat import cache_argument
@@ -68,10 +68,8 @@ def test_the_next_turn_is_what_transformers_gives_for_the_same_cache(
 ) -> None:
     path = save_tiny("llama", tmp_path, dtype)
     plain, first = Turns(path), text(20)
-    with ls.load(path, budget="min", workload=WORKLOAD, draft=draft) as streamed:
-        service = GenerationService(
-            streamed, tokenizer=AutoTokenizer.from_pretrained(tiny_llama_dir), prefix_bytes=PLENTY
-        )
+    with ls.load(path, budget="min", workload=WORKLOAD, draft=draft, prefix_cache=PLENTY) as streamed:
+        service = GenerationService(streamed, tokenizer=AutoTokenizer.from_pretrained(tiny_llama_dir))
         answer, reused = ask(service, first)
         assert (answer, reused) == (plain.answer(first), 0)
         second = [*first, *answer, *text(5, seed=1)]
@@ -90,10 +88,8 @@ def test_the_next_turn_is_what_transformers_gives_for_the_same_cache(
 def test_a_sliding_window_goes_on_but_is_not_cut(tiny_llama_dir: Path, tmp_path: Path) -> None:
     path = save_tiny("mistral_sliding", tmp_path, torch.float32)
     plain, first = Turns(path), text(20)
-    with ls.load(path, budget="min", workload=WORKLOAD) as streamed:
-        service = GenerationService(
-            streamed, tokenizer=AutoTokenizer.from_pretrained(tiny_llama_dir), prefix_bytes=PLENTY
-        )
+    with ls.load(path, budget="min", workload=WORKLOAD, prefix_cache=PLENTY) as streamed:
+        service = GenerationService(streamed, tokenizer=AutoTokenizer.from_pretrained(tiny_llama_dir))
         answer, _ = ask(service, first)
         assert answer == plain.answer(first)
         second = [*first, *answer, *text(5, seed=1)]
@@ -103,35 +99,62 @@ def test_a_sliding_window_goes_on_but_is_not_cut(tiny_llama_dir: Path, tmp_path:
         service.close()
 
 
-def test_a_model_with_a_state_keeps_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_model_with_a_state_keeps_nothing_and_says_so(tiny_llama_dir: Path, tmp_path: Path) -> None:
     path = save_tiny("jamba", tmp_path, torch.float32)
-    with ls.load(path, budget="min", workload=WORKLOAD) as streamed:
-        assert "recurrent state" in PrefixCache(streamed.model, PLENTY).refusal
-        service = GenerationService(
-            streamed, tokenizer=AutoTokenizer.from_pretrained(tiny_llama_dir), prefix_bytes=PLENTY
-        )
+    with ls.load(path, budget="min", workload=WORKLOAD, prefix_cache=PLENTY) as streamed:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+        with pytest.warns(UserWarning, match=r"recurrent state.*leave out prefix_cache, for which 16 MiB"):
+            service = GenerationService(streamed, tokenizer=tokenizer)
         first = text(20)
         answer, _ = ask(service, first)
         assert ask(service, [*first, *answer, 5])[1] == 0
         service.close()
 
 
-def test_the_oldest_make_way_for_newer_ones_and_for_requests(tiny_llama_dir: Path) -> None:
+def test_without_a_line_in_the_plan_nothing_is_kept(tiny_llama_dir: Path) -> None:
     with ls.load(tiny_llama_dir, budget="min", workload=WORKLOAD) as streamed:
-        service = GenerationService(streamed, prefix_bytes=PLENTY)
-        ask(service, text(20))
-        one = service.status().prefix_bytes
-        service._prefixes._most_bytes = 2 * one
-        for seed in range(1, 4):
-            ask(service, text(20, seed=seed))
-            assert service.status().prefix_bytes <= 2 * one
-        assert ask(service, [*text(20, seed=3), 7])[1] == 20
-        assert ask(service, [*text(20), 7])[1] == 0
-        # a request that needs the room gets it
-        room = service._admission.room_bytes
-        size = service._admission.request_bytes(21, NEW)
-        service._admission.room_bytes = size.kept + size.inside
-        assert ask(service, text(21, seed=9))[1] == 0
-        assert service.status().prefix_bytes <= one * 2
-        service._admission.room_bytes = room
+        service = GenerationService(streamed)
+        first = text(20)
+        answer, _ = ask(service, first)
+        assert ask(service, [*first, *answer, 5])[1] == 0
         service.close()
+
+
+def filled(model: PreTrainedModel, tokens: int) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.tensor([text(tokens)]), past_key_values=cache)
+    return cache
+
+
+def test_the_oldest_make_way_before_a_newer_one_is_kept(tiny_llama_dir: Path) -> None:
+    model = reference(tiny_llama_dir)
+    one_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in filled(model, 20).layers)
+    prefixes = PrefixCache(model, 2 * one_bytes)
+    texts = [text(20, seed=seed) for seed in range(3)]
+    prefixes.put(texts[0], filled(model, 20))
+    prefixes.put(texts[1], filled(model, 20))
+    assert prefixes.num_bytes == 2 * one_bytes
+    # half of the first is used once more, so the second is now the oldest
+    assert prefixes.take([*texts[0][:18], 1]).get_seq_length() == 18
+    prefixes.put(texts[2], filled(model, 20))
+    assert prefixes.num_bytes == 2 * one_bytes
+    lengths = [prefixes.take([*ids, 1]).get_seq_length() for ids in texts]
+    assert (lengths, prefixes.num_bytes) == ([20, 0, 20], 0)
+
+
+def test_a_text_larger_than_the_limit_is_not_kept(tiny_llama_dir: Path) -> None:
+    model = reference(tiny_llama_dir)
+    prefixes = PrefixCache(model, 100)
+    prefixes.put(text(20), filled(model, 20))
+    assert prefixes.num_bytes == 0
+
+
+def test_what_is_kept_holds_no_more_memory_than_it_counts(tmp_path: Path) -> None:
+    model = reference(save_tiny("mistral_sliding", tmp_path, torch.float32))
+    prefixes, cache = PrefixCache(model, PLENTY), filled(model, 60)
+    views = [layer.keys for layer in cache.layers]
+    assert any(view.untyped_storage().nbytes() > view.nbytes for view in views), "a window is a view of all"
+    prefixes.put(text(60), cache)
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == prefixes.num_bytes

@@ -34,7 +34,7 @@ def serving(path: Path, most_waiting: int = 64, **options: object) -> Iterator[G
             service.close()
 
 
-def asked(prompt: str, tokens: int = 12, **settings: object) -> ls.GenerationRequest:
+def asked(prompt: str | list[int], tokens: int = 12, **settings: object) -> ls.GenerationRequest:
     settings.setdefault("options", {"eos_token_id": None})
     return ls.GenerationRequest(prompt=prompt, max_new_tokens=tokens, **settings)  # type: ignore[arg-type]
 
@@ -118,6 +118,30 @@ def test_requests_are_admitted_in_order(tiny_llama_dir: Path) -> None:
         for listener in listeners:
             listener.wait()
     assert order == list(range(6))
+
+
+def test_a_new_request_is_told_its_wait_before_and_after_anything_was_measured(tiny_llama_dir: Path) -> None:
+    with serving(tiny_llama_dir, workload=ls.Workload(prompt_tokens=48, new_tokens=48)) as service:
+        planned = service.status()
+        assert planned.wait_s == planned.sweep_s == service._streamed.plan.cost.sweep_s > 0
+        gate, holder, behind = threading.Event(), Listener(), Listener()
+
+        def hold(event: object) -> None:
+            if isinstance(event, AnswerPart):
+                gate.wait(LONG_S)
+            holder(event)  # type: ignore[arg-type]
+
+        whole_room = asked([5] * 48, 48)
+        service.submit(whole_room, hold)
+        ticket = service.submit(whole_room, behind)
+        holder.has_started.wait(LONG_S)
+        status = service.status()
+        # the one that runs and the one that waits each take up to 48 sweeps, and the first token one more
+        assert status.wait_s == pytest.approx(status.sweep_s * (48 + 48 + 1))
+        assert status.wait_s > ticket.first_token_eta_s
+        gate.set()
+        holder.wait(), behind.wait()
+        assert service.status().wait_s == service.status().sweep_s
 
 
 def test_what_runs_together_fits_the_room(tiny_llama_dir: Path) -> None:
