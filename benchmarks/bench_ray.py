@@ -1,6 +1,6 @@
 """Answer rows on a local Ray: kills, how full the sweeps are, and what Ray costs a row.
 
-kills      a job with a checkpoint, whose driver and workers are killed at random moments: is each row
+kills      a job with a progress_dir, whose driver and workers are killed at random moments: is each row
            answered once, as `generate_many` answers it, and how many rows are answered again?
 occupancy  rows of different lengths, with blocks that share sweeps and with one block at a time
 overhead   `layerstream batch --ray local` with one worker against `layerstream batch --no-packed`
@@ -159,7 +159,7 @@ def start_driver(address: str, work: Path, model: Path) -> subprocess.Popen[byte
         "prompt_tokens": PROMPT_TOKENS,
         "rows_per_block": BLOCK_ROWS,
         "concurrency": 2,
-        "checkpoint": str(work / "checkpoint"),
+        "progress_dir": str(work / "progress"),
     }
     paths = (str(work / "rows.parquet"), str(work / "answers"))
     return subprocess.Popen(
@@ -190,7 +190,7 @@ def wait_for_progress(
 
 def num_written(work: Path) -> int:
     """Return how many blocks are committed."""
-    return sum(not path.name.endswith(".pending.parquet") for path in work.glob("checkpoint/*.parquet"))
+    return sum(not path.name.endswith(".pending.parquet") for path in work.glob("progress/*.parquet"))
 
 
 def worker_processes() -> list[psutil.Process]:

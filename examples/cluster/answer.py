@@ -24,6 +24,6 @@ answered = lsr.generate(
     num_cpus=14,  # of 16: the steps before and after need some
     disk_share=1,  # said here, since the nodes that declare it may not have started yet
     id_column="id",
-    checkpoint=f"{BUCKET}/checkpoint",
+    progress_dir=f"{BUCKET}/progress",
 )
 answered.write_parquet(f"{BUCKET}/answers")

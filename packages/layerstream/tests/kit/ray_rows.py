@@ -83,14 +83,14 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def answer_gated(model: Path, rows: Path, answers: Path, checkpoint: Path) -> None:
-    """Answer the rows into `answers`, and note in `checkpoint` which are written."""
+def answer_gated(model: Path, rows: Path, answers: Path, progress: Path) -> None:
+    """Answer the rows into `answers`, and have those that are written recorded in `progress`."""
     verbs.GenerationWorker = GatedWorker
     verbs.generate(
         ray.data.read_parquet(str(rows)),
         model=model,
         id_column="id",
-        checkpoint=checkpoint,
+        progress_dir=progress,
         **SETTINGS,
     ).write_parquet(str(answers))
 

@@ -103,9 +103,9 @@ def test_a_job_whose_driver_was_killed_goes_on_where_it_was(
     local_ray: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = write_rows(tmp_path / "rows.parquet", NUM_ROWS)
-    paths = [model, tmp_path / "rows.parquet", tmp_path / "answers", tmp_path / "checkpoint"]
+    paths = [model, tmp_path / "rows.parquet", tmp_path / "answers", tmp_path / "progress"]
     driver = subprocess.Popen([sys.executable, "-m", "kit.ray_rows", local_ray, *map(str, paths)])
-    while len(list(tmp_path.glob("checkpoint/*[!g].parquet"))) < 2:
+    while len(list(tmp_path.glob("progress/*[!g].parquet"))) < 2:
         assert driver.poll() is None, "the driver ended by itself"
         with pytest.raises(subprocess.TimeoutExpired):
             driver.wait(0.05)
@@ -120,10 +120,8 @@ def test_a_job_whose_driver_was_killed_goes_on_where_it_was(
     assert {number: row["tokens"] for number, row in answered.items()} == plain_answers(model, texts)
 
 
-def test_a_checkpoint_is_no_setting_of_the_rows_themselves(
-    local_ray: str, model: Path, tmp_path: Path
-) -> None:
+def test_progress_is_no_setting_of_the_rows_themselves(local_ray: str, model: Path, tmp_path: Path) -> None:
     rows = ray.data.from_items([{"id": 0, "text": "x"}])
-    answered = lsr.generate(rows, model=model, id_column="id", checkpoint=tmp_path, **SETTINGS)
+    answered = lsr.generate(rows, model=model, id_column="id", progress_dir=tmp_path, **SETTINGS)
     assert answered.context.checkpoint_config.id_column == "id"
     assert rows.context.checkpoint_config is None

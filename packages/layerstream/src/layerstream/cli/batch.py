@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .row_job import AnswerRows, RowKind
 
 _RESUMING = "Continuing existing results"
-_MANY_MACHINES = "Many machines"
+_ON_RAY = "On a Ray cluster"
 
 Rows = Annotated[
     Path,
@@ -122,7 +122,7 @@ Ray = Annotated[
         help="Let the workers of this Ray cluster answer; local starts one here. Each row gets what it "
         "would get alone, as with --no-packed.",
         show_default=False,
-        rich_help_panel=_MANY_MACHINES,
+        rich_help_panel=_ON_RAY,
     ),
 ]
 NumWorkers = Annotated[
@@ -130,25 +130,25 @@ NumWorkers = Annotated[
     typer.Option(
         "--workers",
         metavar="N",
-        help="At most so many workers, each with a copy of what stays in memory.",
+        help="At most N workers, each with a copy of what stays in memory.",
         min=1,
         show_default="one for each drive, or one",
-        rich_help_panel=_MANY_MACHINES,
+        rich_help_panel=_ON_RAY,
     ),
 ]
 WorkerCpus = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Cores for each worker.",
+        help="Cores for each worker, which is also its number of threads.",
         min=1,
-        show_default="local: all of them, shared; else 1",
-        rich_help_panel=_MANY_MACHINES,
+        show_default="on a cluster: 1; local: all of them, shared",
+        rich_help_panel=_ON_RAY,
     ),
 ]
 WorkerGpus = Annotated[
     float,
-    typer.Option(metavar="N", help="Accelerators for each worker.", min=0, rich_help_panel=_MANY_MACHINES),
+    typer.Option(metavar="N", help="Accelerators for each worker.", min=0, rich_help_panel=_ON_RAY),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 

@@ -1,6 +1,5 @@
 """Answer and score the rows of Ray datasets, on one machine or many; needs the extra `layerstream[ray]`.
 
-`import ray` and `import layerstream.ray as lsr` go well together: inside this package too, `ray` is Ray.
 Nothing outside this package imports Ray.
 """
 

@@ -31,7 +31,7 @@ class ClusterSettings:
 
     Attributes:
         address: `local`, or the address of a cluster.
-        workers: the most workers; None is one for each drive that the nodes declare.
+        workers: at most this many; None is one for each drive that the nodes declare.
         worker_cpus: cores for each worker; None shares this machine's among local workers, and is 1
             elsewhere.
         worker_gpus: accelerators for each worker.
@@ -90,12 +90,16 @@ def _join(settings: ClusterSettings) -> Workers:
             f"there is no Ray at {settings.address!r} ({error}): start one with `ray start --head`, give its "
             "address, or --ray local"
         ) from error
-    declared = int(ray.cluster_resources().get(DISK, 1))
+    resources = ray.cluster_resources()
+    most = settings.workers or max(1, int(resources.get(DISK, 1)))
+    if DISK not in resources and most > 1:
+        raise PlanError(
+            f"--workers {most}: no node says how many drives it has, so two workers could share one, and "
+            f"each would be half as fast: start the nodes with --resources='{{\"{DISK}\": 1}}', or leave out "
+            "--workers"
+        )
     return workers_of(
-        (1, settings.workers or max(1, declared)),
-        num_cpus=settings.worker_cpus or 1,
-        num_gpus=settings.worker_gpus,
-        disk_share=None,
+        (1, most), num_cpus=settings.worker_cpus or 1, num_gpus=settings.worker_gpus, disk_share=None
     )
 
 

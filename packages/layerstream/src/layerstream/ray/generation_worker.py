@@ -23,7 +23,7 @@ from .loading import WorkerModel
 from .rows import RowAnswer, RowFormat
 
 _TRIES = 3
-"""How often a row runs whose weights could not be moved."""
+"""Attempts for a row before a read error ends the job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +63,15 @@ class GenerationWorker:
         """Return the rows of a block with their answers.
 
         Raises:
+            PlanError: the block lacks the column of the prompts, or has one of the results; nothing was
+                generated for it.
             LayerstreamError: the model cannot be loaded on this machine, or its weights cannot be moved.
         """
         if self._refusal is not None:
             # calls run at once, and each would add its frames to the same error
             raise self._refusal.with_traceback(None)
+        if block.num_rows:
+            self._rows.check(block.column_names)
         answers: Sequence[RowAnswer] = await asyncio.gather(*(self._answer(row) for row in block.to_pylist()))
         return self._rows.table(block, answers)
 

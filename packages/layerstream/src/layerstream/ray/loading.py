@@ -42,7 +42,7 @@ class WorkerModel:
         return self.options.workload or Workload()
 
     def load(self) -> StreamedModel:
-        """Load it with memory for as many rows at once as the budget allows.
+        """Load it with memory for several rows at once; halve their number until it fits.
 
         Raises:
             BudgetTooSmallError: the budget holds not even one row.

@@ -33,6 +33,9 @@ class PickledRequests:
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Do nothing: the requests are complete."""
 
+    def check(self, columns: Sequence[str]) -> None:
+        """Do nothing: the rows are made here."""
+
     def request(self, row: Mapping[str, Any]) -> GenerationRequest:
         """Return the request in a row."""
         request: GenerationRequest = pickle.loads(row["request"])

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _MOST_ERROR_CHARACTERS = 500
 
+_ANSWER = ("answer", "tokens", "finish_reason", "error")
+_SCORES = ("best", "best_by_mean", "scores", "error")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswer:
@@ -46,6 +49,9 @@ class RowFormat(Protocol):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Take the tokenizer and the number of tokens of the model; called once, before any row."""
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Raise PlanError if rows with these columns cannot be answered, or cannot take the answers."""
 
     def request(self, row: Mapping[str, Any]) -> GenerationRequest:
         """Return the request in a row; raise PlanError if there is none."""
@@ -77,13 +83,17 @@ class PromptColumn:
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Do nothing: the service encodes prompts."""
 
+    def check(self, columns: Sequence[str]) -> None:
+        """Raise PlanError if the column is missing, or one of an answer is there."""
+        check_columns(columns, needed=[self.name], added=_ANSWER)
+
     def request(self, row: Mapping[str, Any]) -> GenerationRequest:
         """Return the request in a row.
 
         Raises:
-            PlanError: the column is missing, or holds no prompt.
+            PlanError: the column holds no prompt.
         """
-        prompt = row_value(row, self.name)
+        prompt = row[self.name]
         if isinstance(prompt, str) and self.chat:
             given: dict[str, Any] = {"messages": ({"role": "user", "content": prompt},)}
         elif isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
@@ -128,13 +138,17 @@ class ScoreColumns:
     suffixes: str
     has_head: bool = False
 
+    def check(self, columns: Sequence[str]) -> None:
+        """Raise PlanError if a column is missing, or one of the scores is there."""
+        check_columns(columns, needed=[self.prefix, self.suffixes], added=_SCORES)
+
     def request(self, row: Mapping[str, Any]) -> ScoringRequest:
         """Return the request in a row.
 
         Raises:
-            PlanError: a column is missing, or holds something else.
+            PlanError: a column holds something else.
         """
-        prefix, suffixes = row_value(row, self.prefix), row_value(row, self.suffixes)
+        prefix, suffixes = row[self.prefix], row[self.suffixes]
         if not isinstance(prefix, str | list) or not isinstance(suffixes, list):
             raise PlanError(f"{self.prefix} must hold text or token ids, and {self.suffixes} a list of these")
         return prefix, suffixes
@@ -168,28 +182,23 @@ class ScoreColumns:
         return pa.struct([*common, *own])
 
 
-def row_value(row: Mapping[str, Any], name: str) -> Any:
-    """Return a row's value.
+def check_columns(columns: Sequence[str], *, needed: Sequence[str], added: Sequence[str]) -> None:
+    """Do nothing if rows with `columns` have what is needed, and none of what is added.
 
     Raises:
-        PlanError: there is no such column.
+        PlanError: a column is missing, or is there already.
     """
-    if name not in row:
-        raise PlanError(f"there is no column {name}: the rows have {', '.join(row) or 'none'}")
-    return row[name]
-
-
-def with_columns(rows: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
-    """Return `rows` with more columns.
-
-    Raises:
-        PlanError: a column of this name is there.
-    """
-    if taken := [name for name in columns if name in rows.column_names]:
+    if missing := [name for name in needed if name not in columns]:
+        raise PlanError(f"there is no column {missing[0]}: the rows have {', '.join(columns) or 'none'}")
+    if taken := [name for name in added if name in columns]:
         raise PlanError(
             f"the rows have a column {taken[0]} already, which the results need: give it another name with "
             "rename_columns, or leave it out with drop_columns"
         )
+
+
+def with_columns(rows: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """Return `rows` with more columns."""
     for name, column in columns.items():
         rows = rows.append_column(name, column)
     return rows

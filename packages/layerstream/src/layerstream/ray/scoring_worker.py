@@ -26,6 +26,7 @@ from .loading import WorkerModel
 from .rows import ScoreColumns
 
 _TRIES = 3
+"""Attempts for a row before a read error ends the job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,14 @@ class ScoringWorker:
         """Return the rows of a block with their scores.
 
         Raises:
+            PlanError: the block lacks a column, or has one of the results; nothing of it was scored.
             LayerstreamError: the model cannot be loaded on this machine, or its weights cannot be moved.
         """
         if self._refusal is not None:
             # calls run at once, and each would add its frames to the same error
             raise self._refusal.with_traceback(None)
+        if block.num_rows:
+            self._columns.check(block.column_names)
         results: Sequence[ScoringResult] = await asyncio.gather(
             *(self._score(number, row) for number, row in enumerate(block.to_pylist()))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from ..errors import PlanError
 from .loading import WorkerModel
+from .nodes import refuse_without_room
 
 DISK = "layerstream_disk"
 """The custom resource of a node: how many workers' worth of drives it has."""
@@ -27,8 +29,8 @@ class Workers:
     """The workers of a job.
 
     Attributes:
-        least: so many are kept, whatever there is to do.
-        most: so many are started at most.
+        least: the number that always runs.
+        most: the largest number that runs at once.
         num_cpus: cores for each; Ray also sets the number of its threads to it.
         num_gpus: accelerators for each.
         disk_share: the share of a node's drives that each takes, in units of `layerstream_disk`.
@@ -67,18 +69,31 @@ def workers_of(
         disk_share: None is one whole unit where nodes declare `layerstream_disk`.
 
     Raises:
-        PlanError: the number is not one, or several workers could meet on one drive.
+        PlanError: the number is not one, no node has room for such a worker, or several workers could meet on
+            one drive.
     """
     least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= least <= most:
         raise PlanError(f"concurrency={concurrency!r} must be a number of workers, or the least and the most")
-    if disk_share is None:
-        disk_share = _disk_share(most)
-    return Workers(least=least, most=most, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=disk_share)
+    declared = DISK in ray.cluster_resources()
+    share = _default_share(most, declared=declared) if disk_share is None else rounded_down(disk_share)
+    workers = Workers(least=least, most=most, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=share)
+    if declared or not share:
+        refuse_without_room({"CPU": num_cpus, "GPU": num_gpus, **workers.resources})
+    # else who asks for a share of drives that no node has yet expects nodes that Ray starts as needed
+    return workers
 
 
-def _disk_share(most: int) -> float:
-    if DISK in ray.cluster_resources():
+def rounded_down(share: float) -> float:
+    """Return a share as Ray counts it. Ray rounds to the nearest: six times a sixth would be too much."""
+    if not share:
+        return 0.0
+    # the rest of a multiplication must not make a whole step less
+    return max(_LEAST_SHARE, math.floor(share / _LEAST_SHARE + 1e-6) / round(1 / _LEAST_SHARE))
+
+
+def _default_share(most: int, *, declared: bool) -> float:
+    if declared:
         return 1.0
     if most == 1:
         return 0.0
