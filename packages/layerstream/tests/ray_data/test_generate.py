@@ -83,6 +83,26 @@ def test_a_worker_that_cannot_hold_the_model_ends_the_job(local_ray: str, model:
         answered.take_all()
 
 
+def test_a_worker_that_is_too_large_for_the_node_is_refused_and_not_waited_for(
+    local_ray: str, model: Path
+) -> None:
+    rows = ray.data.from_items([{"id": 0, "text": "x"}])
+    with pytest.raises(ls.PlanError, match=r"no node has 64 CPUs .* for a worker; the largest has 6 CPUs"):
+        lsr.generate(rows, model=model, num_cpus=64, **{**SETTINGS, "rows_per_block": None})
+
+
+def test_columns_that_are_known_late_are_checked_by_the_worker(local_ray: str, model: Path) -> None:
+    rows = ray.data.from_items([{"id": 0, "text": "x", "error": "mine"}])
+    with pytest.raises(ls.PlanError, match="the rows have a column error already"):
+        lsr.generate(rows, model=model, **SETTINGS)
+    answered = lsr.generate(rows.map(dict), model=model, **SETTINGS)
+    with pytest.raises(ray.exceptions.RayTaskError, match="PlanError: the rows have a column error already"):
+        answered.take_all()
+    answered = lsr.generate(rows.map(dict), model=model, **{**SETTINGS, "prompt": "txet"})
+    with pytest.raises(ray.exceptions.RayTaskError, match="PlanError: there is no column txet"):
+        answered.take_all()
+
+
 def test_a_killed_worker_loses_and_repeats_no_row(
     local_ray: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
