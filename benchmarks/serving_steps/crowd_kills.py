@@ -159,9 +159,23 @@ def _outcome(found: dict[str, Any], size: Size) -> Outcome:
         ("the plan's budget, MiB", f"{budget_bytes / MIB:.1f}"),
         ("the last server's exit status after SIGTERM", str(found["exit_status"])),
     ]
+    promises = _promises(found, size)
+    outcome.verdicts = [
+        *kept(promises),
+        verdict("kill -9", kills + deaths["starting"], size.kills, at_most=False),
+        verdict("highest peak memory / the plan's budget", peak_bytes / budget_bytes, 1.0),
+    ]
+    outcome.figures = {**found, "promises": promises}
+    outcome.notes = _notes(size)
+    return outcome
+
+
+def _promises(found: dict[str, Any], size: Size) -> dict[str, int]:
+    """Return how often each promise was broken."""
+    outcomes, before, after, deaths = found["outcomes"], found["before"], found["after"], found["deaths"]
     running = found["figures"]["requests_running"] + found["figures"]["requests_waiting"]
     most_threads = max(before["num_threads"], found["at_ready"]["num_threads"] + POOL_THREADS)
-    promises = {
+    return {
         f"requests lost: without an answer for {LOST_S / 60:.0f} min": outcomes.get("lost", 0),
         "requests not accounted for": size.requests - sum(outcomes.values()),
         "answers mixed up": outcomes.get("mixed up", 0),
@@ -171,14 +185,6 @@ def _outcome(found: dict[str, Any], size: Size) -> Outcome:
         "threads left beyond asyncio's own": max(0, after["num_threads"] - most_threads),
         "descriptors left": max(0, after["num_descriptors"] - before["num_descriptors"]),
     }
-    outcome.verdicts = [
-        *kept(promises),
-        verdict("kill -9", kills + deaths["starting"], size.kills, at_most=False),
-        verdict("highest peak memory / the plan's budget", peak_bytes / budget_bytes, 1.0),
-    ]
-    outcome.figures = {**found, "promises": promises}
-    outcome.notes = _notes(size)
-    return outcome
 
 
 def _least_and_most(counts: list[int]) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,9 +180,8 @@ def test_verifying_waits_for_the_files(web: WebFolder, sharded: Path) -> None:
         assert streamed.verify()
 
 
-def test_closing_a_model_ends_the_copy_and_the_next_load_goes_on(
-    web: WebFolder, sharded: Path, expected: list[int], by_blocks: int
-) -> None:
+def load_and_close(web: WebFolder, sharded: Path, by_blocks: int) -> None:
+    """Load the model and close it while one of its files is still on its way."""
     loaded = threading.Event()
     index = url_copy.read_index(sharded / "model.safetensors.index.json")[0]
     late = index["model.layers.2.mlp.down_proj.weight"]
@@ -195,8 +195,33 @@ def test_closing_a_model_ends_the_copy_and_the_next_load_goes_on(
     # The server waits for `loaded`, and the copy for the server.
     threading.Timer(0.0, loaded.set).start()
     streamed.close()
+
+
+def test_closing_a_model_ends_the_copy_and_the_next_load_goes_on(
+    web: WebFolder, sharded: Path, expected: list[int], by_blocks: int
+) -> None:
+    load_and_close(web, sharded, by_blocks)
     with ls.load(web.address, budget="min", device="cpu") as again:
         assert answer(again) == expected
+
+
+@pytest.mark.parametrize("way", ["load", "fetch, then load", "load local files only", "without a server"])
+def test_a_stopped_copy_that_another_process_finished_is_loaded(
+    way: str, web: WebFolder, sharded: Path, expected: list[int], by_blocks: int
+) -> None:
+    load_and_close(web, sharded, by_blocks)
+    directory = url_copy.place_of(web.address, ls.LoadOptions()).folder
+    other = start(web.address, directory)
+    assert other.communicate(timeout=PATIENCE_S)[0].endswith("done\n")
+    if way == "fetch, then load":
+        ls.fetch(web.address)
+    with warnings.catch_warnings():
+        if way == "without a server":
+            web.refuses = 503
+            warnings.filterwarnings("ignore", "(?s).*copy of an earlier time", UserWarning)
+        local_only = way == "load local files only"
+        with ls.load(web.address, budget="min", device="cpu", local_files_only=local_only) as again:
+            assert answer(again) == expected
 
 
 def test_a_copy_that_fails_during_the_load_is_the_error_of_the_load(web: WebFolder, shared: Path) -> None:

@@ -26,6 +26,7 @@ class WebFolder:
         address: its URL.
         takes_ranges: False ignores `Range`, as simple servers do.
         takes_head: False refuses HEAD.
+        tells_sizes: False leaves out `Content-Length`.
         refuses: the status for every request; 0 answers.
         breaks_after: each answer with more bytes breaks off there; 0 never breaks.
         bytes_per_s: how fast bodies are sent; 0 is as fast as possible.
@@ -37,6 +38,7 @@ class WebFolder:
     address: str = ""
     takes_ranges: bool = True
     takes_head: bool = True
+    tells_sizes: bool = True
     refuses: int = 0
     breaks_after: int = 0
     bytes_per_s: float = 0.0
@@ -103,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         status = path.stat()
         self.send_header("ETag", f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
-        self.send_header("Content-Length", str(end - start))
+        if self.served.tells_sizes:
+            self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if body:
             self._send(name, data, start, end)

@@ -62,7 +62,7 @@ def announce_failure(path: Path, error: LayerstreamError | None) -> None:
             _changed.notify_all()
 
 
-def wait_for(path: str, end: int | None, gave_up: Callable[[], bool] = bool) -> None:
+def wait_for(path: str, end: int | None, gave_up: Callable[[], bool] = lambda: False) -> None:
     """Wait until the bytes of a file up to `end` are there; return at once for files that are not on the way.
 
     Args:

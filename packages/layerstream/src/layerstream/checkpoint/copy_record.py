@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .remote import RemoteFile
+from .remote import RemoteFile, is_small_file
 
 try:
     import fcntl
@@ -29,6 +29,7 @@ class CopyRecord:
     """The note of one folder.
 
     A part counts only in the same boot of the machine: after a power failure its last bytes may be zeros.
+    Files of different listings may be of different models, so the copy is whole by one listing or not at all.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,11 +38,12 @@ class CopyRecord:
         self._folder = folder
         self._files: dict[str, Any] = {}
         self._parts: dict[str, Any] = {}
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+        self._listed: dict[str, Any] = {}
+        with suppress(OSError, ValueError, TypeError, KeyError):
             noted = json.loads(self._path.read_bytes())
-            files, parts = noted["files"], noted["parts"]
-            if isinstance(files, dict) and isinstance(parts, dict):
-                self._files, self._parts = files, parts
+            files, parts, listed = noted["files"], noted["parts"], noted["listed"]
+            if all(isinstance(each, dict) for each in (files, parts, listed)):
+                self._files, self._parts, self._listed = files, parts, listed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,15 +52,17 @@ class CopyRecord:
 
     def has(self, file: RemoteFile) -> bool:
         """Return whether the whole of this very file is in the folder."""
-        path = self._folder / file.name
-        noted = self._files.get(file.name)
-        if noted is None or noted != _as_noted(file) or not path.is_file():
-            return False
-        return file.size is None or path.stat().st_size == file.size
+        return self._has(file.name, _as_noted(file))
 
-    def is_begun(self, name: str) -> bool:
-        """Return whether another copy of a file was begun than the one that may lie in the folder."""
-        return name in self._parts
+    def is_whole(self, needed: Iterable[str]) -> bool:
+        """Return whether the small files and `needed` are all there as the last listing described them.
+
+        A file that the listing does not have would be read all the same, so none may be left.
+        """
+        if any(name not in self._listed for name in self.names):
+            return False
+        small = {name for name in self._listed if is_small_file(name)} - {RECORD_NAME}
+        return all(self._has(name, self._listed.get(name)) for name in small.union(needed))
 
     def part_bytes(self, file: RemoteFile) -> int:
         """Return how many bytes of this very file an earlier copy left; 0 if they cannot be trusted."""
@@ -68,6 +72,13 @@ class CopyRecord:
             num_bytes = part_of(self._folder / file.name).stat().st_size
             return num_bytes if num_bytes <= file.size else 0
         return 0
+
+    def note_listing(self, listed: Mapping[str, RemoteFile]) -> None:
+        """Note what the folder is to become; to be called before the first of its files changes."""
+        described = {name: _as_noted(file) for name, file in listed.items()}
+        if described != self._listed:
+            self._listed = described
+            self._write()
 
     def begin(self, file: RemoteFile) -> None:
         """Note that a part of `file` is there from now on."""
@@ -89,9 +100,16 @@ class CopyRecord:
         self._parts.pop(name, None)
         self._write()
 
+    def _has(self, name: str, noted: dict[str, Any] | None) -> bool:
+        path = self._folder / name
+        if noted is None or self._files.get(name) != noted or not path.is_file():
+            return False
+        return noted["size"] is None or path.stat().st_size == noted["size"]
+
     def _write(self) -> None:
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"files": self._files, "parts": self._parts}, indent=1))
+        noted = {"listed": self._listed, "files": self._files, "parts": self._parts}
+        new.write_text(json.dumps(noted, indent=1))
         os.replace(new, self._path)
 
 

@@ -104,24 +104,37 @@ class FileCopy:
         failures = 0
         while True:
             before = self._have
-            try:
-                for data in self._source.stream(self._file, self._have):
-                    self._append(descriptor, data)
-                if self._file.size is None or self._have >= self._file.size:
-                    return
-                problem = FetchError(
-                    f"{self._source.url}/{self._file.name} ended after {self._have} of {self._file.size} "
-                    "bytes; start again and it goes on"
-                )
-            except FetchError as error:
-                problem = error
-            if problem.needed_bytes or isinstance(problem, RemoteChangedError) or self._file.size is None:
+            problem = self._append_all(descriptor)
+            if problem is None:
+                return
+            if isinstance(problem, RemoteChangedError) or self._file.size is None:
                 raise problem
             failures = 0 if self._have > before else failures + 1
             if failures > len(WAITS_S):
                 raise problem
             self._stop.wait(WAITS_S[max(0, failures - 1)])
             self._check_stopped()
+
+    def _append_all(self, descriptor: int) -> FetchError | None:
+        """Append what comes over one connection, and return why the file is not whole; None if it is.
+
+        What the disk refuses is raised: a new connection does not help.
+        """
+        pieces = self._source.stream(self._file, self._have)
+        while True:
+            try:
+                data = next(pieces, None)
+            except FetchError as error:
+                return error
+            if data is None:
+                break
+            self._append(descriptor, data)
+        if self._file.size is None or self._have >= self._file.size:
+            return None
+        return FetchError(
+            f"{self._source.url}/{self._file.name} ended after {self._have} of {self._file.size} "
+            "bytes; start again and it goes on"
+        )
 
     def _append(self, descriptor: int, data: bytes) -> None:
         self._check_stopped()
@@ -171,11 +184,18 @@ class FileCopy:
 
     def _cannot_write(self, error: OSError) -> FetchError:
         folder = self._part.parent
+        needed = (self._file.size or 0) - self._have
+        if error.errno == errno.EDQUOT:
+            return FetchError(
+                f"your quota on the disk of {folder} is used up, and {format_bytes(needed)} are still to "
+                "come; free some space and start again, or give another folder: what is there already stays",
+                needed_bytes=max(1, needed),
+            )
         if error.errno == errno.ENOSPC:
             free = 0
             with suppress(OSError):
                 free = shutil.disk_usage(folder).free
-            return _disk_full(folder, (self._file.size or 0) - self._have, free)
+            return _disk_full(folder, needed, free)
         return FetchError(f"cannot write to {folder}: {error.strerror or error}; give another folder")
 
 

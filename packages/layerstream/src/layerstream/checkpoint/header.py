@@ -88,21 +88,21 @@ def load_header(path: Path) -> tuple[dict[str, Any], int]:
     return _parse(raw, path), LENGTH_BYTES + len(raw)
 
 
-def header_bytes_of(start: bytes, file_bytes: int | None, path: str) -> int:
+def header_bytes_of(start: bytes, file_bytes: int, path: str) -> int:
     """Return how long the header is of a file that is not here, from its first `LENGTH_BYTES`.
 
     Raises:
-        ShardCorruptError: the file's size does not allow it, or is not known; with `path`.
+        ShardCorruptError: the file's size does not allow it; with `path`.
     """
     length = int.from_bytes(start, "little")
-    if file_bytes is None or len(start) < LENGTH_BYTES:
-        raise _corrupt(path, f"only {len(start)} bytes came, of a file of {file_bytes or 'unknown'} bytes")
+    if len(start) < LENGTH_BYTES:
+        raise _corrupt(path, f"only {len(start)} bytes came, of a file of {file_bytes} bytes")
     if length > min(_MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
         raise _corrupt(path, f"its header claims {length} bytes, but the whole file has {file_bytes} bytes")
     return length
 
 
-def describe_header(raw: bytes, file_bytes: int | None, path: str) -> tuple[StoredTensor, ...]:
+def describe_header(raw: bytes, file_bytes: int, path: str) -> tuple[StoredTensor, ...]:
     """Return where every tensor lies in a file that is not here yet, in file order.
 
     Args:

@@ -28,7 +28,7 @@ READ_BYTES = 4 * 1024**2
 
 
 class RemoteChangedError(FetchError):
-    """A file is another one than the one that was listed."""
+    """A file changed after it was listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

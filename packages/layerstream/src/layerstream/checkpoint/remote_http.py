@@ -49,7 +49,7 @@ class HttpFolder:
     """
 
     def __init__(self, url: str) -> None:
-        """Nothing is asked yet."""
+        """Store the URL; this sends no request."""
         self.url = url
 
     def list_files(self, variant: str | None) -> dict[str, RemoteFile]:

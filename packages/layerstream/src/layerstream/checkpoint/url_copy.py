@@ -1,4 +1,4 @@
-"""Copies of checkpoints from URLs: once a machine, file by file, and in the background while a model loads.
+"""Copies of checkpoints from URLs: once per machine, file by file, and in the background while a model loads.
 
 Room: bytes. The files go into the user's cache, or a folder of the user's. What is there already and has not
 changed is not copied again. `layerstream.load` reads a file while it still arrives.
@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..spec.fetch import FetchProgress
 from ..spec.options import LoadOptions
-from .arrivals import announce, announce_failure
+from .arrivals import announce, announce_end, announce_failure
 from .copy_record import RECORD_NAME, CopyRecord, locked, part_of
 from .file_copy import FileCopy, check_space
 from .header import LENGTH_BYTES, describe_header, header_bytes_of
@@ -39,7 +39,7 @@ OnFetch = Callable[[FetchProgress], None]
 """Called with how far a copy is."""
 
 _COUNTS_FOR_S = 60.0
-"""How long what a server said of its files counts."""
+"""Seconds for which a server's listing is trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,16 @@ class UrlPlace:
     variant: str | None
 
     def is_whole(self) -> bool:
-        """Return whether the copy can be opened."""
+        """Return whether the copy can be opened, and all its files are of one listing."""
+        shards = self.shards()
+        return bool(shards) and CopyRecord(self.folder).is_whole(shards)
+
+    def shards(self) -> tuple[str, ...]:
+        """Return the names of the copy's files of weights; none if it cannot be opened."""
         try:
-            shards = open_checkpoint(self.folder, variant=self.variant).shards
+            return open_checkpoint(self.folder, variant=self.variant).shards
         except CheckpointError:
-            return False
-        record = CopyRecord(self.folder)
-        return not any(record.is_begun(shard) for shard in shards)
+            return ()
 
 
 _JOIN_TIMEOUT_S = 10.0
@@ -147,8 +150,12 @@ def _kept_copy(
     cause: FetchError | None = None,
 ) -> Path:
     """Return the copy of an earlier time when its URL cannot be asked."""
-    has_small = (place.folder / RECORD_NAME).is_file() and (place.folder / CONFIG_NAME).is_file()
-    if place.is_whole() or (has_small and not weights):
+    has_small = CopyRecord(place.folder).is_whole([CONFIG_NAME])
+    is_whole = place.is_whole()
+    if is_whole:
+        for shard in place.shards():
+            announce_end(place.folder / shard)
+    if is_whole or (has_small and not weights):
         if warn:
             warnings.warn(f"{reason}. The copy of an earlier time is used: {place.folder}", stacklevel=2)
         return place.root
@@ -169,6 +176,7 @@ class _Copying:
     ) -> None:
         self._place, self._source, self._listed = place, source, listed
         self._on_fetch = on_fetch
+        self._others: dict[str, RemoteFile] = {}
         self._record = CopyRecord(place.folder)
         self._done = self._total = 0
         self.stop = threading.Event()
@@ -183,7 +191,12 @@ class _Copying:
         """Copy all files but the weights, and remove those that the URL does not have any more."""
         for name in self._record.names:
             # A web server lists other names for other variants.
-            if name not in self._listed and self._source.look(name) is None:
+            if name not in self._listed and (file := self._source.look(name)) is not None:
+                self._others[name] = file
+        everything = {**self._listed, **self._others}
+        self._record.note_listing(everything)
+        for name in self._record.names:
+            if name not in everything:
                 self._record.remove(name)
         self.copy_missing(self._small())
 
@@ -192,7 +205,8 @@ class _Copying:
         return not self.missing(self._small())
 
     def _small(self) -> list[RemoteFile]:
-        small = [file for name, file in sorted(self._listed.items()) if is_small_file(name)]
+        everything = {**self._listed, **self._others}
+        small = [file for name, file in sorted(everything.items()) if is_small_file(name)]
         return [file for file in small if file.name != RECORD_NAME]
 
     def weights(self) -> list[RemoteFile]:
@@ -205,9 +219,16 @@ class _Copying:
         """Return the files that the folder does not have as they are now."""
         return [file for file in files if not self._record.has(file)]
 
+    def end_waits(self, files: Sequence[RemoteFile]) -> None:
+        """Let those of `files` be read that another process finished after a copy of them stopped here."""
+        for file in files:
+            if self._record.has(file):
+                announce_end(self._place.folder / file.name)
+
     def copy_missing(self, files: Sequence[RemoteFile]) -> None:
         """Copy those of `files` that are not there."""
         missing = self.missing(files)
+        self.end_waits(files)
         check_space(self._place.folder, missing, self._record)
         self._done, self._total = 0, sum(file.size or 0 for file in missing)
         for file in missing:
@@ -232,6 +253,11 @@ class _Copying:
         folder, shards = self._place.folder, {}
         for file in files:
             path = str(folder / file.name)
+            if file.size is None:
+                raise FetchError(
+                    f"the server does not say how large {self._place.url}/{file.name} is; run "
+                    "layerstream.fetch with the same URL and options first, then load"
+                )
             length = header_bytes_of(read_range(self._source, file, 0, LENGTH_BYTES), file.size, path)
             raw = read_range(self._source, file, LENGTH_BYTES, LENGTH_BYTES + length)
             shards[file.name] = describe_header(raw, file.size, path)
@@ -342,6 +368,7 @@ def begin_download(name: str, options: LoadOptions, *, on_fetch: OnFetch | None 
         copying = _Copying(place, source, listed, on_fetch)
         copying.copy_small()
         files = copying.weights()
+        copying.end_waits(files)
         _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
         if not copying.missing(files):
             _asked[place, True] = time.monotonic() + _COUNTS_FOR_S

@@ -49,7 +49,8 @@ def hub_place(name: str, options: LoadOptions) -> tuple[str, LoadOptions]:
     if len(parts) != 2 or not all(parts) or parts[0] in ("datasets", "spaces"):
         raise CheckpointNotFoundError(
             f"{name!r} names no model of the Hub; write hf://organisation/model or "
-            "hf://organisation/model@revision, and give a folder inside it as the subfolder"
+            "hf://organisation/model@revision, with %2F for each / in the revision, and give a folder inside "
+            "the model as the subfolder"
         )
     repository, _, written = parts[1].partition("@")
     revision = unquote(written) or None
@@ -63,17 +64,23 @@ def check_url(url: str) -> str:
     """Return `url` without slashes at its end.
 
     Raises:
-        CheckpointNotFoundError: it names a single file, or holds a password or a query, which would be
-            shown in plans and reports.
+        CheckpointNotFoundError: it names a single file, or holds what plans and reports must not show: a
+            password or, with http(s), a user name, which may be a token, a query or a fragment.
     """
     parts = urlsplit(url)
     where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    is_web = parts.scheme in ("http", "https")
+    if is_web and (parts.username or parts.password):
+        raise CheckpointNotFoundError(
+            f"the URL {where} holds a user name or a password, which reports would show; if the server asks "
+            "for them, copy the folder here and give its path"
+        )
     if parts.password:
         raise CheckpointNotFoundError(
             f"the URL {where} holds a password, which reports would show; put it where the driver of "
             f"{parts.scheme} looks for credentials, such as its environment variables"
         )
-    if parts.scheme in ("http", "https") and (parts.query or parts.fragment):
+    if is_web and (parts.query or parts.fragment):
         raise CheckpointNotFoundError(
             f"the URL {where} has something after ? or #; give the plain URL of the folder with the model"
         )

@@ -56,7 +56,7 @@ def plan_rows(
     """Return the plan for one machine and the forecast for several.
 
     Unless the batch size is fixed, it is the power of two with which a row takes the least time within the
-    budget. The least budget that works is that of single rows.
+    budget. With budget 'min' there is no search: the batch size stays 1.
 
     Raises:
         BudgetTooSmallError: the budget has room for no row.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import PlanError
 from ..spec.known_models import KNOWN_MODELS
 from ..spec.options import LoadOptions, Workload
 from . import backend, parts
@@ -32,11 +33,13 @@ BatchSize = Annotated[
     ),
 ]
 _CLUSTER = "A job of many rows"
+_MACHINES = "1,2,4,8"
 
 Rows = Annotated[
     int | None,
     typer.Option(
-        help="Also show what a job of this many rows takes on several such machines.",
+        help="Also show what a job of this many rows takes on several such machines; without --machine, this "
+        "one is measured.",
         metavar="N",
         min=1,
         show_default=False,
@@ -44,12 +47,23 @@ Rows = Annotated[
     ),
 ]
 Machines = Annotated[
-    str,
-    typer.Option(help="The numbers of machines to show.", metavar="N,N,...", rich_help_panel=_CLUSTER),
+    str | None,
+    typer.Option(
+        help="The numbers of machines to show.",
+        metavar="N,N,...",
+        show_default=_MACHINES,
+        rich_help_panel=_CLUSTER,
+    ),
 ]
 Price = Annotated[
-    float,
-    typer.Option(help="The price of a machine-hour.", metavar="NUMBER", min=0.0, rich_help_panel=_CLUSTER),
+    float | None,
+    typer.Option(
+        help="The price of a machine-hour.",
+        metavar="NUMBER",
+        min=0.0,
+        show_default=False,
+        rich_help_panel=_CLUSTER,
+    ),
 ]
 LoadSeconds = Annotated[
     float | None,
@@ -74,21 +88,22 @@ def plan_command(
     batch_size: BatchSize = None,
     machine: MachineText = None,
     rows: Rows = None,
-    machines: Machines = "1,2,4,8",
-    price: Price = 0.0,
+    machines: Machines = None,
+    price: Price = None,
     load_s: LoadSeconds = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where every block would live, what memory it takes and what a token costs. Reads only headers."""
+    if rows is None and (machines, price, load_s) != (None, None, None):
+        raise PlanError("--machines, --price and --load-s are for --rows: give --rows N")
     workload = Workload(batch_size=batch_size or 1, prompt_tokens=prompt_tokens, new_tokens=max_new_tokens)
     options = replace(options, workload=workload)
     target = parts.machine_from_text(machine) if machine is not None else None
     model = model_or_default(model, options)
     question = None
     if rows is not None:
-        question = ClusterQuestion(
-            rows, machines_from_text(machines), price, load_s, workload, batch_size is not None
-        )
+        numbers = machines_from_text(_MACHINES if machines is None else machines)
+        question = ClusterQuestion(rows, numbers, price or 0.0, load_s, workload, batch_size is not None)
     with working("reading the model's sizes and planning"):
         if target is None and (model in KNOWN_MODELS or question is not None):
             target = backend.probe_machine(device=options.device)

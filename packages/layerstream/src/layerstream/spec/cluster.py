@@ -41,8 +41,8 @@ class ClusterForecast(JsonValue):
         load_s: the seconds until a machine has the model and computes.
         price_per_hour: of one machine.
         runs: the job on each number of machines that was asked for.
-        most_machines: the number of machines beyond which more do not pay: every larger number adds more
-            machine-hours than it saves hours of waiting.
+        most_machines: the largest number of machines that pays: going beyond it adds more machine-hours than
+            it saves hours of waiting.
     """
 
     rows: int
@@ -72,15 +72,15 @@ class ClusterForecast(JsonValue):
         noun = "machine pays" if self.most_machines == 1 else "machines pay"
         return "\n".join(
             [
-                f"  cluster     {self.rows:,} rows; each {self.rows_per_sweep:,} share "
-                f"{self.sweeps_per_batch:,} sweeps and take {format_seconds(self.batch_s)}, after "
-                f"{format_seconds(self.load_s)} of loading",
+                f"  cluster     {self.rows:,} rows in batches of {self.rows_per_sweep:,}; a batch takes "
+                f"{self.sweeps_per_batch:,} sweeps, {format_seconds(self.batch_s)}; loading takes "
+                f"{format_seconds(self.load_s)}",
                 *(
                     "    " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
                     for row in rows
                 ),
-                f"    up to {self.most_machines:,} {noun}: beyond, more add more machine-hours than they "
-                "save hours of waiting",
+                f"    up to {self.most_machines:,} {noun}; each further machine adds more machine-hours than "
+                "it saves hours of waiting",
             ]
         )
 

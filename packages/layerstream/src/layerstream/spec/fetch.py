@@ -14,7 +14,8 @@ class FetchProgress:
     Attributes:
         file: the file that is copied now.
         done_bytes: what has arrived, of earlier tries too.
-        total_bytes: what was missing at first.
+        total_bytes: the sizes of all files that this step copies. A copy has two steps, small files and
+            weights; both counts start again at the second.
     """
 
     file: str

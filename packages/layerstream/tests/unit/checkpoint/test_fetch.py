@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import layerstream as ls
 from layerstream.checkpoint import file_copy, url_copy
-from layerstream.checkpoint.copy_record import RECORD_NAME, CopyRecord, part_of
+from layerstream.checkpoint.copy_record import CopyRecord, part_of
 from layerstream.errors import (
     CheckpointNotFoundError,
     FetchError,
@@ -276,6 +276,26 @@ def test_a_disk_that_fills_up_during_the_copy_leaves_what_is_there(
     assert same_files(target, shared)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EDQUOT, "quota"), (errno.EIO, "cannot write"), (errno.EROFS, "cannot write")]
+)
+def test_what_the_disk_refuses_is_not_asked_of_the_server_again(
+    number: int, said: str, web: WebFolder, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def refuse(descriptor: int, data: bytes) -> int:
+        if os.fstat(descriptor).st_size > 200_000:
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, data[:65536])
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(FetchError, match=said) as caught:
+        ls.fetch(web.address, target)
+    assert (caught.value.needed_bytes > 0) == (number == errno.EDQUOT)
+    assert web.bodies_of(WEIGHTS) == [0]
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(web: WebFolder, shared: Path, target: Path) -> None:
     (shared / "config.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json"):
@@ -311,6 +331,9 @@ def test_a_server_that_refuses_is_quoted(
     "url",
     [
         "http://user:secret@host/model",
+        "https://secret@host/model",
+        "HTTPS://secret@host/model",
+        "s3://key:secret@bucket/model",
         "https://host/model?token=secret",
         "https://host/model/model.safetensors",
     ],
@@ -319,37 +342,6 @@ def test_urls_with_secrets_and_of_single_files_are_refused_without_repeating_sec
     with pytest.raises(CheckpointNotFoundError) as caught:
         ls.fetch(url)
     assert "secret" not in str(caught.value)
-
-
-def test_a_copy_serves_when_its_server_is_away(web: WebFolder, target: Path) -> None:
-    ls.fetch(web.address, target)
-    web.refuses = 503
-    with pytest.warns(UserWarning, match="copy of an earlier time"):
-        assert ls.fetch(web.address, target) == target
-
-
-def test_local_files_only_copies_nothing(web: WebFolder, target: Path) -> None:
-    with pytest.raises(CheckpointNotFoundError, match="local_files_only"):
-        ls.fetch(web.address, target, local_files_only=True)
-    ls.fetch(web.address, target)
-    web.requests.clear()
-    assert ls.fetch(web.address, target, local_files_only=True) == target
-    assert not web.requests
-
-
-def test_an_unfinished_copy_does_not_pass_for_a_whole_one(web: WebFolder, shared: Path, target: Path) -> None:
-    leave_a_part(web, shared, target, 300_000)
-    with pytest.raises(CheckpointNotFoundError, match="no whole copy"):
-        ls.fetch(web.address, target, local_files_only=True)
-
-
-def test_a_broken_note_only_means_that_all_is_copied_again(
-    web: WebFolder, shared: Path, target: Path
-) -> None:
-    ls.fetch(web.address, target)
-    (target / RECORD_NAME).write_text("[]")
-    ls.fetch(web.address, target)
-    assert same_files(target, shared)
 
 
 def test_a_subfolder_is_copied_below_the_directory(tmp_path: Path, shared: Path, target: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_hub_url_without_a_model_is_refused(name: str) -> None:
         hub_place(name, LoadOptions())
 
 
+def test_a_revision_with_a_slash_is_told_how_to_write_it() -> None:
+    with pytest.raises(CheckpointNotFoundError, match="%2F for each / in the revision"):
+        hub_place("hf://organisation/model@refs/pr/1", LoadOptions())
+
+
+def test_a_user_name_that_a_driver_needs_is_kept() -> None:
+    assert check_url("sftp://someone@host/model") == "sftp://someone@host/model"
+
+
 def test_every_url_has_a_folder_of_its_own_that_a_person_recognizes(tmp_path: Path) -> None:
     urls = [
         "s3://one/models/llama",

@@ -76,6 +76,14 @@ def test_machines_that_are_no_numbers_are_refused(
     assert "1,2,4,8" in err
 
 
+@pytest.mark.parametrize("option", ["--machines=1,2", "--price=0", "--load-s=0"])
+def test_options_of_a_job_without_rows_are_refused(
+    option: str, capsys: pytest.CaptureFixture[str], tiny_llama_dir: Path
+) -> None:
+    _, err = run(capsys, "plan", tiny_llama_dir, "--machine", MACHINE, option, status=2)
+    assert "give --rows N" in err
+
+
 def test_without_rows_nothing_is_said_of_a_job(
     capsys: pytest.CaptureFixture[str], tiny_llama_dir: Path
 ) -> None:

@@ -128,7 +128,7 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, object], plan: Placem
 
 def test_the_table_has_a_row_for_each_number_of_machines_and_says_how_many_pay(plan: PlacementPlan) -> None:
     text = forecast(plan, 1000, 1, 25).explain()
-    assert "each 10 share 10 sweeps and take 1 h 00 min, after 6 min 00 s of loading" in text
+    assert "in batches of 10; a batch takes 10 sweeps, 1 h 00 min; loading takes 6 min 00 s" in text
     assert text.splitlines()[2].split() == ["1", "1,000", "100", "1,000", "977", "KiB", "200"]
     assert "up to 25 machines pay" in text
 
