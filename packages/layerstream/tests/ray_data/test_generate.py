@@ -71,8 +71,9 @@ def test_a_bad_row_is_a_row_with_an_error(local_ray: str, model: Path) -> None:
 
 
 def test_a_budget_too_small_is_told_at_once_with_numbers(local_ray: str, model: Path) -> None:
+    rows = ray.data.from_items([{"id": 0, "text": "x"}])
     with pytest.raises(ls.BudgetTooSmallError, match="give at least") as error:
-        lsr.generate(ray.data.range(1), model=model, **{**SETTINGS, "budget": 1000, "rows_per_block": None})
+        lsr.generate(rows, model=model, **{**SETTINGS, "budget": 1000, "rows_per_block": None})
     assert error.value.budget_bytes == 1000 < error.value.needed_bytes
 
 
@@ -95,10 +96,10 @@ def test_columns_that_are_known_late_are_checked_by_the_worker(local_ray: str, m
     rows = ray.data.from_items([{"id": 0, "text": "x", "error": "mine"}])
     with pytest.raises(ls.PlanError, match="the rows have a column error already"):
         lsr.generate(rows, model=model, **SETTINGS)
-    answered = lsr.generate(rows.map(dict), model=model, **SETTINGS)
+    answered = lsr.generate(rows.map(lambda row: row), model=model, **SETTINGS)
     with pytest.raises(ray.exceptions.RayTaskError, match="PlanError: the rows have a column error already"):
         answered.take_all()
-    answered = lsr.generate(rows.map(dict), model=model, **{**SETTINGS, "prompt": "txet"})
+    answered = lsr.generate(rows.map(lambda row: row), model=model, **{**SETTINGS, "prompt": "txet"})
     with pytest.raises(ray.exceptions.RayTaskError, match="PlanError: there is no column txet"):
         answered.take_all()
 
