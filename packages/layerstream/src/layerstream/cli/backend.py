@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..uses.batching.progress import BatchProgress
     from ..uses.scoring.requests import ScoringTokenizer
     from ..uses.scoring.score import score
+    from ..uses.scoring.score_fields import score_fields
     from .chat_answer import answer_in_chat
     from .quiet import silence_libraries
     from .quiet_hub import copy_from_url, download_weights, silence_hub
@@ -74,6 +75,7 @@ __all__ = [
     "profile_model",
     "refuse_difference",
     "score",
+    "score_fields",
     "serve_model",
     "silence_hub",
     "silence_libraries",
@@ -109,6 +111,7 @@ _import, __dir__ = lazy_exports(
         "layerstream.uses.batching.progress": ("BatchProgress",),
         "layerstream.uses.scoring.requests": ("ScoringTokenizer",),
         "layerstream.uses.scoring.score": ("score",),
+        "layerstream.uses.scoring.score_fields": ("score_fields",),
         "platformdirs": ("user_data_path",),
         "torch": ("manual_seed",),
     },

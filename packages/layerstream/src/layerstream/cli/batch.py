@@ -6,6 +6,7 @@ Results go to a file, progress and notes to stderr, nothing to stdout.
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +20,10 @@ from .options import model_or_default, takes_load_options
 if TYPE_CHECKING:
     from .prompt_rows import PromptDefaults
     from .result_file import Resume
-    from .row_job import RowKind
+    from .row_job import AnswerRows, RowKind
 
 _RESUMING = "Continuing existing results"
+_ON_RAY = "On a Ray cluster"
 
 Rows = Annotated[
     Path,
@@ -112,6 +114,42 @@ RetryErrors = Annotated[
         rich_help_panel=_RESUMING,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="Let the workers of this Ray cluster answer; local starts one here. Each row gets what it "
+        "would get alone, as with --no-packed.",
+        show_default=False,
+        rich_help_panel=_ON_RAY,
+    ),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="At most N workers, each with a copy of what stays in memory.",
+        min=1,
+        show_default="one for each drive, or one",
+        rich_help_panel=_ON_RAY,
+    ),
+]
+WorkerCpus = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Cores for each worker, which is also its number of threads.",
+        min=1,
+        show_default="on a cluster: 1; local: all of them, shared",
+        rich_help_panel=_ON_RAY,
+    ),
+]
+WorkerGpus = Annotated[
+    float,
+    typer.Option(metavar="N", help="Accelerators for each worker.", min=0, rich_help_panel=_ON_RAY),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no plan, progress or report.")]
 
 
@@ -131,18 +169,23 @@ def batch_command(
     resume_anyway: ResumeAnyway = False,
     retry_errors: RetryErrors = False,
     options: LoadOptions,
+    ray: Ray = None,
+    workers: NumWorkers = None,
+    worker_cpus: WorkerCpus = None,
+    worker_gpus: WorkerGpus = 0,
     quiet: Quiet = False,
 ) -> None:
     """Answer the prompts in a file, many at once, so that they share each reading of the weights.
 
     Run it again after an interruption, and it continues.
     """
+    answer = _answer_with(ray, workers, worker_cpus, worker_gpus)
     defaults = parts.PromptDefaults(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
         chat=chat,
-        packed=packed,
+        packed=packed and ray is None,
         max_rows=max_rows,
     )
     model = model_or_default(model, options)
@@ -154,13 +197,36 @@ def batch_command(
             model=model,
             options=options,
             settings=defaults.settings,
-            make_kinds=partial(_make_kinds, model, defaults),
+            make_kinds=partial(_make_kinds, model, defaults, scores=ray is None),
             resume=resume_of(restart=restart, anyway=resume_anyway, retry_errors=retry_errors),
             max_rows=max_rows,
             seed=seed,
             quiet=quiet,
-        )
+        ),
+        answer,
     )
+
+
+def _answer_with(
+    ray: str | None, workers: int | None, worker_cpus: int | None, worker_gpus: float
+) -> AnswerRows | None:
+    """Return what answers the rows; None is this process.
+
+    Raises:
+        PlanError: Ray is not installed, or options are for it and it was not asked for.
+    """
+    if ray is None:
+        if workers or worker_cpus or worker_gpus:
+            raise PlanError(
+                "--workers, --worker-cpus and --worker-gpus are for --ray: give --ray ADDRESS or local"
+            )
+        return None
+    if missing := [name for name in ("ray", "pyarrow") if find_spec(name) is None]:
+        raise PlanError(f"--ray needs {missing[0]}, which is not installed: pip install 'layerstream[ray]'")
+    settings = parts.ClusterSettings(
+        address=ray, workers=workers, worker_cpus=worker_cpus, worker_gpus=worker_gpus
+    )
+    return partial(parts.answer_on_ray, settings)
 
 
 def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
@@ -175,13 +241,14 @@ def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
     return parts.Resume(restart=restart, anyway=anyway, retry_errors=retry_errors)
 
 
-def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions) -> list[RowKind]:
+def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions, *, scores: bool) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
     vocab_size = int(config.vocab_size)
     # where a model lies on this machine is nothing for an answer
     name = Path(model).name if Path(model).is_dir() else model
+    score_rows = [parts.ScoreRows(tokenizer, config, max_rows=defaults.max_rows)] if scores else []
     return [
         parts.PromptRows(tokenizer, defaults, vocab_size),
-        parts.ScoreRows(tokenizer, config, max_rows=defaults.max_rows),
+        *score_rows,
         parts.OpenAIRows(tokenizer, defaults, vocab_size, model=name),
     ]

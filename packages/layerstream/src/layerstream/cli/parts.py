@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ..ray.clusters import ClusterSettings
     from ..uses.batching.requests import GenerationRequest
     from .chat_loop import Chat, ChatSettings, check_system
     from .jobs import refuse_special_file
     from .local_models import check_local_model
     from .machine_text import machine_from_text
     from .openai_rows import OpenAIRows
+    from .parquet_files import lines_beside, read_parquet_rows, write_parquet_results
     from .prompt_rows import PromptDefaults, PromptRows
+    from .ray_job import answer_on_ray
     from .result_file import Resume
     from .row_job import RowJob, run_job
     from .score_rows import ScoreRows
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat",
     "ChatSettings",
+    "ClusterSettings",
     "GenerationRequest",
     "OpenAIRows",
     "PromptDefaults",
@@ -32,12 +36,16 @@ __all__ = [
     "Resume",
     "RowJob",
     "ScoreRows",
+    "answer_on_ray",
     "check_local_model",
     "check_system",
     "check_trace_path",
+    "lines_beside",
     "machine_from_text",
+    "read_parquet_rows",
     "refuse_special_file",
     "run_job",
+    "write_parquet_results",
     "write_trace",
 ]
 
@@ -49,11 +57,14 @@ __getattr__, __dir__ = lazy_exports(
         "layerstream.cli.local_models": ("check_local_model",),
         "layerstream.cli.machine_text": ("machine_from_text",),
         "layerstream.cli.openai_rows": ("OpenAIRows",),
+        "layerstream.cli.parquet_files": ("lines_beside", "read_parquet_rows", "write_parquet_results"),
         "layerstream.cli.prompt_rows": ("PromptDefaults", "PromptRows"),
+        "layerstream.cli.ray_job": ("answer_on_ray",),
         "layerstream.cli.result_file": ("Resume",),
         "layerstream.cli.row_job": ("RowJob", "run_job"),
         "layerstream.cli.score_rows": ("ScoreRows",),
         "layerstream.cli.trace_files": ("check_trace_path", "write_trace"),
+        "layerstream.ray.clusters": ("ClusterSettings",),
         "layerstream.uses.batching.requests": ("GenerationRequest",),
     },
 )

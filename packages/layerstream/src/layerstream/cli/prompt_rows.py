@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
@@ -149,11 +150,23 @@ class PromptRows:
             packed=self._defaults.packed,
             max_rows=self._defaults.max_rows,
             tokenizer=self._tokenizer,
-            on_result=lambda result: write(
-                self._rows[result.index], self.result_fields(self._rows[result.index], result)
-            ),
+            on_result=partial(self.write_result, write),
             on_progress=on_progress,
         )
+
+    @property
+    def requests(self) -> Sequence[GenerationRequest]:
+        """The requests of all added rows, with their prompts as tokens."""
+        return self._requests
+
+    def write_result(self, write: WriteResult, result: GenerationResult) -> None:
+        """Write the result of one of `requests`.
+
+        Raises:
+            StreamError, MemoryError: the row is not the cause of the error; it stays open.
+        """
+        row = self._rows[result.index]
+        write(row, self.result_fields(row, result))
 
     def result_fields(self, row: JobRow, result: GenerationResult) -> dict[str, Any]:
         """Return the result of `row` as the fields of its line.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +22,7 @@ from ..checkpoint.urls import is_url
 from ..errors import BudgetTooSmallError, JobError, PlanError, StreamError
 from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
-from . import backend
+from . import backend, parts
 from .interrupts import kept_if_interrupted
 from .job_header import JobHeader, describe_job
 from .jobs import JobRow, read_rows
@@ -112,39 +114,69 @@ class RowJob:
     quiet: bool = False
 
 
-def run_job(job: RowJob) -> None:
+class AnswerRows(Protocol):
+    """One way to answer the rows that are open: in this process, or elsewhere."""
+
+    def __call__(
+        self,
+        job: RowJob,
+        options: LoadOptions,
+        open_rows: Sequence[JobRow],
+        num_rows: int,
+        write: WriteResult,
+    ) -> None:
+        """Write a result for each of `open_rows`, of `num_rows` in all, by a model loaded with `options`."""
+
+
+def run_job(job: RowJob, answer: AnswerRows | None = None) -> None:
     """Write a result for every row that has none yet.
+
+    Args:
+        job: the job.
+        answer: answers the rows; None does it in this process.
 
     Raises:
         JobError: a file cannot be used, or another job made the results.
         typer.Exit: with status 1 if results are errors.
     """
-    rows = read_rows(job.rows_path)
+    rows = _read_rows(job.rows_path)
     _refuse_one_file_for_both(job.rows_path, job.results_path)
+    is_parquet = _is_parquet(job.results_path)
+    lines_path = parts.lines_beside(job.results_path) if is_parquet else job.results_path
     describe = partial(_describe, job)
     how_to_go_on = f"run it again{' without --restart' if job.resume.restart else ''} to go on"
     with (
-        ResultFile(job.results_path, rows, describe, job.resume) as results,
-        kept_if_interrupted(lambda: f"{_num_results(results, rows)} in {job.results_path}; {how_to_go_on}"),
+        ExitStack() as at_the_end,
+        ResultFile(lines_path, rows, describe, job.resume) as results,
+        kept_if_interrupted(lambda: f"{_num_results(results, rows)} in {lines_path}; {how_to_go_on}"),
     ):
+        if is_parquet:
+            at_the_end.callback(parts.write_parquet_results, job.results_path)
         if not job.quiet:
             for text in results.notes:
                 note(text)
         open_rows = [row for row in rows if row.number not in results.done]
         if open_rows:
             options = _pinned(job, results.job)
-            with working(LOADING_TOKENIZER, shown=not job.quiet):
-                kinds = job.make_kinds(options)
-            if assign_rows(open_rows, kinds, results.write):
-                progress = _JobProgress(len(rows), len(rows) - len(open_rows), is_shown=not job.quiet)
-                with _load(job, options, kinds) as streamed:
-                    _answer(streamed, kinds, results.write, progress, job.seed)
+            (answer or _answer_here)(job, options, open_rows, len(rows), results.write)
         if not job.quiet:
             note(f"{_num_results(results, rows)}, {len(results.failed)} of them an error: {job.results_path}")
             for line in failed_lines(results.failed.values()):
                 note(line)
         if results.failed:
             raise typer.Exit(1)
+
+
+def _read_rows(path: Path) -> list[JobRow]:
+    return parts.read_parquet_rows(path) if _is_parquet(path) else read_rows(path)
+
+
+def _is_parquet(path: Path) -> bool:
+    if path.suffix != ".parquet":
+        return False
+    if find_spec("pyarrow") is None:
+        raise JobError(f"{path} needs the package pyarrow, which is not installed: pip install pyarrow")
+    return True
 
 
 def _num_results(results: ResultFile, rows: Sequence[JobRow]) -> str:
@@ -220,6 +252,22 @@ def error_fields(error: Exception) -> dict[str, Any]:
     if isinstance(error, StreamError | MemoryError):
         raise error
     return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
+
+
+def _answer_here(
+    job: RowJob, options: LoadOptions, open_rows: Sequence[JobRow], num_rows: int, write: WriteResult
+) -> None:
+    kinds = kinds_of(job, options)
+    if assign_rows(open_rows, kinds, write):
+        progress = _JobProgress(num_rows, num_rows - len(open_rows), is_shown=not job.quiet)
+        with _load(job, options, kinds) as streamed:
+            _answer(streamed, kinds, write, progress, job.seed)
+
+
+def kinds_of(job: RowJob, options: LoadOptions) -> list[RowKind]:
+    """Return the kinds of rows of a job, with a status on the terminal while the tokenizer is loaded."""
+    with working(LOADING_TOKENIZER, shown=not job.quiet):
+        return job.make_kinds(options)
 
 
 def _load(job: RowJob, options: LoadOptions, kinds: list[RowKind]) -> StreamedModel:

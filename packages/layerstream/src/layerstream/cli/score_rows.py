@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,25 +102,8 @@ def score_fields(result: ScoringResult) -> dict[str, Any]:
     """
     if result.error is not None:
         return error_fields(result.error)
-    scores: list[dict[str, Any]] = []
-    for score in result.scores:
-        fields: dict[str, Any] = {
-            "sum": _finite(score.sum),
-            "mean": _finite(score.mean),
-            "tokens": score.suffix_tokens,
-        }
-        if score.logprob is None:
-            fields["outputs"] = score.outputs.tolist()
-        else:
-            fields |= {
-                "logprob": _finite(score.logprob),
-                "is_greedy": score.is_greedy,
-                "token_logprobs": [_finite(value) for value in score.token_logprobs.tolist()],
-            }
-        scores.append(fields)
-    return {"best": result.best, "best_by_mean": result.best_by_mean, "scores": scores}
-
-
-def _finite(value: float) -> float | None:
-    """Return `value`, or None for the logarithm of 0, which JSON cannot express."""
-    return value if math.isfinite(value) else None
+    return {
+        "best": result.best,
+        "best_by_mean": result.best_by_mean,
+        "scores": backend.score_fields(result),
+    }

@@ -77,30 +77,31 @@ _INSTEAD: Mapping[str, str] = {
 }
 
 
-def refuse_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+def refuse_keywords(
+    function: str, given: Iterable[str], known: Iterable[str], *, instead: Mapping[str, str] | None = None
+) -> None:
     """Refuse keywords that a function does not have; do nothing if there are none.
 
     Args:
         function: the function's name.
         given: the keywords.
         known: the keywords that it has, for a suggestion.
+        instead: what to use in place of a keyword, where the function has advice of its own.
 
     Raises:
         UnsupportedOptionError: with `names`; the message says what to use instead.
     """
     names = tuple(given)
     if names:
-        _refuse(function, names, list(known))
+        _refuse(function, names, list(known), {**_INSTEAD, **(instead or {})})
 
 
-def _refuse(function: str, names: tuple[str, ...], known: list[str]) -> NoReturn:
-    advice = "; ".join(f"{name}: {_advice(name, known)}" for name in names)
+def _refuse(function: str, names: tuple[str, ...], known: list[str], instead: Mapping[str, str]) -> NoReturn:
+    advice = "; ".join(f"{name}: {instead.get(name) or _suggestion(name, known)}" for name in names)
     raise UnsupportedOptionError(f"{function}() does not take {', '.join(names)}. {advice}", names=names)
 
 
-def _advice(name: str, known: list[str]) -> str:
-    if name in _INSTEAD:
-        return _INSTEAD[name]
+def _suggestion(name: str, known: list[str]) -> str:
     similar = difflib.get_close_matches(name, known, n=1)
     if similar:
         return f"did you mean {similar[0]}?"

@@ -1,0 +1,1 @@
+"""What bench_ray.py runs in processes of its own: workers that count, and a driver to kill."""

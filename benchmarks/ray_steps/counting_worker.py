@@ -1,0 +1,53 @@
+"""A worker that notes in a folder which rows it has answered, and how full its sweeps were."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from layerstream.ray.generation_worker import GenerationWorker
+
+FOLDER = "LAYERSTREAM_BENCH_RAY"
+"""The variable with the folder; Ray's processes inherit it."""
+
+_SAMPLE_S = 0.002
+
+
+class CountingWorker(GenerationWorker):
+    """Answers rows as its base class does."""
+
+    def __init__(self, work: Any) -> None:
+        """Load the model."""
+        super().__init__(work)
+        self._notes = Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl"
+        self._most_running = 0
+
+    async def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the rows of a block with their answers, and note them."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            answered = await super().__call__(block)
+        finally:
+            watching.cancel()
+        assert self._service is not None
+        status = self._service.status()
+        note = {
+            "ids": block[block.column_names[0]].to_pylist(),
+            "sweeps": status.sweeps,
+            "generated_tokens": status.generated_tokens,
+            "most_running": self._most_running,
+        }
+        with self._notes.open("a") as notes:
+            notes.write(json.dumps(note) + "\n")
+        return answered
+
+    async def _watch(self) -> None:
+        assert self._service is not None
+        while True:
+            self._most_running = max(self._most_running, self._service.status().running)
+            await asyncio.sleep(_SAMPLE_S)

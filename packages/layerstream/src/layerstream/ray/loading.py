@@ -1,0 +1,76 @@
+"""Load a model for as many rows at once as its machine has memory for. Runs on the workers; knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import BudgetTooSmallError
+from ..model import StreamedModel
+from ..opening import load_with, plan_with
+from ..spec.options import LoadOptions, Workload
+
+MOST_ROWS = 64
+"""The largest number of rows that memory is reserved for, unless told otherwise."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerModel:
+    """What every worker loads.
+
+    Attributes:
+        name: a directory or a Hub id, as every node knows it.
+        options: how to load it. The workload's `batch_size` is the most rows at once.
+    """
+
+    name: str
+    options: LoadOptions
+
+    @classmethod
+    def of(cls, model: str | Path, options: LoadOptions) -> WorkerModel:
+        """Return a model for workers, which work in other directories: a folder becomes absolute."""
+        folder = Path(model).expanduser()
+        return cls(name=str(folder.absolute() if folder.is_dir() else model), options=options)
+
+    @property
+    def workload(self) -> Workload:
+        """The lengths of a row, and the most rows at once."""
+        return self.options.workload or Workload()
+
+    def load(self) -> StreamedModel:
+        """Load it with memory for several rows at once; halve their number until it fits.
+
+        Raises:
+            BudgetTooSmallError: the budget holds not even one row.
+            LayerstreamError: what `load` raises.
+        """
+        return self._fitting(lambda options: load_with(self.name, options))
+
+    def rows_at_once(self) -> int:
+        """Return how many rows share a sweep on this machine. Reads config and headers only.
+
+        Raises:
+            BudgetTooSmallError: the budget holds not even one row.
+            LayerstreamError: what `plan` raises.
+        """
+
+        def planned_rows(options: LoadOptions) -> int:
+            plan_with(self.name, options)
+            assert options.workload is not None
+            return options.workload.batch_size
+
+        return self._fitting(planned_rows)
+
+    def _fitting(self, make: Callable[[LoadOptions], Made]) -> Made:
+        num_rows = self.workload.batch_size
+        while True:
+            try:
+                return make(replace(self.options, workload=replace(self.workload, batch_size=num_rows)))
+            except BudgetTooSmallError:
+                if num_rows == 1:
+                    raise
+                num_rows //= 2
