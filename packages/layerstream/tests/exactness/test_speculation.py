@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import layerstream as ls
 from layerstream.planning.drafting import MOST_DRAFTED
 from layerstream.spec.speculation import VerifiedTokens
-from layerstream.speculation.drafts import Draft, RankTokens
+from layerstream.speculation.drafts import GoOn, RankTokens
 from layerstream.testing import FakeAsyncRuntime
 
 NEW_TOKENS = 24
@@ -93,9 +93,9 @@ def test_trees_are_verified_bit_for_bit(family: str, other_draft: Path, tmp_path
 
 
 @contextmanager
-def drafting_before(draft: Draft, size: int, rank: RankTokens) -> Iterator[None]:
+def drafting_before(go_on: GoOn, size: int, rank: RankTokens) -> Iterator[None]:
     """Stand in for `drafting_on`: always drafts as much as it may, before the sweep."""
-    draft.go_on(size, rank, lambda: False)
+    go_on(size, rank, lambda: False)
     yield
 
 

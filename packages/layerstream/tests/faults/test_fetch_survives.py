@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from kit.web_folder import WebFolder, web_folder
+from kit.url_copies import ask_each_time
+from kit.web_folder import WebFolder
 from transformers import AutoModelForCausalLM
 
 import layerstream as ls
-from layerstream.checkpoint import file_copy, url_copy
+from layerstream.checkpoint import url_copy
 from layerstream.checkpoint.copy_record import part_of
 
 pytestmark = pytest.mark.enable_socket
@@ -31,23 +30,7 @@ PROMPT = torch.tensor([[1, 5, 9, 17]])
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(url_copy, "_COUNTS_FOR_S", -1.0)
-    monkeypatch.setattr(file_copy, "WAITS_S", (0.0,))
-
-
-@pytest.fixture
-def shared(tmp_path: Path, tiny_llama_dir: Path) -> Path:
-    """A folder with a checkpoint in one file."""
-    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "shared"))
-
-
-@pytest.fixture
-def web(shared: Path) -> Iterator[WebFolder]:
-    """The same folder on a web server."""
-    with web_folder(shared) as served:
-        yield served
+    ask_each_time(monkeypatch, tmp_path / "cache", (0.0,))
 
 
 @pytest.fixture

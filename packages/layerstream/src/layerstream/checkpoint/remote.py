@@ -6,8 +6,9 @@ Room: bytes. It knows which files make a checkpoint, but not how they are moved.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ..errors import CheckpointNotFoundError, FetchError, UnsupportedFormatError
@@ -15,6 +16,7 @@ from .index import (
     CONFIG_NAME,
     GGUF_SUFFIX,
     PICKLED_SUFFIXES,
+    Checkpoint,
     index_name,
     single_name,
     some,
@@ -132,3 +134,16 @@ def _no_weights(
         f"{url} has neither {single_name(variant)} nor {index_name(variant)}, but "
         f"{some(sorted(files)) or 'nothing'}; give the folder that holds {CONFIG_NAME} and the weights"
     )
+
+
+def outside_blocks_first(files: Sequence[RemoteFile], checkpoint: Checkpoint) -> list[RemoteFile]:
+    """Return `files` with those first that a model needs before its first block runs.
+
+    Embeddings, norms and the head are in the first and the last file; their names hold no block's number.
+    """
+    outside = {
+        Path(tensor.path).name
+        for tensor in checkpoint.tensors.values()
+        if not any(part.isdigit() for part in tensor.name.split("."))
+    }
+    return sorted(files, key=lambda file: (file.name not in outside, file.name))

@@ -30,7 +30,14 @@ from .copy_record import RECORD_NAME, CopyRecord, locked, part_of
 from .file_copy import FileCopy, check_space
 from .header import LENGTH_BYTES, describe_header, header_bytes_of
 from .index import CONFIG_NAME, Checkpoint, collect_tensors, index_name, open_checkpoint, read_index
-from .remote import RemoteFile, RemoteFolder, is_small_file, read_range, weights_of
+from .remote import (
+    RemoteFile,
+    RemoteFolder,
+    is_small_file,
+    outside_blocks_first,
+    read_range,
+    weights_of,
+)
 from .remote_fsspec import FsspecFolder
 from .remote_http import HttpFolder
 from .urls import check_url, copy_folder, scheme_of
@@ -80,6 +87,14 @@ _running: dict[Path, Download] = {}
 """The copies that go on in the background, by their folder."""
 
 
+def _is_trusted(place: UrlPlace, weights: bool) -> bool:
+    return time.monotonic() < _asked.get((place, weights), 0.0)
+
+
+def _trust(place: UrlPlace, weights: bool) -> None:
+    _asked[place, weights] = _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
+
+
 def place_of(name: str, options: LoadOptions, folder: Path | None = None) -> UrlPlace:
     """Return where the checkpoint at the URL `name` is copied to.
 
@@ -123,8 +138,7 @@ def copy_checkpoint(
         FetchError: the driver, the server or the disk failed.
         ShardCorruptError: a file's header does not fit its size; with `path`.
     """
-    key = (place, weights)
-    if time.monotonic() < _asked.get(key, 0.0) and (place.folder / CONFIG_NAME).is_file():
+    if _is_trusted(place, weights) and (place.folder / CONFIG_NAME).is_file():
         return place.root
     if local_only:
         return _kept_copy(place, weights, "local_files_only forbids a download")
@@ -137,7 +151,7 @@ def copy_checkpoint(
     if weights or not _Copying(place, source, listed).has_small():
         with locked(place.folder):
             _Copying(place, source, listed, on_fetch).run(weights=weights)
-    _asked[key] = _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
+    _trust(place, weights)
     return place.root
 
 
@@ -288,7 +302,7 @@ class Download:
         """Announce `files` and start to copy them; `release` gives the folder's lock back in the end."""
         self.checkpoint = checkpoint
         self._place, self._copying, self._release = place, copying, release
-        self._missing = _outside_blocks_first(copying.missing(files), checkpoint)
+        self._missing = outside_blocks_first(copying.missing(files), checkpoint)
         self._error: LayerstreamError | None = None
         for file in self._missing:
             path = place.folder / file.name
@@ -319,7 +333,7 @@ class Download:
     def _work(self) -> None:
         try:
             self._copying.copy_missing(self._missing)
-            _asked[self._place, True] = time.monotonic() + _COUNTS_FOR_S
+            _trust(self._place, True)
         except LayerstreamError as error:
             self._error = error
         # Any other error goes to the threads that wait for the files, too.
@@ -333,19 +347,6 @@ class Download:
             self._release.close()
 
 
-def _outside_blocks_first(files: Sequence[RemoteFile], checkpoint: Checkpoint) -> list[RemoteFile]:
-    """Return `files` with those first that a model needs before its first block runs.
-
-    Embeddings, norms and the head are in the first and the last file; their names hold no block's number.
-    """
-    outside = {
-        Path(tensor.path).name
-        for tensor in checkpoint.tensors.values()
-        if not any(part.isdigit() for part in tensor.name.split("."))
-    }
-    return sorted(files, key=lambda file: (file.name not in outside, file.name))
-
-
 def begin_download(name: str, options: LoadOptions, *, on_fetch: OnFetch | None = None) -> Download | None:
     """Copy a checkpoint's small files, start to copy its weights, and return at once.
 
@@ -356,7 +357,7 @@ def begin_download(name: str, options: LoadOptions, *, on_fetch: OnFetch | None 
         CheckpointError: as for `copy_checkpoint`.
     """
     place = place_of(name, options)
-    if options.local_files_only or time.monotonic() < _asked.get((place, True), 0.0):
+    if options.local_files_only or _is_trusted(place, True):
         return None
     try:
         source = open_remote(place.url)
@@ -369,9 +370,9 @@ def begin_download(name: str, options: LoadOptions, *, on_fetch: OnFetch | None 
         copying.copy_small()
         files = copying.weights()
         copying.end_waits(files)
-        _asked[place, False] = time.monotonic() + _COUNTS_FOR_S
+        _trust(place, False)
         if not copying.missing(files):
-            _asked[place, True] = time.monotonic() + _COUNTS_FOR_S
+            _trust(place, True)
             return None
         check_space(place.folder, copying.missing(files), CopyRecord(place.folder))
         checkpoint = copying.headers(files)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from ..checkpoint.urls import is_url
-from ..errors import BudgetTooSmallError, JobError, PlanError, StreamError
+from ..errors import JobError, PlanError, StreamError
+from ..planning.most_rows import with_most_rows
 from ..spec.options import LoadOptions, Workload
 from ..spec.sizes import format_seconds
 from . import backend, parts
@@ -275,19 +276,12 @@ def _load(job: RowJob, options: LoadOptions, kinds: list[RowKind]) -> StreamedMo
     num_rows = min(job.max_rows or _MAX_ROWS, _MAX_ROWS)
     backend.download_weights(job.model, options, shown=not job.quiet)
     with loading_status(shown=not job.quiet) as on_progress:
-        while True:
-            try:
-                workload = _workload(kinds, num_rows)
-                return backend.load_with(
-                    job.model,
-                    replace(options, workload=workload),
-                    on_progress=on_progress,
-                    on_fetch=on_progress,
-                )
-            except BudgetTooSmallError:
-                if num_rows == 1:
-                    raise
-                num_rows //= 2
+
+        def load(num_rows: int) -> StreamedModel:
+            fitted = replace(options, workload=_workload(kinds, num_rows))
+            return backend.load_with(job.model, fitted, on_progress=on_progress, on_fetch=on_progress)
+
+        return with_most_rows(load, num_rows)
 
 
 def _workload(kinds: list[RowKind], max_rows: int) -> Workload:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import BudgetTooSmallError
 from ..model import StreamedModel
 from ..opening import load_with, plan_with
+from ..planning.most_rows import with_most_rows
 from ..spec.options import LoadOptions, Workload
 
 MOST_ROWS = 64
@@ -66,11 +66,7 @@ class WorkerModel:
         return self._fitting(planned_rows)
 
     def _fitting(self, make: Callable[[LoadOptions], Made]) -> Made:
-        num_rows = self.workload.batch_size
-        while True:
-            try:
-                return make(replace(self.options, workload=replace(self.workload, batch_size=num_rows)))
-            except BudgetTooSmallError:
-                if num_rows == 1:
-                    raise
-                num_rows //= 2
+        def make_for(num_rows: int) -> Made:
+            return make(replace(self.options, workload=replace(self.workload, batch_size=num_rows)))
+
+        return with_most_rows(make_for, self.workload.batch_size)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .drafts import Draft, RankTokens
+from .drafts import GoOn, RankTokens
 
 _LEAST_WAITING = 0.3
 """A sweep that waits less than this share of its time is slowed down more by a draft than it gains."""
@@ -40,8 +40,8 @@ class WaitShare:
 
 
 @contextmanager
-def drafting_on(draft: Draft, size: int, rank: RankTokens) -> Iterator[None]:
-    """Let `draft` go on in a thread of its own, up to `size` tokens, until the context ends.
+def drafting_on(go_on: GoOn, size: int, rank: RankTokens) -> Iterator[None]:
+    """Let a draft `go_on` in a thread of its own, up to `size` tokens, until the context ends.
 
     Leaving the context waits for the forward that the draft is in.
 
@@ -50,14 +50,14 @@ def drafting_on(draft: Draft, size: int, rank: RankTokens) -> Iterator[None]:
     """
     is_over, errors = threading.Event(), []
 
-    def go_on() -> None:
+    def work() -> None:
         try:
-            draft.go_on(size, rank, is_over.is_set)
+            go_on(size, rank, is_over.is_set)
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
     thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(go_on,), name="layerstream-draft", daemon=True
+        target=contextvars.copy_context().run, args=(work,), name="layerstream-draft", daemon=True
     )
     thread.start()
     try:

@@ -218,9 +218,10 @@ class _Decoding:
     def _drafting_on(self, tree: DraftTree) -> AbstractContextManager[None]:
         """Return a context in which the draft goes on, if that pays."""
         more = min(MOST_AHEAD, self._room - tree.depth)
-        if not len(tree) or more <= 0 or not self.waits.is_large:
+        go_on = self.draft.go_on
+        if go_on is None or not len(tree) or more <= 0 or not self.waits.is_large:
             return nullcontext()
-        return drafting_on(self.draft, len(tree) + more, self.chooser.rank)
+        return drafting_on(go_on, len(tree) + more, self.chooser.rank)
 
     def _walk(self, tree: DraftTree, logits: list[torch.Tensor]) -> tuple[list[int], list[int]]:
         """Follow the target's choices through the tree; return accepted numbers and all tokens chosen."""

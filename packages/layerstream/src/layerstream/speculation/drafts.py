@@ -23,20 +23,28 @@ RankTokens = Callable[[torch.Tensor, torch.Tensor, int], list[tuple[int, float]]
 many tokens that may follow, the likeliest first, each with its score: a logit."""
 
 
+class GoOn(Protocol):
+    """Adds the likeliest further tokens to what was proposed, until there are `size` or it `is_over`.
+
+    It may run in another thread than the draft's methods, but not at the same time.
+    """
+
+    def __call__(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
+        """Draft on."""
+
+
 class Draft(Protocol):
     """Proposes how one sequence goes on."""
+
+    @property
+    def go_on(self) -> GoOn | None:
+        """Drafts on while a sweep runs; None where drafting takes no time worth hiding."""
 
     def ready(self, ids: Sequence[int]) -> int:
         """Return how many tokens that may follow `ids` are drafted already."""
 
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return at most `count` tokens that may follow `ids`."""
-
-    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
-        """Add the likeliest further tokens to what was proposed, up to `size` in all, until it `is_over`.
-
-        It may run in another thread than the other methods, but not at the same time.
-        """
 
 
 class LookupDraft:
@@ -47,12 +55,11 @@ class LookupDraft:
 
     LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 
+    go_on = None
+
     def ready(self, ids: Sequence[int]) -> int:
         """Return 0: nothing is kept."""
         return 0
-
-    def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
-        """Do nothing: to look something up takes no time worth hiding."""
 
     def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
         """Return what followed the longest match; if several are equally long, the latest."""

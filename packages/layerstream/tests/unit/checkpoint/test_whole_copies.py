@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from kit.web_folder import WebFolder, web_folder
+from kit.url_copies import ask_each_time, change, same_files
+from kit.web_folder import WebFolder
 
 import layerstream as ls
-from layerstream.checkpoint import file_copy, url_copy
+from layerstream.checkpoint import url_copy
 from layerstream.checkpoint.copy_record import RECORD_NAME, CopyRecord, part_of
 from layerstream.checkpoint.remote import RemoteFile
 from layerstream.errors import CheckpointNotFoundError, FetchError
@@ -26,41 +24,13 @@ WEIGHTS = "model.safetensors"
 @pytest.fixture(autouse=True)
 def _own_cache_and_no_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of the test's own; servers are asked each time, and tried again at once."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(url_copy, "_COUNTS_FOR_S", -1.0)
-    monkeypatch.setattr(file_copy, "WAITS_S", (0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def shared(tmp_path: Path, tiny_llama_dir: Path) -> Path:
-    """A folder with a checkpoint in one file, which a test may change."""
-    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "shared"))
-
-
-@pytest.fixture
-def web(shared: Path) -> Iterator[WebFolder]:
-    """The same folder on a web server."""
-    with web_folder(shared) as served:
-        yield served
+    ask_each_time(monkeypatch, tmp_path / "cache", (0.0, 0.0))
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """Where a copy goes."""
     return tmp_path / "copy"
-
-
-def same_files(copy: Path, original: Path) -> bool:
-    names = [path.name for path in original.iterdir()]
-    _, different, missing = filecmp.cmpfiles(copy, original, names, shallow=False)
-    return not different and not missing
-
-
-def change(path: Path, data: bytes) -> None:
-    """Replace a file's contents, with another time."""
-    path.write_bytes(data)
-    os.utime(path, (1, 1))
 
 
 def leave_a_part(web: WebFolder, shared: Path, target: Path, num_bytes: int) -> None:

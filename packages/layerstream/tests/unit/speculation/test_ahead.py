@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 from layerstream.speculation.ahead import WaitShare, drafting_on
 from layerstream.speculation.drafts import RankTokens
-from layerstream.speculation.tree import DraftTree
 
 
 class Drafting:
@@ -21,12 +20,6 @@ class Drafting:
         self.thread: threading.Thread | None = None
         self.size = 0
 
-    def ready(self, ids: Sequence[int]) -> int:
-        raise NotImplementedError
-
-    def propose(self, ids: Sequence[int], count: int, rank: RankTokens) -> DraftTree:
-        raise NotImplementedError
-
     def go_on(self, size: int, rank: RankTokens, is_over: Callable[[], bool]) -> None:
         self.thread, self.size = threading.current_thread(), size
         self.begun.set()
@@ -37,7 +30,7 @@ class Drafting:
 
 def test_the_draft_goes_on_until_the_sweep_has_ended() -> None:
     draft = Drafting()
-    with drafting_on(draft, 5, lambda *_: []):
+    with drafting_on(draft.go_on, 5, lambda *_: []):
         assert draft.begun.wait(60)
     assert draft.size == 5
     assert draft.thread is not None and draft.thread is not threading.current_thread()
@@ -46,7 +39,7 @@ def test_the_draft_goes_on_until_the_sweep_has_ended() -> None:
 
 def test_what_the_draft_raises_comes_after_the_sweep() -> None:
     draft, swept = Drafting(MemoryError("no room")), []
-    with pytest.raises(MemoryError, match="no room"), drafting_on(draft, 5, lambda *_: []):
+    with pytest.raises(MemoryError, match="no room"), drafting_on(draft.go_on, 5, lambda *_: []):
         assert draft.begun.wait(60)
         swept.append(1)
     assert swept
@@ -54,7 +47,7 @@ def test_what_the_draft_raises_comes_after_the_sweep() -> None:
 
 def test_the_draft_ends_when_the_sweep_fails() -> None:
     draft = Drafting()
-    with pytest.raises(KeyboardInterrupt), drafting_on(draft, 5, lambda *_: []):
+    with pytest.raises(KeyboardInterrupt), drafting_on(draft.go_on, 5, lambda *_: []):
         raise KeyboardInterrupt
     assert draft.thread is not None and not draft.thread.is_alive()
 

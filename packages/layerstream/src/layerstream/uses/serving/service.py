@@ -146,7 +146,7 @@ class GenerationService:
                 generated_tokens=self._counts["generated_tokens"],
                 sweeps=self._streamed.group.sweeps,
                 sweep_s=self._pace.sweep_s,
-                token_s=self._pace.sweep_s / self._streamed.tokens_per_sweep,
+                token_s=self._token_s,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
                 wait_s=self._starts_s()[-1] + self._pace.sweep_s,
                 reused_tokens=self._counts["reused_tokens"],
@@ -194,7 +194,7 @@ class GenerationService:
         with self._changed:
             if entry.stage is Stage.ENDED:
                 return 0.0
-            return first_s + self._left_s(entry)
+            return first_s + entry.most_left * self._token_s
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -240,13 +240,16 @@ class GenerationService:
         if self._is_closing or self._streamed.is_closed:
             raise ServiceClosedError("this service is closing and takes no more requests")
 
-    def _left_s(self, entry: Entry) -> float:
-        return entry.most_left * self._pace.sweep_s / self._streamed.tokens_per_sweep
+    @property
+    def _token_s(self) -> float:
+        """Seconds per token of one answer."""
+        return self._pace.sweep_s / self._streamed.tokens_per_sweep
 
     def _starts_s(self) -> list[float]:
         """Return in how many seconds each waiting request starts, and one more behind them."""
-        running = [self._left_s(entry) for entry in self._running]
-        waiting = [self._left_s(entry) for entry in self._waiting]
+        token_s = self._token_s
+        running = [entry.most_left * token_s for entry in self._running]
+        waiting = [entry.most_left * token_s for entry in self._waiting]
         is_full = bool(self._waiting and self._running)
         return starts_s(running, [*waiting, 0.0], len(running) if is_full else len(running) + 1)
 
