@@ -53,6 +53,7 @@ logging.getLogger("nox").addFilter(lambda record: "uv binary not found" not in r
 
 LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters,serve]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
+RAY = ("-e", "packages/layerstream[ray]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
@@ -112,7 +113,7 @@ def check(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, then a sample with other transformers; arguments go to pytest."""
-    install(session, *LAYERSTREAM, *HARNESS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
+    install(session, *LAYERSTREAM, *HARNESS, *RAY, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
     session.run(*PYTEST, *session.posargs, env=CALM)
     if not session.posargs:
         for version in OTHER_TRANSFORMERS:
@@ -237,7 +238,7 @@ def screenshots(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its small version; `python benchmarks/bench_NAME.py` is the real one."""
-    install(session, *LAYERSTREAM, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
+    install(session, *LAYERSTREAM, *RAY, *COMPARE, *SPACE, "accelerate", "matplotlib", "playwright")
     for script in sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", script, "--quick", *session.posargs)
 

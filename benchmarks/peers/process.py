@@ -50,10 +50,8 @@ class PeerProcess:
         Raises:
             PeerError: the answer is an error, there is none within `seconds`, or the process has ended.
         """
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            self.process.stdin.flush()
+            self._send(json.dumps({"do": do, **arguments}).encode() + b"\n")
             answer = json.loads(self._line(monotonic() + seconds))
         except (BrokenPipeError, json.JSONDecodeError):
             raise PeerError(self._how_it_ended()) from None
@@ -61,6 +59,12 @@ class PeerProcess:
             raise PeerError(answer["error"])
         found: dict[str, Any] = answer["ok"]
         return found
+
+    def _send(self, line: bytes) -> None:
+        """Write `line` without Python's buffer: what a buffer cannot write, it tries again when it is closed."""
+        assert self.process.stdin is not None
+        while line:
+            line = line[os.write(self.process.stdin.fileno(), line) :]
 
     def _line(self, ends_at_s: float) -> bytes:
         """Return the answer's line, empty at the end of the process; memory is sampled while waiting."""
