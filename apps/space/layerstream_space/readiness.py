@@ -13,11 +13,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import closing
+from time import monotonic
 
 from layerstream_compare import Case, Event, SpareWorker
 
 UNTIMED_PHASE = "quality"
 """The last phase of a case. All times and memory figures are taken before it."""
+
+_LATE_S = 5.0
+"""What a page asked just before it was closed may arrive this much later, on a busy machine."""
 
 
 class Readiness:
@@ -34,8 +38,11 @@ class Readiness:
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
         self._pages: set[str] = set()
+        self._closed_at_s: dict[str, float] = {}
         self._num_timed = 0
         self._is_stopped = False
+        # a page was used while a case was timed; after a stop, the case takes a moment to end
+        self._is_asked_for = False
 
     def page_used(self, session: str) -> None:
         """Note that a visitor has opened a page or uses its controls; a case may come soon.
@@ -44,14 +51,17 @@ class Readiness:
             session: tells the page from others.
         """
         with self._lock:
+            if session in self._just_closed():
+                return
             self._pages.add(session)
-            self._is_stopped = False
+            self._is_stopped, self._is_asked_for = False, self._num_timed > 0
         self._get_ready()
 
     def page_closed(self, session: str) -> None:
         """Note that a page is gone. With the last one goes the spare."""
         with self._lock:
             self._pages.discard(session)
+            self._closed_at_s = {**self._just_closed(), session: monotonic()}
             is_last = not self._pages
         if is_last:
             self._spare.close()
@@ -60,7 +70,7 @@ class Readiness:
         """Note that a visitor has stopped a run: no spare is left, nor started until somebody uses a page."""
         with self._lock:
             # the case that is being stopped may still reach its last phase
-            self._is_stopped = True
+            self._is_stopped, self._is_asked_for = True, False
         self._spare.close()
 
     def close(self) -> None:
@@ -84,10 +94,17 @@ class Readiness:
         finally:
             if is_timed:
                 self._count(timed=False)
+            if self._is_asked_for:
+                self._get_ready()
 
     def run_ended(self) -> None:
         """Note that a run has come to its own end: the visitor may well start another."""
         self._get_ready()
+
+    def _just_closed(self) -> dict[str, float]:
+        """Return the pages that were closed a moment ago, and when; the lock is held."""
+        now_s = monotonic()
+        return {page: at_s for page, at_s in self._closed_at_s.items() if now_s - at_s < _LATE_S}
 
     def _count(self, *, timed: bool) -> bool:
         with self._lock:

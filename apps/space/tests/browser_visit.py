@@ -54,7 +54,9 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.page.goto(app.address + query)
+        # without its heartbeat, the app does not hear that the page is closed
+        with self.page.expect_response(lambda response: "/heartbeat/" in response.url, timeout=LONG_S):
+            self.page.goto(app.address + query)
         expect(self.page.locator(".ls-masthead")).to_be_visible(timeout=LONG_S)
         if variants := parse_qs(query.removeprefix("?")).get("variants"):
             # the page fills itself from its address a moment after it is drawn

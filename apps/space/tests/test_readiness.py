@@ -94,6 +94,27 @@ def test_case_that_is_closed_early_does_not_hold_back_the_next_spare(readiness, 
     assert spare.is_warm
 
 
+def test_page_used_while_a_stopped_case_still_ends_gets_its_spare_afterwards(readiness, spare):
+    readiness.page_used("a")
+    events = readiness.run_case(CASE)
+    step_to(events, "decode")
+    readiness.stopped()
+    readiness.page_used("a")
+    assert not spare.is_warm
+    events.close()
+    assert spare.is_warm
+
+
+def test_what_a_page_asked_before_it_was_closed_opens_it_no_more(readiness, spare, monkeypatch):
+    readiness.page_used("a")
+    readiness.page_closed("a")
+    readiness.page_used("a")
+    assert not spare.is_warm
+    monkeypatch.setattr("layerstream_space.readiness._LATE_S", 0.0)
+    readiness.page_used("a")  # its connection was lost, and it is back
+    assert spare.is_warm
+
+
 def test_closed_readiness_starts_no_spare(readiness, spare):
     readiness.page_used("a")
     readiness.close()
