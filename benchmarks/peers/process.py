@@ -61,7 +61,7 @@ class PeerProcess:
         return found
 
     def _send(self, line: bytes) -> None:
-        """Write `line` without Python's buffer: what a buffer cannot write, it tries again when it is closed."""
+        """Write `line` without Python's buffer, which would try to write it once more when it is closed."""
         assert self.process.stdin is not None
         while line:
             line = line[os.write(self.process.stdin.fileno(), line) :]

@@ -35,12 +35,16 @@ class CountingWorker(GenerationWorker):
         finally:
             watching.cancel()
         assert self._service is not None
-        status = self._service.status()
+        status, report = self._service.status(), self._streamed.report()
         note = {
             "ids": block[block.column_names[0]].to_pylist(),
             "sweeps": status.sweeps,
             "generated_tokens": status.generated_tokens,
             "most_running": self._most_running,
+            "bytes_read": report.bytes_read,
+            "budget_bytes": report.budget_device_bytes,
+            "ledger_bytes": report.ledger_device_bytes,
+            "peak_bytes": report.peak_device_bytes,
         }
         with self._notes.open("a") as notes:
             notes.write(json.dumps(note) + "\n")

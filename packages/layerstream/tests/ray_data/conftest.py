@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ TESTS = Path(__file__).parent.parent
 collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 
 
+@pytest.fixture(autouse=True)
+def no_workers_of_a_failed_job() -> Iterator[None]:
+    """Free what an error's frames held: Ray ends a worker only when nothing in this process refers to it."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[str]:
     """A local Ray with 6 logical CPUs and two drives; give its address."""
@@ -23,6 +31,8 @@ def local_ray() -> Iterator[str]:
         # its processes inherit this one's environment, and workers of tests import the kit
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray gives way to all other programs, such as the other tests
+        patch.setenv("RAY_worker_niceness", "0")
         warnings.simplefilter("ignore")
         context = ray.init(
             num_cpus=6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def workers_of(
     least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= least <= most:
         raise PlanError(f"concurrency={concurrency!r} must be a number of workers, or the least and the most")
+    # the frames of a failed job's error may still refer to its workers, which would hold their drives
+    gc.collect()
     declared = DISK in ray.cluster_resources()
     share = _default_share(most, declared=declared) if disk_share is None else rounded_down(disk_share)
     workers = Workers(least=least, most=most, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=share)
