@@ -30,6 +30,8 @@ from .row_sources import RowSource
 _SAVED = ("state.json", "dataset_dict.json")
 """Files in a folder that `save_to_disk` wrote: of one split, and of several."""
 
+_MOST_ERROR_CHARACTERS = 500
+
 _SPLIT = re.compile(r"\w+(?:\.\w+)*")
 
 
@@ -256,7 +258,8 @@ def _errors_translated(name: str, revision: str | None = None, offline: str | No
         ) from error
     except Exception as error:  # its files and its card are whatever its authors made of them
         cause = error.__cause__ or error
-        raise JobError(f"the data set {name} cannot be read: {' '.join(str(cause).split())[:500]}") from error
+        said = " ".join(f"{type(cause).__name__}: {cause}".split())[:_MOST_ERROR_CHARACTERS]
+        raise JobError(f"the data set {name} cannot be read: {said}") from error
 
 
 def _why_not_found(name: str, revision: str | None, said: str) -> str:
