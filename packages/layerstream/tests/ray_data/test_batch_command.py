@@ -105,3 +105,24 @@ def test_parquet_in_parquet_out(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert [(row["id"], row["new_tokens"] > 0, row["finish_reason"]) for row in table] == [
         (name, True, "length") for name in ("x", "y", "z")
     ]
+
+
+def test_rows_of_a_data_set_get_what_the_plain_command_gives_them(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "sums").mkdir()
+    questions = [{"id": f"q{number}", "question": "ab" * number, "answer": "x"} for number in (1, 2, 3)]
+    rows = write_lines(tmp_path / "sums" / "test.jsonl", questions)
+    column = ("--prompt-column", "question")
+    on_ray = batch(
+        tiny_llama_dir, rows.parent, tmp_path / "on-ray.jsonl", "--split", "test", *column, "--ray", "local"
+    )
+    assert on_ray.returncode == 0, on_ray.stderr
+    assert "sums, default, test: 3 rows; read: id, question; left out: answer" in on_ray.stderr
+    plain = batch(tiny_llama_dir, rows, tmp_path / "plain.jsonl", *column, "--no-packed", "--quiet")
+    assert plain.returncode == 0, plain.stderr
+    found = results_of(tmp_path / "on-ray.jsonl")
+    assert [row["id"] for _, row in sorted(found.items())] == ["q1", "q2", "q3"]
+    assert found == results_of(tmp_path / "plain.jsonl")

@@ -1,4 +1,4 @@
-"""`layerstream batch`: answer the rows of a JSON-lines file in shared sweeps; resumes after any interruption.
+"""`layerstream batch`: answer the rows of a file or a data set in shared sweeps; resumes at any time.
 
 Results go to a file, progress and notes to stderr, nothing to stdout.
 """
@@ -16,6 +16,7 @@ from ..errors import PlanError
 from ..spec.options import LoadOptions
 from . import backend, parts
 from .options import model_or_default, takes_load_options
+from .row_options import Config, PromptColumn, Split
 
 if TYPE_CHECKING:
     from .prompt_rows import PromptDefaults
@@ -26,10 +27,11 @@ _RESUMING = "Continuing existing results"
 _ON_RAY = "On a Ray cluster"
 
 Rows = Annotated[
-    Path,
+    str,
     typer.Argument(
         help='JSON lines, one row each: {"id": ..., "prompt": "...", "max_new_tokens": ...}, '
-        "a row for 'layerstream score', or a row of an OpenAI batch."
+        "a row for 'layerstream score', or a row of an OpenAI batch. Or a parquet file; or a Hugging Face "
+        "data set: its id, owner/name or owner/name@revision, or a folder."
     ),
 ]
 Results = Annotated[
@@ -169,13 +171,16 @@ def batch_command(
     resume_anyway: ResumeAnyway = False,
     retry_errors: RetryErrors = False,
     options: LoadOptions,
+    config: Config = None,
+    split: Split = None,
+    prompt_column: PromptColumn = None,
     ray: Ray = None,
     workers: NumWorkers = None,
     worker_cpus: WorkerCpus = None,
     worker_gpus: WorkerGpus = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Answer the prompts in a file, many at once, so that they share each reading of the weights.
+    """Answer the prompts of a file or a data set, many at once: they share each reading of the weights.
 
     Run it again after an interruption, and it continues.
     """
@@ -192,7 +197,9 @@ def batch_command(
     parts.run_job(
         parts.RowJob(
             command="batch",
-            rows_path=rows,
+            source=parts.RowSource(
+                text=rows, config=config, split=split, columns=parts.Columns(prompt=prompt_column)
+            ),
             results_path=results,
             model=model,
             options=options,

@@ -1,4 +1,4 @@
-"""Rows of a job: lines of a JSON-lines file, each with its number, its digest and its id.
+"""Rows of a job, each with its number, its digest and its id: lines of a JSON-lines file, or records.
 
 It does not know what a row means or what answers it.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import JobError
+from .row_columns import KEYS_THEMSELVES, ColumnEmptyError, Columns
 
 _SPECIAL_FILES = (
     (stat.S_ISDIR, "a directory"),
@@ -29,8 +30,8 @@ class JobRow:
     """One row of a job.
 
     Attributes:
-        number: its line, from 1.
-        digest: a hash of the line, so that a result is never attributed to another row.
+        number: its line, or its place in a table, from 1.
+        digest: a hash of its text, so that a result is never attributed to another row.
         id: the row's own id, or its number if it has none.
         fields: its contents, without the id.
         error: why it cannot be read; None if it can.
@@ -43,8 +44,12 @@ class JobRow:
     error: str | None = None
 
 
-def read_rows(path: Path) -> list[JobRow]:
+def read_rows(path: Path, columns: Columns = KEYS_THEMSELVES) -> list[JobRow]:
     """Return the rows of a JSON-lines file, without empty lines. A line that is not an object has an error.
+
+    Args:
+        path: the file.
+        columns: the keys that make a row, where others than its own are named.
 
     Raises:
         JobError: the file cannot be read, or is not a plain file.
@@ -54,7 +59,9 @@ def read_rows(path: Path) -> list[JobRow]:
     )
     try:
         with path.open("rb") as lines:
-            return [_parse(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+            return [
+                _parse(number, line, columns) for number, line in enumerate(lines, start=1) if line.strip()
+            ]
     except OSError as error:
         raise JobError(f"cannot read the rows {path}: {error.strerror or error}") from error
 
@@ -74,7 +81,36 @@ def refuse_special_file(path: Path, what: str, advice: str) -> None:
         raise JobError(f"{what}: this is {kind}, not a plain file; {advice}")
 
 
-def _parse(number: int, line: bytes) -> JobRow:
+def row_of(number: int, record: Mapping[str, Any], columns: Columns = KEYS_THEMSELVES) -> JobRow:
+    """Return the row that a record makes, such as a row of a table; an empty cell is as a key not there.
+
+    Args:
+        number: its place, from 1.
+        record: its keys and values.
+        columns: the keys that make a row, where others than its own are named.
+    """
+    fields, error = _without_nulls(record), None
+    if columns:
+        try:
+            fields = columns.take(fields)
+        except ColumnEmptyError as reason:
+            error = str(reason)
+    text = json.dumps(fields, sort_keys=True, default=str, ensure_ascii=False)
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
+    return JobRow(number=number, digest=digest, id=row_id, fields=fields, error=error)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return `value` without keys whose value is null: a table has every key in every row."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value
+
+
+def _parse(number: int, line: bytes, columns: Columns) -> JobRow:
     digest = hashlib.sha256(line.strip()).hexdigest()[:16]
     try:
         fields = json.loads(line)
@@ -83,6 +119,8 @@ def _parse(number: int, line: bytes) -> JobRow:
     if not isinstance(fields, dict):
         error_text = 'a row must be a JSON object such as {"prompt": "..."}'
         return JobRow(number=number, digest=digest, id=number, error=error_text)
+    if columns:
+        return row_of(number, fields, columns)
     # in an OpenAI batch, this is the id
     row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
     return JobRow(number=number, digest=digest, id=row_id, fields=fields)

@@ -6,10 +6,9 @@ it, and become parquet whenever the job stops.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 
 from ..errors import JobError
 from .job_header import KEY
-from .jobs import JobRow, refuse_special_file
+from .jobs import JobRow, refuse_special_file, row_of
+from .row_columns import KEYS_THEMSELVES, Columns
 
 SUFFIX = ".parquet"
 
@@ -28,8 +28,12 @@ def lines_beside(path: Path) -> Path:
     return path.with_name(path.name + ".jsonl")
 
 
-def read_parquet_rows(path: Path) -> list[JobRow]:
+def read_parquet_rows(path: Path, columns: Columns = KEYS_THEMSELVES) -> list[JobRow]:
     """Return the rows of a parquet file. An empty cell is as a key that is not there.
+
+    Args:
+        path: the file.
+        columns: the columns that make a row, where others than the keys of a row are named.
 
     Raises:
         JobError: the file cannot be read.
@@ -39,15 +43,7 @@ def read_parquet_rows(path: Path) -> list[JobRow]:
         records = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise JobError(f"cannot read the rows {path}: {error}") from error
-    return [_row(number, record) for number, record in enumerate(records, start=1)]
-
-
-def _row(number: int, record: Mapping[str, Any]) -> JobRow:
-    fields = {name: value for name, value in record.items() if value is not None}
-    text = json.dumps(fields, sort_keys=True, default=str, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-    row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
-    return JobRow(number=number, digest=digest, id=row_id, fields=fields)
+    return [row_of(number, record, columns) for number, record in enumerate(records, start=1)]
 
 
 def write_parquet_results(path: Path) -> None:

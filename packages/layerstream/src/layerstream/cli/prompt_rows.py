@@ -12,6 +12,7 @@ from ..spec.options import Workload
 from ..uses.batching.requests import GenerationRequest, GenerationResult
 from . import backend
 from .jobs import JobRow
+from .row_columns import PROMPT_KEYS, PROMPTS
 from .row_job import WriteResult, error_fields
 
 if TYPE_CHECKING:
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 
     from .. import StreamedModel
     from .row_job import Progress
-
-_PROMPTS = ("prompt", "messages", "ids")
-_KEYS = (
-    *_PROMPTS,
-    "max_new_tokens",
-    "do_sample",
-    "seed",
-    "temperature",
-    "num_beams",
-    "stop",
-    "adapter",
-    "options",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +61,7 @@ class PromptRows:
 
     def matches(self, row: JobRow) -> bool:
         """Return whether `row` has a prompt."""
-        return any(name in row.fields for name in _PROMPTS)
+        return any(name in row.fields for name in PROMPTS)
 
     def add(self, row: JobRow) -> None:
         """Add `row` to those to answer.
@@ -81,9 +69,9 @@ class PromptRows:
         Raises:
             PlanError: the row is invalid.
         """
-        if unknown := sorted(set(row.fields) - set(_KEYS)):
-            raise PlanError(f"unknown key {', '.join(unknown)}: a row may have id, {', '.join(_KEYS)}")
-        given = [name for name in _PROMPTS if name in row.fields]
+        if unknown := sorted(set(row.fields) - set(PROMPT_KEYS)):
+            raise PlanError(f"unknown key {', '.join(unknown)}: a row may have id, {', '.join(PROMPT_KEYS)}")
+        given = [name for name in PROMPTS if name in row.fields]
         if len(given) != 1:
             raise PlanError(f"a row has one of prompt, messages and ids; this one has {' and '.join(given)}")
         try:
@@ -95,7 +83,7 @@ class PromptRows:
 
     def _request(self, row: JobRow) -> GenerationRequest:
         defaults = self._defaults
-        settings = {name: value for name, value in row.fields.items() if name not in _PROMPTS}
+        settings = {name: value for name, value in row.fields.items() if name not in PROMPTS}
         settings.setdefault("max_new_tokens", defaults.max_new_tokens)
         if defaults.temperature is not None and "do_sample" not in settings:
             settings = {"do_sample": True, "temperature": defaults.temperature, **settings}

@@ -36,7 +36,7 @@ def download_weights(model: str, options: LoadOptions, *, shown: bool) -> None:
         wanted.append((options.draft_model, options.for_draft_model()))
     for name, options_of_it in wanted:
         if downloads(name, options_of_it):
-            with _bars(shown=shown):
+            with hub_bars(shown=shown):
                 resolve_model(name, options_of_it, weights=True)
 
 
@@ -51,7 +51,8 @@ def copy_from_url(model: str, options: LoadOptions, on_fetch: OnFetch) -> None:
 
 
 @contextmanager
-def _bars(*, shown: bool) -> Iterator[None]:
+def hub_bars(*, shown: bool) -> Iterator[None]:
+    """Let downloads show the Hub's own progress bars, on a terminal."""
     # the user's own setting comes first
     if shown and sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         enable_progress_bars()

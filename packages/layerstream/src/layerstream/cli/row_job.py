@@ -1,4 +1,4 @@
-"""Run a job, a file of rows: the part that `batch` and `score` share.
+"""Run a job, the rows of a file or a data set: the part that `batch` and `score` share.
 
 It opens the rows and the results, loads the model with enough memory for the rows, has each kind of row
 answered, and shows the progress.
@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,9 +25,10 @@ from ..spec.sizes import format_seconds
 from . import backend, parts
 from .interrupts import kept_if_interrupted
 from .job_header import JobHeader, describe_job
-from .jobs import JobRow, read_rows
+from .jobs import JobRow
 from .printing import LOADING_TOKENIZER, loading_status, note, working
 from .result_file import FailedRow, ResultFile, Resume
+from .row_sources import RowSource, is_parquet, read_source
 from .terminal import StatusLine
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ class RowKind(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowJob:
-    """A job: the rows of a file and what answers them.
+    """A job: rows and what answers them.
 
     Attributes:
         command: `batch` or `score`.
-        rows_path: JSON lines, one per row.
+        source: where the rows are.
         results_path: JSON lines: a header, then one result per row; results are appended.
         model: a directory or a Hub id.
         options: how to load it; the rows decide the workload.
@@ -103,7 +103,7 @@ class RowJob:
     """
 
     command: str
-    rows_path: Path
+    source: RowSource
     results_path: Path
     model: str
     options: LoadOptions
@@ -140,10 +140,15 @@ def run_job(job: RowJob, answer: AnswerRows | None = None) -> None:
         JobError: a file cannot be used, or another job made the results.
         typer.Exit: with status 1 if results are errors.
     """
-    rows = _read_rows(job.rows_path)
-    _refuse_one_file_for_both(job.rows_path, job.results_path)
-    is_parquet = _is_parquet(job.results_path)
-    lines_path = parts.lines_beside(job.results_path) if is_parquet else job.results_path
+    rows = read_source(
+        job.source,
+        command=job.command,
+        local_files_only=job.options.local_files_only,
+        shown=not job.quiet,
+    )
+    _refuse_one_file_for_both(job.source, job.results_path)
+    becomes_parquet = is_parquet(job.results_path)
+    lines_path = parts.lines_beside(job.results_path) if becomes_parquet else job.results_path
     describe = partial(_describe, job)
     how_to_go_on = f"run it again{' without --restart' if job.resume.restart else ''} to go on"
     with (
@@ -151,7 +156,7 @@ def run_job(job: RowJob, answer: AnswerRows | None = None) -> None:
         ResultFile(lines_path, rows, describe, job.resume) as results,
         kept_if_interrupted(lambda: f"{_num_results(results, rows)} in {lines_path}; {how_to_go_on}"),
     ):
-        if is_parquet:
+        if becomes_parquet:
             at_the_end.callback(parts.write_parquet_results, job.results_path)
         if not job.quiet:
             for text in results.notes:
@@ -166,18 +171,6 @@ def run_job(job: RowJob, answer: AnswerRows | None = None) -> None:
                 note(line)
         if results.failed:
             raise typer.Exit(1)
-
-
-def _read_rows(path: Path) -> list[JobRow]:
-    return parts.read_parquet_rows(path) if _is_parquet(path) else read_rows(path)
-
-
-def _is_parquet(path: Path) -> bool:
-    if path.suffix != ".parquet":
-        return False
-    if find_spec("pyarrow") is None:
-        raise JobError(f"{path} needs the package pyarrow, which is not installed: pip install pyarrow")
-    return True
 
 
 def _num_results(results: ResultFile, rows: Sequence[JobRow]) -> str:
@@ -200,9 +193,9 @@ def _pinned(job: RowJob, header: JobHeader | None) -> LoadOptions:
     return replace(job.options, revision=commit)
 
 
-def _refuse_one_file_for_both(rows_path: Path, results_path: Path) -> None:
-    if results_path.exists() and results_path.samefile(rows_path):
-        raise JobError(f"the rows and the results are one file, {rows_path}: give another for the results")
+def _refuse_one_file_for_both(source: RowSource, results_path: Path) -> None:
+    if not source.is_dataset and results_path.exists() and results_path.samefile(source.path):
+        raise JobError(f"the rows and the results are one file, {source.text}: give another for the results")
 
 
 def failed_lines(failed: Collection[FailedRow]) -> Iterator[str]:

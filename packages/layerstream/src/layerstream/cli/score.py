@@ -16,13 +16,17 @@ from ..spec.options import LoadOptions
 from . import backend, parts
 from .batch import MaxRows, Model, Quiet, Restart, Results, ResumeAnyway, RetryErrors, resume_of
 from .options import model_or_default, takes_load_options
+from .row_options import Config, PrefixColumn, Split, SuffixesColumn
 
 if TYPE_CHECKING:
     from .row_job import RowKind
 
 Rows = Annotated[
-    Path,
-    typer.Argument(help='JSON lines, one row each: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}.'),
+    str,
+    typer.Argument(
+        help='JSON lines, one row each: {"id": ..., "prefix": "...", "suffixes": ["...", ...]}. Or a parquet '
+        "file; or a Hugging Face data set: its id, owner/name or owner/name@revision, or a folder."
+    ),
 ]
 HeadFile = Annotated[
     Path | None,
@@ -47,6 +51,10 @@ def score_command(
     resume_anyway: ResumeAnyway = False,
     retry_errors: RetryErrors = False,
     options: LoadOptions,
+    config: Config = None,
+    split: Split = None,
+    prefix_column: PrefixColumn = None,
+    suffixes_column: SuffixesColumn = None,
     quiet: Quiet = False,
 ) -> None:
     """Score the endings of many texts by their probability, and report the best ending of each.
@@ -57,7 +65,12 @@ def score_command(
     parts.run_job(
         parts.RowJob(
             command="score",
-            rows_path=rows,
+            source=parts.RowSource(
+                text=rows,
+                config=config,
+                split=split,
+                columns=parts.Columns(prefix=prefix_column, suffixes=suffixes_column),
+            ),
             results_path=results,
             model=model,
             options=options,

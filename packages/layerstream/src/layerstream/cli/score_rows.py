@@ -10,6 +10,7 @@ from ..errors import PlanError
 from ..spec.options import Workload
 from . import backend
 from .jobs import JobRow
+from .row_columns import SCORE_KEYS
 from .row_job import WriteResult, error_fields
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from .. import ScoringResult, StreamedModel
     from ..uses.scoring.requests import TokenizedScoring
     from .row_job import Progress
-
-_KEYS = ("prefix", "suffixes")
 
 
 class ScoreRows:
@@ -45,7 +44,7 @@ class ScoreRows:
 
     def matches(self, row: JobRow) -> bool:
         """Return whether `row` has a prefix or suffixes."""
-        return any(key in row.fields for key in _KEYS)
+        return any(key in row.fields for key in SCORE_KEYS)
 
     def add(self, row: JobRow) -> None:
         """Add `row` to those to score.
@@ -53,7 +52,7 @@ class ScoreRows:
         Raises:
             PlanError: the row is invalid.
         """
-        if set(row.fields) - {"adapter"} != set(_KEYS):
+        if set(row.fields) - {"adapter"} != set(SCORE_KEYS):
             raise PlanError(
                 "a row to score has id, prefix and suffixes, and may have an adapter; "
                 f"this one has {', '.join(sorted(row.fields))}"

@@ -23,7 +23,7 @@ def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return None if name == package else find_spec(name)
 
     monkeypatch.setattr("layerstream.cli.batch.find_spec", find)
-    monkeypatch.setattr("layerstream.cli.row_job.find_spec", find)
+    monkeypatch.setattr("layerstream.cli.row_sources.find_spec", find)
 
 
 def test_options_for_workers_need_ray(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

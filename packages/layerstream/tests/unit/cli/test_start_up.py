@@ -16,7 +16,7 @@ _RUN = """
 import json, sys
 from layerstream.cli.app import main
 status = main(sys.argv[1:])
-loaded = sorted({"torch", "transformers", "huggingface_hub", "numpy"} & set(sys.modules))
+loaded = sorted({"torch", "transformers", "huggingface_hub", "numpy", "datasets"} & set(sys.modules))
 sys.stderr.write("\\n" + json.dumps({"status": status, "loaded": loaded}))
 """
 
@@ -93,3 +93,14 @@ def test_a_finished_job_loads_no_model_library(tmp_path: Path) -> None:
     rows.write_text("")
     arguments = ["batch", str(rows), str(tmp_path / "results.jsonl"), "-m", "some/model", "--quiet"]
     assert run(*arguments) == (0, [])
+
+
+def test_a_data_set_is_read_without_a_model_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "rows" / f"{split}.jsonl").write_text('{"prompt": "x"}\n')
+    status, loaded = run("batch", str(tmp_path / "rows"), str(tmp_path / "results.jsonl"), "-m", "some/model")
+    assert status == 2
+    assert loaded == ["datasets", "huggingface_hub", "numpy"]
