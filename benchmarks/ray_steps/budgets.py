@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import MIB, Outcome, verdict
 
 import layerstream as ls
-from ray_steps.job import Job, local_ray, notes_of, start_driver
+from ray_steps.job import Job, local_ray, notes_of, refuse_failure, start_driver
 
 STAGE = "budgets"
 BLOCK_ROWS, PROMPT_TOKENS, NEW_TOKENS = 8, 48, 4
@@ -24,11 +26,11 @@ def run(job: Job) -> Outcome:
     texts = [f"{number} is a number" for number in range(num_rows)]
     pq.write_table(pa.table({"id": range(num_rows), "text": texts}), job.work / "rows.parquet")
     with local_ray(job.work / "notes") as address:
-        drivers = [
-            start_driver(
+        drivers = {
+            budget: start_driver(
                 address,
                 job.work / "rows.parquet",
-                job.work / f"answers-{budget}",
+                _place(job, budget),
                 {
                     "model": str(job.default),
                     "budget": budget,
@@ -38,17 +40,21 @@ def run(job: Job) -> Outcome:
                 },
             )
             for budget in budgets
-        ]
-        failed = sum(driver.wait() != 0 for driver in drivers)
-    if failed:
-        raise RuntimeError(f"{failed} of the two drivers failed")
+        }
+        for budget, driver in drivers.items():
+            refuse_failure(driver, _place(job, budget))
     answers = [_answers(job, budget) for budget in budgets]
     differ = sum(answers[0].get(number) != answers[1].get(number) for number in range(num_rows))
     return _outcome(job, budgets, num_rows, differ)
 
 
+def _place(job: Job, budget: int) -> Path:
+    """Return where the answers with this budget are."""
+    return job.work / f"answers-{budget}"
+
+
 def _answers(job: Job, budget: int) -> dict[int, list[int]]:
-    rows = pq.read_table(job.work / f"answers-{budget}").to_pylist()
+    rows = pq.read_table(_place(job, budget)).to_pylist()
     return {row["id"]: row["tokens"] for row in rows}
 
 

@@ -15,9 +15,7 @@ from ray_steps.counting_worker import CountingWorker
 def answer(rows: str, answers: str, settings: dict[str, Any]) -> None:
     """Answer the rows, and write the answers."""
     verbs.GenerationWorker = CountingWorker  # type: ignore[misc]
-    verbs.generate(ray.data.read_parquet(rows), prompt="text", id_column="id", **settings).write_parquet(
-        answers
-    )
+    verbs.generate(ray.data.read_parquet(rows), prompt="text", **settings).write_parquet(answers)
 
 
 if __name__ == "__main__":

@@ -68,14 +68,22 @@ def local_ray(notes: Path) -> Iterator[str]:
 def start_driver(
     address: str, rows: Path, answers: Path, settings: Mapping[str, Any]
 ) -> subprocess.Popen[bytes]:
-    """Start a job in a process of its own, or start it again."""
+    """Start a job in a process of its own, or start it again; what it prints is in `log_of(answers)`."""
     command = [sys.executable, "-m", "ray_steps.driver", address, str(rows), str(answers)]
-    return subprocess.Popen(
-        [*command, json.dumps(settings)],
-        cwd=BENCHMARKS,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    with log_of(answers).open("ab") as log:
+        return subprocess.Popen([*command, json.dumps(settings)], cwd=BENCHMARKS, stderr=log, stdout=log)
+
+
+def log_of(answers: Path) -> Path:
+    """Return the log of the job that writes `answers`."""
+    return answers.with_suffix(".log")
+
+
+def refuse_failure(driver: subprocess.Popen[bytes], answers: Path) -> None:
+    """Raise what a driver that has ended said last, if it failed."""
+    if driver.wait():
+        last = log_of(answers).read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"the driver failed with status {driver.returncode}: {last}")
 
 
 def notes_of(folder: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from common import Outcome, verdict
 
 import layerstream as ls
-from ray_steps.job import Job, local_ray, notes_of, start_driver
+from ray_steps.job import Job, local_ray, notes_of, refuse_failure, start_driver
 
 STAGE = "kills"
 BLOCK_ROWS, PROMPT_TOKENS = 16, 48
@@ -91,6 +91,7 @@ def _found(job: Job, name: str) -> dict[str, int]:
         "prompt_tokens": PROMPT_TOKENS,
         "rows_per_block": BLOCK_ROWS,
         "concurrency": 2,
+        "id_column": "id",
         "progress_dir": str(folder / "progress"),
     }
     with local_ray(folder / "notes") as address:
@@ -134,8 +135,7 @@ def _wait_for_progress(
     before, deadline_s = job.num_written(), monotonic() + WAIT_S
     while may_end or job.num_written() == before:
         if driver.poll() is not None:
-            if driver.returncode:
-                raise RuntimeError(f"the driver failed with status {driver.returncode}")
+            refuse_failure(driver, job.folder / "answers")
             return False
         if monotonic() > deadline_s:
             raise RuntimeError("nothing was written for too long")
