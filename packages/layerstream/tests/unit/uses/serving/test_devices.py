@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,6 +207,28 @@ def test_a_device_ends_alone(kind: str, index: int, tiny_llama_dir: Path) -> Non
         assert [list(listener.wait().result.tokens) for listener in again] == [expected] * len(again)
     assert [isinstance(error, OSError) for error in errors] == [place == index for place in range(count)]
     assert [listener.tokens == expected for listener in listeners].count(True) == count - 1
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_a_request_that_comes_while_the_sweeps_end_is_answered_by_the_next_ones(
+    fails: bool, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tiny_llama_dir) as service:
+        group, late = service._lanes.lanes[0].replica.group, Listener()
+        run = group.run
+
+        def run_then_submit(*args: Any, **options: Any) -> object:
+            monkeypatch.undo()
+            results = run(*args, **options)
+            service.submit(asked("The sea is", 5), late)
+            if fails:
+                raise OSError("this device is broken")
+            return results
+
+        monkeypatch.setattr(group, "run", run_then_submit)
+        service.submit(asked("x", 3), early := Listener())
+        assert early.wait().result.error is None
+        assert list(late.wait().result.tokens) == plain(tiny_llama_dir, asked("The sea is", 5))
 
 
 def test_requests_that_sample_are_repeatable(tiny_llama_dir: Path) -> None:
