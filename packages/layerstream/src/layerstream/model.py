@@ -7,8 +7,8 @@ replica per device, all fed by the same reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -250,11 +250,32 @@ class StreamedModel:
             self._running_on_devices.release()
 
     def _run_on(self, work: Callable[[Replica], T], replica: Replica) -> T:
+        with self.on_device(replica):
+            return work(replica)
+
+    @contextmanager
+    def on_device(self, replica: Replica) -> Iterator[None]:
+        """Let the calling thread run forwards on one device, in step with the devices that run meanwhile.
+
+        It is for threads that each serve one device and get work at different times; `run_on_devices` is
+        simpler. Inside, other devices wait for this one's next forward, up to two seconds. Outside, they wait
+        for nothing. The first forward joins when the others come round to its first unit. Not to be nested.
+        If a `run_on_devices` fails meanwhile, the forwards in here stop too.
+
+        Args:
+            replica: one of `replicas`.
+
+        Raises:
+            StreamClosedError: the model is closed.
+        """
+        self._check_open()
+        control = self._controls[replica.index]
+        control.join_step()
         try:
             with self._runtimes[replica.index].current():
-                return work(replica)
+                yield
         finally:
-            self._controls[replica.index].leave_step()
+            control.leave_step()
 
     def _stop_others(self, failed: int, error: BaseException) -> None:
         for index, control in enumerate(self._controls):

@@ -11,6 +11,7 @@ from kit.wide_llama import save_wide_llama
 from transformers import AutoTokenizer
 
 import layerstream as ls
+from layerstream.uses.serving.lanes import Lane
 from layerstream.uses.serving.service import GenerationService
 from layerstream.uses.serving.ticket import Entry
 
@@ -24,9 +25,9 @@ def test_conversations_take_at_most_their_line_and_the_room_of_requests(
 ) -> None:
     path, alive, plain = save_wide_llama(tmp_path), Alive(), GenerationService._generate
 
-    def watched(service: GenerationService, entry: Entry) -> None:
+    def watched(service: GenerationService, lane: Lane, entry: Entry) -> None:
         with Watch(alive):
-            plain(service, entry)
+            plain(service, lane, entry)
 
     monkeypatch.setattr(GenerationService, "_generate", watched)
     line = 3 * PROMPT_TOKENS * TOKEN_BYTES

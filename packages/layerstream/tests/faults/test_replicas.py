@@ -243,6 +243,36 @@ def test_a_run_on_devices_inside_another_is_refused(
     assert_usable(streamed, reference)
 
 
+def test_a_thread_on_one_device_keeps_its_forward_while_others_run_on_all(
+    tiny_llama_dir: Path, reference: torch.Tensor
+) -> None:
+    begun, done = threading.Event(), threading.Event()
+    with ls.load(tiny_llama_dir, devices=["cpu", "cpu"], budget="min") as streamed:
+        second, found = streamed.replicas[1], []
+
+        def hold() -> torch.Tensor:
+            begun.set()
+            assert done.wait(60)
+            return second.model(IDS).logits
+
+        def serve() -> None:
+            with streamed.on_device(second):
+                found.extend(result.value for result in second.group.run([hold]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert begun.wait(60)
+        stream = streamed._controls[1]._parts.stream
+        assert stream is not None
+        assert streamed.run_on_devices(lambda replica: replica.index) == [0, 1]
+        assert stream.forwards == 1
+        done.set()
+        thread.join()
+        assert (stream.forwards, stream.is_expected) == (0, False)
+        assert torch.equal(found[0], reference)
+        assert_usable(streamed, reference)
+
+
 def test_the_report_of_two_replicas_counts_reads_once_and_the_busiest_ones_sweeps(
     tiny_llama_dir: Path,
 ) -> None:

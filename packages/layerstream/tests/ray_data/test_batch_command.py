@@ -51,9 +51,10 @@ def results_of(path: Path) -> dict[int, dict[str, Any]]:
     return {record["row"]: record for record in results}
 
 
-def test_lines_are_those_of_the_plain_command(tiny_llama_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_lines_are_those_of_the_plain_command(devices: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = write_lines(tmp_path / "rows.jsonl", ROWS)
-    on_ray = batch(tiny_llama_dir, rows, tmp_path / "on-ray.jsonl", "--ray", "local")
+    on_ray = batch(tiny_llama_dir, rows, tmp_path / "on-ray.jsonl", "--ray", "local", "--device", devices)
     assert on_ray.returncode == 1, on_ray.stderr
     assert "7 of 7 rows have a result, 2 of them an error" in on_ray.stderr
     # the same job: nothing is left to do, and the header is the same

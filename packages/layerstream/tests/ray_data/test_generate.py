@@ -59,6 +59,19 @@ def test_answers_are_those_of_generate_many(local_ray: str, model: Path, tmp_pat
     assert {number: row["text"] for number, row in answered.items()} == texts
 
 
+def test_answers_on_several_devices_of_a_worker_are_the_same(
+    local_ray: str, model: Path, tmp_path: Path
+) -> None:
+    texts = write_rows(tmp_path / "rows.parquet", NUM_ROWS)
+    rows = ray.data.read_parquet(str(tmp_path / "rows.parquet"))
+    settings = {**SETTINGS, "rows_per_block": None, "devices": ("cpu", "cpu")}
+    answered = by_id(lsr.generate(rows, model=model, **settings).take_all())
+    assert {number: row["tokens"] for number, row in answered.items()} == plain_answers(model, texts)
+    assert {row["error"] for row in answered.values()} == {None}
+    with pytest.raises(ls.PlanError, match="give num_gpus=2"):
+        lsr.generate(rows, model=model, **{**settings, "devices": ("cuda:0", "cuda:1")})
+
+
 def test_a_bad_row_is_a_row_with_an_error(local_ray: str, model: Path) -> None:
     texts = {0: "good", 1: "", 2: "far too long " * 20, 3: "good too", 4: None}
     rows = ray.data.from_items([{"id": number, "text": text} for number, text in texts.items()])

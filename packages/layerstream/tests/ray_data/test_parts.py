@@ -23,7 +23,8 @@ from layerstream.ray.generation_worker import GenerationWork, GenerationWorker
 from layerstream.ray.loading import WorkerModel
 from layerstream.ray.requests import told_plainly
 from layerstream.ray.rows import PromptColumn, RowAnswer, ScoreColumns
-from layerstream.ray.workers import DISK, rounded_down, workers_of
+from layerstream.ray.scoring_worker import ScoringWork, ScoringWorker
+from layerstream.ray.workers import DISK, Workers, refuse_hidden_devices, rounded_down, workers_of
 from layerstream.uses.scoring.results import ScoringResult
 
 COLUMN = PromptColumn(name="text", max_new_tokens=4)
@@ -88,6 +89,68 @@ def test_a_block_with_a_wrong_column_is_refused_before_its_rows_run(tiny_llama_d
             asyncio.run(worker(pa.table({"text": ["x"], "error": [None]})))
     finally:
         worker.close()
+
+
+TWO_CPUS = ls.LoadOptions(
+    budget="min", devices=("cpu", "cpu"), workload=ls.Workload(batch_size=2, prompt_tokens=16, new_tokens=6)
+)
+
+
+def test_the_devices_of_a_worker_share_its_rows_and_answer_as_one_does(tiny_llama_dir: Path) -> None:
+    texts = ["ab", "abc", "x", "once upon"] * 2
+    rows = PromptColumn(name="text", max_new_tokens=6)
+    model = WorkerModel.of(tiny_llama_dir, TWO_CPUS)
+    worker = GenerationWorker(GenerationWork(model=model, rows=rows, most_waiting=len(texts)))
+    try:
+        answered = asyncio.run(worker(pa.table({"text": texts})))
+        assert all(replica.group.sweeps >= 6 for replica in worker._streamed.replicas)
+    finally:
+        worker.close()
+    with ls.load(tiny_llama_dir, budget="min", workload=TWO_CPUS.workload) as streamed:
+        requests = [ls.GenerationRequest(prompt=text, max_new_tokens=6) for text in texts]
+        expected = ls.generate_many(streamed, requests, packed=False)
+    assert answered["tokens"].to_pylist() == [list(result.tokens) for result in expected]
+    assert set(answered["error"].to_pylist()) == {None}
+
+
+def test_the_devices_of_a_worker_share_the_rows_that_it_scores(tiny_llama_dir: Path) -> None:
+    requests = [("ab", ["c", "de"]), ("x", ["yes", "no"]), ("once", ["upon"]), ("y", ["z"])]
+    columns = ScoreColumns(prefix="p", suffixes="s")
+    worker = ScoringWorker(ScoringWork(model=WorkerModel.of(tiny_llama_dir, TWO_CPUS), columns=columns))
+    try:
+        prefixes, suffixes = zip(*requests, strict=True)
+        scored = asyncio.run(worker(pa.table({"p": list(prefixes), "s": list(suffixes)})))
+    finally:
+        worker.close()
+    with ls.load(tiny_llama_dir, budget="min", workload=TWO_CPUS.workload) as streamed:
+        expected = ls.score(streamed, requests)
+    assert scored["best"].to_pylist() == [result.best for result in expected]
+    assert [[score["token_logprobs"] for score in scores] for scores in scored["scores"].to_pylist()] == [
+        [score.token_logprobs.tolist() for score in result.scores] for result in expected
+    ]
+
+
+def test_a_block_has_rows_for_every_device_of_a_worker(tiny_llama_dir: Path) -> None:
+    workload = ls.Workload(batch_size=8, prompt_tokens=20, new_tokens=4)
+    one, two = (
+        WorkerModel.of(tiny_llama_dir, ls.LoadOptions(budget="1GiB", workload=workload, devices=devices))
+        for devices in (("cpu",), ("cpu", "cpu"))
+    )
+    assert (one.rows_at_once(), two.rows_at_once()) == (8, 16)
+
+
+def test_accelerators_that_ray_would_hide_are_refused() -> None:
+    def ask(num_gpus: float, *devices: str) -> None:
+        model = WorkerModel.of("any", ls.LoadOptions(devices=devices or None))
+        refuse_hidden_devices(model, Workers(num_gpus=num_gpus))
+
+    for num_gpus in (0, 1):
+        with pytest.raises(ls.PlanError, match=r"names cuda:0, cuda:1, but .*: give num_gpus=2 \("):
+            ask(num_gpus, "cuda:0", "cuda:1")
+    ask(2, "cuda:0", "cuda:1")
+    ask(0.5, "cuda:0", "cuda:0")
+    ask(0, "cpu", "cpu")
+    ask(0)
 
 
 def test_rows_at_once_are_halved_until_they_fit(tiny_llama_dir: Path) -> None:

@@ -36,8 +36,11 @@ def rows_of(requests: list[tuple[str, list[str]]]) -> Any:
     )
 
 
-def test_scores_are_those_of_one_machine(local_ray: str, tiny_llama_dir: Path) -> None:
-    scored = lsr.score(rows_of(REQUESTS), model=tiny_llama_dir, **SETTINGS).take_all()
+@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")], ids=["one device", "two devices"])
+def test_scores_are_those_of_one_machine(
+    devices: tuple[str, ...], local_ray: str, tiny_llama_dir: Path
+) -> None:
+    scored = lsr.score(rows_of(REQUESTS), model=tiny_llama_dir, devices=devices, **SETTINGS).take_all()
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         expected = ls.score(streamed, REQUESTS)
     assert len(scored) == len(REQUESTS)

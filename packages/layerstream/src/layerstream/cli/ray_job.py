@@ -13,7 +13,6 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from ..errors import PlanError
 from ..ray.clusters import ClusterSettings, connected
 from ..ray.requests import generate_on_ray
 from ..ray.workers import Workers
@@ -45,10 +44,6 @@ def answer_on_ray(
         PlanError: the cluster cannot be reached, or has no room for such workers.
         StreamError: a worker could not go on.
     """
-    if options.devices is not None:
-        raise PlanError(
-            "with --ray, a worker computes on one device: give --device one name, or leave it out"
-        )
     kinds = kinds_of(job, options)
     if not assign_rows(open_rows, kinds, write):
         return

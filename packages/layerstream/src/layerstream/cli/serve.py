@@ -117,7 +117,7 @@ Drain = Annotated[
 ]
 
 
-@takes_load_options(draft=True, prefix_cache=True)
+@takes_load_options(several_devices=True, draft=True, prefix_cache=True)
 def serve_command(
     model: Model = None,
     *,

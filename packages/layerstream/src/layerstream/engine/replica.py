@@ -137,7 +137,13 @@ class ReplicaControl:
         """Undo `stop`."""
         self._stopped_by = None
         if self._parts.stream is not None:
-            self._parts.stream.resume()
+            # a forward that another thread has begun meanwhile goes on
+            self._parts.stream.resume(is_idle=self.gate.is_free)
+
+    def join_step(self) -> None:
+        """Tell the other devices to wait for this one's next forward: it comes soon."""
+        if self._parts.stream is not None:
+            self._parts.stream.join_step()
 
     def leave_step(self) -> None:
         """Tell the other devices not to wait for this one: it starts no further forward soon."""

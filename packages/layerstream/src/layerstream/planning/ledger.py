@@ -180,7 +180,8 @@ def room_bytes(plan: PlacementPlan) -> int:
         for line in plan.ledger.lines
         if line.where is MemoryTier.DEVICE and line.kind not in WORKLOAD_KINDS
     )
-    return (plan.ledger.device_budget_bytes - fixed_bytes) // plan.devices.count(plan.devices[0])
+    replicas_per_device = max(map(plan.devices.count, plan.devices))
+    return (plan.ledger.device_budget_bytes - fixed_bytes) // replicas_per_device
 
 
 def _reader_sizes(profile: ModelProfile) -> dict[LedgerKind, int]:

@@ -24,7 +24,7 @@ class WorkerModel:
 
     Attributes:
         name: a directory or a Hub id, as every node knows it.
-        options: how to load it. The workload's `batch_size` is the most rows at once.
+        options: how to load it. The workload's `batch_size` is the most rows at once on each device.
     """
 
     name: str
@@ -41,8 +41,13 @@ class WorkerModel:
         """The lengths of a row, and the most rows at once."""
         return self.options.workload or Workload()
 
+    @property
+    def num_devices(self) -> int:
+        """How many devices a worker computes on."""
+        return len(self.options.devices or [self.options.device])
+
     def load(self) -> StreamedModel:
-        """Load it with memory for several rows at once; halve their number until it fits.
+        """Load it with memory for several rows at once on each device; halve their number until it fits.
 
         Raises:
             BudgetTooSmallError: the budget holds not even one row.
@@ -51,7 +56,7 @@ class WorkerModel:
         return self._fitting(lambda options: load_with(self.name, options))
 
     def rows_at_once(self) -> int:
-        """Return how many rows share a sweep on this machine. Reads config and headers only.
+        """Return how many rows share a sweep on all devices of a worker here. Reads config and headers only.
 
         Raises:
             BudgetTooSmallError: the budget holds not even one row.
@@ -61,7 +66,7 @@ class WorkerModel:
         def planned_rows(options: LoadOptions) -> int:
             plan_with(self.name, options)
             assert options.workload is not None
-            return options.workload.batch_size
+            return options.workload.batch_size * self.num_devices
 
         return self._fitting(planned_rows)
 

@@ -18,7 +18,7 @@ from ..uses.batching.requests import GenerationRequest, GenerationResult
 from .generation_worker import GenerationWork, GenerationWorker
 from .loading import MOST_ROWS, WorkerModel
 from .rows import RowAnswer
-from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks
+from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks, refuse_hidden_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,11 +63,12 @@ def generate_on_ray(
         model: a directory that every node has, or a Hub id.
         options: how to load it; the requests decide the workload.
         workers: what answers.
-        max_rows: at most this many rows share a sweep.
+        max_rows: at most this many rows share a sweep on each device.
         on_result: called with each result; those of a block come together.
 
     Raises:
         BudgetTooSmallError: a node that was asked cannot hold the model.
+        PlanError: the workers are given fewer accelerators than the options name.
         StreamError: a worker could not go on; the message says why.
     """
     workload = Workload(
@@ -76,6 +77,7 @@ def generate_on_ray(
         new_tokens=max(request.max_new_tokens for request in requests),
     )
     found = WorkerModel.of(model, replace(options, workload=workload))
+    refuse_hidden_devices(found, workers)
     num_rows = block_rows(found, workers)
     work = GenerationWork(model=found, rows=PickledRequests(), most_waiting=num_rows * BLOCKS_AT_ONCE)
     rows = pa.table(

@@ -18,9 +18,9 @@ from .generation_worker import GenerationWork, GenerationWorker
 from .loading import MOST_ROWS, WorkerModel
 from .rows import PromptColumn, ScoreColumns
 from .scoring_worker import ScoringWork, ScoringWorker
-from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks, workers_of
+from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks, refuse_hidden_devices, workers_of
 
-_NOT_HERE = {"devices", "workload", "draft_acceptance", "prefix_cache"}
+_NOT_HERE = {"workload", "draft_acceptance", "prefix_cache"}
 _LOAD = {field.name for field in fields(LoadOptions)} - _NOT_HERE
 _DRAFT = {name for name in _LOAD if name.startswith("draft")}
 
@@ -29,7 +29,6 @@ _NO_NEW_TOKENS = "scoring generates no tokens; leave it out"
 _INSTEAD = {
     "batch_size": "give rows_per_block",
     "max_length": "give prompt_tokens, the longest prompt that memory is planned for",
-    "devices": "a worker computes on one device: give device, and concurrency for several workers",
     "draft_acceptance": "it is for plan(): leave it out",
     "prefix_cache": "rows continue no conversation: leave it out",
 }
@@ -85,14 +84,16 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         chat: put texts into the checkpoint's chat template.
         concurrency: how many workers; a pair is the least and the most, between which Ray decides.
         num_cpus: cores for each worker, which is also how many threads compute on a CPU.
-        num_gpus: accelerators for each worker.
+        num_gpus: accelerators for each worker; with `devices`, as many as it names.
         disk_share: how much of its node's `layerstream_disk` a worker takes. None takes 1 where nodes declare
             it, so that no two workers read from one drive.
         rows_per_block: how many rows are committed together; None asks the planner how many share a sweep.
         id_column: the column that tells rows apart, for `progress_dir`.
         progress_dir: a folder that every node can write to, or an address such as `s3://…`: Ray records there
             which rows are written, so that a job that is started again skips them.
-        load: keywords of `layerstream.load`, such as `budget`, `draft`, `dtype` and `device`.
+        load: keywords of `layerstream.load`, such as `budget`, `draft`, `dtype` and `device`. With `devices`,
+            such as `("cuda:0", "cuda:1")`, a worker's devices share its rows and each reading of the weights;
+            rows that sample go to the first one.
 
     Returns:
         The rows with `answer`, `tokens` (ids), `finish_reason` and `error`.
@@ -155,7 +156,8 @@ def score(  # noqa: PLR0913 - each is a keyword that users expect
         rows_per_block: as for `generate`.
         id_column: as for `generate`.
         progress_dir: as for `generate`.
-        load: keywords of `layerstream.load`, such as `budget`, `dtype` and `device`; there is no draft.
+        load: keywords of `layerstream.load`, such as `budget`, `dtype`, `device` and `devices`; there is no
+            draft.
 
     Returns:
         The rows with `best`, `best_by_mean`, `scores` (for each suffix what `layerstream score` writes) and
@@ -202,6 +204,7 @@ def _worker_model(
 
 
 def _num_rows(rows_per_block: int | None, model: WorkerModel, workers: Workers) -> int:
+    refuse_hidden_devices(model, workers)
     if rows_per_block is None:
         return block_rows(model, workers)
     if rows_per_block < 1:

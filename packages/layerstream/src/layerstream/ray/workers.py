@@ -108,8 +108,22 @@ def _default_share(most: int, *, declared: bool) -> float:
     )
 
 
+def refuse_hidden_devices(model: WorkerModel, workers: Workers) -> None:
+    """Do nothing if Ray shows a worker all the accelerators that it is to use.
+
+    Raises:
+        PlanError: `devices` names more than the worker is given.
+    """
+    named = sorted({device for device in model.options.devices or () if device.startswith("cuda")})
+    if len(named) > math.ceil(workers.num_gpus):
+        raise PlanError(
+            f"devices names {', '.join(named)}, but a worker is given {workers.num_gpus:g} accelerators, and "
+            f"Ray hides the others from it: give num_gpus={len(named)} (--worker-gpus {len(named)})"
+        )
+
+
 def block_rows(model: WorkerModel, workers: Workers) -> int:
-    """Return how many rows share a sweep on a node that a worker could run on; asks such a node.
+    """Return how many rows share a sweep of a worker, as a node says that one could run on.
 
     Raises:
         BudgetTooSmallError: the budget holds not even one row there.

@@ -53,7 +53,7 @@ def serve_model(streamed: StreamedModel, serving: Serving, *, on_ready: Callable
     """Serve `streamed` until a signal ends it; it stays open.
 
     Args:
-        streamed: an open model on one device.
+        streamed: an open model, on one device or several.
         serving: how.
         on_ready: called with the server's address, and with what clients call the model, once it answers.
 

@@ -11,7 +11,7 @@ would first have to get the interpreter's lock, which a computation gives up onl
 Replicas keep in step because a replica that runs ahead finds no free buffer. How long the others wait:
  - for a replica inside a forward: as long as it takes, because it will ask for its unit or fail;
  - for a replica between two forwards: not at all, or up to `patience_s` if its next forward is expected soon
-   (`start_in_step`).
+   (`start_in_step`, or `join_step` of its stream).
 
 A replica that does not run therefore never holds up another one. It is detached: what was read for it is
 dropped. At its next request, it waits until the others come round to the unit that it requests; if no other

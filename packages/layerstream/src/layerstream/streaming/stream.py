@@ -148,6 +148,12 @@ class WeightStream(Consumer):
             self.idle_since_s = perf_counter()
             self._wake_others()
 
+    def join_step(self) -> None:
+        """Make other replicas expect a forward of this one soon, until `leave_step`."""
+        with self._lock:
+            self.is_expected, self.idle_since_s = True, perf_counter()
+            self._prefetcher.wake_waiting()
+
     def leave_step(self) -> None:
         """Make other replicas no longer expect another forward of this one soon."""
         with self._lock:
@@ -160,11 +166,12 @@ class WeightStream(Consumer):
             self._stopped_by = error
             self._changed.notify_all()
 
-    def resume(self) -> None:
-        """Undo `stop`, and forget forwards that Ctrl-C may have ended before their `end_forward`."""
+    def resume(self, *, is_idle: bool = True) -> None:
+        """Undo `stop`. If no forward is under way, forget those that Ctrl-C ended before `end_forward`."""
         with self._lock:
             self._stopped_by = None
-            self.forwards = 0
+            if is_idle:
+                self.forwards = 0
 
     def free_slots(self) -> None:
         """Free what units are delivered into, until `restore_slots`; no forward may run, no view remain."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kit.listener import Listener
 
+import layerstream as ls
 from layerstream.cli import serve
 from layerstream.cli.app import main
+from layerstream.uses.serving.service import GenerationService
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -65,3 +69,32 @@ def test_a_budget_that_is_too_small_names_the_options_to_lower(
     assert (
         "lower --together (now 3), --context-tokens (tried down to 64) or --prefix-cache (now 1MiB)" in text
     )
+
+
+def test_several_devices_serve_together(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[tuple[int, ...]] = []
+
+    def serve_model(streamed: ls.StreamedModel, serving: object, *, on_ready: object) -> None:
+        assert len(streamed.replicas) == 2
+        with closing(GenerationService(streamed)) as service:
+            request = ls.GenerationRequest(prompt="The sea is", max_new_tokens=4)
+            listeners = [Listener() for _ in range(4)]
+            for listener in listeners:
+                service.submit(request, listener)
+            answers.extend(listener.wait().result.tokens for listener in listeners)
+        assert all(replica.group.sweeps for replica in streamed.replicas)
+
+    monkeypatch.setattr(serve.backend, "serve_model", serve_model)
+    arguments = [str(tiny_llama_dir), "--budget", "min", "--context-tokens", "64", "--quiet"]
+    assert main(["serve", *arguments, "--folder", str(tmp_path), "--device", "cpu,cpu"]) == 0
+    assert len(answers) == 4 and len(set(answers)) == 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("--draft", "lookup"), ("--prefix-cache", "1MiB")])
+def test_what_needs_one_device_is_refused_with_several(
+    option: str, value: str, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refused([str(tiny_llama_dir), "--device", "cpu,cpu", option, value], capsys)
+    assert "works on one device; got devices=['cpu', 'cpu']" in text

@@ -8,7 +8,7 @@ import pytest
 
 from layerstream.errors import BudgetTooSmallError, PlanError
 from layerstream.planning.devices import group_devices
-from layerstream.planning.ledger import WORKLOAD_KINDS
+from layerstream.planning.ledger import WORKLOAD_KINDS, room_bytes
 from layerstream.planning.placement import plan_placement
 from layerstream.planning.simulate import simulate_spans
 from layerstream.spec.options import MemoryBudget, Workload
@@ -53,6 +53,15 @@ def test_the_smallest_device_and_the_slowest_rates_decide() -> None:
     both = plan([cards(16)[0], slow])
     assert both.cost == plan([replace(slow, device="cuda:0")]).cost
     assert both.cost.copy_s > plan(cards(16)).cost.copy_s
+
+
+def test_the_room_of_a_replica_does_not_depend_on_which_device_is_named_twice() -> None:
+    one, other = cards(16, 16)
+    alone, *shared = (
+        room_bytes(plan(machines, MemoryBudget(device="8 GiB")))
+        for machines in ([one], [one, one, other], [other, one, one], [one, other, one])
+    )
+    assert shared[0] == shared[1] == shared[2] < alone
 
 
 def test_a_device_named_twice_holds_everything_twice_except_its_runtime() -> None:

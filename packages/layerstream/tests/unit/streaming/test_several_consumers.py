@@ -88,6 +88,33 @@ def test_patience_with_an_expected_replica_ends(file: Path, kind: str) -> None:
 
 
 @both_kinds
+def test_a_replica_that_joined_is_waited_for_until_it_leaves(file: Path, kind: str) -> None:
+    with replicas(file, KINDS[kind](2)) as shared:
+        first, second = shared.streams
+        second.join_step()
+
+        def once_the_other_waits() -> None:
+            while not first.is_starving:
+                time.sleep(0.001)
+            for _ in range(3):
+                sweep(second)
+            second.leave_step()
+
+        assert in_parallel(lambda: [sweep(first) for _ in range(6)], once_the_other_waits) == [None, None]
+        assert shared.num_reads <= 6 * NUM_UNITS + NUM_BUFFERS + 2
+
+
+def test_what_undoes_a_stop_forgets_no_forward_that_is_under_way(file: Path) -> None:
+    with replicas(file, KINDS["cpu"](1)) as shared:
+        (stream,) = shared.streams
+        stream.begin_forward()
+        stream.resume(is_idle=False)
+        assert stream.forwards == 1
+        stream.resume()
+        assert stream.forwards == 0
+
+
+@both_kinds
 def test_replicas_in_any_order_are_served(file: Path, kind: str) -> None:
     def wander(stream: WeightStream, seed: int) -> None:
         rng = random.Random(seed)

@@ -13,6 +13,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 from transformers.generation.streamers import BaseStreamer
 
 from ...architecture.compat import cache_argument
+from ...engine.replica import Replica
 from ...model import StreamedModel
 from ...planning.scoring_sweeps import SOFTMAX_ROWS
 from ...streaming.scheduler import TaskAbandonedError
@@ -23,6 +24,7 @@ from .ticket import Entry
 
 def generate_answer(
     streamed: StreamedModel,
+    replica: Replica,
     entry: Entry,
     on_tokens: Callable[[int], object],
     cache: DynamicCache | None = None,
@@ -31,6 +33,7 @@ def generate_answer(
 
     Args:
         streamed: the model.
+        replica: the device to compute on.
         entry: the request; it tells its listener each token.
         on_tokens: called with the number of new tokens.
         cache: holds the beginning of the prompt, or nothing, and all of it afterwards; None lets
@@ -39,12 +42,13 @@ def generate_answer(
     Raises:
         TaskAbandonedError: the request was cancelled.
     """
-    replica, request = streamed.replicas[0], entry.tokenized.request
+    request = entry.tokenized.request
     replica.adapters.choose(request.adapter)
     options = keywords_of(request, replica.model, entry.tokenizer)
     recorder = None
+    # a draft works on the first device, which is the only one then
+    generate = streamed.generate if replica.index == 0 else replica.model.generate
     # what records chances sees the draft's logits too, so such answers are generated without it
-    generate = streamed.generate
     if entry.top_logprobs is not None:
         recorder, generate = _ChanceRecorder(entry.top_logprobs), replica.model.generate
         own = options.get("logits_processor", ())

@@ -1,15 +1,23 @@
 """Answer requests as they come: those that run at the same time share every sweep.
 
-One thread owns the sweeps. A request that arrives while they run joins at the next first block; one that is
-cancelled leaves at the next unit. When nobody is left, the sweeps stop. Each request has a tensor of its own,
-so its answer is what it would be alone, bit for bit.
+One thread for each device owns that device's sweeps, and all devices share one queue. A request that arrives
+while they run joins at the next first block; one that is cancelled leaves at the next unit. A device without
+requests makes no sweeps, and the others do not wait for it. Each request has a tensor of its own, so its
+answer is what it would be alone, bit for bit.
 
-Invariants (each with the test that holds it, in tests/unit/uses/serving/test_service.py):
+Invariants (each with the test that holds it, in tests/unit/uses/serving: 1 to 4 in test_service.py, 5 to 8 in
+test_devices.py):
  1. Every request that `submit` takes gets exactly one last event
     (test_every_request_ends_once_whatever_happens).
- 2. Requests are admitted in the order in which they came (test_requests_are_admitted_in_order).
- 3. What runs together fits the memory that the plan leaves (test_what_runs_together_fits_the_room).
+ 2. Requests are admitted in the order in which they came, on each device that they may go to (see
+    `Lanes.admit`; test_requests_are_admitted_in_order).
+ 3. What runs together on a device fits the memory that the plan leaves there
+    (test_what_runs_together_fits_the_room).
  4. An error of one request reaches no other (test_an_error_ends_one_request_alone).
+ 5. Devices that work at the same time share every read (test_devices_share_every_read).
+ 6. A device without requests holds up no other (test_a_device_without_requests_holds_up_no_other).
+ 7. What ends the sweeps of one device ends no request of another (test_a_device_ends_alone).
+ 8. Requests that sample are repeatable beside others (test_requests_that_sample_are_repeatable).
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -36,6 +44,7 @@ from ..batching.requests import GenerationRequest
 from ..runner import check_adapters, tokenizer_for
 from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
+from .lanes import Lane, Lanes
 from .pace import Pace, starts_s
 from .prefix_cache import open_prefix_cache
 from .ticket import Entry, Outcome, Stage
@@ -65,21 +74,17 @@ class GenerationService:
         """Start to serve.
 
         Args:
-            streamed: an open model on one device. The workload in its options says how long a request may be;
-                with a draft, its `batch_size` says how many run together. With `prefix_cache`, the next turn
-                of a conversation does not compute the earlier ones again; see `PrefixCache`.
+            streamed: an open model, on one device or several. The workload in its options says how long a
+                request may be; with a draft, its `batch_size` says how many run together. With
+                `prefix_cache`, the next turn of a conversation does not compute the earlier ones again; see
+                `PrefixCache`.
             tokenizer: the model's; by default the checkpoint's own.
             most_waiting: how many requests may wait.
 
         Raises:
-            PlanError: the model runs on several devices.
             CheckpointError: the checkpoint has no tokenizer.
             UnsupportedModelError: the model has an adapter of prompt learning, which tasks cannot share.
         """
-        if len(streamed.replicas) > 1:
-            raise PlanError(
-                f"a service runs on one device; this model is on {len(streamed.replicas)}: load it on one"
-            )
         check_adapters(streamed, [])
         workload = streamed.options.workload or Workload()
         found = tokenizer_for(streamed, tokenizer, is_needed=True)
@@ -98,12 +103,16 @@ class GenerationService:
         self._prefixes = open_prefix_cache(streamed)
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
-        self._running: list[Entry] = []
+        self._lanes = Lanes(streamed.replicas, self._admission)
         self._counts: Counter[str] = Counter()
         self._pace = Pace(streamed.plan.cost.sweep_s)
         self._is_closing = False
-        self._thread = threading.Thread(target=self._serve, name="layerstream-service", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(lane,), name="layerstream-service", daemon=True)
+            for lane in self._lanes.lanes
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # -- for any thread ----------------------------------------------------------------------------------
 
@@ -128,13 +137,14 @@ class GenerationService:
             self._counts["submitted"] += 1
             entry.number = self._counts["submitted"]
             self._waiting.append(entry)
+            self._lanes.admit(self._waiting)
             self._changed.notify_all()
         return ServiceTicket(self, entry)
 
     def status(self) -> ServiceStatus:
         """Return what it does now."""
         with self._changed:
-            running = len(self._running)
+            running = len(self._lanes.running)
             return ServiceStatus(
                 running=running,
                 waiting=len(self._waiting),
@@ -144,7 +154,7 @@ class GenerationService:
                 cancelled=self._counts[Outcome.CANCELLED.value],
                 prompt_tokens=self._counts["prompt_tokens"],
                 generated_tokens=self._counts["generated_tokens"],
-                sweeps=self._streamed.group.sweeps,
+                sweeps=self._lanes.sweeps,
                 sweep_s=self._pace.sweep_s,
                 token_s=self._token_s,
                 tokens_per_s=self._pace.tokens_per_s if running else 0.0,
@@ -159,12 +169,13 @@ class GenerationService:
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-            while (self._waiting or self._running) and (left_s := deadline_s - monotonic()) > 0:
+            while (self._waiting or self._lanes.running) and (left_s := deadline_s - monotonic()) > 0:
                 self._changed.wait(left_s)
-            rest = [*self._running, *self._waiting]
+            rest = [*self._lanes.running, *self._waiting]
         for entry in rest:
             self.cancel(entry)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def cancel(self, entry: Entry) -> None:
         """Take a request out of the queue, or let it leave the sweep at the next unit."""
@@ -248,55 +259,53 @@ class GenerationService:
     def _starts_s(self) -> list[float]:
         """Return in how many seconds each waiting request starts, and one more behind them."""
         token_s = self._token_s
-        running = [entry.most_left * token_s for entry in self._running]
+        running = [entry.most_left * token_s for entry in self._lanes.running]
         waiting = [entry.most_left * token_s for entry in self._waiting]
-        is_full = bool(self._waiting and self._running)
+        is_full = bool(self._waiting and running)
         return starts_s(running, [*waiting, 0.0], len(running) if is_full else len(running) + 1)
 
     # -- the service's own threads -----------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """Run sweeps while there are requests; ends after `close`."""
-        while self._wait_for_request():
-            self._pace.begin(self._streamed.group.sweeps)
+    def _serve(self, lane: Lane) -> None:
+        """Run one device's sweeps while it has requests; ends after `close`."""
+        while tasks := self._wait_for_tasks(lane):
             error: BaseException = StreamError("the sweeps ended before the answer")
             try:
-                self._streamed.group.run([], arrivals=self._arrivals)
+                with self._streamed.on_device(lane.replica):
+                    lane.replica.group.run(tasks, arrivals=partial(self._arrivals, lane))
             except BaseException as raised:  # noqa: BLE001 - handed on to every request that was running
                 error = raised
-            self._fail(error)
+            self._fail(lane, error)
 
-    def _wait_for_request(self) -> bool:
+    def _wait_for_tasks(self, lane: Lane) -> Sequence[Task]:
+        """Return what a device is given; nothing once the service closes and no request waits for it."""
         with self._changed:
-            while not self._waiting and not self._is_closing:
+            while not lane.arrived:
+                if self._is_closing and not self._waiting:
+                    return ()
                 self._changed.wait()
-            return bool(self._waiting)
+            if not self._lanes.is_sweeping:
+                self._pace.begin(self._lanes.sweeps)
+            self._lanes.begin_sweeps(lane)
+            return self._arrivals(lane)
 
-    def _arrivals(self) -> Iterable[Task]:
-        """Admit those at the front of the queue that fit beside the running ones."""
-        if not self._waiting:
+    def _arrivals(self, lane: Lane) -> Sequence[Task]:
+        """Return what a device was given since it was last asked."""
+        if not lane.arrived:
             return ()
         with self._changed:
-            admitted: list[Task] = []
-            while self._waiting and self._has_room():
-                entry = self._waiting.popleft()
-                entry.stage = Stage.RUNNING
-                self._running.append(entry)
-                self._counts["prompt_tokens"] += len(entry.tokenized.ids)
-                admitted.append(
-                    Task(call=partial(self._answer, entry), is_cancelled=entry.is_cancelled.is_set)
-                )
-            return admitted
+            entries = lane.take()
+            self._counts["prompt_tokens"] += sum(len(entry.tokenized.ids) for entry in entries)
+        return [
+            Task(call=partial(self._answer, lane, entry), is_cancelled=entry.is_cancelled.is_set)
+            for entry in entries
+        ]
 
-    def _has_room(self) -> bool:
-        """Return whether the first request of the queue fits beside those that run."""
-        return self._admission.fits(self._waiting[0].size, [entry.size for entry in self._running])
-
-    def _answer(self, entry: Entry) -> None:
+    def _answer(self, lane: Lane, entry: Entry) -> None:
         """Answer a request; runs as a task of the sweeps."""
         error: Exception | None = None
         try:
-            self._generate(entry)
+            self._generate(lane, entry)
         except TaskAbandonedError:
             if not entry.is_cancelled.is_set():
                 raise  # the whole run was abandoned: `_fail` says why
@@ -304,29 +313,33 @@ class GenerationService:
             error = raised
         self._end(entry, error)
 
-    def _generate(self, entry: Entry) -> None:
+    def _generate(self, lane: Lane, entry: Entry) -> None:
         """Generate an answer, after the beginning of its prompt that is known."""
         ids, prefixes = entry.tokenized.ids, self._prefixes
         # what is not computed again has no logits
         if prefixes is None or entry.scores_prompt:
-            generate_answer(self._streamed, entry, self._count_tokens)
+            generate_answer(self._streamed, lane.replica, entry, self._count_tokens)
             return
         cache = prefixes.take(ids)
         entry.reused_tokens = cache.get_seq_length()
         with self._changed:
             self._counts["reused_tokens"] += entry.reused_tokens
-        generate_answer(self._streamed, entry, self._count_tokens, cache)
+        generate_answer(self._streamed, lane.replica, entry, self._count_tokens, cache)
         prefixes.put([*ids, *entry.tokens], cache)
 
     def _count_tokens(self, count: int) -> None:
         with self._changed:
             self._counts["generated_tokens"] += count
-            self._pace.record(count, self._streamed.group.sweeps)
+            self._pace.record(count, self._lanes.sweeps)
 
-    def _fail(self, error: BaseException) -> None:
-        """End what was running when the sweeps ended by themselves; with a closed model, what waits too."""
+    def _fail(self, lane: Lane, error: BaseException) -> None:
+        """End what was running on a device whose sweeps ended; with a closed model, what waits too."""
         with self._changed:
-            left = [*self._running, *(self._waiting if self._streamed.is_closed else ())]
+            lane.is_sweeping = False
+            if self._streamed.is_closed:
+                left = [*lane.running, *self._waiting]
+            else:
+                left = [entry for entry in lane.running if entry not in lane.arrived]
         for entry in left:
             self._end(entry, error if isinstance(error, Exception) else StreamError(str(error)))
 
@@ -339,9 +352,11 @@ class GenerationService:
 
     def _retire(self, entry: Entry, error: Exception | None) -> None:
         """Remove a request from where it is, and count it; the lock is held."""
-        (self._waiting if entry.stage is Stage.WAITING else self._running).remove(entry)
+        (self._waiting if entry.stage is Stage.WAITING else self._lanes).remove(entry)
         entry.stage = Stage.ENDED
         self._counts[entry.outcome(error).value] += 1
+        if not self._streamed.is_closed:  # else `_fail` ends those that wait
+            self._lanes.admit(self._waiting)
         self._changed.notify_all()
 
     def _ends(self, entry: Entry) -> frozenset[int]:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 import layerstream as ls
 from layerstream.errors import PlanError
 from layerstream.uses.serving.events import PromptScored
+from layerstream.uses.serving.lanes import Lane
 from layerstream.uses.serving.service import GenerationService
 from layerstream.uses.serving.ticket import Entry
 
@@ -73,9 +74,9 @@ def test_a_scored_prompt_takes_at_most_what_is_counted(
 ) -> None:
     path, alive, plain = save_wide_llama(tmp_path), Alive(), GenerationService._generate
 
-    def watched(service: GenerationService, entry: Entry) -> None:
+    def watched(service: GenerationService, lane: Lane, entry: Entry) -> None:
         with Watch(alive):
-            plain(service, entry)
+            plain(service, lane, entry)
 
     monkeypatch.setattr(GenerationService, "_generate", watched)
     with ls.load(path, budget="min", workload=WORKLOAD) as streamed:

@@ -151,7 +151,7 @@ def test_what_runs_together_fits_the_room(tiny_llama_dir: Path) -> None:
 
         def note(event: object) -> None:
             nonlocal most
-            most = max(most, admission.bytes_of([entry.size for entry in service._running]))
+            most = max(most, admission.bytes_of([entry.size for entry in service._lanes.running]))
 
         listeners = [Listener() for _ in range(12)]
         for listener in listeners:
