@@ -41,8 +41,12 @@ def run(job: Job) -> Outcome:
             )
             for budget in budgets
         }
-        for budget, driver in drivers.items():
-            refuse_failure(driver, _place(job, budget))
+        try:
+            for budget, driver in drivers.items():
+                refuse_failure(driver, _place(job, budget))
+        finally:
+            for driver in drivers.values():
+                driver.kill()
     answers = [_answers(job, budget) for budget in budgets]
     differ = sum(answers[0].get(number) != answers[1].get(number) for number in range(num_rows))
     return _outcome(job, budgets, num_rows, differ)

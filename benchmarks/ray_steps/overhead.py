@@ -74,5 +74,7 @@ def _seconds_of_a_row(job: Job, reads: ReadLimit, num_rows: int, way: Sequence[s
         sleep(0.005)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with status {process.returncode}")
-    first, last = min(number for number in seen if number > 0), max(seen)
+    first, last = min((number for number in seen if number > 0), default=0), max(seen)
+    if first == last:
+        raise RuntimeError(f"{last} results came between two looks: give more rows")
     return (seen[last] - seen[first]) / (last - first)

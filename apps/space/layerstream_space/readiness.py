@@ -115,4 +115,5 @@ class Readiness:
         with self._lock:
             # under the lock, so that no page closes and no timed case begins in between
             if self._pages and self._num_timed == 0 and not self._is_stopped:
+                self._is_asked_for = False
                 self._spare.warm_up()

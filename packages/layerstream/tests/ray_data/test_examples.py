@@ -55,7 +55,7 @@ def test_the_program_answers_rows_on_a_local_ray(tiny_llama_dir: Path, tmp_path:
         object_store_memory=10**8,
     )
     try:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, EXAMPLES / "answer.py"],
             env={
                 **os.environ,
@@ -64,11 +64,13 @@ def test_the_program_answers_rows_on_a_local_ray(tiny_llama_dir: Path, tmp_path:
                 "MODEL": str(tiny_llama_dir),
                 "CORES": "1",
             },
-            check=True,
+            check=False,
             capture_output=True,
+            text=True,
         )
     finally:
         ray.shutdown()
+    assert done.returncode == 0, done.stderr
     answered = pq.read_table(tmp_path / "answers").to_pylist()
     assert [row["id"] for row in sorted(answered, key=lambda row: row["id"])] == list(range(5))
     assert all(row["error"] is None and row["tokens"] for row in answered)
