@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -81,11 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         after Ctrl-C.
     """
     os.environ.setdefault(*SHORT_SPINS)
+    if arguments is None:  # this process runs nothing else
+        warnings.showwarning = _show_warning
     with Interrupts(owns_process=arguments is None) as interrupts:
         status = _status_of(arguments)
     if status == STATUS:
         interrupts.report()
     return status
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning without the line of code that gave it."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def _status_of(arguments: Sequence[str] | None) -> int:
