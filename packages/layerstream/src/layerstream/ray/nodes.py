@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Mapping, Sequence
+from time import monotonic, sleep
 
 import ray
 
 from ..errors import PlanError
 
 _DEVICES = ("CPU", "GPU")
+_FREE_WITHIN_S = 5.0
+_LOOK_S = 0.1
 
 
 def refuse_without_room(wanted: Mapping[str, float]) -> None:
@@ -25,6 +30,30 @@ def refuse_without_room(wanted: Mapping[str, float]) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(_has(node, wanted) for node in nodes):
         raise PlanError(without_room(wanted, nodes))
+
+
+def warn_if_taken(resource: str, amount: float) -> None:
+    """Warn if so much of a resource is free nowhere: a worker waits until another one ends.
+
+    The workers of a failed job live as long as its error does, whose frames refer to them. What nothing else
+    refers to is freed here.
+
+    Args:
+        resource: its name, which nodes declare.
+        amount: how much of it a worker takes.
+    """
+    gc.collect()
+    deadline_s = monotonic() + _FREE_WITHIN_S  # Ray is told of the end of a worker with a delay
+    while ray.available_resources().get(resource, 0) < amount:
+        if monotonic() > deadline_s:
+            warnings.warn(
+                f"no {resource} is free: the job will wait until other workers end. Those of a failed job of "
+                "this program end when its error is deleted (in a notebook, also sys.last_value and "
+                "sys.last_traceback), followed by gc.collect()",
+                stacklevel=4,
+            )
+            return
+        sleep(_LOOK_S)
 
 
 def without_room(wanted: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from ..errors import PlanError
 from .loading import WorkerModel
-from .nodes import refuse_without_room
+from .nodes import refuse_without_room, warn_if_taken
 
 DISK = "layerstream_disk"
 """The custom resource of a node: how many workers' worth of drives it has."""
@@ -76,13 +75,13 @@ def workers_of(
     least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
     if not 1 <= least <= most:
         raise PlanError(f"concurrency={concurrency!r} must be a number of workers, or the least and the most")
-    # the frames of a failed job's error may still refer to its workers, which would hold their drives
-    gc.collect()
     declared = DISK in ray.cluster_resources()
     share = _default_share(most, declared=declared) if disk_share is None else rounded_down(disk_share)
     workers = Workers(least=least, most=most, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=share)
     if declared or not share:
         refuse_without_room({"CPU": num_cpus, "GPU": num_gpus, **workers.resources})
+        if share:
+            warn_if_taken(DISK, share)
     # else who asks for a share of drives that no node has yet expects nodes that Ray starts as needed
     return workers
 
