@@ -270,8 +270,8 @@ class StreamedModel:
         """
         self._check_open()
         control = self._controls[replica.index]
-        control.join_step()
         try:
+            control.join_step()
             with self._runtimes[replica.index].current():
                 yield
         finally:

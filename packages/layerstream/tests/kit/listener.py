@@ -42,3 +42,16 @@ class Listener:
     @property
     def tokens(self) -> list[int]:
         return [token for event in self.heard if isinstance(event, AnswerPart) for token in event.tokens]
+
+
+class Held(Listener):
+    """Keeps its request from starting until `gate` opens."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def __call__(self, event: AnswerEvent) -> None:
+        super().__call__(event)
+        if isinstance(event, AnswerStarted):
+            assert self._gate.wait(LONG_S)

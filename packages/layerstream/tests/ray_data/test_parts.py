@@ -147,7 +147,13 @@ def test_accelerators_that_ray_would_hide_are_refused() -> None:
     for num_gpus in (0, 1):
         with pytest.raises(ls.PlanError, match=r"names cuda:0, cuda:1, but .*: give num_gpus=2 \("):
             ask(num_gpus, "cuda:0", "cuda:1")
+    named_as_on_the_node = r"Ray shows it cuda:0, cuda:1 alone, .*num_gpus=2 .*, and name cuda:0, cuda:1$"
+    with pytest.raises(ls.PlanError, match=named_as_on_the_node):
+        ask(2, "cuda:2", "cuda:3")
+    with pytest.raises(ls.PlanError, match="Ray shows it none alone"):
+        ask(0, "cuda")
     ask(2, "cuda:0", "cuda:1")
+    ask(1, "cuda")
     ask(0.5, "cuda:0", "cuda:0")
     ask(0, "cpu", "cpu")
     ask(0)

@@ -73,9 +73,8 @@ class ForwardGate:
         """Sweeps begun so far: forwards, with those that share a sweep counted once."""
         return self._num_alone + self.group.sweeps
 
-    @property
     def is_free(self) -> bool:
-        """Whether no thread is inside."""
+        """Return whether no thread is inside."""
         return not self._one_at_a_time.locked()
 
     @contextmanager

@@ -137,16 +137,15 @@ class ReplicaControl:
         """Undo `stop`."""
         self._stopped_by = None
         if self._parts.stream is not None:
-            # a forward that another thread has begun meanwhile goes on
             self._parts.stream.resume(is_idle=self.gate.is_free)
 
     def join_step(self) -> None:
-        """Tell the other devices to wait for this one's next forward: it comes soon."""
+        """Tell the other devices to wait for the calling thread's next forward on this one: it comes soon."""
         if self._parts.stream is not None:
             self._parts.stream.join_step()
 
     def leave_step(self) -> None:
-        """Tell the other devices not to wait for this one: it starts no further forward soon."""
+        """Tell the other devices not to wait for the calling thread: it starts no further forward soon."""
         if self._parts.stream is not None:
             self._parts.stream.leave_step()
 

@@ -111,14 +111,21 @@ def refuse_hidden_devices(model: WorkerModel, workers: Workers) -> None:
     """Do nothing if Ray shows a worker all the accelerators that it is to use.
 
     Raises:
-        PlanError: `devices` names more than the worker is given.
+        PlanError: `devices` names one that the worker does not see.
     """
     named = sorted({device for device in model.options.devices or () if device.startswith("cuda")})
-    if len(named) > math.ceil(workers.num_gpus):
+    shown = _first_accelerators(math.ceil(workers.num_gpus))
+    if not {device if ":" in device else f"{device}:0" for device in named} <= set(shown):
         raise PlanError(
             f"devices names {', '.join(named)}, but a worker is given {workers.num_gpus:g} accelerators, and "
-            f"Ray hides the others from it: give num_gpus={len(named)} (--worker-gpus {len(named)})"
+            f"Ray shows it {', '.join(shown) or 'none'} alone, whatever their numbers on the node: give "
+            f"num_gpus={len(named)} (--worker-gpus {len(named)}), and name "
+            f"{', '.join(_first_accelerators(len(named)))}"
         )
+
+
+def _first_accelerators(count: int) -> list[str]:
+    return [f"cuda:{index}" for index in range(count)]
 
 
 def block_rows(model: WorkerModel, workers: Workers) -> int:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from ..checkpoint.reader import ReadTicket
 from ..errors import LayerstreamError
 from ..spec.timeline import Activity, Span
 from .buffers import HostBuffer
 from .sources import UnitSource
+
+ANNOUNCED = -1
+"""Stands for a thread that is about to start."""
 
 
 @dataclass(slots=True)
@@ -113,8 +117,8 @@ class Consumer(ABC):
         rejoin_unit: the unit at which it waits to be attached again; None when it does not wait for this.
         num_missed: units that were fetched while it has waited to be attached.
         is_waiting: a computation is inside `acquire`.
-        forwards: forwards of its model that are under way.
-        is_expected: another forward is expected soon.
+        is_in_forward: a forward of its model is under way.
+        expected_from: the threads that run another forward soon; `ANNOUNCED` stands for one to come.
         idle_since_s: when the last forward ended, or when the next one was announced.
     """
 
@@ -123,8 +127,8 @@ class Consumer(ABC):
         self.rejoin_unit: int | None = None
         self.num_missed = 0
         self.is_waiting = False
-        self.forwards = 0
-        self.is_expected = False
+        self.is_in_forward = False
+        self.expected_from: set[int] = set()
         self.idle_since_s = 0.0
 
     @property
@@ -166,9 +170,19 @@ class Consumer(ABC):
         """Whether a computation waits for a unit that is not even being read."""
         return self.is_waiting and not self.num_queued
 
+    @property
+    def is_expected(self) -> bool:
+        """Whether another forward comes soon."""
+        return bool(self.expected_from)
+
+    def expect(self, thread: int) -> None:
+        """Expect forwards of a thread, from now on."""
+        self.expected_from.add(thread)
+        self.idle_since_s = perf_counter()
+
     def is_away(self, now_s: float, patience_s: float) -> bool:
         """Return whether the other replicas should not wait for it."""
-        if self.is_waiting or self.forwards:
+        if self.is_waiting or self.is_in_forward:
             return False
         return not self.is_expected or now_s - self.idle_since_s >= patience_s
 

@@ -41,7 +41,7 @@ from ..errors import LayerstreamError, StreamError
 from ..spec.timeline import Activity, Timeline
 from .buffers import HostBuffer
 from .converter import Converter
-from .fetches import Consumer, Fetch, NumberedBuffer, StreamedUnit, VisitCounter
+from .fetches import ANNOUNCED, Consumer, Fetch, NumberedBuffer, StreamedUnit, VisitCounter
 
 PATIENCE_S = 2.0
 """How long replicas in step wait for one that is between two forwards."""
@@ -151,8 +151,8 @@ class Prefetcher:
         """Let all replicas begin at the same unit, and wait for each other until each one's `leave_step`."""
         with self.lock:
             for consumer in self._consumers:
-                consumer.is_expected, consumer.idle_since_s = True, perf_counter()
-            if any(consumer.is_waiting or consumer.forwards for consumer in self._consumers):
+                consumer.expect(ANNOUNCED)
+            if any(consumer.is_waiting or consumer.is_in_forward for consumer in self._consumers):
                 return
             queue_lengths = {consumer.num_queued for consumer in self._consumers}
             if len(queue_lengths) == 1 and all(consumer.is_attached for consumer in self._consumers):
@@ -221,7 +221,7 @@ class Prefetcher:
         if not self._is_any_starving():
             return None
         attached = [consumer for consumer in self._consumers if consumer.is_attached]
-        idle = [consumer for consumer in attached if not consumer.is_waiting and not consumer.forwards]
+        idle = [consumer for consumer in attached if not (consumer.is_waiting or consumer.is_in_forward)]
         awaited = [
             consumer
             for consumer in idle

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -32,7 +33,7 @@ import torch
 
 from ..errors import ReplicaStoppedError, StreamClosedError, StreamError
 from .device_buffers import DeviceBuffers, Slot
-from .fetches import Consumer, Fetch, StreamedUnit, VisitCounter
+from .fetches import ANNOUNCED, Consumer, Fetch, StreamedUnit, VisitCounter
 from .lease import Lease
 from .prefetcher import Prefetcher
 from .visit_spans import VisitSpans
@@ -137,27 +138,27 @@ class WeightStream(Consumer):
         return unit.source.host_views(lease.fetch.buffer.host.bytes)
 
     def begin_forward(self) -> None:
-        """Make other replicas wait for this one; each call needs an `end_forward`."""
+        """Make other replicas wait for this one until `end_forward`; one forward at a time."""
         with self._lock:
-            self.forwards += 1
+            self.is_in_forward = True
 
     def end_forward(self) -> None:
         """End a forward: other replicas no longer wait for this one, unless its next forward is expected."""
         with self._lock:
-            self.forwards = max(0, self.forwards - 1)
+            self.is_in_forward = False
             self.idle_since_s = perf_counter()
             self._wake_others()
 
     def join_step(self) -> None:
-        """Make other replicas expect a forward of this one soon, until `leave_step`."""
+        """Make other replicas expect forwards of the calling thread on this one, until its `leave_step`."""
         with self._lock:
-            self.is_expected, self.idle_since_s = True, perf_counter()
+            self.expect(threading.get_ident())
             self._prefetcher.wake_waiting()
 
     def leave_step(self) -> None:
-        """Make other replicas no longer expect another forward of this one soon."""
+        """Make other replicas no longer expect forwards of the calling thread. Safe without `join_step`."""
         with self._lock:
-            self.is_expected = False
+            self.expected_from -= {threading.get_ident(), ANNOUNCED}
             self._wake_others()
 
     def stop(self, error: BaseException) -> None:
@@ -166,12 +167,17 @@ class WeightStream(Consumer):
             self._stopped_by = error
             self._changed.notify_all()
 
-    def resume(self, *, is_idle: bool = True) -> None:
-        """Undo `stop`. If no forward is under way, forget those that Ctrl-C ended before `end_forward`."""
+    def resume(self, *, is_idle: Callable[[], bool]) -> None:
+        """Undo `stop`. If no forward is under way, forget one that Ctrl-C ended before `end_forward`.
+
+        Args:
+            is_idle: returns whether no forward is under way. It is asked under the lock: a forward that
+                begins after its answer comes to `begin_forward` afterwards.
+        """
         with self._lock:
             self._stopped_by = None
-            if is_idle:
-                self.forwards = 0
+            if is_idle():
+                self.is_in_forward = False
 
     def free_slots(self) -> None:
         """Free what units are delivered into, until `restore_slots`; no forward may run, no view remain."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from kit.listener import Listener
+from kit.listener import Held
 
 import layerstream as ls
 from layerstream.cli import serve
@@ -80,9 +81,11 @@ def test_several_devices_serve_together(
         assert len(streamed.replicas) == 2
         with closing(GenerationService(streamed)) as service:
             request = ls.GenerationRequest(prompt="The sea is", max_new_tokens=4)
-            listeners = [Listener() for _ in range(4)]
+            gate = threading.Event()
+            listeners = [Held(gate) for _ in range(4)]
             for listener in listeners:
                 service.submit(request, listener)
+            gate.set()
             answers.extend(listener.wait().result.tokens for listener in listeners)
         assert all(replica.group.sweeps for replica in streamed.replicas)
 

@@ -64,7 +64,7 @@ def test_a_stopped_replica_gets_the_reason_while_it_waits(file: Path, kind: str)
         raised = in_step(shared, lambda: [sweep(first) for _ in range(3)], stop_soon)
         assert isinstance(raised[0], ReplicaStoppedError)
         assert "the other one" in str(raised[0])
-        first.resume()
+        first.resume(is_idle=lambda: True)
         sweep(first)
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_at_any_moment_loses_nothing(file: Path, kind: str) -> None:
                 num_interrupts += 1
             interrupt.join()
             stream.release_all()
-            stream.resume()
+            stream.resume(is_idle=lambda: True)
         assert num_interrupts > 140  # Python drops one that comes inside a weak reference's callback
         for _ in range(3):
             sweep(stream)

@@ -91,16 +91,23 @@ def test_patience_with_an_expected_replica_ends(file: Path, kind: str) -> None:
 def test_a_replica_that_joined_is_waited_for_until_it_leaves(file: Path, kind: str) -> None:
     with replicas(file, KINDS[kind](2)) as shared:
         first, second = shared.streams
-        second.join_step()
+        has_joined = threading.Event()
+
+        def sweep_on() -> None:
+            assert has_joined.wait(60)
+            for _ in range(6):
+                sweep(first)
 
         def once_the_other_waits() -> None:
+            second.join_step()
+            has_joined.set()
             while not first.is_starving:
                 time.sleep(0.001)
             for _ in range(3):
                 sweep(second)
             second.leave_step()
 
-        assert in_parallel(lambda: [sweep(first) for _ in range(6)], once_the_other_waits) == [None, None]
+        assert in_parallel(sweep_on, once_the_other_waits) == [None, None]
         assert shared.num_reads <= 6 * NUM_UNITS + NUM_BUFFERS + 2
 
 
@@ -108,10 +115,51 @@ def test_what_undoes_a_stop_forgets_no_forward_that_is_under_way(file: Path) -> 
     with replicas(file, KINDS["cpu"](1)) as shared:
         (stream,) = shared.streams
         stream.begin_forward()
-        stream.resume(is_idle=False)
-        assert stream.forwards == 1
-        stream.resume()
-        assert stream.forwards == 0
+        stream.resume(is_idle=lambda: False)
+        assert stream.is_in_forward
+        stream.resume(is_idle=lambda: True)
+        assert not stream.is_in_forward
+
+
+def test_what_undoes_a_stop_forgets_no_forward_that_begins_meanwhile(file: Path) -> None:
+    with replicas(file, KINDS["cpu"](1)) as shared:
+        (stream,) = shared.streams
+        begins = threading.Thread(target=stream.begin_forward)
+
+        def is_idle() -> bool:
+            begins.start()
+            # so it begins after what this answer leads to
+            assert shared.prefetcher.lock.locked()
+            return True
+
+        stream.resume(is_idle=is_idle)
+        begins.join()
+        assert stream.is_in_forward
+
+
+def test_a_forward_whose_end_ctrl_c_prevented_does_not_outlive_the_next_one(file: Path) -> None:
+    with replicas(file, KINDS["cpu"](1)) as shared:
+        (stream,) = shared.streams
+        stream.begin_forward()
+        sweep(stream)
+        assert not stream.is_in_forward
+
+
+def test_a_replica_is_expected_until_every_thread_that_joined_has_left(file: Path) -> None:
+    with replicas(file, KINDS["cpu"](2)) as shared:
+        first, second = shared.streams
+        first.join_step()
+
+        def run_in_step() -> None:
+            shared.prefetcher.start_in_step()
+            for stream in (first, second):
+                stream.join_step()
+                stream.leave_step()
+
+        assert in_parallel(run_in_step) == [None]
+        assert (first.is_expected, second.is_expected) == (True, False)
+        first.leave_step()
+        assert not first.is_expected
 
 
 @both_kinds

@@ -88,7 +88,7 @@ class ServiceStatus:
         sweep_s: seconds per sweep in the last minute of work, or as planned before anything was measured.
         token_s: seconds per token of one answer; with a draft, a sweep gives several.
         tokens_per_s: tokens per second of all running requests in the last minute; 0 when idle.
-        wait_s: the estimated seconds until the first token of a request that comes now.
+        wait_s: the estimated seconds until the first token of a request that comes now and does not sample.
         reused_tokens: tokens of prompts that were not computed again.
         prefix_bytes: what the prefix cache takes.
     """

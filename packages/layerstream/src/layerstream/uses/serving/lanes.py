@@ -1,4 +1,4 @@
-"""The devices of a service: which request goes to which, and how many sweeps they have made together.
+"""The devices of a service: which request goes to which, and when, and how many sweeps they make together.
 
 It starts no thread and runs nothing. The service's lock guards all of it.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ...engine.replica import Replica
 from ...planning.admission import Admission
+from .pace import starts_s
 from .ticket import Entry, Stage
 
 
@@ -75,6 +76,30 @@ class Lanes:
         lane.sweeps_before = self.sweeps - lane.replica.group.sweeps
         lane.is_sweeping = True
 
+    def end_sweeps(self, lane: Lane) -> None:
+        """Record that the sweeps of a device end: the others go on from those that it has made."""
+        # in step, a device may still have to begin the sweep that another has just made
+        sweeps = self.sweeps - 1
+        lane.is_sweeping = False
+        for other in self.lanes:
+            if other.is_sweeping:
+                other.sweeps_before = max(other.sweeps_before, sweeps - other.replica.group.sweeps)
+
+    def starts_s(self, waiting: Collection[Entry], token_s: float) -> list[float]:
+        """Return in how many seconds each waiting request starts, and a greedy one behind them.
+
+        Args:
+            waiting: the queue.
+            token_s: seconds per token of one answer.
+        """
+        free_s: list[list[float]] = []
+        for lane in self.lanes:
+            left_s = [entry.most_left * token_s for entry in lane.running]
+            is_full = bool(left_s) and any(lane in self._allowed(entry) for entry in waiting)
+            free_s.append(left_s if is_full else [*left_s, 0.0])
+        turns = [(entry.most_left * token_s, len(self._allowed(entry))) for entry in waiting]
+        return starts_s(free_s, [*turns, (0.0, len(self.lanes))])
+
     def admit(self, waiting: deque[Entry]) -> None:
         """Take the requests that fit out of the queue, and give them to devices.
 
@@ -86,7 +111,7 @@ class Lanes:
         """
         open_lanes = list(self.lanes)
         for entry in tuple(waiting):
-            allowed = self.lanes if entry.seed is None else self.lanes[:1]
+            allowed = self._allowed(entry)
             lane = self._emptiest(entry, [lane for lane in open_lanes if lane in allowed])
             if lane is None:
                 open_lanes = [lane for lane in open_lanes if lane not in allowed]
@@ -98,12 +123,20 @@ class Lanes:
             lane.running.append(entry)
             lane.arrived.append(entry)
 
+    def has_arrived(self, entry: Entry) -> bool:
+        """Return whether a request was given to a device whose sweeps have not taken it yet."""
+        return any(entry in lane.arrived for lane in self.lanes)
+
     def remove(self, entry: Entry) -> None:
         """Take a running request off its device."""
         for lane in self.lanes:
             for requests in (lane.running, lane.arrived):
                 if entry in requests:
                     requests.remove(entry)
+
+    def _allowed(self, entry: Entry) -> Sequence[Lane]:
+        """Return the devices that a request may go to."""
+        return self.lanes if entry.seed is None else self.lanes[:1]
 
     def _emptiest(self, entry: Entry, lanes: Collection[Lane]) -> Lane | None:
         fitting = [

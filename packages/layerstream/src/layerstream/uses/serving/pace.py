@@ -54,19 +54,18 @@ class Pace:
         return sum(count for _, count in self._tokens) / seconds if seconds > 0 else 0.0
 
 
-def starts_s(running_s: Iterable[float], waiting_s: Iterable[float], num_places: int) -> list[float]:
+def starts_s(free_s: Iterable[Iterable[float]], waiting: Iterable[tuple[float, int]]) -> list[float]:
     """Return in how many seconds each waiting request starts, if each takes the place of one that ends.
 
     Args:
-        running_s: how long each running request still takes.
-        waiting_s: how long each waiting one will take, in the order of the queue.
-        num_places: how many run together.
+        free_s: for each device, in how many seconds each of its places is free; one at least.
+        waiting: how long each waiting request will take, and how many of the devices it may go to, counted
+            from the first; in the order of the queue.
     """
-    free_s = heapq.nlargest(max(1, num_places), running_s)
-    free_s += [0.0] * (num_places - len(free_s))
-    heapq.heapify(free_s)
+    places = [sorted(each_s) for each_s in free_s]
     starts: list[float] = []
-    for seconds in waiting_s:
-        starts.append(heapq.heappop(free_s) if free_s else 0.0)
-        heapq.heappush(free_s, starts[-1] + seconds)
+    for seconds, num_devices in waiting:
+        earliest = min(places[:num_devices], key=lambda each_s: each_s[0])
+        starts.append(earliest[0])
+        heapq.heapreplace(earliest, starts[-1] + seconds)
     return starts

@@ -35,7 +35,7 @@ class Ticket(Protocol):
         """Estimated seconds until it ends if it takes all the tokens it may."""
 
     def cancel(self) -> None:
-        """Take it out of the queue, or let it leave the sweep at the next unit. Safe to call twice."""
+        """End it, if it has not begun; else let it leave the sweep at the next unit. Safe to call twice."""
 
 
 class Service(Protocol):
@@ -78,4 +78,4 @@ class Service(Protocol):
         """Return what it does now."""
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Accept nothing more, wait up to `drain_s` seconds for the running answers, and cancel the rest."""
+        """Accept nothing more, wait up to `drain_s` seconds for what runs and waits, and cancel the rest."""

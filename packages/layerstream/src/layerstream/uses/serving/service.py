@@ -1,9 +1,9 @@
 """Answer requests as they come: those that run at the same time share every sweep.
 
 One thread for each device owns that device's sweeps, and all devices share one queue. A request that arrives
-while they run joins at the next first block; one that is cancelled leaves at the next unit. A device without
-requests makes no sweeps, and the others do not wait for it. Each request has a tensor of its own, so its
-answer is what it would be alone, bit for bit.
+while they run joins at the next first block; one that is cancelled leaves at the next unit, or at once if it
+has not begun. A device without requests makes no sweeps, and the others do not wait for it. Each request has
+a tensor of its own, so its answer is what it would be alone, bit for bit.
 
 Invariants (each with the test that holds it, in tests/unit/uses/serving: 1 to 4 in test_service.py, 5 to 8 in
 test_devices.py):
@@ -26,13 +26,12 @@ import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
 from transformers import PreTrainedTokenizerBase
 
-from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamError
+from ...errors import PlanError, QueueFullError, ServiceClosedError, StreamClosedError, StreamError
 from ...model import StreamedModel
 from ...planning.admission import Admission
 from ...planning.drafting import MOST_DRAFTED
@@ -45,9 +44,9 @@ from ..runner import check_adapters, tokenizer_for
 from .answering import generate_answer
 from .events import AnswerEvent, ServiceStatus
 from .lanes import Lane, Lanes
-from .pace import Pace, starts_s
+from .pace import Pace
 from .prefix_cache import open_prefix_cache
-from .ticket import Entry, Outcome, Stage
+from .ticket import Entry, Outcome, ServiceTicket, Stage
 
 MOST_WAITING = 256
 """How many requests wait at most, unless told otherwise."""
@@ -128,16 +127,19 @@ class GenerationService:
         entry = self._entry(request, on_event, top_logprobs, scores_prompt and top_logprobs is not None)
         with self._changed:
             self._check_open()
-            if len(self._waiting) >= self._most_waiting:
+            self._waiting.append(entry)
+            self._lanes.admit(self._waiting)
+            if entry.stage is Stage.WAITING and len(self._waiting) > self._most_waiting:
+                eta_s = min(self._starts_s()[:-1])
+                self._waiting.pop()
+                num_waiting = len(self._waiting)
                 raise QueueFullError(
-                    f"the queue is full: {len(self._waiting)} requests wait already; try again later",
-                    waiting=len(self._waiting),
-                    eta_s=self._starts_s()[0],
+                    f"the queue is full: {num_waiting} requests wait already; try again later",
+                    waiting=num_waiting,
+                    eta_s=eta_s,
                 )
             self._counts["submitted"] += 1
             entry.number = self._counts["submitted"]
-            self._waiting.append(entry)
-            self._lanes.admit(self._waiting)
             self._changed.notify_all()
         return ServiceTicket(self, entry)
 
@@ -164,24 +166,25 @@ class GenerationService:
             )
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Accept nothing more, wait up to `drain_s` seconds for the answers, and cancel the rest."""
+        """Accept nothing more, wait up to `drain_s` seconds for what runs and waits, and cancel the rest."""
         deadline_s = monotonic() + drain_s
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
             while (self._waiting or self._lanes.running) and (left_s := deadline_s - monotonic()) > 0:
                 self._changed.wait(left_s)
-            rest = [*self._lanes.running, *self._waiting]
+            # those that wait first: one that runs would leave its place to them
+            rest = [*self._waiting, *self._lanes.running]
         for entry in rest:
             self.cancel(entry)
         for thread in self._threads:
             thread.join()
 
     def cancel(self, entry: Entry) -> None:
-        """Take a request out of the queue, or let it leave the sweep at the next unit."""
+        """End a request that has not begun; let one that has leave the sweep at the next unit."""
         with self._changed:
             entry.is_cancelled.set()
-            if entry.stage is not Stage.WAITING:
+            if entry.stage is not Stage.WAITING and not self._lanes.has_arrived(entry):
                 return
             self._retire(entry, None)
         entry.end(None, self._ends(entry))
@@ -257,28 +260,25 @@ class GenerationService:
         return self._pace.sweep_s / self._streamed.tokens_per_sweep
 
     def _starts_s(self) -> list[float]:
-        """Return in how many seconds each waiting request starts, and one more behind them."""
-        token_s = self._token_s
-        running = [entry.most_left * token_s for entry in self._lanes.running]
-        waiting = [entry.most_left * token_s for entry in self._waiting]
-        is_full = bool(self._waiting and running)
-        return starts_s(running, [*waiting, 0.0], len(running) if is_full else len(running) + 1)
+        """Return in how many seconds each waiting request starts, and a greedy one behind them."""
+        return self._lanes.starts_s(self._waiting, self._token_s)
 
     # -- the service's own threads -----------------------------------------------------------------------
 
     def _serve(self, lane: Lane) -> None:
         """Run one device's sweeps while it has requests; ends after `close`."""
-        while tasks := self._wait_for_tasks(lane):
+        while first := self._wait_for_requests(lane):
             error: BaseException = StreamError("the sweeps ended before the answer")
             try:
                 with self._streamed.on_device(lane.replica):
-                    lane.replica.group.run(tasks, arrivals=partial(self._arrivals, lane))
+                    # no tasks yet: until the device is free, requests may leave
+                    lane.replica.group.run((), arrivals=partial(self._arrivals, lane))
             except BaseException as raised:  # noqa: BLE001 - handed on to every request that was running
                 error = raised
-            self._fail(lane, error)
+            self._fail(lane, error, first)
 
-    def _wait_for_tasks(self, lane: Lane) -> Sequence[Task]:
-        """Return what a device is given; nothing once the service closes and no request waits for it."""
+    def _wait_for_requests(self, lane: Lane) -> Sequence[Entry]:
+        """Return what a device was given; nothing once the service closes and no request waits for it."""
         with self._changed:
             while not lane.arrived:
                 if self._is_closing and not self._waiting:
@@ -287,7 +287,7 @@ class GenerationService:
             if not self._lanes.is_sweeping:
                 self._pace.begin(self._lanes.sweeps)
             self._lanes.begin_sweeps(lane)
-            return self._arrivals(lane)
+            return tuple(lane.arrived)
 
     def _arrivals(self, lane: Lane) -> Sequence[Task]:
         """Return what a device was given since it was last asked."""
@@ -332,14 +332,20 @@ class GenerationService:
             self._counts["generated_tokens"] += count
             self._pace.record(count, self._lanes.sweeps)
 
-    def _fail(self, lane: Lane, error: BaseException) -> None:
-        """End what was running on a device whose sweeps ended; with a closed model, what waits too."""
+    def _fail(self, lane: Lane, error: BaseException, first: Sequence[Entry]) -> None:
+        """End what was running on a device whose sweeps ended; with a closed model, what waits too.
+
+        What has come meanwhile is for its next sweeps, except what these were to begin with: an error that
+        comes each time would never end.
+        """
         with self._changed:
-            lane.is_sweeping = False
+            self._lanes.end_sweeps(lane)
             if self._streamed.is_closed:
                 left = [*lane.running, *self._waiting]
+                if not isinstance(error, StreamClosedError):
+                    error = StreamClosedError("this streamed model is closed: load it again")
             else:
-                left = [entry for entry in lane.running if entry not in lane.arrived]
+                left = [entry for entry in lane.running if entry in first or entry not in lane.arrived]
         for entry in left:
             self._end(entry, error if isinstance(error, Exception) else StreamError(str(error)))
 
@@ -361,40 +367,3 @@ class GenerationService:
 
     def _ends(self, entry: Entry) -> frozenset[int]:
         return end_tokens(self._streamed.model, entry.tokenized.request)
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceTicket:
-    """One request in a service; see `protocol.Ticket`."""
-
-    _service: GenerationService
-    _entry: Entry
-
-    @property
-    def number(self) -> int:
-        """Counts requests from 1."""
-        return self._entry.number
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of its prompt."""
-        return len(self._entry.tokenized.ids)
-
-    @property
-    def position(self) -> int:
-        """Its place in the queue, from 1; 0 once it runs or has ended."""
-        return self._service.position(self._entry)
-
-    @property
-    def first_token_eta_s(self) -> float:
-        """Estimated seconds until its first token; 0 once it has one."""
-        return self._service.first_token_eta_s(self._entry)
-
-    @property
-    def eta_s(self) -> float:
-        """Estimated seconds until it ends if it takes all the tokens it may."""
-        return self._service.eta_s(self._entry)
-
-    def cancel(self) -> None:
-        """Take it out of the queue, or let it leave the sweep at the next unit. Safe to call twice."""
-        self._service.cancel(self._entry)

@@ -1,4 +1,4 @@
-"""One request in a service: where it stands, and what it has told its listener."""
+"""One request in a service: where it stands, what it has told its listener, and what its caller holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,9 @@ from ..batching.packing import TokenizedRequest
 from ..batching.requests import GenerationResult
 from .answer_text import AnswerText
 from .events import AnswerEnded, AnswerEvent, AnswerPart, AnswerStarted, PromptScored, TokenChance
+
+if TYPE_CHECKING:
+    from .service import GenerationService
 
 
 class Stage(Enum):
@@ -109,3 +113,40 @@ class Entry:
             error=error,
         )
         self.on_event(AnswerEnded(result=result, is_cancelled=is_cancelled, reused_tokens=self.reused_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTicket:
+    """One request in a service; see `protocol.Ticket`."""
+
+    _service: GenerationService
+    _entry: Entry
+
+    @property
+    def number(self) -> int:
+        """Counts requests from 1."""
+        return self._entry.number
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
+        return len(self._entry.tokenized.ids)
+
+    @property
+    def position(self) -> int:
+        """Its place in the queue, from 1; 0 once it runs or has ended."""
+        return self._service.position(self._entry)
+
+    @property
+    def first_token_eta_s(self) -> float:
+        """Estimated seconds until its first token; 0 once it has one."""
+        return self._service.first_token_eta_s(self._entry)
+
+    @property
+    def eta_s(self) -> float:
+        """Estimated seconds until it ends if it takes all the tokens it may."""
+        return self._service.eta_s(self._entry)
+
+    def cancel(self) -> None:
+        """End it, if it has not begun; else let it leave the sweep at the next unit. Safe to call twice."""
+        self._service.cancel(self._entry)

@@ -6,18 +6,20 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kit.compare import reference
-from kit.listener import LONG_S, Listener
+from kit.listener import LONG_S, Held, Listener
 from transformers import AutoTokenizer
 
 import layerstream as ls
+from layerstream.errors import QueueFullError
 from layerstream.testing import FakeAsyncRuntime
-from layerstream.uses.serving.events import AnswerEnded, AnswerEvent, AnswerStarted
+from layerstream.uses.serving.events import AnswerEnded, AnswerEvent, AnswerPart
 from layerstream.uses.serving.service import GenerationService
 
 WORKLOAD = ls.Workload(batch_size=4, prompt_tokens=48, new_tokens=48)
@@ -34,10 +36,12 @@ KINDS: dict[str, Callable[[], dict[str, object]]] = {
 
 
 @contextmanager
-def serving(path: Path, kind: str = "two cpu", **options: object) -> Iterator[GenerationService]:
+def serving(
+    path: Path, kind: str = "two cpu", *, most_waiting: int = 500, **options: object
+) -> Iterator[GenerationService]:
     given = {"workload": WORKLOAD, **KINDS[kind](), **options}
     with ls.load(path, **given) as streamed:  # type: ignore[arg-type]
-        service = GenerationService(streamed, most_waiting=500)
+        service = GenerationService(streamed, most_waiting=most_waiting)
         try:
             yield service
         finally:
@@ -58,19 +62,6 @@ def plain(path: Path, request: ls.GenerationRequest) -> list[int]:
     options = {"tokenizer": tokenizer, **request.generate_options()}
     found = reference(path).generate(**inputs, max_new_tokens=request.max_new_tokens, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()
-
-
-class Held(Listener):
-    """Keeps its request from starting until `gate` opens."""
-
-    def __init__(self, gate: threading.Event) -> None:
-        super().__init__()
-        self._gate = gate
-
-    def __call__(self, event: AnswerEvent) -> None:
-        super().__call__(event)
-        if isinstance(event, AnswerStarted):
-            assert self._gate.wait(LONG_S)
 
 
 def begin_on_each(
@@ -165,6 +156,7 @@ def test_a_device_that_comes_later_joins_the_sweeps_of_the_other(tiny_llama_dir:
             if len(early.tokens) == 4 and not late.heard:
                 service.submit(asked("Two and two", 20), late)
                 assert len(service._lanes.lanes[1].running) == 1
+                assert late.has_started.wait(LONG_S)
 
         service.submit(asked("x", 40), then_submit)
         early.wait(), late.wait()
@@ -229,6 +221,20 @@ def test_a_request_that_comes_while_the_sweeps_end_is_answered_by_the_next_ones(
         service.submit(asked("x", 3), early := Listener())
         assert early.wait().result.error is None
         assert list(late.wait().result.tokens) == plain(tiny_llama_dir, asked("The sea is", 5))
+
+
+def test_an_error_before_the_first_sweep_ends_the_requests_that_it_was_for(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise OSError("this device is broken")
+
+    with serving(tiny_llama_dir) as service:
+        monkeypatch.setattr(service._lanes.lanes[0].replica.group, "run", refuse)
+        for expected in (OSError, type(None)):
+            service.submit(asked("x", 3), listener := Listener())
+            assert isinstance(listener.wait().result.error, expected)
 
 
 def test_requests_that_sample_are_repeatable(tiny_llama_dir: Path) -> None:
@@ -304,9 +310,13 @@ def test_closing_waits_for_the_answers_of_all_devices_and_cancels_the_rest(
         assert not any(listener.wait().is_cancelled for listener in drained)
         other, gate = GenerationService(streamed), threading.Event()
         left = begin_on_each(other, [asked("x", 48)] * 4, gate)
+        running, closer = other._lanes.running, threading.Thread(target=other.close)
+        closer.start()
+        assert all(entry.is_cancelled.wait(LONG_S) for entry in running) and len(running) == 4
         gate.set()
-        other.close()
-        assert all(len(listener.wait().result.tokens) < 48 for listener in left)
+        closer.join()
+        for listener in left:
+            assert listener.wait().is_cancelled and len(listener.tokens) < 48
         assert streamed.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape == (1, 4)
 
 
@@ -315,15 +325,52 @@ def test_a_model_that_is_closed_ends_the_requests_of_all_devices(kind: str, tiny
     streamed = ls.load(tiny_llama_dir, workload=WORKLOAD, **KINDS[kind]())  # type: ignore[arg-type]
     service = GenerationService(streamed)
     service._admission.most_running = 1
+    has_token, is_closed = threading.Event(), threading.Event()
+    streamed._on_close = is_closed.set
     listeners = [Listener() for _ in range(2 * len(streamed.replicas))]
+
+    def until_closed(listener: Listener, event: AnswerEvent) -> None:
+        listener(event)
+        if isinstance(event, AnswerPart):
+            has_token.set()
+            # it keeps its device inside a forward, so the others may get no token
+            assert is_closed.wait(LONG_S)
+
     for listener in listeners:
-        service.submit(asked("x", 48), listener)
-    assert listeners[0].has_token.wait(LONG_S)
+        service.submit(asked("x", 48), partial(until_closed, listener))
+    assert has_token.wait(LONG_S)
     streamed.close()
     errors = [listener.wait().result.error for listener in listeners]
     assert {type(error) for error in errors} <= {ls.StreamClosedError, type(None)}
     assert isinstance(errors[-1], ls.StreamClosedError)
     service.close()
+
+
+def test_a_full_queue_for_one_device_keeps_no_request_from_another(tiny_llama_dir: Path) -> None:
+    sampled = asked("x", 2, do_sample=True, seed=1)
+    with serving(tiny_llama_dir, most_waiting=1) as service:
+        service._admission.most_running = 1
+        gate = threading.Event()
+        held = [Held(gate) for _ in range(3)]
+        service.submit(sampled, held[0])
+        waiting = service.submit(sampled, held[1])
+        status = service.status()
+        # the second device is free
+        assert status.wait_s == status.sweep_s < waiting.first_token_eta_s
+        greedy = service.submit(asked("x", 40), held[2])
+        assert (waiting.position, greedy.position, greedy.number) == (1, 0, 3)
+        for request in (sampled, asked("x", 2)):
+            with pytest.raises(QueueFullError, match="1 requests wait already") as raised:
+                service.submit(request, Listener())
+            assert raised.value.waiting == 1
+            assert raised.value.eta_s == pytest.approx(2 * status.token_s)
+        gate.set()
+        for listener in held:
+            assert listener.wait().result.error is None
+        service.submit(sampled, last := Listener())
+        assert last.wait().result.error is None
+        status = service.status()
+    assert (status.answered, status.waiting) == (4, 0)
 
 
 @pytest.mark.parametrize("kind", ["two cpu", "asynchronous"])

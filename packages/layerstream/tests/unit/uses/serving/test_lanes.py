@@ -127,11 +127,69 @@ def test_sweeps_that_devices_make_together_count_once() -> None:
     for lane in (one, other):
         sweep(lane, 5)
     assert devices.sweeps == 12 and devices.is_sweeping
-    one.is_sweeping = False
+    devices.end_sweeps(one)
     sweep(other, 4)
     assert devices.sweeps == 16
-    other.is_sweeping = False
+    devices.end_sweeps(other)
     assert not devices.is_sweeping
     devices.begin_sweeps(one)
     sweep(one, 1)
     assert devices.sweeps == 17
+    # out of step: one makes 100 sweeps while the other makes 50
+    devices.begin_sweeps(other)
+    sweep(one, 100)
+    sweep(other, 50)
+    assert devices.sweeps == 117
+    devices.end_sweeps(one)
+    assert devices.sweeps == 117
+    found = []
+    for _ in range(4):
+        sweep(other, 1)
+        found.append(devices.sweeps)
+    # in step, the first of them would be the one that the device that ended has made
+    assert found == [117, 118, 119, 120]
+
+
+def test_a_device_in_step_may_begin_its_last_sweep_after_the_other_has_ended() -> None:
+    devices = lanes()
+    one, other = devices.lanes
+    for lane in (one, other):
+        devices.begin_sweeps(lane)
+    one.replica.group.sweeps = 10
+    other.replica.group.sweeps = 9
+    devices.end_sweeps(one)
+    other.replica.group.sweeps = 10
+    devices.end_sweeps(other)
+    assert devices.sweeps == 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], [0.0]),
+        ([1, 1], [0.0]),
+        ([6, 6, 6], [6.0, 6.0]),
+        (["s6", "s6"], [6.0, 0.0]),
+        (["s6", 3, "s6"], [6.0, 0.0]),
+        (["s6", 4, "s6", 7, "s6"], [6.0, 4.0, 12.0, 11.0]),
+        (["s4", 9, "s7", "s3", 8], [4.0, 11.0, 9.0, 14.0]),
+    ],
+    ids=[
+        "nobody is there",
+        "nobody waits",
+        "the next place is on either device",
+        "the second device is free for a greedy one",
+        "nobody waits for the second device",
+        "each waits for its own device",
+        "a greedy one takes the place that is free first",
+    ],
+)
+def test_a_request_starts_when_a_device_that_it_may_go_to_has_a_place(
+    sizes: list[int | str], expected: list[float]
+) -> None:
+    devices, waiting = lanes(), queue(*sizes)
+    for each in waiting:  # each has as many tokens to generate as it has bytes
+        request = GenerationRequest(prompt="x", max_new_tokens=each.size.kept)
+        each.tokenized = TokenizedRequest(index=0, request=request, ids=[1])
+    devices.admit(waiting)
+    assert devices.starts_s(waiting, 1.0) == expected

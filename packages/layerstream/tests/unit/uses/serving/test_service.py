@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.compare import reference
-from kit.listener import LONG_S, Listener
+from kit.listener import LONG_S, Held, Listener
 from transformers import AutoTokenizer
 
 import layerstream as ls
@@ -98,12 +98,7 @@ def test_requests_are_admitted_in_order(tiny_llama_dir: Path) -> None:
     order: list[int] = []
     with serving(tiny_llama_dir, workload=ls.Workload(prompt_tokens=48, new_tokens=48)) as service:
         gate, listeners = threading.Event(), []
-
-        def hold(event: object) -> None:
-            if isinstance(event, AnswerStarted):
-                gate.wait(LONG_S)
-
-        service.submit(asked("x", 2), hold)
+        service.submit(asked("x", 2), Held(gate))
 
         def note(number: int, listener: Listener, event: object) -> None:
             if isinstance(event, AnswerStarted):
@@ -169,16 +164,9 @@ def test_what_runs_together_fits_the_room(tiny_llama_dir: Path) -> None:
 def test_positions_and_estimates_count_down(tiny_llama_dir: Path) -> None:
     with serving(tiny_llama_dir, workload=ls.Workload(prompt_tokens=48, new_tokens=48)) as service:
         gate = threading.Event()
-        held = Listener()
-
-        def hold(event: object) -> None:
-            if isinstance(event, AnswerStarted):
-                held.has_started.set()
-                gate.wait(LONG_S)
-            held(event)  # type: ignore[arg-type]
-
+        held = Held(gate)
         service._admission.most_running = 1
-        first = service.submit(asked("x", 10), hold)
+        first = service.submit(asked("x", 10), held)
         assert held.has_started.wait(LONG_S)
         listeners = [Listener() for _ in range(3)]
         tickets = [service.submit(asked("x", 10), listener) for listener in listeners]
@@ -274,14 +262,10 @@ def test_what_can_never_fit_is_refused_with_the_figures(tiny_llama_dir: Path) ->
 
 def test_a_full_queue_says_so(tiny_llama_dir: Path) -> None:
     with serving(tiny_llama_dir, most_waiting=2) as service:
-        gate, held = threading.Event(), Listener()
-
-        def hold(event: object) -> None:
-            held(event)  # type: ignore[arg-type]
-            gate.wait(LONG_S)
-
+        gate = threading.Event()
+        held = Held(gate)
         service._admission.most_running = 1
-        service.submit(asked("x", 2), hold)
+        service.submit(asked("x", 2), held)
         assert held.has_started.wait(LONG_S)
         waiting = [Listener(), Listener()]
         for listener in waiting:
@@ -310,6 +294,27 @@ def test_closing_waits_for_answers_and_cancels_the_rest(tiny_llama_dir: Path) ->
         other.close()
         assert any(listener.wait().is_cancelled for listener in left)
         assert streamed.generate(torch.tensor([[5, 6]]), max_new_tokens=2).shape == (1, 4)
+
+
+def test_a_request_whose_device_is_held_by_another_forward_leaves_at_once(tiny_llama_dir: Path) -> None:
+    with serving(tiny_llama_dir) as service:
+        service._admission.most_running = 1
+        leaving, next_one, last = Listener(), Listener(), Listener()
+        with service._streamed._controls[0].gate.shut():
+            ticket = service.submit(asked("x", 4), leaving)
+            waiting = service.submit(asked("x", 4), next_one)
+            assert (ticket.position, waiting.position) == (0, 1)
+            ticket.cancel()
+            assert leaving.wait().is_cancelled and not leaving.has_started.is_set()
+            assert waiting.position == 0
+        assert next_one.wait().result.error is None
+        with service._streamed._controls[0].gate.shut():
+            service.submit(asked("x", 4), last)
+            closer = threading.Thread(target=service.close)
+            closer.start()
+            assert last.wait().is_cancelled
+        closer.join()
+        assert (service.status().answered, service.status().cancelled) == (1, 2)
 
 
 def test_every_request_ends_once_whatever_happens(tiny_llama_dir: Path) -> None:
@@ -364,4 +369,31 @@ def test_a_model_that_is_closed_ends_what_was_running_and_what_waited(tiny_llama
         assert isinstance(each.wait().result.error, ls.StreamClosedError)
     with pytest.raises(ServiceClosedError):
         service.submit(asked("x", 2), Listener())
+    service.close()
+
+
+def test_what_waits_while_a_model_is_closed_is_told_so(tiny_llama_dir: Path) -> None:
+    streamed = ls.load(tiny_llama_dir, budget="min", workload=WORKLOAD)
+    service = GenerationService(streamed)
+    service._admission.most_running = 1
+    is_closed, running, waiting = threading.Event(), Listener(), Listener()
+
+    def until_closed(event: object) -> None:
+        running(event)  # type: ignore[arg-type]
+        if isinstance(event, AnswerPart):
+            assert is_closed.wait(LONG_S)
+
+    service.submit(asked("x", 2), until_closed)
+    service.submit(asked("x", 2), waiting)
+    assert running.has_token.wait(LONG_S)
+
+    def let_it_end() -> None:  # nothing was stopped yet
+        is_closed.set()
+        waiting.wait()
+
+    streamed._on_close = let_it_end
+    streamed.close()
+    assert running.wait().result.error is None
+    with pytest.raises(ls.StreamClosedError, match="this streamed model is closed: load it again"):
+        raise waiting.wait().result.error or AssertionError
     service.close()
