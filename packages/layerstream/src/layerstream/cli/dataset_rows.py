@@ -24,7 +24,7 @@ from ..errors import JobError, first_line
 from .jobs import JobRow, row_of
 from .printing import note, working
 from .quiet_hub import hub_bars, silence_hub
-from .row_columns import PROMPT_KEYS, PROMPTS, SCORE_KEYS
+from .row_columns import PROMPT_KEYS, PROMPTS, SCORE_KEYS, Columns
 from .row_sources import RowSource
 
 _SAVED = ("state.json", "dataset_dict.json")
@@ -51,24 +51,21 @@ def read_dataset_rows(
     """
     _silence()
     if source.is_folder:
-        table, described = _open_folder(source)
+        tables, described = _open_folder(source)
     else:
-        table, described = _open_from_hub(source, local_files_only=local_files_only, shown=shown)
-    taken = _columns_to_take(source, table.column_names, command)
-    records = _with_own_ids(table.select_columns(taken).to_list())
+        tables, described = _open_from_hub(source, local_files_only=local_files_only, shown=shown)
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    taken = _columns_to_take(source, names, command)
+    records = _with_own_ids([record for table in tables for record in _records(table, taken)])
     if not source.columns:
         records = [_with_one_prompt(record) for record in records]
     if shown:
-        left_out = [name for name in table.column_names if name not in taken]
-        note(
-            f"{described}: {len(records)} {'row' if len(records) == 1 else 'rows'}; read: {', '.join(taken)}"
-            f"{f'; left out: {_listed(left_out)}' if left_out else ''}"
-        )
+        note(f"{described}: {_describe(len(records), names, taken, source.columns)}")
     return [row_of(number, record, source.columns) for number, record in enumerate(records, start=1)]
 
 
-def _open_folder(source: RowSource) -> tuple[Dataset, str]:
-    """Return the rows that are meant, as a table, and what they are, in words."""
+def _open_folder(source: RowSource) -> tuple[list[Dataset], str]:
+    """Return the rows that are meant, as tables, and what they are, in words."""
     folder = source.path
     if any((folder / name).is_file() for name in _SAVED):
         if source.config is not None:
@@ -83,7 +80,7 @@ def _open_folder(source: RowSource) -> tuple[Dataset, str]:
     return _prepare(source, _builder(source, str(folder.resolve())), folder.name, shown=False)
 
 
-def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) -> tuple[Dataset, str]:
+def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) -> tuple[list[Dataset], str]:
     name, revision = source.hub_place()
     offline = offline_reason(local_files_only=local_files_only)
     if offline is None and datasets.config.HF_HUB_OFFLINE:
@@ -95,12 +92,14 @@ def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) ->
         why = offline or "the Hub refused it or did not answer"
         if is_cached and revision is not None:
             _refuse_other_revision(name, revision, commit, why)
-        table, described = _prepare(source, builder, name, shown=shown)
+        tables, described = _prepare(source, builder, name, shown=shown)
     where = f", from the cache because {why}" if is_cached else ""
-    return table, f"{described} (commit {commit[:12]}{where})"
+    return tables, f"{described} (commit {commit[:12]}{where})"
 
 
-def _prepare(source: RowSource, builder: DatasetBuilder, name: str, *, shown: bool) -> tuple[Dataset, str]:
+def _prepare(
+    source: RowSource, builder: DatasetBuilder, name: str, *, shown: bool
+) -> tuple[list[Dataset], str]:
     known = [str(split) for split in builder.info.splits or builder.config.data_files or ()]
     if known:
         _check_split(source, known)
@@ -159,7 +158,7 @@ def _check_split(source: RowSource, names: Sequence[str]) -> str:
     return source.split
 
 
-def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tuple[Dataset, str]:
+def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tuple[list[Dataset], str]:
     spec = _check_split(source, list(splits))
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(
@@ -170,8 +169,7 @@ def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tupl
             f"--split {spec} cannot be read ({first_line(error)}); write a split, or a part of one such as "
             "test[:100] or test[:10%]"
         ) from error
-    tables = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    return datasets.concatenate_datasets(tables), f"{name}, {spec}"
+    return [splits[part.splitname].select(range(part.from_, part.to)) for part in parts], f"{name}, {spec}"
 
 
 def _columns_to_take(source: RowSource, names: Sequence[str], command: str) -> list[str]:
@@ -199,6 +197,22 @@ def _columns_to_take(source: RowSource, names: Sequence[str], command: str) -> l
             )
         wanted = ("id", *SCORE_KEYS, *(("adapter",) if command == "score" else PROMPT_KEYS))
     return [name for name in names if name in wanted]
+
+
+def _records(table: Dataset, taken: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of one split. No table is made of all: types may differ."""
+    names = [name for name in taken if name in table.column_names]
+    return table.select_columns(names).to_list() if names else [{} for _ in range(len(table))]
+
+
+def _describe(num_rows: int, names: Sequence[str], taken: Sequence[str], columns: Columns) -> str:
+    """Return what is read, for the note."""
+    read, left_out = ", ".join(taken), [name for name in names if name not in taken]
+    prompts = [name for name in PROMPTS if name in taken]
+    if not columns and len(prompts) > 1:
+        read += f" (of {' and '.join(prompts)}, the first that a row has)"
+    more = f"; left out: {_listed(left_out)}" if left_out else ""
+    return f"{num_rows} {'row' if num_rows == 1 else 'rows'}; read: {read}{more}"
 
 
 def _with_own_ids(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -76,11 +76,15 @@ def test_without_a_named_column_the_columns_are_the_keys_of_a_row(tmp_path: Path
     assert [row.fields for row in rows] == [{"prompt": "x", "max_new_tokens": 3}, {"prompt": "y"}]
 
 
-def test_of_prompt_and_messages_the_first_that_a_row_has_is_read(tmp_path: Path) -> None:
+def test_of_prompt_and_messages_the_first_that_a_row_has_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat = [{"role": "user", "content": "hi"}]
     records = [{"prompt": "x", "messages": chat}, {"prompt": None, "messages": chat}]
-    rows = read(write(tmp_path / "rows", train=records))
+    rows = read(write(tmp_path / "rows", train=records), shown=True)
     assert [row.fields for row in rows] == [{"prompt": "x"}, {"messages": chat}]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("2 rows; read: prompt, messages (of prompt and messages, the first that a row has)")
 
 
 def test_keys_that_only_other_turns_have_are_not_in_a_conversation(tmp_path: Path) -> None:
@@ -119,6 +123,18 @@ def test_several_splits_and_none_chosen_are_listed(tmp_path: Path) -> None:
 def test_a_split_may_be_cut_and_added_to_another(split: str, prompts: list[str], tmp_path: Path) -> None:
     folder = write(tmp_path / "sums", train=QUESTIONS[:1], test=QUESTIONS[1:])
     assert prompts_of(read(folder, columns=QUESTION, split=split)) == prompts
+
+
+def test_splits_need_not_have_the_same_columns_or_types(tmp_path: Path) -> None:
+    train = datasets.Dataset.from_list([{"question": "one", "answer": 1}])
+    test = datasets.Dataset.from_list([{"question": "two", "answer": "2", "hint": "x"}])
+    folder = tmp_path / "sums"
+    datasets.DatasetDict(train=train, test=test).save_to_disk(folder)
+    for split in ("all", "train+test"):
+        assert prompts_of(read(folder, columns=QUESTION, split=split)) == ["one", "two"]
+    assert prompts_of(read(folder, columns=Columns(prompt="answer"), split="all")) == [1, "2"]
+    errors = [row.error for row in read(folder, columns=Columns(prompt="hint"), split="all")]
+    assert errors == ["the row has nothing in 'hint'; it has nothing at all", None]
 
 
 def test_a_split_that_is_cut_wrongly_is_reported(tmp_path: Path) -> None:
