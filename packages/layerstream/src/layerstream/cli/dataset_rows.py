@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetBuilder
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from ..checkpoint.hub_reach import offline_reason
@@ -82,19 +82,24 @@ def _open_folder(source: RowSource) -> tuple[list[Dataset], str]:
 
 def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) -> tuple[list[Dataset], str]:
     name, revision = source.hub_place()
-    offline = offline_reason(local_files_only=local_files_only)
-    if offline is None and datasets.config.HF_HUB_OFFLINE:
-        offline = "offline mode (HF_DATASETS_OFFLINE) forbids a download"
+    offline = _why_offline(local_files_only=local_files_only)
     with _offline(is_offline=offline is not None):
         with working(f"looking for the data set {name}", shown=shown):
             builder = _builder(source, f"hf://datasets/{name}", revision, offline)
         is_cached, commit = builder.name == "cache", str(builder.hash)
         why = offline or "the Hub refused it or did not answer"
-        if is_cached and revision is not None:
+        if is_cached:
             _refuse_other_revision(name, revision, commit, why)
         tables, described = _prepare(source, builder, name, shown=shown)
     where = f", from the cache because {why}" if is_cached else ""
     return tables, f"{described} (commit {commit[:12]}{where})"
+
+
+def _why_offline(*, local_files_only: bool) -> str | None:
+    # asked first: HF_DATASETS_OFFLINE is a setting of datasets alone, and offline_reason would ask the Hub
+    if datasets.config.HF_HUB_OFFLINE and not constants.HF_HUB_OFFLINE:
+        return "offline mode (HF_DATASETS_OFFLINE) forbids a download"
+    return offline_reason(local_files_only=local_files_only)
 
 
 def _prepare(
@@ -228,16 +233,17 @@ def _with_one_prompt(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in filled[1:]}
 
 
-def _refuse_other_revision(name: str, revision: str, commit: str, why: str) -> None:
-    """Refuse what the cache has last seen, where another revision is asked for."""
+def _refuse_other_revision(name: str, revision: str | None, commit: str, why: str) -> None:
+    """Refuse what the cache has last seen, where another revision is meant; None means the main branch."""
     # which commit a branch led to when it was last read
-    repository = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
-    reference = repository / "refs" / revision
+    repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    reference = repository / "refs" / (revision or "main")
     wanted = reference.read_text().strip() if reference.is_file() else revision
-    if wanted != commit:
+    if wanted not in (commit, None):
         raise JobError(
-            f"the revision {revision!r} of the data set {name} cannot be read: {why}, and the cache's latest "
-            f"copy is of the commit {commit}; read it once with a connection, or leave the revision out"
+            f"the revision {revision or 'main'!r} of the data set {name} cannot be read: {why}, and the "
+            f"cache's latest copy is of the commit {commit}; read it once with a connection, or take that "
+            f"copy: {name}@{commit}"
         )
 
 
