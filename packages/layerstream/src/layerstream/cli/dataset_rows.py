@@ -19,7 +19,7 @@ from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from ..checkpoint.hub_reach import offline_reason
+from ..checkpoint.hub_reach import HttpError, offline_reason
 from ..errors import JobError, first_line
 from .jobs import JobRow, row_of
 from .printing import note, working
@@ -33,6 +33,9 @@ _SAVED = ("state.json", "dataset_dict.json")
 _MOST_ERROR_CHARACTERS = 500
 
 _SPLIT = re.compile(r"\w+(?:\.\w+)*")
+
+_CONFIG_ERROR = re.compile(r"Config name is missing|BuilderConfig .* not found\b")
+"""What datasets says where no configuration is chosen, or one that does not exist."""
 
 
 def read_dataset_rows(
@@ -117,33 +120,31 @@ def _prepare(
 def _builder(
     source: RowSource, path: str, revision: str | None = None, offline: str | None = None
 ) -> DatasetBuilder:
-    with _errors_translated(source.text, revision, offline):
+    with _errors_translated(source.text, revision):
         try:
             return datasets.load_dataset_builder(path, source.config, revision=revision)
+        except ConnectionError as error:
+            if source.is_folder:
+                raise
+            raise JobError(
+                f"there is no file {source.text} here, the data set is not in the local cache, "
+                f"{datasets.config.HF_DATASETS_CACHE}, and {offline or first_line(error)}; read it once with "
+                "a connection"
+            ) from error
         except ValueError as error:
             if (said := _cache_said(error)) is not None:
                 raise JobError(f"{said}; choose one with --config") from error
-            _check_config(source, datasets.get_dataset_config_names(path, revision=revision), error)
-            raise
+            if not _CONFIG_ERROR.match(str(error)):
+                raise
+            names = datasets.get_dataset_config_names(path, revision=revision)
+            has = "several configurations" if source.config is None else f"no configuration {source.config!r}"
+            raise JobError(f"{source.text} has {has}; choose one with --config: {_listed(names)}") from error
 
 
 def _cache_said(error: ValueError) -> str | None:
     """Return what is in the cache, where the configuration was looked for there only."""
     lines = [line for line in str(error).splitlines() if "in the cache" in line or "find cache" in line]
     return "; ".join(lines) or None
-
-
-def _check_config(source: RowSource, names: Sequence[str], error: ValueError) -> None:
-    """Refuse a configuration that does not exist, or none where there are several."""
-    if source.config is not None and source.config not in names:
-        raise JobError(
-            f"{source.text} has no configuration {source.config!r}; choose one with --config: "
-            f"{_listed(names)}"
-        ) from error
-    if source.config is None and len(names) > 1:
-        raise JobError(
-            f"{source.text} has several configurations; choose one with --config: {_listed(names)}"
-        ) from error
 
 
 def _check_split(source: RowSource, names: Sequence[str]) -> str:
@@ -259,7 +260,7 @@ def _offline(*, is_offline: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _errors_translated(name: str, revision: str | None = None, offline: str | None = None) -> Iterator[None]:
+def _errors_translated(name: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except JobError:
@@ -270,11 +271,9 @@ def _errors_translated(name: str, revision: str | None = None, offline: str | No
         raise JobError(
             f"{name} holds no files that the package datasets can read, such as JSON lines, parquet or CSV"
         ) from error
-    except ConnectionError as error:
+    except (ConnectionError, HttpError) as error:
         raise JobError(
-            f"there is no file {name} here, the data set is not in the local cache, "
-            f"{datasets.config.HF_DATASETS_CACHE}, and {offline or first_line(error)}; read it once with a "
-            "connection"
+            f"the data set {name} cannot be downloaded: {first_line(error)}; run it again to go on"
         ) from error
     except Exception as error:  # its files and its card are whatever its authors made of them
         cause = error.__cause__ or error

@@ -154,6 +154,33 @@ def test_several_configurations_and_none_chosen_are_listed(tmp_path: Path) -> No
     assert prompts_of(read(folder, columns=QUESTION, config="socratic")) == ["two", "three"]
 
 
+def test_an_error_that_is_not_about_configurations_is_reported_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "sums", main=QUESTIONS[:1], socratic=QUESTIONS[1:])
+    (folder / "README.md").write_text(CONFIGS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("the card is damaged")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
+    with pytest.raises(ls.JobError, match=r"sums cannot be read: ValueError: the card is damaged$"):
+        read(folder, columns=QUESTION)
+
+
+def test_a_download_that_breaks_off_is_not_taken_for_a_data_set_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr("datasets.DatasetBuilder.download_and_prepare", break_off)
+    with pytest.raises(
+        ls.JobError, match=r"sums cannot be downloaded: Server Disconnected; run it again to go on$"
+    ):
+        read(write(tmp_path / "sums", test=QUESTIONS), columns=QUESTION)
+
+
 def test_a_default_configuration_need_not_be_chosen(tmp_path: Path) -> None:
     folder = write(tmp_path / "sums", main=QUESTIONS[:1], socratic=QUESTIONS[1:])
     (folder / "README.md").write_text(
