@@ -54,6 +54,7 @@ logging.getLogger("nox").addFilter(lambda record: "uv binary not found" not in r
 LAYERSTREAM = ("-e", "packages/layerstream[embedded,adapters,serve]")
 HARNESS = ("-e", "packages/layerstream[lm-eval]")
 RAY = ("-e", "packages/layerstream[ray]")
+DATASETS = ("-e", "packages/layerstream[datasets]")
 COMPARE = ("-e", "packages/compare[torchao,low-bits]")
 SPACE = ("-e", "apps/space")
 TOOLS = ("ruff", "mypy", "import-linter")
@@ -113,7 +114,7 @@ def check(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, then a sample with other transformers; arguments go to pytest."""
-    install(session, *LAYERSTREAM, *HARNESS, *RAY, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
+    install(session, *LAYERSTREAM, *HARNESS, *RAY, *DATASETS, *COMPARE, *SPACE, *TEST_TOOLS, "import-linter")
     session.run(*PYTEST, *session.posargs, env=CALM)
     if not session.posargs:
         for version in OTHER_TRANSFORMERS:

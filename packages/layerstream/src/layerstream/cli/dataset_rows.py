@@ -16,15 +16,15 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetBuilder
 from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from ..checkpoint.hub_reach import offline_reason
+from ..checkpoint.hub_reach import HttpError, offline_reason
 from ..errors import JobError, first_line
 from .jobs import JobRow, row_of
 from .printing import note, working
 from .quiet_hub import hub_bars, silence_hub
-from .row_columns import PROMPT_KEYS, PROMPTS, SCORE_KEYS
+from .row_columns import PROMPT_KEYS, PROMPTS, SCORE_KEYS, Columns
 from .row_sources import RowSource
 
 _SAVED = ("state.json", "dataset_dict.json")
@@ -33,6 +33,9 @@ _SAVED = ("state.json", "dataset_dict.json")
 _MOST_ERROR_CHARACTERS = 500
 
 _SPLIT = re.compile(r"\w+(?:\.\w+)*")
+
+_CONFIG_ERROR = re.compile(r"Config name is missing|BuilderConfig .* not found\b")
+"""What datasets says where no configuration is chosen, or one that does not exist."""
 
 
 def read_dataset_rows(
@@ -51,24 +54,21 @@ def read_dataset_rows(
     """
     _silence()
     if source.is_folder:
-        table, described = _open_folder(source)
+        tables, described = _open_folder(source)
     else:
-        table, described = _open_from_hub(source, local_files_only=local_files_only, shown=shown)
-    taken = _columns_to_take(source, table.column_names, command)
-    records = _with_own_ids(table.select_columns(taken).to_list())
+        tables, described = _open_from_hub(source, local_files_only=local_files_only, shown=shown)
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    taken = _columns_to_take(source, names, command)
+    records = _with_own_ids([record for table in tables for record in _records(table, taken)])
     if not source.columns:
         records = [_with_one_prompt(record) for record in records]
     if shown:
-        left_out = [name for name in table.column_names if name not in taken]
-        note(
-            f"{described}: {len(records)} {'row' if len(records) == 1 else 'rows'}; read: {', '.join(taken)}"
-            f"{f'; left out: {_listed(left_out)}' if left_out else ''}"
-        )
+        note(f"{described}: {_describe(len(records), names, taken, source.columns)}")
     return [row_of(number, record, source.columns) for number, record in enumerate(records, start=1)]
 
 
-def _open_folder(source: RowSource) -> tuple[Dataset, str]:
-    """Return the rows that are meant, as a table, and what they are, in words."""
+def _open_folder(source: RowSource) -> tuple[list[Dataset], str]:
+    """Return the rows that are meant, as tables, and what they are, in words."""
     folder = source.path
     if any((folder / name).is_file() for name in _SAVED):
         if source.config is not None:
@@ -83,24 +83,31 @@ def _open_folder(source: RowSource) -> tuple[Dataset, str]:
     return _prepare(source, _builder(source, str(folder.resolve())), folder.name, shown=False)
 
 
-def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) -> tuple[Dataset, str]:
+def _open_from_hub(source: RowSource, *, local_files_only: bool, shown: bool) -> tuple[list[Dataset], str]:
     name, revision = source.hub_place()
-    offline = offline_reason(local_files_only=local_files_only)
-    if offline is None and datasets.config.HF_HUB_OFFLINE:
-        offline = "offline mode (HF_DATASETS_OFFLINE) forbids a download"
+    offline = _why_offline(local_files_only=local_files_only)
     with _offline(is_offline=offline is not None):
         with working(f"looking for the data set {name}", shown=shown):
             builder = _builder(source, f"hf://datasets/{name}", revision, offline)
         is_cached, commit = builder.name == "cache", str(builder.hash)
         why = offline or "the Hub refused it or did not answer"
-        if is_cached and revision is not None:
+        if is_cached:
             _refuse_other_revision(name, revision, commit, why)
-        table, described = _prepare(source, builder, name, shown=shown)
+        tables, described = _prepare(source, builder, name, shown=shown)
     where = f", from the cache because {why}" if is_cached else ""
-    return table, f"{described} (commit {commit[:12]}{where})"
+    return tables, f"{described} (commit {commit[:12]}{where})"
 
 
-def _prepare(source: RowSource, builder: DatasetBuilder, name: str, *, shown: bool) -> tuple[Dataset, str]:
+def _why_offline(*, local_files_only: bool) -> str | None:
+    # asked first: HF_DATASETS_OFFLINE is a setting of datasets alone, and offline_reason would ask the Hub
+    if datasets.config.HF_HUB_OFFLINE and not constants.HF_HUB_OFFLINE:
+        return "offline mode (HF_DATASETS_OFFLINE) forbids a download"
+    return offline_reason(local_files_only=local_files_only)
+
+
+def _prepare(
+    source: RowSource, builder: DatasetBuilder, name: str, *, shown: bool
+) -> tuple[list[Dataset], str]:
     known = [str(split) for split in builder.info.splits or builder.config.data_files or ()]
     if known:
         _check_split(source, known)
@@ -113,33 +120,31 @@ def _prepare(source: RowSource, builder: DatasetBuilder, name: str, *, shown: bo
 def _builder(
     source: RowSource, path: str, revision: str | None = None, offline: str | None = None
 ) -> DatasetBuilder:
-    with _errors_translated(source.text, revision, offline):
+    with _errors_translated(source.text, revision):
         try:
             return datasets.load_dataset_builder(path, source.config, revision=revision)
+        except ConnectionError as error:
+            if source.is_folder:
+                raise
+            raise JobError(
+                f"there is no file {source.text} here, the data set is not in the local cache, "
+                f"{datasets.config.HF_DATASETS_CACHE}, and {offline or first_line(error)}; read it once with "
+                "a connection"
+            ) from error
         except ValueError as error:
             if (said := _cache_said(error)) is not None:
                 raise JobError(f"{said}; choose one with --config") from error
-            _check_config(source, datasets.get_dataset_config_names(path, revision=revision), error)
-            raise
+            if not _CONFIG_ERROR.match(str(error)):
+                raise
+            names = datasets.get_dataset_config_names(path, revision=revision)
+            has = "several configurations" if source.config is None else f"no configuration {source.config!r}"
+            raise JobError(f"{source.text} has {has}; choose one with --config: {_listed(names)}") from error
 
 
 def _cache_said(error: ValueError) -> str | None:
     """Return what is in the cache, where the configuration was looked for there only."""
     lines = [line for line in str(error).splitlines() if "in the cache" in line or "find cache" in line]
     return "; ".join(lines) or None
-
-
-def _check_config(source: RowSource, names: Sequence[str], error: ValueError) -> None:
-    """Refuse a configuration that does not exist, or none where there are several."""
-    if source.config is not None and source.config not in names:
-        raise JobError(
-            f"{source.text} has no configuration {source.config!r}; choose one with --config: "
-            f"{_listed(names)}"
-        ) from error
-    if source.config is None and len(names) > 1:
-        raise JobError(
-            f"{source.text} has several configurations; choose one with --config: {_listed(names)}"
-        ) from error
 
 
 def _check_split(source: RowSource, names: Sequence[str]) -> str:
@@ -159,7 +164,7 @@ def _check_split(source: RowSource, names: Sequence[str]) -> str:
     return source.split
 
 
-def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tuple[Dataset, str]:
+def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tuple[list[Dataset], str]:
     spec = _check_split(source, list(splits))
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(
@@ -170,8 +175,7 @@ def _select(source: RowSource, splits: Mapping[str, Dataset], name: str) -> tupl
             f"--split {spec} cannot be read ({first_line(error)}); write a split, or a part of one such as "
             "test[:100] or test[:10%]"
         ) from error
-    tables = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
-    return datasets.concatenate_datasets(tables), f"{name}, {spec}"
+    return [splits[part.splitname].select(range(part.from_, part.to)) for part in parts], f"{name}, {spec}"
 
 
 def _columns_to_take(source: RowSource, names: Sequence[str], command: str) -> list[str]:
@@ -201,6 +205,22 @@ def _columns_to_take(source: RowSource, names: Sequence[str], command: str) -> l
     return [name for name in names if name in wanted]
 
 
+def _records(table: Dataset, taken: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of one split. No table is made of all: types may differ."""
+    names = [name for name in taken if name in table.column_names]
+    return table.select_columns(names).to_list() if names else [{} for _ in range(len(table))]
+
+
+def _describe(num_rows: int, names: Sequence[str], taken: Sequence[str], columns: Columns) -> str:
+    """Return what is read, for the note."""
+    read, left_out = ", ".join(taken), [name for name in names if name not in taken]
+    prompts = [name for name in PROMPTS if name in taken]
+    if not columns and len(prompts) > 1:
+        read += f" (of {' and '.join(prompts)}, the first that a row has)"
+    more = f"; left out: {_listed(left_out)}" if left_out else ""
+    return f"{num_rows} {'row' if num_rows == 1 else 'rows'}; read: {read}{more}"
+
+
 def _with_own_ids(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the records with the ids that they have, or without, where these do not tell them apart."""
     ids = [record.get("id") for record in records]
@@ -214,16 +234,17 @@ def _with_one_prompt(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in filled[1:]}
 
 
-def _refuse_other_revision(name: str, revision: str, commit: str, why: str) -> None:
-    """Refuse what the cache has last seen, where another revision is asked for."""
+def _refuse_other_revision(name: str, revision: str | None, commit: str, why: str) -> None:
+    """Refuse what the cache has last seen, where another revision is meant; None means the main branch."""
     # which commit a branch led to when it was last read
-    repository = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
-    reference = repository / "refs" / revision
+    repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    reference = repository / "refs" / (revision or "main")
     wanted = reference.read_text().strip() if reference.is_file() else revision
-    if wanted != commit:
+    if wanted not in (commit, None):
         raise JobError(
-            f"the revision {revision!r} of the data set {name} cannot be read: {why}, and the cache's latest "
-            f"copy is of the commit {commit}; read it once with a connection, or leave the revision out"
+            f"the revision {revision or 'main'!r} of the data set {name} cannot be read: {why}, and the "
+            f"cache's latest copy is of the commit {commit}; read it once with a connection, or take that "
+            f"copy: {name}@{commit}"
         )
 
 
@@ -239,7 +260,7 @@ def _offline(*, is_offline: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _errors_translated(name: str, revision: str | None = None, offline: str | None = None) -> Iterator[None]:
+def _errors_translated(name: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except JobError:
@@ -250,11 +271,9 @@ def _errors_translated(name: str, revision: str | None = None, offline: str | No
         raise JobError(
             f"{name} holds no files that the package datasets can read, such as JSON lines, parquet or CSV"
         ) from error
-    except ConnectionError as error:
+    except (ConnectionError, HttpError) as error:
         raise JobError(
-            f"there is no file {name} here, the data set is not in the local cache, "
-            f"{datasets.config.HF_DATASETS_CACHE}, and {offline or first_line(error)}; read it once with a "
-            "connection"
+            f"the data set {name} cannot be downloaded: {first_line(error)}; run it again to go on"
         ) from error
     except Exception as error:  # its files and its card are whatever its authors made of them
         cause = error.__cause__ or error

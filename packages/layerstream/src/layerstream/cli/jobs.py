@@ -97,8 +97,14 @@ def row_of(number: int, record: Mapping[str, Any], columns: Columns = KEYS_THEMS
             error = str(reason)
     text = json.dumps(fields, sort_keys=True, default=str, ensure_ascii=False)
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-    row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
+    # with named columns, custom_id is one of the others
+    row_id = fields.pop("id", number) if columns else _id_of(fields, number)
     return JobRow(number=number, digest=digest, id=row_id, fields=fields, error=error)
+
+
+def _id_of(fields: dict[str, Any], number: int) -> Any:
+    """Take the id out of the fields of a row. The one of an OpenAI batch stays there."""
+    return fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -121,6 +127,4 @@ def _parse(number: int, line: bytes, columns: Columns) -> JobRow:
         return JobRow(number=number, digest=digest, id=number, error=error_text)
     if columns:
         return row_of(number, fields, columns)
-    # in an OpenAI batch, this is the id
-    row_id = fields["custom_id"] if "custom_id" in fields else fields.pop("id", number)
-    return JobRow(number=number, digest=digest, id=row_id, fields=fields)
+    return JobRow(number=number, digest=digest, id=_id_of(fields, number), fields=fields)

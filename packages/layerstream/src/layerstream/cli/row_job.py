@@ -140,6 +140,7 @@ def run_job(job: RowJob, answer: AnswerRows | None = None) -> None:
         JobError: a file cannot be used, or another job made the results.
         typer.Exit: with status 1 if results are errors.
     """
+    _refuse_results_among_rows(job.source, job.results_path)
     rows = read_source(
         job.source,
         command=job.command,
@@ -191,6 +192,14 @@ def _pinned(job: RowJob, header: JobHeader | None) -> LoadOptions:
     if commit is None or Path(job.model).expanduser().is_dir():
         return job.options
     return replace(job.options, revision=commit)
+
+
+def _refuse_results_among_rows(source: RowSource, results_path: Path) -> None:
+    # the next start would read them as rows
+    if source.is_folder and source.path.resolve() in results_path.resolve().parents:
+        raise JobError(
+            f"the results would lie in the folder of the rows, {source.text}: give another place for them"
+        )
 
 
 def _refuse_one_file_for_both(source: RowSource, results_path: Path) -> None:

@@ -21,7 +21,7 @@ Config = Annotated[
 Split = Annotated[
     str | None,
     typer.Option(
-        help="The split of a data set, or a part of one, such as test[:100].",
+        help="The split of a data set, a part of one such as test[:100], or all.",
         metavar="NAME",
         show_default="its only one",
         rich_help_panel=_ROWS,

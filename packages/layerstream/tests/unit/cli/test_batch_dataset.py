@@ -109,6 +109,17 @@ def test_what_is_not_clear_is_one_error_line(
     assert not (tmp_path / "results.jsonl").exists()
 
 
+def test_results_in_the_folder_of_the_rows_are_refused(
+    sums: Path, tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for results in (sums / "answers.jsonl", sums / "deep" / "answers.jsonl"):
+        assert batch(tiny_llama_dir, sums, results, *OF_TEST) == 2
+        assert capsys.readouterr().err == (
+            f"error: the results would lie in the folder of the rows, {sums}: give another place for them\n"
+        )
+    assert sorted(path.name for path in sums.iterdir()) == ["test.jsonl", "train.jsonl"]
+
+
 def test_results_may_be_parquet(sums: Path, tiny_llama_dir: Path, tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     assert batch(tiny_llama_dir, sums, tmp_path / "results.parquet", *OF_TEST, "--quiet") == 0

@@ -112,7 +112,7 @@ def test_without_a_connection_what_was_read_once_comes_from_the_cache(hub: Datas
         rows, said = read(asked, **settings)
         assert rows == [["new"]]
         assert f"(commit {MAIN[:12]}, from the cache because {why}" in said
-    assert [each for each in hub.requests if each != "HEAD /"] == []
+    assert hub.requests == []
 
 
 def test_a_configuration_that_is_not_in_the_cache_is_reported(read: Read) -> None:
@@ -137,6 +137,15 @@ def test_a_revision_is_read_and_never_mistaken_for_another(read: Read) -> None:
     assert found[2].startswith("the revision 'main' of the data set org/maths cannot be read: offline mode")
     assert f"the cache's latest copy is of the commit {TAGGED}" in found[2]
     assert read(("org/maths@main", "easy"))[0] == [["new"]]
+
+
+def test_without_a_connection_no_other_revision_is_taken_for_the_main_branch(read: Read) -> None:
+    read(EASY)
+    assert read(("org/maths@v1", "easy"))[0] == [["old"]]
+    found, _ = read(EASY, (f"org/maths@{TAGGED}", "easy"), HF_HUB_OFFLINE="1")
+    assert found[0].startswith("the revision 'main' of the data set org/maths cannot be read: offline mode")
+    assert found[0].endswith(f"or take that copy: org/maths@{TAGGED}")
+    assert found[1] == ["old"]
 
 
 def test_what_the_hub_does_not_have_is_one_error(hub: DatasetHub, read: Read) -> None:

@@ -76,11 +76,15 @@ def test_without_a_named_column_the_columns_are_the_keys_of_a_row(tmp_path: Path
     assert [row.fields for row in rows] == [{"prompt": "x", "max_new_tokens": 3}, {"prompt": "y"}]
 
 
-def test_of_prompt_and_messages_the_first_that_a_row_has_is_read(tmp_path: Path) -> None:
+def test_of_prompt_and_messages_the_first_that_a_row_has_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat = [{"role": "user", "content": "hi"}]
     records = [{"prompt": "x", "messages": chat}, {"prompt": None, "messages": chat}]
-    rows = read(write(tmp_path / "rows", train=records))
+    rows = read(write(tmp_path / "rows", train=records), shown=True)
     assert [row.fields for row in rows] == [{"prompt": "x"}, {"messages": chat}]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("2 rows; read: prompt, messages (of prompt and messages, the first that a row has)")
 
 
 def test_keys_that_only_other_turns_have_are_not_in_a_conversation(tmp_path: Path) -> None:
@@ -121,6 +125,18 @@ def test_a_split_may_be_cut_and_added_to_another(split: str, prompts: list[str],
     assert prompts_of(read(folder, columns=QUESTION, split=split)) == prompts
 
 
+def test_splits_need_not_have_the_same_columns_or_types(tmp_path: Path) -> None:
+    train = datasets.Dataset.from_list([{"question": "one", "answer": 1}])
+    test = datasets.Dataset.from_list([{"question": "two", "answer": "2", "hint": "x"}])
+    folder = tmp_path / "sums"
+    datasets.DatasetDict(train=train, test=test).save_to_disk(folder)
+    for split in ("all", "train+test"):
+        assert prompts_of(read(folder, columns=QUESTION, split=split)) == ["one", "two"]
+    assert prompts_of(read(folder, columns=Columns(prompt="answer"), split="all")) == [1, "2"]
+    errors = [row.error for row in read(folder, columns=Columns(prompt="hint"), split="all")]
+    assert errors == ["the row has nothing in 'hint'; it has nothing at all", None]
+
+
 def test_a_split_that_is_cut_wrongly_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ls.JobError, match=r"--split test\[1 cannot be read .*such as test\[:100\]"):
         read(write(tmp_path / "sums", test=QUESTIONS), columns=QUESTION, split="test[1")
@@ -136,6 +152,33 @@ def test_several_configurations_and_none_chosen_are_listed(tmp_path: Path) -> No
     ):
         read(folder, columns=QUESTION, config="mian")
     assert prompts_of(read(folder, columns=QUESTION, config="socratic")) == ["two", "three"]
+
+
+def test_an_error_that_is_not_about_configurations_is_reported_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "sums", main=QUESTIONS[:1], socratic=QUESTIONS[1:])
+    (folder / "README.md").write_text(CONFIGS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("the card is damaged")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
+    with pytest.raises(ls.JobError, match=r"sums cannot be read: ValueError: the card is damaged$"):
+        read(folder, columns=QUESTION)
+
+
+def test_a_download_that_breaks_off_is_not_taken_for_a_data_set_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr("datasets.DatasetBuilder.download_and_prepare", break_off)
+    with pytest.raises(
+        ls.JobError, match=r"sums cannot be downloaded: Server Disconnected; run it again to go on$"
+    ):
+        read(write(tmp_path / "sums", test=QUESTIONS), columns=QUESTION)
 
 
 def test_a_default_configuration_need_not_be_chosen(tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_a_named_column_is_the_prompt_and_the_rest_is_left_out(tmp_path: Path) -
     assert errors == [None, None, None, "the row has nothing in 'question'; it has id, answer", None]
 
 
+def test_with_a_named_column_the_id_is_the_id_also_of_a_row_that_has_nothing_there(tmp_path: Path) -> None:
+    rows = write_lines(
+        tmp_path / "rows.jsonl",
+        {"id": "a", "custom_id": "not this", "question": "x"},
+        {"id": "b", "custom_id": "not this", "question": None},
+        {"custom_id": "not this"},
+    )
+    assert [row.id for row in read(rows, columns=Columns(prompt="question"))] == ["a", "b", 3]
+    assert [row.id for row in read(rows)] == ["not this"] * 3
+
+
 def test_only_what_is_read_of_a_row_makes_it_another_row(tmp_path: Path) -> None:
     def digest_of(record: dict[str, Any], **columns: str) -> str:
         (row,) = read(write_lines(tmp_path / "row.jsonl", record), columns=Columns(**columns))
