@@ -17,8 +17,10 @@ collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)
-def no_workers_of_a_failed_job() -> Iterator[None]:
+def no_workers_of_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Free what an error's frames held: Ray ends a worker only when nothing in this process refers to it."""
+    # on a busy machine, it takes a while
+    monkeypatch.setattr("layerstream.ray.nodes._FREE_WITHIN_S", 60.0)
     yield
     gc.collect()
 

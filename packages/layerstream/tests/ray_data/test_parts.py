@@ -177,6 +177,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float], starts_no
     for node in nodes:
         total.update(node)
     monkeypatch.setattr(ray, "cluster_resources", lambda: dict(total))
+    monkeypatch.setattr(ray, "available_resources", lambda: dict(total))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     monkeypatch.setattr("layerstream.ray.nodes._starts_nodes", lambda: starts_nodes)
 
@@ -199,6 +200,17 @@ def test_a_worker_that_no_node_has_room_for_is_refused(monkeypatch: pytest.Monke
         ask(disk_share=2)
     pretend(monkeypatch, {"CPU": 2.0}, starts_nodes=True)
     ask(num_cpus=4, num_gpus=1)
+
+
+def test_a_job_that_will_wait_for_a_drive_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 8.0, DISK: 2.0})
+    free = {DISK: 1.0}
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr("layerstream.ray.nodes._FREE_WITHIN_S", 0.0)
+    workers_of(1, num_cpus=1, num_gpus=0, disk_share=None)
+    free.clear()
+    with pytest.warns(UserWarning, match="no layerstream_disk is free: the job will wait"):
+        workers_of(1, num_cpus=1, num_gpus=0, disk_share=None)
 
 
 def test_a_share_of_drives_that_no_node_has_yet_waits_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

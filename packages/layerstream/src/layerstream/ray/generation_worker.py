@@ -50,8 +50,12 @@ class GenerationWorker:
         self._refusal: LayerstreamError | None = None
         self._service: GenerationService | None = None
         try:
+            # first the tokenizer: a budget is for what the model takes on top
+            tokenizer = work.model.load_tokenizer()
             self._streamed = work.model.load()
-            self._service = GenerationService(self._streamed, most_waiting=work.most_waiting)
+            self._service = GenerationService(
+                self._streamed, tokenizer=tokenizer, most_waiting=work.most_waiting
+            )
         except LayerstreamError as error:
             # an actor that dies while it starts is started again, and fails again
             self._refusal = error

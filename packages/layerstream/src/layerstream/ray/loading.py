@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from ..engine.tokenizer import load_tokenizer
 from ..model import StreamedModel
 from ..opening import load_with, plan_with
 from ..planning.most_rows import with_most_rows
@@ -45,6 +48,14 @@ class WorkerModel:
     def num_devices(self) -> int:
         """How many devices a worker computes on."""
         return len(self.options.devices or [self.options.device])
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the checkpoint's tokenizer.
+
+        Raises:
+            CheckpointError: it has none that can be read.
+        """
+        return load_tokenizer(self.name, self.options)
 
     def load(self) -> StreamedModel:
         """Load it with memory for several rows at once on each device; halve their number until it fits.

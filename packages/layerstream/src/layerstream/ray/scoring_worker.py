@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..engine.tokenizer import load_tokenizer
 from ..errors import LayerstreamError, PlanError, StreamError
 from ..model import StreamedModel
 from ..uses.scoring.requests import ScoringTokenizer, TokenizedScoring
@@ -53,8 +52,9 @@ class ScoringWorker:
         self._refusal: LayerstreamError | None = None
         self._queue: ScoringQueue | None = None
         try:
+            # first the tokenizer: a budget is for what the model takes on top
+            tokenizer = work.model.load_tokenizer()
             streamed = work.model.load()
-            tokenizer = load_tokenizer(streamed.plan.model_name, streamed.options)
             # finds out whether the head fits the model
             plan_scores(streamed, [], head=work.head)
         except LayerstreamError as error:
