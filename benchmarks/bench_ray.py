@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, separated by commas")
     parser.add_argument("--rate", type=float, default=150.0, help="MB/s of the limit on reads")
     parser.add_argument("--models", default="tiny,default", help="models of `kills`, separated by commas")
+    parser.add_argument("--rows", type=int, help="rows of `kills` (default: 2000)")
+    parser.add_argument("--kills", type=int, help="how often `kills` kills (default: 20)")
     options = parser.parse_args()
     status = 0
     with work_directory(options) as work:
@@ -45,6 +47,8 @@ def main() -> int:
             tiny=tiny,
             default=tiny if options.quick else Path(ls.default_model_path()),
             models=tuple(options.models.split(",")),
+            killed_rows=options.rows or (120 if options.quick else 2000),
+            num_kills=options.kills or (3 if options.quick else 20),
             rounds=options.rounds or (1 if options.quick else 3),
             rate=0 if options.quick else int(options.rate * 1e6),
             is_quick=options.quick,

@@ -31,6 +31,8 @@ class Job:
         tiny: a tiny model with a tokenizer.
         default: the default model; in a quick run, the tiny one.
         models: which of the two `kills` takes.
+        killed_rows: the rows of its job.
+        num_kills: how often it kills.
         rounds: rounds of what is timed.
         rate: the limit on reads in bytes per second; 0 is none.
         is_quick: a try whose speeds mean nothing.
@@ -40,6 +42,8 @@ class Job:
     tiny: Path
     default: Path
     models: tuple[str, ...]
+    killed_rows: int
+    num_kills: int
     rounds: int
     rate: int
     is_quick: bool

@@ -79,11 +79,10 @@ def run(job: Job) -> Outcome:
 
 def _found(job: Job, name: str) -> dict[str, int]:
     model, new_tokens = (job.tiny if name == "tiny" else job.default), NEW_TOKENS[name]
-    num_rows, num_kills = (120, 3) if job.is_quick else (2000, 20)
     folder = job.work / name
     folder.mkdir()
-    texts = [f"{number}:" + " and so on" * (number % 4) for number in range(num_rows)]
-    pq.write_table(pa.table({"id": range(num_rows), "text": texts}), folder / "rows.parquet")
+    texts = [f"{number}:" + " and so on" * (number % 4) for number in range(job.killed_rows)]
+    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), folder / "rows.parquet")
     settings = {
         "model": str(model),
         "budget": "min",
@@ -95,16 +94,16 @@ def _found(job: Job, name: str) -> dict[str, int]:
         "progress_dir": str(folder / "progress"),
     }
     with local_ray(folder / "notes") as address:
-        killed = _run_and_kill(KilledJob(folder=folder, settings=settings, num_kills=num_kills), address)
+        killed = _run_and_kill(KilledJob(folder=folder, settings=settings, num_kills=job.num_kills), address)
     answered = pq.read_table(folder / "answers").to_pylist()
     expected = _plain_answers(model, texts, new_tokens)
     times = Counter(row["id"] for row in answered)
     noted = Counter(id_ for note in notes_of(folder / "notes") for id_ in note["ids"])
     return {
-        "rows": num_rows,
+        "rows": len(texts),
         "kills of the driver": killed["driver"],
         "kills of a worker": killed["worker"],
-        "rows lost": num_rows - len(times),
+        "rows lost": len(texts) - len(times),
         "rows twice": sum(times.values()) - len(times),
         "answers that differ": sum(row["tokens"] != expected[row["id"]] for row in answered),
         "rows answered again, after whole blocks": sum(noted.values()) - len(noted),
