@@ -59,3 +59,15 @@ def shape_of(path: Path) -> list[Any]:
         else (record["row"], record.get("text", "error"))
         for record in records_of(path)
     ]
+
+
+def write_lines(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def results_of(path: Path) -> dict[int, dict[str, Any]]:
+    """Return the result of each row, however often the job was started."""
+    results = [record for record in records_of(path) if "row" in record]
+    assert len({record["row"] for record in results}) == len(results), "a row has two results"
+    return {record["row"]: record for record in results}

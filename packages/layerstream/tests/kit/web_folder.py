@@ -6,13 +6,14 @@ Test kit. Uses the standard library only.
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from .local_server import answering
 
 _PIECE_BYTES = 16 * 1024
 
@@ -55,16 +56,9 @@ def web_folder(folder: Path) -> Iterator[WebFolder]:
     """Serve `folder` at a local address."""
     served = WebFolder(folder)
     handler = type("Handler", (_Handler,), {"served": served})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    served.address = f"http://127.0.0.1:{server.server_address[1]}/models/tiny"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with answering(handler) as address:
+        served.address = f"{address}/models/tiny"
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

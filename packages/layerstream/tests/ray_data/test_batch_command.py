@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kit.job_files import results_of, write_lines
 
 # one at a time: each starts a Ray
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
@@ -39,21 +39,9 @@ def command(model: Path, rows: Path, results: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "layerstream", "batch", str(rows), str(results), *settings]
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    results = [record for record in records if "row" in record]
-    assert len({record["row"] for record in results}) == len(results), "a row has two results"
-    return {record["row"]: record for record in results}
-
-
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_lines_are_those_of_the_plain_command(devices: str, tiny_llama_dir: Path, tmp_path: Path) -> None:
-    rows = write_lines(tmp_path / "rows.jsonl", ROWS)
+    rows = write_lines(tmp_path / "rows.jsonl", *ROWS)
     on_ray = batch(tiny_llama_dir, rows, tmp_path / "on-ray.jsonl", "--ray", "local", "--device", devices)
     assert on_ray.returncode == 1, on_ray.stderr
     assert "7 of 7 rows have a result, 2 of them an error" in on_ray.stderr
@@ -71,7 +59,7 @@ def test_lines_are_those_of_the_plain_command(devices: str, tiny_llama_dir: Path
 
 def test_a_killed_command_goes_on_where_it_was(tiny_llama_dir: Path, tmp_path: Path) -> None:
     prompts = [{"id": number, "prompt": "ab" * (number % 3 + 1)} for number in range(40)]
-    rows, results = write_lines(tmp_path / "rows.jsonl", prompts), tmp_path / "results.jsonl"
+    rows, results = write_lines(tmp_path / "rows.jsonl", *prompts), tmp_path / "results.jsonl"
     options = ("--ray", "local", "--max-rows", "2")
     process = subprocess.Popen(
         command(tiny_llama_dir, rows, results, *options, "--quiet"), stderr=subprocess.DEVNULL
@@ -115,7 +103,7 @@ def test_rows_of_a_data_set_get_what_the_plain_command_gives_them(
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "sums").mkdir()
     questions = [{"id": f"q{number}", "question": "ab" * number, "answer": "x"} for number in (1, 2, 3)]
-    rows = write_lines(tmp_path / "sums" / "test.jsonl", questions)
+    rows = write_lines(tmp_path / "sums" / "test.jsonl", *questions)
     column = ("--prompt-column", "question")
     on_ray = batch(
         tiny_llama_dir, rows.parent, tmp_path / "on-ray.jsonl", "--split", "test", *column, "--ray", "local"

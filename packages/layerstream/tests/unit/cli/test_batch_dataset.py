@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from kit.job_files import results_of, write_lines
 
 from layerstream.cli.app import main
 
@@ -28,21 +27,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def sums(tmp_path: Path) -> Path:
     (tmp_path / "sums").mkdir()
-    write_lines(tmp_path / "sums" / "train.jsonl", QUESTIONS[:1])
-    write_lines(tmp_path / "sums" / "test.jsonl", QUESTIONS[1:])
+    write_lines(tmp_path / "sums" / "train.jsonl", *QUESTIONS[:1])
+    write_lines(tmp_path / "sums" / "test.jsonl", *QUESTIONS[1:])
     return tmp_path / "sums"
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    results = [record for record in records if "row" in record]
-    assert len({record["row"] for record in results}) == len(results), "a row has two results"
-    return {record["row"]: record for record in results}
 
 
 def batch(model: Path, rows: Path, results: Path, *options: str) -> int:
@@ -61,7 +48,7 @@ def test_results_are_those_of_the_same_rows_as_lines(
     assert captured.out == ""
     assert "sums, default, test: 4 rows; read: id, question; left out: answer, seed" in captured.err
     lines = [{"id": each["id"], "prompt": each["question"]} for each in QUESTIONS[1:]]
-    rows = write_lines(tmp_path / "rows.jsonl", lines)
+    rows = write_lines(tmp_path / "rows.jsonl", *lines)
     assert batch(tiny_llama_dir, rows, tmp_path / "lines.jsonl", "--quiet") == 0
     found, expected = results_of(tmp_path / "set.jsonl"), results_of(tmp_path / "lines.jsonl")
     assert [row["id"] for row in found.values()] == ["q1", "q2", "q3", "q4"]
@@ -92,7 +79,7 @@ def test_a_row_of_the_data_set_that_changed_is_done_again(
     assert batch(tiny_llama_dir, sums, results, *OF_TEST, "--quiet") == 0
     changed = [{**each, "answer": "another"} for each in QUESTIONS[1:]]
     changed[2]["question"] = "changed"
-    write_lines(sums / "test.jsonl", changed)
+    write_lines(sums / "test.jsonl", *changed)
     assert batch(tiny_llama_dir, sums, results, *OF_TEST) == 0
     assert "1 row changed since: done again" in capsys.readouterr().err
     assert batch(tiny_llama_dir, sums, results, "--split", "test", "--prompt-column", "answer") == 2
@@ -130,8 +117,8 @@ def test_results_may_be_parquet(sums: Path, tiny_llama_dir: Path, tmp_path: Path
 def test_endings_of_a_data_set_are_scored(tiny_llama_dir: Path, tmp_path: Path) -> None:
     records = [{"ctx": "The sky is", "endings": [" blue", " a fish"], "label": 0}]
     (tmp_path / "endings").mkdir()
-    write_lines(tmp_path / "endings" / "validation.jsonl", records)
-    rows = write_lines(tmp_path / "rows.jsonl", [{"prefix": "The sky is", "suffixes": [" blue", " a fish"]}])
+    write_lines(tmp_path / "endings" / "validation.jsonl", *records)
+    rows = write_lines(tmp_path / "rows.jsonl", {"prefix": "The sky is", "suffixes": [" blue", " a fish"]})
     model = ("--model", str(tiny_llama_dir), "--budget", "min", "--quiet")
     columns = ("--prefix-column", "ctx", "--suffixes-column", "endings")
     assert main(["score", str(tmp_path / "endings"), str(tmp_path / "set.jsonl"), *columns, *model]) == 0

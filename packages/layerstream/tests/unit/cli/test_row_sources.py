@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.job_files import write_lines
 
 import layerstream as ls
 from layerstream.cli.jobs import JobRow
@@ -20,11 +20,6 @@ from layerstream.cli.row_sources import RowSource, read_source
 def read(text: str | Path, command: str = "batch", **settings: Any) -> list[JobRow]:
     source = RowSource(text=str(text), **settings)
     return read_source(source, command=command, local_files_only=True, shown=False)
-
-
-def write_lines(path: Path, *records: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.fixture

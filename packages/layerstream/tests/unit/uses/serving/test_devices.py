@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kit.compare import reference
 from kit.listener import LONG_S, Held, Listener
-from transformers import AutoTokenizer
+from kit.service import TEXTS, WORKLOAD, asked, plain
+from kit.service import serving as serving_on
 
 import layerstream as ls
 from layerstream.errors import QueueFullError
@@ -22,8 +22,6 @@ from layerstream.testing import FakeAsyncRuntime
 from layerstream.uses.serving.events import AnswerEnded, AnswerEvent, AnswerPart
 from layerstream.uses.serving.service import GenerationService
 
-WORKLOAD = ls.Workload(batch_size=4, prompt_tokens=48, new_tokens=48)
-TEXTS = ["The sea is", "Two and two", "Once upon a time there was", "x"]
 KINDS: dict[str, Callable[[], dict[str, object]]] = {
     "two cpu": lambda: {"devices": ["cpu"] * 2, "budget": "min"},
     "three cpu": lambda: {"devices": ["cpu"] * 3, "budget": "min"},
@@ -35,33 +33,10 @@ KINDS: dict[str, Callable[[], dict[str, object]]] = {
 }
 
 
-@contextmanager
 def serving(
     path: Path, kind: str = "two cpu", *, most_waiting: int = 500, **options: object
-) -> Iterator[GenerationService]:
-    given = {"workload": WORKLOAD, **KINDS[kind](), **options}
-    with ls.load(path, **given) as streamed:  # type: ignore[arg-type]
-        service = GenerationService(streamed, most_waiting=most_waiting)
-        try:
-            yield service
-        finally:
-            service.close()
-
-
-def asked(prompt: str | list[int], tokens: int = 12, **settings: object) -> ls.GenerationRequest:
-    settings.setdefault("options", {"eos_token_id": None})
-    return ls.GenerationRequest(prompt=prompt, max_new_tokens=tokens, **settings)  # type: ignore[arg-type]
-
-
-def plain(path: Path, request: ls.GenerationRequest) -> list[int]:
-    """Return the new tokens of plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    inputs = tokenizer(request.prompt, return_tensors="pt")
-    if request.seed is not None:
-        torch.manual_seed(request.seed)
-    options = {"tokenizer": tokenizer, **request.generate_options()}
-    found = reference(path).generate(**inputs, max_new_tokens=request.max_new_tokens, **options)
-    return found[0, inputs["input_ids"].shape[1] :].tolist()
+) -> AbstractContextManager[GenerationService]:
+    return serving_on(path, most_waiting, **KINDS[kind](), **options)
 
 
 def begin_on_each(
