@@ -50,9 +50,7 @@ class GenerationWorker:
         self._refusal: LayerstreamError | None = None
         self._service: GenerationService | None = None
         try:
-            # first the tokenizer: a budget is for what the model takes on top
-            tokenizer = work.model.load_tokenizer()
-            self._streamed = work.model.load()
+            self._streamed, tokenizer = work.model.load()
             self._service = GenerationService(
                 self._streamed, tokenizer=tokenizer, most_waiting=work.most_waiting
             )

@@ -49,22 +49,17 @@ class WorkerModel:
         """How many devices a worker computes on."""
         return len(self.options.devices or [self.options.device])
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the checkpoint's tokenizer.
-
-        Raises:
-            CheckpointError: it has none that can be read.
-        """
-        return load_tokenizer(self.name, self.options)
-
-    def load(self) -> StreamedModel:
+    def load(self) -> tuple[StreamedModel, PreTrainedTokenizerBase]:
         """Load it with memory for several rows at once on each device; halve their number until it fits.
+
+        The tokenizer comes first: a budget is for what the model takes on top.
 
         Raises:
             BudgetTooSmallError: the budget holds not even one row.
             LayerstreamError: what `load` raises.
         """
-        return self._fitting(lambda options: load_with(self.name, options))
+        tokenizer = load_tokenizer(self.name, self.options)
+        return self._fitting(lambda options: load_with(self.name, options)), tokenizer
 
     def rows_at_once(self) -> int:
         """Return how many rows share a sweep on all devices of a worker here. Reads config and headers only.

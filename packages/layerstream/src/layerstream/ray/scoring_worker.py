@@ -52,9 +52,7 @@ class ScoringWorker:
         self._refusal: LayerstreamError | None = None
         self._queue: ScoringQueue | None = None
         try:
-            # first the tokenizer: a budget is for what the model takes on top
-            tokenizer = work.model.load_tokenizer()
-            streamed = work.model.load()
+            streamed, tokenizer = work.model.load()
             # finds out whether the head fits the model
             plan_scores(streamed, [], head=work.head)
         except LayerstreamError as error:

@@ -84,7 +84,7 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         chat: put texts into the checkpoint's chat template.
         concurrency: how many workers; a pair is the least and the most, between which Ray decides.
         num_cpus: cores for each worker, which is also how many threads compute on a CPU.
-        num_gpus: accelerators for each worker; with `devices`, as many as it names.
+        num_gpus: accelerators for each worker; with `devices`, the number of devices.
         disk_share: how much of its node's `layerstream_disk` a worker takes. None takes 1 where nodes declare
             it, so that no two workers read from one drive.
         rows_per_block: how many rows are committed together; None asks the planner how many share a sweep.
