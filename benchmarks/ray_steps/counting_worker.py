@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from layerstream.ray.generation_worker import GenerationWorker
+from layerstream.ray.rows import RowAnswer
 
 FOLDER = "LAYERSTREAM_BENCH_RAY"
 """The variable with the folder; Ray's processes inherit it."""
@@ -25,13 +27,14 @@ class CountingWorker(GenerationWorker):
         """Load the model."""
         super().__init__(work)
         self._notes = Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl"
+        self._row_notes = self._notes.with_suffix(".rows")
         self._most_running = 0
 
-    async def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the rows of a block with their answers, and note them."""
+    async def _answered(self, block: pa.Table) -> pa.Table:
+        """Return the rows of a block that were not kept with their answers, and note them."""
         watching = asyncio.create_task(self._watch())
         try:
-            answered = await super().__call__(block)
+            answered = await super()._answered(block)
         finally:
             watching.cancel()
         assert self._service is not None
@@ -49,6 +52,13 @@ class CountingWorker(GenerationWorker):
         with self._notes.open("a") as notes:
             notes.write(json.dumps(note) + "\n")
         return answered
+
+    async def _answer(self, row: Mapping[str, Any]) -> RowAnswer:
+        """Return a row's answer, and note the row."""
+        answer = await super()._answer(row)
+        with self._row_notes.open("a") as notes:
+            notes.write(f"{next(iter(row.values()))}\n")
+        return answer
 
     async def _watch(self) -> None:
         assert self._service is not None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,5 +93,14 @@ def refuse_failure(driver: subprocess.Popen[bytes], answers: Path) -> None:
 
 def notes_of(folder: Path) -> list[dict[str, Any]]:
     """Return what the workers noted, without a line that a killed one has torn."""
-    lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines(keepends=True)]
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in _whole_lines(folder, "*.jsonl")]
+
+
+def answered_rows_of(folder: Path) -> Counter[int]:
+    """Return how often the workers answered each row, whether or not its block was finished."""
+    return Counter(int(line) for line in _whole_lines(folder, "*.rows"))
+
+
+def _whole_lines(folder: Path, pattern: str) -> list[str]:
+    lines = [line for path in folder.glob(pattern) for line in path.read_text().splitlines(keepends=True)]
+    return [line for line in lines if line.endswith("\n")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray
 import layerstream as ls
 import layerstream.ray.verbs as verbs
 from layerstream.ray.generation_worker import GenerationWorker
+from layerstream.ray.rows import RowAnswer
 
 NEW_TOKENS = 6
 PROMPT_TOKENS = 32
@@ -68,6 +70,24 @@ class GatedWorker(GenerationWorker):
 def gate_of(model: Path) -> Path:
     """Return the file that opens the gate."""
     return model.with_name(model.name + ".gate")
+
+
+class NotingWorker(GenerationWorker):
+    """Writes the `id` of each row that it answers into a file beside the model."""
+
+    def __init__(self, work: Any) -> None:
+        super().__init__(work)
+        self._notes = notes_of(Path(work.model.name))
+
+    async def _answer(self, row: Mapping[str, Any]) -> RowAnswer:
+        with self._notes.open("a") as notes:
+            notes.write(f"{row['id']}\n")
+        return await super()._answer(row)
+
+
+def notes_of(model: Path) -> Path:
+    """Return the file with the rows that were answered."""
+    return model.with_name(model.name + ".answered")
 
 
 def answering_processes() -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from kit.ray_rows import (
     BLOCK_ROWS,
     SETTINGS,
     GatedWorker,
+    NotingWorker,
     answer_gated,
     answering_processes,
     gate_of,
+    notes_of,
     plain_answers,
     write_rows,
 )
@@ -139,7 +142,7 @@ def test_a_job_whose_driver_was_killed_goes_on_where_it_was(
     texts = write_rows(tmp_path / "rows.parquet", NUM_ROWS)
     paths = [model, tmp_path / "rows.parquet", tmp_path / "answers", tmp_path / "progress"]
     driver = subprocess.Popen([sys.executable, "-m", "kit.ray_rows", local_ray, *map(str, paths)])
-    while len(list(tmp_path.glob("progress/*[!g].parquet"))) < 2:
+    while len(list(tmp_path.glob("progress/written/*[!g].parquet"))) < 2:
         assert driver.poll() is None, "the driver ended by itself"
         with pytest.raises(subprocess.TimeoutExpired):
             driver.wait(0.05)
@@ -152,6 +155,23 @@ def test_a_job_whose_driver_was_killed_goes_on_where_it_was(
     answer_gated(*paths)
     answered = by_id(pq.read_table(tmp_path / "answers").to_pylist())
     assert {number: row["tokens"] for number, row in answered.items()} == plain_answers(model, texts)
+
+
+def test_rows_that_were_answered_but_not_written_are_not_answered_again(
+    local_ray: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_rows(tmp_path / "rows.parquet", NUM_ROWS)
+    rows = ray.data.read_parquet(str(tmp_path / "rows.parquet"))
+    settings = {**SETTINGS, "id_column": "id", "progress_dir": tmp_path / "progress"}
+    lsr.generate(rows.limit(5 * BLOCK_ROWS), model=model, **settings).write_parquet(str(tmp_path / "lost"))
+    shutil.rmtree(tmp_path / "progress" / "written")
+    monkeypatch.setattr(verbs, "GenerationWorker", NotingWorker)
+    lsr.generate(rows, model=model, **settings).write_parquet(str(tmp_path / "answers"))
+    first, second = (by_id(pq.read_table(tmp_path / name).to_pylist()) for name in ("lost", "answers"))
+    assert {n: row["tokens"] for n, row in second.items()} == plain_answers(model, texts)
+    assert {n: second[n] for n in first} == first
+    answered = [int(number) for number in notes_of(model).read_text().split()]
+    assert sorted(answered) == sorted(texts.keys() - first.keys())
 
 
 def test_progress_is_no_setting_of_the_rows_themselves(local_ray: str, model: Path, tmp_path: Path) -> None:

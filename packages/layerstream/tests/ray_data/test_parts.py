@@ -211,6 +211,9 @@ def test_a_job_that_will_wait_for_a_drive_says_so(monkeypatch: pytest.MonkeyPatc
     free.clear()
     with pytest.warns(UserWarning, match="no layerstream_disk is free: the job will wait"):
         workers_of(1, num_cpus=1, num_gpus=0, disk_share=None)
+    # where Ray starts another node, the job does not wait for those that work
+    monkeypatch.setattr("layerstream.ray.nodes._starts_nodes", lambda: True)
+    workers_of(1, num_cpus=1, num_gpus=0, disk_share=None)
 
 
 def test_a_share_of_drives_that_no_node_has_yet_waits_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

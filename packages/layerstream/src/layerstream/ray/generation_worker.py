@@ -19,6 +19,7 @@ from ..errors import LayerstreamError, StreamError
 from ..uses.batching.requests import GenerationRequest, GenerationResult
 from ..uses.serving.events import AnswerEnded, AnswerEvent
 from ..uses.serving.service import GenerationService
+from .kept_rows import KeptFolder, KeptRows
 from .loading import WorkerModel
 from .rows import RowAnswer, RowFormat
 
@@ -34,11 +35,13 @@ class GenerationWork:
         model: what answers.
         rows: how prompts are read and answers are put into columns.
         most_waiting: how many rows a worker may hold at the same time.
+        kept: where finished rows are kept until they are written; None keeps none.
     """
 
     model: WorkerModel
     rows: RowFormat
     most_waiting: int
+    kept: KeptFolder | None = None
 
 
 class GenerationWorker:
@@ -60,6 +63,7 @@ class GenerationWorker:
             return
         vocab_size = self._streamed.model.get_input_embeddings().weight.shape[0]
         self._rows.prepare(self._service.tokenizer, vocab_size)
+        self._kept = KeptRows(work.kept, (work.model, work.rows))
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Return the rows of a block with their answers.
@@ -72,8 +76,12 @@ class GenerationWorker:
         if self._refusal is not None:
             # calls run at once, and each would add its frames to the same error
             raise self._refusal.with_traceback(None)
-        if block.num_rows:
-            self._rows.check(block.column_names)
+        if not block.num_rows:
+            return self._rows.table(block, [])
+        self._rows.check(block.column_names)
+        return await self._kept.completed(block, self._answered)
+
+    async def _answered(self, block: pa.Table) -> pa.Table:
         answers: Sequence[RowAnswer] = await asyncio.gather(*(self._answer(row) for row in block.to_pylist()))
         return self._rows.table(block, answers)
 

@@ -35,6 +35,8 @@ def refuse_without_room(wanted: Mapping[str, float]) -> None:
 def warn_if_taken(resource: str, amount: float) -> None:
     """Warn if so much of a resource is free nowhere: a worker waits until another one ends.
 
+    Where Ray starts nodes as they are needed, a worker waits for a node, and nothing is said.
+
     The workers of a failed job live as long as its error does, whose frames refer to them. What nothing else
     refers to is freed here.
 
@@ -43,6 +45,8 @@ def warn_if_taken(resource: str, amount: float) -> None:
         amount: how much of it a worker takes.
     """
     gc.collect()
+    if _starts_nodes():
+        return
     deadline_s = monotonic() + _FREE_WITHIN_S  # Ray is told of the end of a worker with a delay
     while ray.available_resources().get(resource, 0) < amount:
         if monotonic() > deadline_s:

@@ -197,7 +197,7 @@ def check_columns(columns: Sequence[str], *, needed: Sequence[str], added: Seque
         )
 
 
-def with_columns(rows: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+def with_columns(rows: pa.Table, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
     """Return `rows` with more columns."""
     for name, column in columns.items():
         rows = rows.append_column(name, column)

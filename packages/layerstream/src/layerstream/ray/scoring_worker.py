@@ -21,6 +21,7 @@ from ..model import StreamedModel
 from ..uses.scoring.requests import ScoringTokenizer, TokenizedScoring
 from ..uses.scoring.results import ScoringResult
 from ..uses.scoring.score import plan_scores, score
+from .kept_rows import KeptFolder, KeptRows
 from .loading import WorkerModel
 from .rows import ScoreColumns
 
@@ -36,11 +37,13 @@ class ScoringWork:
         model: what scores.
         columns: where prefixes and suffixes are.
         head: a safetensors file, as every node knows it; None scores by log-probabilities.
+        kept: where finished rows are kept until they are written; None keeps none.
     """
 
     model: WorkerModel
     columns: ScoreColumns
     head: str | Path | None = None
+    kept: KeptFolder | None = None
 
 
 class ScoringWorker:
@@ -65,6 +68,7 @@ class ScoringWorker:
             feeds_last=work.head is not None,
         )
         self._queue = ScoringQueue(streamed, work.head)
+        self._kept = KeptRows(work.kept, (work.model, work.columns, work.head))
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Return the rows of a block with their scores.
@@ -76,8 +80,12 @@ class ScoringWorker:
         if self._refusal is not None:
             # calls run at once, and each would add its frames to the same error
             raise self._refusal.with_traceback(None)
-        if block.num_rows:
-            self._columns.check(block.column_names)
+        if not block.num_rows:
+            return self._columns.table(block, [])
+        self._columns.check(block.column_names)
+        return await self._kept.completed(block, self._scored)
+
+    async def _scored(self, block: pa.Table) -> pa.Table:
         results: Sequence[ScoringResult] = await asyncio.gather(
             *(self._score(number, row) for number, row in enumerate(block.to_pylist()))
         )

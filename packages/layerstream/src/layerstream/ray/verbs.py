@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ray.data import Dataset
-from ray.data.checkpoint import CheckpointConfig
 
 from ..errors import PlanError
 from ..simulation import dtype_name
 from ..spec.keywords import refuse_keywords
 from ..spec.options import LoadOptions, Workload
 from .generation_worker import GenerationWork, GenerationWorker
+from .kept_rows import KeptFolder
 from .loading import MOST_ROWS, WorkerModel
+from .progress import JobProgress
 from .rows import PromptColumn, ScoreColumns
 from .scoring_worker import ScoringWork, ScoringWorker
 from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks, refuse_hidden_devices, workers_of
@@ -89,8 +90,9 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
             it, so that no two workers read from one drive.
         rows_per_block: how many rows are committed together; None asks the planner how many share a sweep.
         id_column: the column that tells rows apart, for `progress_dir`.
-        progress_dir: a folder that every node can write to, or an address such as `s3://…`: Ray records there
-            which rows are written, so that a job that is started again skips them.
+        progress_dir: a folder that every node can write to, or an address such as `s3://…`. Ray records there
+            which rows are written, so that a job that is started again skips them, and workers keep their
+            latest blocks there until they are written.
         load: keywords of `layerstream.load`, such as `budget`, `draft`, `dtype` and `device`. With `devices`,
             such as `("cuda:0", "cuda:1")`, a worker's devices share its rows and each reading of the weights;
             rows that sample go to the first one.
@@ -118,9 +120,12 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
     workers = workers_of(concurrency, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=disk_share)
     found = _worker_model(model, load, prompt_tokens, max_new_tokens)
     num_rows = _num_rows(rows_per_block, found, workers)
-    work = GenerationWork(model=found, rows=column, most_waiting=num_rows * BLOCKS_AT_ONCE)
+    progress = JobProgress.of(progress_dir, id_column)
+    work = GenerationWork(
+        model=found, rows=column, most_waiting=num_rows * BLOCKS_AT_ONCE, kept=_kept(progress)
+    )
     answered = in_blocks(rows, GenerationWorker, work, workers, num_rows=num_rows)
-    return _recording_what_is_written(answered, id_column, progress_dir)
+    return _recording_what_is_written(answered, progress)
 
 
 def score(  # noqa: PLR0913 - each is a keyword that users expect
@@ -171,10 +176,13 @@ def score(  # noqa: PLR0913 - each is a keyword that users expect
     _refuse_keywords("score", load, _LOAD - _DRAFT - {"exact_ties"}, _INSTEAD_OF_SCORING)
     workers = workers_of(concurrency, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=disk_share)
     found = _worker_model(model, load, prompt_tokens, 0)
-    work = ScoringWork(model=found, columns=columns, head=None if head is None else str(head))
+    progress = JobProgress.of(progress_dir, id_column)
+    work = ScoringWork(
+        model=found, columns=columns, head=None if head is None else str(head), kept=_kept(progress)
+    )
     num_rows = _num_rows(rows_per_block, found, workers)
     scored = in_blocks(rows, ScoringWorker, work, workers, num_rows=num_rows)
-    return _recording_what_is_written(scored, id_column, progress_dir)
+    return _recording_what_is_written(scored, progress)
 
 
 def _texts(stop: Sequence[str]) -> tuple[str, ...]:
@@ -212,20 +220,22 @@ def _num_rows(rows_per_block: int | None, model: WorkerModel, workers: Workers) 
     return rows_per_block
 
 
-def _recording_what_is_written(
-    rows: Dataset, id_column: str | None, progress_dir: str | Path | None
-) -> Dataset:
+def _kept(progress: JobProgress | None) -> KeptFolder | None:
+    """Return where workers keep their rows, without those that an earlier start has written."""
+    if progress is None:
+        return None
+    progress.forget_written()
+    return progress.kept
+
+
+def _recording_what_is_written(rows: Dataset, progress: JobProgress | None) -> Dataset:
     """Return `rows` such that what is written of them is recorded, and skipped next time.
 
     The record is a setting of a dataset's context, which datasets share with those that they were made of; so
     this one gets a context of its own.
     """
-    if (id_column is None) != (progress_dir is None):
-        raise PlanError("to go on after a kill, give both id_column and progress_dir, or neither")
-    if progress_dir is None:
+    if progress is None:
         return rows
     own: Dataset = Dataset.copy(rows, _deep_copy=True)
-    own.context.checkpoint_config = CheckpointConfig(
-        id_column=id_column, checkpoint_path=str(progress_dir), delete_checkpoint_on_success=False
-    )
+    own.context.checkpoint_config = progress.checkpoint
     return own

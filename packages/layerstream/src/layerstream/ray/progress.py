@@ -1,0 +1,57 @@
+"""The folder with a job's progress: which rows are written, and finished rows that are not written yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.data.checkpoint import CheckpointConfig
+
+from ..errors import PlanError
+from .kept_rows import KeptFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    """Where a job's progress is.
+
+    Attributes:
+        checkpoint: what tells Ray to record which rows are written, and to skip them next time.
+        kept: where workers keep finished rows.
+    """
+
+    checkpoint: CheckpointConfig
+    kept: KeptFolder
+
+    @classmethod
+    def of(cls, folder: str | Path | None, id_column: str | None) -> JobProgress | None:
+        """Return the progress in a folder, as every node knows it; None without one.
+
+        Args:
+            folder: a path, which becomes absolute, or an address such as `s3://…`.
+            id_column: the column that tells rows apart.
+
+        Raises:
+            PlanError: one of the two is missing.
+        """
+        if (id_column is None) != (folder is None):
+            raise PlanError("to go on after a kill, give both id_column and progress_dir, or neither")
+        if folder is None or id_column is None:
+            return None
+        address = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().absolute())
+        checkpoint = CheckpointConfig(
+            id_column=id_column, checkpoint_path=f"{address}/written", delete_checkpoint_on_success=False
+        )
+        kept = KeptFolder(
+            filesystem=checkpoint.filesystem, path=_within(f"{address}/kept"), id_column=id_column
+        )
+        return cls(checkpoint=checkpoint, kept=kept)
+
+    def forget_written(self) -> None:
+        """Remove what workers keep of rows that are written."""
+        self.kept.forget_written(_within(self.checkpoint.checkpoint_path))
+
+
+def _within(address: str) -> str:
+    """Return an address as its filesystem names it."""
+    return address.partition("://")[2] or address
