@@ -24,7 +24,7 @@ from ray_steps.job import Job, answered_rows_of, local_ray, notes_of, refuse_fai
 STAGE = "kills"
 BLOCK_ROWS, PROMPT_TOKENS = 16, 48
 NEW_TOKENS = {"tiny": 8, "default": 4}
-WAIT_S = 300.0
+WAIT_S = 1200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

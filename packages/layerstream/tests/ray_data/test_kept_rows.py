@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+import layerstream as ls
 from layerstream.ray import kept_rows
 from layerstream.ray.kept_rows import KeptFolder, KeptRows
 from layerstream.ray.progress import JobProgress
@@ -97,7 +98,7 @@ def test_scores_come_back_as_they_were(folder: KeptFolder) -> None:
 
 def test_half_a_file_of_a_killed_worker_does_not_count(folder: KeptFolder) -> None:
     completed(KeptRows(folder, "settings"), block_of(range(4)))
-    [path] = map(Path, folder.files())
+    [path] = map(Path, folder.tables())
     path.write_bytes(path.read_bytes()[:-20])
     assert completed(KeptRows(folder, "settings"), block_of(range(4)))[1] == [0, 1, 2, 3]
 
@@ -107,7 +108,7 @@ def test_a_worker_keeps_its_latest_blocks_only(folder: KeptFolder, monkeypatch: 
     kept = KeptRows(folder, "settings")
     for ids in (range(4), range(4, 8), range(8, 12)):
         completed(kept, block_of(ids))
-    assert len(folder.files()) == 2
+    assert len(folder.tables()) == 2
     assert completed(KeptRows(folder, "settings"), block_of([0, 4, 8]))[1] == [0]
 
 
@@ -134,8 +135,25 @@ def test_only_what_is_written_is_forgotten(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": range(6)}), tmp_path / "written" / "0.parquet")
     pq.write_table(pa.table({"id": range(8, 12)}), tmp_path / "written" / "1.pending.parquet")
     progress.forget_written()
-    ids = [progress.kept.read(path, ["id"])["id"].to_pylist() for path in progress.kept.files()]
+    ids = [table["id"].to_pylist() for table in progress.kept.tables(["id"]).values()]
     assert sorted(ids) == [[4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_a_folder_for_progress_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ls.PlanError, match=r"progress_dir=nowhere://x with id_column='id' cannot be used: "):
+        JobProgress.of("nowhere://x", "id")
+    with pytest.raises(ls.PlanError, match="give both id_column and progress_dir, or neither"):
+        JobProgress.of(tmp_path, None)
+    (tmp_path / "kept").write_text("a file in its place")
+    progress = JobProgress.of(tmp_path, "id")
+    assert progress is not None
+    with pytest.raises(ls.PlanError, match=f"progress_dir={tmp_path} cannot be read: "):
+        progress.forget_written()
+
+
+def test_what_cannot_be_read_ends_no_worker(folder: KeptFolder, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file in its place")
+    assert completed(KeptRows(folder, "settings"), block_of(range(4)))[1] == [0, 1, 2, 3]
 
 
 def test_nothing_is_kept_without_a_folder() -> None:

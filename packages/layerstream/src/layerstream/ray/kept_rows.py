@@ -12,7 +12,9 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ from .rows import with_columns
 MOST_FILES = 64
 """How many blocks a worker keeps. Older ones are written, unless writing is that far behind."""
 
+_MOST_READS = 16
 _KEY = "layerstream_key"
 _PENDING = ".pending.parquet"
 """How Ray's record of a block ends that is being written."""
@@ -46,15 +49,23 @@ class KeptFolder:
     path: str
     id_column: str
 
-    def files(self) -> list[str]:
-        """Return the paths of what is kept."""
-        return _files(self.filesystem, self.path)
+    def tables(self, columns: Sequence[str] | None = None) -> dict[str, pa.Table | None]:
+        """Return each kept block, or some of its columns, by its path; None for half a block.
 
-    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """Return a kept block; None if a killed worker left half of it, or another has removed it."""
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        paths = _files(self.filesystem, self.path)
+        # each is small, and may be far away
+        with ThreadPoolExecutor(_MOST_READS) as pool:
+            return dict(zip(paths, pool.map(partial(self._read, columns=columns), paths), strict=True))
+
+    def _read(self, path: str, columns: Sequence[str] | None) -> pa.Table | None:
         try:
             return pq.read_table(path, columns=columns, filesystem=self.filesystem)
-        except (OSError, pa.ArrowException):
+        except (OSError, pa.ArrowException) as error:
+            # a killed worker wrote half of it, or another one has removed it
+            _LOG.info("%s is not used: %s", path, error)
             return None
 
     def forget_written(self, record: str) -> None:
@@ -62,21 +73,27 @@ class KeptFolder:
 
         Args:
             record: the folder with Ray's record of written rows, on the same filesystem.
+
+        Raises:
+            OSError: a folder cannot be read.
         """
-        kept = {path: self.read(path, [self.id_column]) for path in self.files()}
-        ids = {path: set(table[self.id_column].to_pylist()) for path, table in kept.items() if table}
-        written = self._written(record, set().union(*ids.values()))
-        for path in kept:
-            if ids.get(path, set()) <= written:
+        ids = {
+            path: pa.array([]) if table is None else table[self.id_column].combine_chunks()
+            for path, table in self.tables([self.id_column]).items()
+        }
+        known = [each for each in ids.values() if len(each)]
+        written = self._written(record, pa.concat_arrays(known)) if known else set()
+        for path, each in ids.items():
+            if written.issuperset(each.to_pylist()):
                 self.remove(path)
 
-    def _written(self, record: str, ids: set[object]) -> set[object]:
+    def _written(self, record: str, ids: pa.Array) -> set[object]:
         """Return those of `ids` that are written."""
         paths = [path for path in _files(self.filesystem, record) if not path.endswith(_PENDING)]
-        if not ids or not paths:
+        if not paths:
             return set()
         rows = pyarrow.dataset.dataset(paths, filesystem=self.filesystem, format="parquet")
-        is_asked_for = pyarrow.dataset.field(self.id_column).isin(list(ids))
+        is_asked_for = pyarrow.dataset.field(self.id_column).isin(ids)
         return set(rows.to_table(columns=[self.id_column], filter=is_asked_for)[self.id_column].to_pylist())
 
     def remove(self, path: str) -> None:
@@ -101,7 +118,7 @@ class KeptRows:
         self._folder = folder
         self._settings = repr(settings)
         self._own: deque[str] = deque()
-        self._found = {} if folder is None else dict(_kept_results(folder))
+        self._found = {} if folder is None else _kept_results(folder)
 
     async def completed(
         self, block: pa.Table, complete: Callable[[pa.Table], Awaitable[pa.Table]]
@@ -158,14 +175,16 @@ class KeptRows:
             folder.remove(self._own.popleft())
 
 
-def _kept_results(folder: KeptFolder) -> Iterator[tuple[bytes, pa.Table]]:
-    """Yield the key and the results of each row that is kept."""
-    for path in folder.files():
-        table = folder.read(path)
-        if table is not None:
-            yield from zip(
-                table[_KEY].to_pylist(), _rows(table.drop_columns([_KEY, folder.id_column])), strict=True
-            )
+def _kept_results(folder: KeptFolder) -> dict[bytes, pa.Table]:
+    """Return the results of each row that is kept, by its key. An error costs what is kept, and no worker."""
+    try:
+        tables = [table for table in folder.tables().values() if table is not None]
+        keys = [key for table in tables for key in table[_KEY].to_pylist()]
+        rows = [row for table in tables for row in _rows(table.drop_columns([_KEY, folder.id_column]))]
+    except (OSError, KeyError) as error:
+        _LOG.warning("what is kept in %s is not used: %s", folder.path, error)
+        return {}
+    return dict(zip(keys, rows, strict=True))
 
 
 def _rows(table: pa.Table) -> Iterator[pa.Table]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.interfaces import InvalidCheckpointingConfig
 
 from ..errors import PlanError
 from .kept_rows import KeptFolder
@@ -16,10 +17,12 @@ class JobProgress:
     """Where a job's progress is.
 
     Attributes:
+        folder: the folder, as the caller named it.
         checkpoint: what tells Ray to record which rows are written, and to skip them next time.
         kept: where workers keep finished rows.
     """
 
+    folder: str | Path
     checkpoint: CheckpointConfig
     kept: KeptFolder
 
@@ -32,24 +35,38 @@ class JobProgress:
             id_column: the column that tells rows apart.
 
         Raises:
-            PlanError: one of the two is missing.
+            PlanError: one of the two is missing, or Ray cannot use one.
         """
         if (id_column is None) != (folder is None):
             raise PlanError("to go on after a kill, give both id_column and progress_dir, or neither")
         if folder is None or id_column is None:
             return None
         address = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().absolute())
-        checkpoint = CheckpointConfig(
-            id_column=id_column, checkpoint_path=f"{address}/written", delete_checkpoint_on_success=False
-        )
+        try:
+            checkpoint = CheckpointConfig(
+                id_column=id_column, checkpoint_path=f"{address}/written", delete_checkpoint_on_success=False
+            )
+        except InvalidCheckpointingConfig as error:
+            raise PlanError(
+                f"progress_dir={folder} with id_column={id_column!r} cannot be used: {error} Give a folder "
+                "that every node can write to, or an address such as s3://bucket/folder, and the name of a "
+                "column"
+            ) from error
         kept = KeptFolder(
             filesystem=checkpoint.filesystem, path=_within(f"{address}/kept"), id_column=id_column
         )
-        return cls(checkpoint=checkpoint, kept=kept)
+        return cls(folder=folder, checkpoint=checkpoint, kept=kept)
 
     def forget_written(self) -> None:
-        """Remove what workers keep of rows that are written."""
-        self.kept.forget_written(_within(self.checkpoint.checkpoint_path))
+        """Remove what workers keep of rows that are written.
+
+        Raises:
+            PlanError: the folder cannot be read.
+        """
+        try:
+            self.kept.forget_written(_within(self.checkpoint.checkpoint_path))
+        except OSError as error:
+            raise PlanError(f"progress_dir={self.folder} cannot be read: {error}") from error
 
 
 def _within(address: str) -> str:
