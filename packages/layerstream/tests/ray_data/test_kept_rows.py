@@ -7,18 +7,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
 import layerstream as ls
 from layerstream.ray import kept_rows
 from layerstream.ray.kept_rows import KeptFolder, KeptRows
-from layerstream.ray.progress import JobProgress
+from layerstream.ray.loading import WorkerModel
 from layerstream.ray.rows import PromptColumn, RowAnswer, ScoreColumns
-from layerstream.uses.scoring.results import ScoringResult, SuffixScore
+from layerstream.ray.scoring_worker import ScoringWork, ScoringWorker
 
 COLUMN = PromptColumn(name="text", max_new_tokens=4)
 
@@ -26,6 +24,10 @@ COLUMN = PromptColumn(name="text", max_new_tokens=4)
 @pytest.fixture
 def folder(tmp_path: Path) -> KeptFolder:
     return KeptFolder(filesystem=LocalFileSystem(), path=f"{tmp_path}/kept", id_column="id")
+
+
+def kept_rows_of(folder: KeptFolder | None, settings: str = "settings") -> KeptRows:
+    return KeptRows(folder, settings, ["text"])
 
 
 class Upper:
@@ -52,10 +54,10 @@ def completed(kept: KeptRows, block: pa.Table) -> tuple[pa.Table, list[int]]:
 
 
 def test_kept_rows_are_not_computed_again_in_whatever_blocks_they_come(folder: KeptFolder) -> None:
-    kept = KeptRows(folder, "settings")
+    kept = kept_rows_of(folder)
     for ids in (range(4), range(4, 8)):
         assert completed(kept, block_of(ids))[1] == list(ids)
-    later = KeptRows(folder, "settings")
+    later = kept_rows_of(folder)
     mixed = block_of([9, 5, 2, 8])
     table, computed = completed(later, mixed)
     assert computed == [9, 8]
@@ -67,55 +69,76 @@ def test_kept_rows_are_not_computed_again_in_whatever_blocks_they_come(folder: K
 
 
 def test_other_rows_and_other_settings_are_computed(folder: KeptFolder) -> None:
-    completed(KeptRows(folder, "settings"), block_of(range(4)))
-    assert completed(KeptRows(folder, "settings"), block_of(range(4), "changed"))[1] == [0, 1, 2, 3]
-    assert completed(KeptRows(folder, "others"), block_of(range(4)))[1] == [0, 1, 2, 3]
+    completed(kept_rows_of(folder), block_of(range(4)))
+    assert completed(kept_rows_of(folder), block_of(range(4), "changed"))[1] == [0, 1, 2, 3]
+    assert completed(kept_rows_of(folder, "others"), block_of(range(4)))[1] == [0, 1, 2, 3]
 
 
-def test_scores_come_back_as_they_were(folder: KeptFolder) -> None:
-    block = pa.table({"id": [0, 1], "prefix": ["a", "b"], "suffixes": [["x"], ["y"]]})
-    columns = ScoreColumns(prefix="prefix", suffixes="suffixes")
-    score = SuffixScore(
-        sum=-1.5,
-        mean=-0.5,
-        token_logprobs=np.float32([-0.25, -0.5, -0.75]),
-        is_greedy=True,
-        outputs=np.float32([]),
-        prefix_tokens=2,
-        suffix_tokens=3,
-    )
-    results = [ScoringResult(index=0, scores=(score,)), ScoringResult(index=1, error=ValueError("no"))]
+@pytest.mark.parametrize("ids", [["a", "b"], pa.array([2**63, 2], pa.uint64()), [b"a", b"b"]])
+def test_rows_may_have_any_kind_of_id(folder: KeptFolder, ids: Sequence[object]) -> None:
+    block = pa.table({"id": ids, "text": ["x", None]})
 
-    async def scored(rows: pa.Table) -> pa.Table:
-        return columns.table(rows, results)
+    async def plain(rows: pa.Table) -> pa.Table:
+        return COLUMN.table(rows, [RowAnswer(text="y")] * rows.num_rows)
 
-    async def refused(rows: pa.Table) -> pa.Table:
-        raise AssertionError("all rows are kept")
+    first = asyncio.run(kept_rows_of(folder).completed(block, plain))
+    again, computed = completed(kept_rows_of(folder), block)
+    assert computed == []
+    assert again.equals(first)
 
-    first = asyncio.run(KeptRows(folder, "settings").completed(block, scored))
-    assert asyncio.run(KeptRows(folder, "settings").completed(block, refused)).equals(first)
+
+def test_rows_without_the_column_that_tells_them_apart_are_refused(folder: KeptFolder) -> None:
+    with pytest.raises(ls.PlanError, match="there is no column id: the rows have text"):
+        completed(kept_rows_of(folder), pa.table({"text": ["x"]}))
+
+
+def test_scores_come_back_as_they_were(folder: KeptFolder, tiny_llama_dir: Path) -> None:
+    options = ls.LoadOptions(budget="min", workload=ls.Workload(prompt_tokens=16, new_tokens=0))
+    columns = ScoreColumns(prefix="p", suffixes="s")
+    rows = pa.table({"id": [0, 1, 2], "p": ["ab", "x", ""], "s": [["c", "de"], ["yes", "no"], ["z"]]})
+
+    def scored(block: pa.Table, kept: KeptFolder | None) -> pa.Table:
+        model = WorkerModel.of(tiny_llama_dir, options)
+        worker = ScoringWorker(ScoringWork(model=model, columns=columns, kept=kept))
+        try:
+            return asyncio.run(worker(block))
+        finally:
+            worker.close()
+
+    scored(rows.slice(0, 1), folder)
+    assert scored(rows, folder).equals(scored(rows, None))
+    [newest] = [table for path in folder.paths() if (table := folder.read(path)) and table.num_rows == 2]
+    assert newest["id"].to_pylist() == [1, 2]
+
+
+def test_what_was_kept_under_another_budget_counts(tiny_llama_dir: Path) -> None:
+    def settings(**options: str) -> object:
+        return WorkerModel.of(tiny_llama_dir, ls.LoadOptions(**options)).result_settings
+
+    assert settings(budget="1 GiB") == settings(budget="min")
+    assert settings(budget="min", dtype="float16") != settings(budget="min", dtype="float32")
 
 
 def test_half_a_file_of_a_killed_worker_does_not_count(folder: KeptFolder) -> None:
-    completed(KeptRows(folder, "settings"), block_of(range(4)))
-    [path] = map(Path, folder.tables())
+    completed(kept_rows_of(folder), block_of(range(4)))
+    [path] = map(Path, folder.paths())
     path.write_bytes(path.read_bytes()[:-20])
-    assert completed(KeptRows(folder, "settings"), block_of(range(4)))[1] == [0, 1, 2, 3]
+    assert completed(kept_rows_of(folder), block_of(range(4)))[1] == [0, 1, 2, 3]
 
 
 def test_a_worker_keeps_its_latest_blocks_only(folder: KeptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_rows, "MOST_FILES", 2)
-    kept = KeptRows(folder, "settings")
+    monkeypatch.setattr(kept_rows, "_MOST_FILES", 2)
+    kept = kept_rows_of(folder)
     for ids in (range(4), range(4, 8), range(8, 12)):
         completed(kept, block_of(ids))
-    assert len(folder.tables()) == 2
-    assert completed(KeptRows(folder, "settings"), block_of([0, 4, 8]))[1] == [0]
+    assert len(folder.paths()) == 2
+    assert completed(kept_rows_of(folder), block_of([0, 4, 8]))[1] == [0]
 
 
 def test_a_folder_that_cannot_be_written_costs_no_row(
     folder: KeptFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = KeptRows(folder, "settings")
+    kept = kept_rows_of(folder)
     (tmp_path / "kept").write_text("a file in its place")
     with caplog.at_level(logging.WARNING):
         table, computed = completed(kept, block_of(range(4)))
@@ -124,39 +147,12 @@ def test_a_folder_that_cannot_be_written_costs_no_row(
     assert "is not kept" in caplog.text
 
 
-def test_only_what_is_written_is_forgotten(tmp_path: Path) -> None:
-    progress = JobProgress.of(tmp_path, "id")
-    assert progress is not None
-    kept = KeptRows(progress.kept, "settings")
-    for ids in (range(4), range(4, 8), range(8, 12)):
-        completed(kept, block_of(ids))
-    (tmp_path / "written").mkdir()
-    # the second block is recorded in part, and the third as one that is being written
-    pq.write_table(pa.table({"id": range(6)}), tmp_path / "written" / "0.parquet")
-    pq.write_table(pa.table({"id": range(8, 12)}), tmp_path / "written" / "1.pending.parquet")
-    progress.forget_written()
-    ids = [table["id"].to_pylist() for table in progress.kept.tables(["id"]).values()]
-    assert sorted(ids) == [[4, 5, 6, 7], [8, 9, 10, 11]]
-
-
-def test_a_folder_for_progress_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ls.PlanError, match=r"progress_dir=nowhere://x with id_column='id' cannot be used: "):
-        JobProgress.of("nowhere://x", "id")
-    with pytest.raises(ls.PlanError, match="give both id_column and progress_dir, or neither"):
-        JobProgress.of(tmp_path, None)
-    (tmp_path / "kept").write_text("a file in its place")
-    progress = JobProgress.of(tmp_path, "id")
-    assert progress is not None
-    with pytest.raises(ls.PlanError, match=f"progress_dir={tmp_path} cannot be read: "):
-        progress.forget_written()
-
-
 def test_what_cannot_be_read_ends_no_worker(folder: KeptFolder, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file in its place")
-    assert completed(KeptRows(folder, "settings"), block_of(range(4)))[1] == [0, 1, 2, 3]
+    assert completed(kept_rows_of(folder), block_of(range(4)))[1] == [0, 1, 2, 3]
 
 
 def test_nothing_is_kept_without_a_folder() -> None:
-    table, computed = completed(KeptRows(None, "settings"), block_of(range(4)))
+    table, computed = completed(kept_rows_of(None), block_of(range(4)))
     assert computed == [0, 1, 2, 3]
     assert table.num_rows == 4

@@ -63,7 +63,7 @@ class GenerationWorker:
             return
         vocab_size = self._streamed.model.get_input_embeddings().weight.shape[0]
         self._rows.prepare(self._service.tokenizer, vocab_size)
-        self._kept = KeptRows(work.kept, (work.model, work.rows))
+        self._kept = KeptRows(work.kept, (work.model.result_settings, work.rows), work.rows.inputs)
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Return the rows of a block with their answers.

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,22 +22,22 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from .rows import with_columns
+from .rows import check_columns, with_columns
 
-MOST_FILES = 64
-"""How many blocks a worker keeps. Older ones are written, unless writing is that far behind."""
+_MOST_FILES = 32
+"""How many blocks a worker keeps. It removes older ones, written or not."""
 
 _MOST_READS = 16
 _KEY = "layerstream_key"
 _PENDING = ".pending.parquet"
-"""How Ray's record of a block ends that is being written."""
+"""How Ray ends the name of a record while its block is being written."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFolder:
-    """Where the workers of a job keep finished rows.
+    """Where the workers of a job keep finished rows, with a folder for each kind of work.
 
     Attributes:
         filesystem: what holds the folder.
@@ -49,22 +49,22 @@ class KeptFolder:
     path: str
     id_column: str
 
-    def tables(self, columns: Sequence[str] | None = None) -> dict[str, pa.Table | None]:
-        """Return each kept block, or some of its columns, by its path; None for half a block.
+    def paths(self, kind: str = "") -> list[str]:
+        """Return the paths of all kept blocks, or of those of one kind of work.
 
         Raises:
             OSError: the folder cannot be read.
         """
-        paths = _files(self.filesystem, self.path)
-        # each is small, and may be far away
-        with ThreadPoolExecutor(_MOST_READS) as pool:
-            return dict(zip(paths, pool.map(partial(self._read, columns=columns), paths), strict=True))
+        return _files(self.filesystem, f"{self.path}/{kind}".rstrip("/"))
 
-    def _read(self, path: str, columns: Sequence[str] | None) -> pa.Table | None:
+    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """Return a kept block, or some of its columns; None if it cannot be read.
+
+        A killed worker may have written half of it, and another one may have removed it.
+        """
         try:
             return pq.read_table(path, columns=columns, filesystem=self.filesystem)
         except (OSError, pa.ArrowException) as error:
-            # a killed worker wrote half of it, or another one has removed it
             _LOG.info("%s is not used: %s", path, error)
             return None
 
@@ -75,26 +75,38 @@ class KeptFolder:
             record: the folder with Ray's record of written rows, on the same filesystem.
 
         Raises:
-            OSError: a folder cannot be read.
+            OSError, pyarrow.ArrowException: a folder or the record cannot be read.
         """
-        ids = {
-            path: pa.array([]) if table is None else table[self.id_column].combine_chunks()
-            for path, table in self.tables([self.id_column]).items()
-        }
-        known = [each for each in ids.values() if len(each)]
-        written = self._written(record, pa.concat_arrays(known)) if known else set()
+        ids = {}
+        for path, table in _in_parallel(partial(self.read, columns=[self.id_column]), self.paths()):
+            if table is not None:
+                ids[path] = set(table[self.id_column].to_pylist())
+        written = self._written(record, set().union(*ids.values()))
         for path, each in ids.items():
-            if written.issuperset(each.to_pylist()):
+            if each <= written:
                 self.remove(path)
 
-    def _written(self, record: str, ids: pa.Array) -> set[object]:
+    def _written(self, record: str, ids: set[object]) -> set[object]:
         """Return those of `ids` that are written."""
         paths = [path for path in _files(self.filesystem, record) if not path.endswith(_PENDING)]
-        if not paths:
-            return set()
-        rows = pyarrow.dataset.dataset(paths, filesystem=self.filesystem, format="parquet")
-        is_asked_for = pyarrow.dataset.field(self.id_column).isin(ids)
-        return set(rows.to_table(columns=[self.id_column], filter=is_asked_for)[self.id_column].to_pylist())
+        written: set[object] = set()
+        if ids and paths:
+            rows = pyarrow.dataset.dataset(paths, filesystem=self.filesystem, format="parquet")
+            for batch in rows.to_batches(columns=[self.id_column]):
+                written |= ids.intersection(batch[self.id_column].to_pylist())
+        return written
+
+    def write(self, block: pa.Table, kind: str) -> str:
+        """Keep a block, and return its path.
+
+        Raises:
+            OSError, pyarrow.ArrowException: it cannot be written.
+        """
+        folder = f"{self.path}/{kind}"
+        self.filesystem.create_dir(folder, recursive=True)
+        path = f"{folder}/{uuid4().hex}.parquet"
+        pq.write_table(block, path, filesystem=self.filesystem)
+        return path
 
     def remove(self, path: str) -> None:
         """Remove a kept block, if it is still there."""
@@ -107,18 +119,20 @@ class KeptFolder:
 class KeptRows:
     """A worker's finished rows, and those that others had finished before it started."""
 
-    def __init__(self, folder: KeptFolder | None, settings: object) -> None:
+    def __init__(self, folder: KeptFolder | None, settings: object, inputs: Sequence[str]) -> None:
         """Read what is kept.
 
         Args:
             folder: where it is; None keeps nothing.
             settings: all that decides the results of a row, apart from the row: what was kept with others is
                 not used. Told apart by their `repr`.
+            inputs: the columns that results depend on.
         """
         self._folder = folder
-        self._settings = repr(settings)
+        self._kind = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+        self._inputs = tuple(inputs)
         self._own: deque[str] = deque()
-        self._found = {} if folder is None else _kept_results(folder)
+        self._found = {} if folder is None else _kept_results(folder, self._kind)
 
     async def completed(
         self, block: pa.Table, complete: Callable[[pa.Table], Awaitable[pa.Table]]
@@ -129,19 +143,30 @@ class KeptRows:
             block: rows.
             complete: returns the rows that it is given with their results in further columns; called with
                 those that are not kept, if there are any.
+
+        Raises:
+            PlanError: the rows have no column that tells them apart.
         """
         if self._folder is None:
             return await complete(block)
-        keys = [self._key(row) for row in block.to_pylist()]
+        keys = self._keys(block, self._folder.id_column)
         open_places = [place for place, key in enumerate(keys) if key not in self._found]
         if not open_places:
             return self._merged(block, keys, iter(()))
         new = await complete(block if len(open_places) == len(keys) else block.take(open_places))
-        await asyncio.to_thread(self._keep, self._folder, new, block.column_names, keys, open_places)
+        names = [name for name in new.column_names if name not in block.column_names]
+        kept = new.select([self._folder.id_column, *names]).append_column(
+            _KEY, pa.array([keys[place] for place in open_places])
+        )
+        await asyncio.to_thread(self._keep, self._folder, kept)
         if len(open_places) == len(keys):
             return new
-        names = [name for name in new.column_names if name not in block.column_names]
         return self._merged(block, keys, _rows(new.select(names)))
+
+    def _keys(self, block: pa.Table, id_column: str) -> list[bytes]:
+        check_columns(block.column_names, needed=[id_column], added=())
+        rows = block.select([id_column, *(name for name in self._inputs if name != id_column)])
+        return [hashlib.sha256(repr(row).encode()).digest() for row in rows.to_pylist()]
 
     def _merged(self, block: pa.Table, keys: Sequence[bytes], new: Iterator[pa.Table]) -> pa.Table:
         """Return the rows of `block` with what is kept of each, or else with the next of `new`."""
@@ -149,42 +174,35 @@ class KeptRows:
         results = pa.concat_tables(rows).combine_chunks()
         return with_columns(block, dict(zip(results.column_names, results.columns, strict=True)))
 
-    def _key(self, row: Mapping[str, object]) -> bytes:
-        return hashlib.sha256(f"{self._settings}\n{row!r}".encode()).digest()
-
-    def _keep(
-        self,
-        folder: KeptFolder,
-        new: pa.Table,
-        given: Sequence[str],
-        keys: Sequence[bytes],
-        open_places: Sequence[int],
-    ) -> None:
+    def _keep(self, folder: KeptFolder, results: pa.Table) -> None:
         """Write new results, and remove this worker's oldest ones. An error costs no row."""
-        results = new.drop_columns([name for name in given if name != folder.id_column])
-        keyed = results.append_column(_KEY, pa.array([keys[place] for place in open_places]))
-        path = f"{folder.path}/{uuid4().hex}.parquet"
         try:
-            folder.filesystem.create_dir(folder.path, recursive=True)
-            pq.write_table(keyed, path, filesystem=folder.filesystem)
-        except OSError as error:
+            self._own.append(folder.write(results, self._kind))
+        except (OSError, pa.ArrowException) as error:
             _LOG.warning("a finished block is not kept; a kill may have it computed again: %s", error)
-            return
-        self._own.append(path)
-        if len(self._own) > MOST_FILES:
+        if len(self._own) > _MOST_FILES:
             folder.remove(self._own.popleft())
 
 
-def _kept_results(folder: KeptFolder) -> dict[bytes, pa.Table]:
+def _kept_results(folder: KeptFolder, kind: str) -> dict[bytes, pa.Table]:
     """Return the results of each row that is kept, by its key. An error costs what is kept, and no worker."""
+    results: dict[bytes, pa.Table] = {}
     try:
-        tables = [table for table in folder.tables().values() if table is not None]
-        keys = [key for table in tables for key in table[_KEY].to_pylist()]
-        rows = [row for table in tables for row in _rows(table.drop_columns([_KEY, folder.id_column]))]
-    except (OSError, KeyError) as error:
+        for _, table in _in_parallel(folder.read, folder.paths(kind)):
+            if table is not None and {_KEY, folder.id_column} <= set(table.column_names):
+                rows = _rows(table.drop_columns([_KEY, folder.id_column]))
+                results.update(zip(table[_KEY].to_pylist(), rows, strict=True))
+    except (OSError, pa.ArrowException) as error:
         _LOG.warning("what is kept in %s is not used: %s", folder.path, error)
-        return {}
-    return dict(zip(keys, rows, strict=True))
+    return results
+
+
+def _in_parallel(
+    read: Callable[[str], pa.Table | None], paths: Sequence[str]
+) -> Iterator[tuple[str, pa.Table | None]]:
+    """Yield each path with its table; files are small, and may be far away."""
+    with ThreadPoolExecutor(_MOST_READS) as pool:
+        yield from zip(paths, pool.map(read, paths), strict=True)
 
 
 def _rows(table: pa.Table) -> Iterator[pa.Table]:
@@ -193,5 +211,5 @@ def _rows(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _files(filesystem: FileSystem, folder: str) -> list[str]:
-    found = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
+    found = filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True))
     return [each.path for each in found if each.type == FileType.File and each.path.endswith(".parquet")]

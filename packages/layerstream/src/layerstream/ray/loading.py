@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from .. import __version__
 from ..engine.tokenizer import load_tokenizer
 from ..model import StreamedModel
 from ..opening import load_with, plan_with
@@ -48,6 +49,11 @@ class WorkerModel:
     def num_devices(self) -> int:
         """How many devices a worker computes on."""
         return len(self.options.devices or [self.options.device])
+
+    @property
+    def result_settings(self) -> tuple[str, str, LoadOptions]:
+        """What decides the results of a row: all but the budget, which no result depends on."""
+        return __version__, self.name, replace(self.options, budget="auto")
 
     def load(self) -> tuple[StreamedModel, PreTrainedTokenizerBase]:
         """Load it with memory for several rows at once on each device; halve their number until it fits.

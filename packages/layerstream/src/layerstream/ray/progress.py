@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import pyarrow as pa
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.interfaces import InvalidCheckpointingConfig
 
@@ -44,16 +46,17 @@ class JobProgress:
         address = str(folder) if "://" in str(folder) else str(Path(folder).expanduser().absolute())
         try:
             checkpoint = CheckpointConfig(
-                id_column=id_column, checkpoint_path=f"{address}/written", delete_checkpoint_on_success=False
+                id_column=id_column,
+                checkpoint_path=_below(address, "written"),
+                delete_checkpoint_on_success=False,
             )
         except InvalidCheckpointingConfig as error:
             raise PlanError(
-                f"progress_dir={folder} with id_column={id_column!r} cannot be used: {error} Give a folder "
-                "that every node can write to, or an address such as s3://bucket/folder, and the name of a "
-                "column"
+                f"progress_dir={folder} with id_column={id_column!r} cannot be used: give a folder that "
+                "every node can write to, or an address such as s3://bucket/folder, and the name of a column"
             ) from error
         kept = KeptFolder(
-            filesystem=checkpoint.filesystem, path=_within(f"{address}/kept"), id_column=id_column
+            filesystem=checkpoint.filesystem, path=_within(_below(address, "kept")), id_column=id_column
         )
         return cls(folder=folder, checkpoint=checkpoint, kept=kept)
 
@@ -65,10 +68,19 @@ class JobProgress:
         """
         try:
             self.kept.forget_written(_within(self.checkpoint.checkpoint_path))
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise PlanError(f"progress_dir={self.folder} cannot be read: {error}") from error
 
 
+def _below(address: str, name: str) -> str:
+    """Return the address of a folder within the one at `address`."""
+    start, mark, settings = address.partition("?") if "://" in address else (address, "", "")
+    return f"{start.rstrip('/')}/{name}{mark}{settings}"
+
+
 def _within(address: str) -> str:
-    """Return an address as its filesystem names it."""
-    return address.partition("://")[2] or address
+    """Return an address as its filesystem names it: without protocol, credentials and settings."""
+    if "://" not in address:
+        return address
+    parts = urlsplit(address, allow_fragments=False)
+    return parts.netloc.rpartition("@")[2] + parts.path

@@ -30,6 +30,11 @@ _REASON = re.compile(r"^(?:layerstream\.errors\.)?(\w+Error: .*)", re.MULTILINE)
 class PickledRequests:
     """Rows with a whole request each; what comes back is its number and its answer."""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that answers depend on."""
+        return ("request",)
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Do nothing: the requests are complete."""
 

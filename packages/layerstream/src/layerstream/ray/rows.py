@@ -47,6 +47,10 @@ class RowAnswer:
 class RowFormat(Protocol):
     """Reads a prompt and its settings from a row, and puts answers into columns. A worker has its own."""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that answers depend on."""
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Take the tokenizer and the number of tokens of the model; called once, before any row."""
 
@@ -79,6 +83,11 @@ class PromptColumn:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     chat: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that answers depend on."""
+        return (self.name,)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """Do nothing: the service encodes prompts."""
@@ -137,6 +146,11 @@ class ScoreColumns:
     prefix: str
     suffixes: str
     has_head: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that scores depend on."""
+        return self.prefix, self.suffixes
 
     def check(self, columns: Sequence[str]) -> None:
         """Raise PlanError if a column is missing, or one of the scores is there."""

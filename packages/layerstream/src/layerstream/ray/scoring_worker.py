@@ -68,7 +68,8 @@ class ScoringWorker:
             feeds_last=work.head is not None,
         )
         self._queue = ScoringQueue(streamed, work.head)
-        self._kept = KeptRows(work.kept, (work.model, work.columns, work.head))
+        settings = (work.model.result_settings, work.columns, work.head)
+        self._kept = KeptRows(work.kept, settings, work.columns.inputs)
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Return the rows of a block with their scores.

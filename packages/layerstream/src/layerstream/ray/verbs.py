@@ -92,7 +92,7 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         id_column: the column that tells rows apart, for `progress_dir`.
         progress_dir: a folder that every node can write to, or an address such as `s3://…`. Ray records there
             which rows are written, so that a job that is started again skips them, and workers keep their
-            latest blocks there until they are written.
+            latest blocks there. This call removes those that an earlier start has written.
         load: keywords of `layerstream.load`, such as `budget`, `draft`, `dtype` and `device`. With `devices`,
             such as `("cuda:0", "cuda:1")`, a worker's devices share its rows and each reading of the weights;
             rows that sample go to the first one.
