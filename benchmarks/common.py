@@ -115,7 +115,8 @@ def verdict(what: str, found: float, target: float, *, at_most: bool = True) -> 
     """Return one line that says whether `found` meets the target."""
     met = found <= target if at_most else found >= target
     bound = "at most" if at_most else "at least"
-    return f"{'met' if met else 'MISSED'}: {what} {found:.3f} (target: {bound} {target:g})"
+    shown = f"{found:,}" if isinstance(found, int) else f"{found:.3f}"
+    return f"{'met' if met else 'MISSED'}: {what} {shown} (target: {bound} {target:g})"
 
 
 def arguments(description: str) -> argparse.Namespace:
