@@ -209,6 +209,7 @@ def report(job: Job) -> Outcome:
             found = _answers(job, rate, way.name)
             if found:
                 _add(job, outcome, rate, way.name)
+                outcome.notes.append(_by_kind(job, rate, way.name))
     return outcome
 
 
@@ -241,7 +242,7 @@ def _add(job: Job, outcome: Outcome, rate: int, way: str) -> None:
     ratios = (figures["of_plain"], figures["of_plain_more"], figures["whole_of_plain"])
     outcome.rows.append(
         (
-            f"{rate / 1e6:.0f} MB/s" if rate else "none",
+            _shown(rate),
             way,
             f"{figures['token_s']:.3f}",
             *("" if ratio is None else f"{ratio:.3f}" for ratio in ratios),
@@ -254,6 +255,17 @@ def _add(job: Job, outcome: Outcome, rate: int, way: str) -> None:
     if way == ADAPTIVE and figures["of_plain"]:
         what = f"int8, read limit {outcome.rows[-1][0]}: times as fast as plain"
         outcome.verdicts.append(verdict(what, 1 / figures["of_plain"], 3.0, at_most=False))
+
+
+def _by_kind(job: Job, rate: int, way: str) -> str:
+    """Return a line with the tokens per sweep for each kind of prompt."""
+    found = {kind: [each for _, each in job.found(STAGE, kind, rate=rate, way=way)] for kind in job.kinds()}
+    shown = [f"{kind} {tokens_per_sweep(each):.2f}" for kind, each in found.items() if each]
+    return f"{way} (read limit: {_shown(rate)}), tokens per sweep by kind of prompt: {', '.join(shown)}."
+
+
+def _shown(rate: int) -> str:
+    return f"{rate / 1e6:.0f} MB/s" if rate else "none"
 
 
 def _ratio(
