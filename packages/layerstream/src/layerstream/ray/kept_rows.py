@@ -88,9 +88,11 @@ class KeptFolder:
 
     def _written(self, record: str, ids: set[object]) -> set[object]:
         """Return those of `ids` that are written."""
-        paths = [path for path in _files(self.filesystem, record) if not path.endswith(_PENDING)]
         written: set[object] = set()
-        if ids and paths:
+        if not ids:
+            return written
+        paths = [path for path in _files(self.filesystem, record) if not path.endswith(_PENDING)]
+        if paths:
             rows = pyarrow.dataset.dataset(paths, filesystem=self.filesystem, format="parquet")
             for batch in rows.to_batches(columns=[self.id_column]):
                 written |= ids.intersection(batch[self.id_column].to_pylist())
