@@ -74,7 +74,7 @@ def run(job: Job) -> Outcome:
         f"Two workers, blocks of {BLOCK_ROWS} rows, and SIGKILL at a random moment after each block that is "
         "written. A row counts as answered again if an earlier answer was complete. The answers are compared "
         "with those of `generate_many` in one process. The tiny model is a random Llama of 4 blocks (hidden "
-        "64)."
+        "64); the default one is SmolLM2-135M-Instruct."
     )
     return outcome
 

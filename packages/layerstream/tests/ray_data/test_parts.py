@@ -281,15 +281,26 @@ def test_keywords_that_are_not_for_rows_say_what_is(verb: Any, keyword: str, adv
     assert "Workload(" not in str(error.value)
 
 
-def test_a_column_is_checked_before_anything_runs() -> None:
-    class Rows:
-        def columns(self, *, fetch_if_missing: bool) -> list[str]:
-            return ["prompt", "tokens"]
+class Rows:
+    """Rows whose columns are known, and which nothing reads."""
 
+    def __init__(self, *columns: str) -> None:
+        self._columns = list(columns)
+
+    def columns(self, *, fetch_if_missing: bool) -> list[str]:
+        return self._columns
+
+
+def test_a_column_is_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ls.PlanError, match="there is no column prmopt: the rows have prompt, tokens"):
-        lsr.generate(Rows(), model="any", prompt="prmopt")
+        lsr.generate(Rows("prompt", "tokens"), model="any", prompt="prmopt")
     with pytest.raises(ls.PlanError, match="the rows have a column tokens already"):
-        lsr.generate(Rows(), model="any")
+        lsr.generate(Rows("prompt", "tokens"), model="any")
+    progress = {"id_column": "nmuber", "progress_dir": tmp_path}
+    with pytest.raises(ls.PlanError, match="there is no column nmuber: the rows have number, prompt"):
+        lsr.generate(Rows("number", "prompt"), model="any", **progress)
+    with pytest.raises(ls.PlanError, match="there is no column nmuber: the rows have p, s"):
+        lsr.score(Rows("p", "s"), model="any", prefix="p", suffixes="s", **progress)
 
 
 def test_several_workers_need_drives_or_leave(monkeypatch: pytest.MonkeyPatch) -> None:

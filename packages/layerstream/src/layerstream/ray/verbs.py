@@ -17,7 +17,7 @@ from .generation_worker import GenerationWork, GenerationWorker
 from .kept_rows import KeptFolder
 from .loading import MOST_ROWS, WorkerModel
 from .progress import JobProgress
-from .rows import PromptColumn, ScoreColumns
+from .rows import PromptColumn, ScoreColumns, check_columns
 from .scoring_worker import ScoringWork, ScoringWorker
 from .workers import BLOCKS_AT_ONCE, Workers, block_rows, in_blocks, refuse_hidden_devices, workers_of
 
@@ -115,7 +115,7 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         chat=chat,
     )
     column.request({prompt: "any"})  # refuses settings that each row would be refused for
-    _check_rows(rows, column)
+    _check_rows(rows, column, id_column)
     _refuse_keywords("generate", load, _LOAD, _INSTEAD_OF_GENERATING)
     workers = workers_of(concurrency, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=disk_share)
     found = _worker_model(model, load, prompt_tokens, max_new_tokens)
@@ -172,7 +172,7 @@ def score(  # noqa: PLR0913 - each is a keyword that users expect
         BudgetTooSmallError, PlanError, CheckpointError, ModelError: as for `generate`.
     """
     columns = ScoreColumns(prefix=prefix, suffixes=suffixes, has_head=head is not None)
-    _check_rows(rows, columns)
+    _check_rows(rows, columns, id_column)
     _refuse_keywords("score", load, _LOAD - _DRAFT - {"exact_ties"}, _INSTEAD_OF_SCORING)
     workers = workers_of(concurrency, num_cpus=num_cpus, num_gpus=num_gpus, disk_share=disk_share)
     found = _worker_model(model, load, prompt_tokens, 0)
@@ -189,11 +189,12 @@ def _texts(stop: Sequence[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _check_rows(rows: Dataset, format_: PromptColumn | ScoreColumns) -> None:
+def _check_rows(rows: Dataset, format_: PromptColumn | ScoreColumns, id_column: str | None) -> None:
     """Check the columns where they are known before a row is read; workers check each block."""
     columns = rows.columns(fetch_if_missing=False)
     if columns is not None:
         format_.check(columns)
+        check_columns(columns, needed=[] if id_column is None else [id_column], added=())
 
 
 def _refuse_keywords(
