@@ -25,6 +25,10 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", hidden=True, help="The model, as with 'batch' and 'score'."),
+]
 _PATHS = ("/", "./", "../", "~")
 """How a name begins that is no Hub id."""
 
@@ -178,7 +182,8 @@ def takes_load_options(
 
     The options take the place of the command's parameter `options: LoadOptions`. There is none for an access
     token, which every user of the machine could read in the list of processes: it comes from `HF_TOKEN` or
-    `hf auth login`.
+    `hf auth login`. Where the model is an argument, `--model` names it too, as in the commands whose arguments
+    are files.
 
     Args:
         several_devices: `--device` may name several devices, separated by commas.
@@ -212,9 +217,14 @@ def takes_load_options(
                 ]
             else:
                 parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+            if parameter.annotation == Model:
+                parameters.append(
+                    Parameter("model_option", Parameter.KEYWORD_ONLY, default=None, annotation=ModelOption)
+                )
 
         @wraps(command)
         def with_options(**arguments: Any) -> None:
+            arguments["model"] = _one_model(arguments["model"], arguments.pop("model_option", None))
             given = {name: arguments.pop(name) for name in shared}
             given["adapter"] = adapter_mapping(given["adapter"])
             if several_devices:
@@ -229,6 +239,12 @@ def takes_load_options(
         return with_options
 
     return decorate
+
+
+def _one_model(argument: str | None, option: str | None) -> str | None:
+    if argument is not None and option is not None:
+        raise PlanError(f"two models are given, {argument} and --model {option}: give one")
+    return option if argument is None else argument
 
 
 def _kept_of_model(model: str | None) -> str:

@@ -144,3 +144,12 @@ def test_a_template_without_a_system_message_is_reported(
     assert encode_prompt(tokenizer, "hello", chat=True)
     with pytest.raises(PlanError, match=message):
         encode_prompt(tokenizer, "hello", chat=True, system="Be brief.")
+
+
+def test_the_model_may_be_an_option_as_in_the_commands_for_files(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("-p", "hello", "-n", 3, "--quiet")
+    assert run(capsys, "--model", tiny_llama_dir, *asked) == run(capsys, tiny_llama_dir, *asked)
+    _, error = run(capsys, tiny_llama_dir, "-m", "other", *asked, status=2)
+    assert error == f"error: two models are given, {tiny_llama_dir} and --model other: give one\n"
