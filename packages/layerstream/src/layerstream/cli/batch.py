@@ -15,6 +15,7 @@ import typer
 from ..errors import PlanError
 from ..spec.options import LoadOptions
 from . import backend, parts
+from .answer_options import Chat, Seed, System, Temperature, TopP, refuse_unused_system, stop_texts
 from .options import model_or_default, takes_load_options
 from .row_options import Config, PromptColumn, Split
 
@@ -57,25 +58,19 @@ NewTokens = Annotated[
     typer.Option(
         "--max-new-tokens",
         "-n",
-        help="The maximum number of new tokens, unless a row has its own.",
+        help="The maximum number of new tokens.",
         metavar="N",
         min=1,
     ),
 ]
-Temperature = Annotated[
-    float | None,
+Stop = Annotated[
+    list[str] | None,
     typer.Option(
-        help="Sample at this temperature, unless a row has its own. Without one, the likeliest token is "
-        "taken.",
-        metavar="X",
-        min=0.01,
+        metavar="TEXT",
+        help="End an answer with this text, which stays in it. Repeat it for several.",
         show_default=False,
     ),
 ]
-Seed = Annotated[
-    int | None, typer.Option(help="Make sampling repeatable.", metavar="N", min=0, show_default=False)
-]
-Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the checkpoint's chat template.")]
 Packed = Annotated[
     bool,
     typer.Option(
@@ -162,8 +157,11 @@ def batch_command(
     model: Model = None,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = None,
+    top_p: TopP = None,
     seed: Seed = None,
+    stop: Stop = None,
     chat: Chat = False,
+    system: System = None,
     packed: Packed = True,
     max_rows: MaxRows = None,
     *,
@@ -182,14 +180,18 @@ def batch_command(
 ) -> None:
     """Answer the prompts of a file or a data set, many at once: they share each reading of the weights.
 
-    Run it again after an interruption, and it continues.
+    A row's own settings override these options. Run it again after an interruption, and it continues.
     """
+    refuse_unused_system(system, chat=chat)
     answer = _answer_with(ray, workers, worker_cpus, worker_gpus)
     defaults = parts.PromptDefaults(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
+        stop=stop_texts(stop),
         chat=chat,
+        system=system,
         packed=packed and ray is None,
         max_rows=max_rows,
     )
@@ -250,6 +252,8 @@ def resume_of(*, restart: bool, anyway: bool, retry_errors: bool) -> Resume:
 
 def _make_kinds(model: str, defaults: PromptDefaults, options: LoadOptions, *, scores: bool) -> list[RowKind]:
     tokenizer, config = backend.load_text_parts(model, options)
+    if defaults.system is not None:
+        parts.check_system(tokenizer, defaults.system)
     vocab_size = int(config.vocab_size)
     # where a model lies on this machine is nothing for an answer
     name = Path(model).name if Path(model).is_dir() else model

@@ -13,9 +13,10 @@ from ..errors import PlanError
 from ..spec.options import LoadOptions
 from ..spec.sizes import format_seconds
 from . import backend, parts
+from .answer_options import Seed, Temperature, TopP
 from .options import Model, model_or_default, takes_load_options
 from .printing import LOADING_TOKENIZER, note, working
-from .run import Quiet, Seed, Temperature, TopP
+from .run import Quiet
 from .workloads import CONTEXTS, NEW_TOKENS, load_for_largest, workloads_for
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""Options that several commands share, and how they become values."""
+"""Options about the model, which most commands share, and how they become values."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
 from inspect import Parameter
 from pathlib import Path
@@ -182,8 +182,7 @@ def takes_load_options(
 
     The options take the place of the command's parameter `options: LoadOptions`. There is none for an access
     token, which every user of the machine could read in the list of processes: it comes from `HF_TOKEN` or
-    `hf auth login`. Where the model is an argument, `--model` names it too, as in the commands whose arguments
-    are files.
+    `hf auth login`. Where the model is an argument, `--model` names it too, as where the arguments are files.
 
     Args:
         several_devices: `--device` may name several devices, separated by commas.
@@ -208,19 +207,11 @@ def takes_load_options(
     }
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters: list[Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name == "options":
-                parameters += [
-                    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-                    for name, (annotation, default) in shared.items()
-                ]
-            else:
-                parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-            if parameter.annotation == Model:
-                parameters.append(
-                    Parameter("model_option", Parameter.KEYWORD_ONLY, default=None, annotation=ModelOption)
-                )
+        parameters = [
+            each
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            for each in _parameters_for(parameter, shared)
+        ]
 
         @wraps(command)
         def with_options(**arguments: Any) -> None:
@@ -239,6 +230,21 @@ def takes_load_options(
         return with_options
 
     return decorate
+
+
+def _parameters_for(parameter: Parameter, shared: Mapping[str, tuple[Any, object]]) -> Iterator[Parameter]:
+    """Yield what a command has in place of `parameter`: `shared` for `options`, else itself.
+
+    Args:
+        parameter: one of the command's own.
+        shared: annotation and default by name.
+    """
+    added = shared
+    if parameter.name != "options":
+        yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
+        added = {"model_option": (ModelOption, None)} if parameter.annotation == Model else {}
+    for name, (annotation, default) in added.items():
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _one_model(argument: str | None, option: str | None) -> str | None:

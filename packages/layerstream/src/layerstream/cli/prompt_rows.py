@@ -28,24 +28,31 @@ class PromptDefaults:
 
     Attributes:
         max_new_tokens: the maximum number of new tokens.
-        temperature: the temperature for sampling; None takes the likeliest token.
+        temperature: the temperature for sampling; without it and `top_p`, the likeliest token is taken.
+        top_p: sample from the likeliest tokens that together have this probability.
         seed: makes sampling repeatable. Unpacked rows get a seed each, computed from it and the row's number;
             micro-batches draw from torch's generator, which it has seeded.
+        stop: texts that end an answer, which includes the one that ended it.
         chat: put each prompt into the chat template; messages are in it in any case.
+        system: a system message above each prompt that `chat` is for.
         packed: let similar rows share a tensor.
         max_rows: at most this many rows share a sweep; None lets memory decide.
     """
 
     max_new_tokens: int = 128
     temperature: float | None = None
+    top_p: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
     chat: bool = False
+    system: str | None = None
     packed: bool = True
     max_rows: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what can change a result: all but `max_rows`."""
-        return {name: value for name, value in asdict(self).items() if name != "max_rows"}
+        settings = {name: value for name, value in asdict(self).items() if name != "max_rows"}
+        return settings | {"stop": list(self.stop) or None}
 
 
 class PromptRows:
@@ -85,13 +92,15 @@ class PromptRows:
         defaults = self._defaults
         settings = {name: value for name, value in row.fields.items() if name not in PROMPTS}
         settings.setdefault("max_new_tokens", defaults.max_new_tokens)
-        if defaults.temperature is not None and "do_sample" not in settings:
+        if (defaults.temperature or defaults.top_p) and "do_sample" not in settings:
             settings = {"do_sample": True, "temperature": defaults.temperature, **settings}
         if settings.get("temperature") is not None:
             settings.setdefault("do_sample", True)
+        if settings.get("do_sample") and defaults.top_p is not None:
+            settings["options"] = {"top_p": defaults.top_p, **settings.get("options", {})}
         if settings.get("do_sample") and not defaults.packed and defaults.seed is not None:
             settings.setdefault("seed", defaults.seed + row.number)
-        stop = settings.pop("stop", ())
+        stop = settings.pop("stop", defaults.stop)
         return GenerationRequest(
             prompt=self._tokenize(row), stop=(stop,) if isinstance(stop, str) else tuple(stop), **settings
         )
@@ -104,7 +113,8 @@ class PromptRows:
         if ids is None:
             if not isinstance(prompt, str) or not prompt:
                 raise PlanError(f"prompt must be text that is not empty; got {prompt!r:.60}")
-            ids = backend.encode_prompt(self._tokenizer, prompt, chat=self._defaults.chat)
+            defaults = self._defaults
+            ids = backend.encode_prompt(self._tokenizer, prompt, chat=defaults.chat, system=defaults.system)
         if not isinstance(ids, list) or not all(
             type(token) is int and 0 <= token < self._vocab_size for token in ids
         ):

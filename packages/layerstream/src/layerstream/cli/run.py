@@ -15,6 +15,7 @@ import typer
 from ..errors import PlanError
 from ..spec.options import LoadOptions, Workload
 from . import backend, parts
+from .answer_options import Chat, Seed, System, Temperature, TopP, refuse_unused_system, stop_texts
 from .delay import explain_delay
 from .options import AsJson, Model, model_or_default, takes_load_options
 from .printing import LOADING_TOKENIZER, loading_status, note, print_json, working
@@ -35,42 +36,12 @@ Prompt = Annotated[
 NewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="N", help="The maximum number of new tokens.", min=1)
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the checkpoint's chat template.")]
-System = Annotated[
-    str | None,
-    typer.Option(metavar="TEXT", help="With --chat: a system message above the prompt.", show_default=False),
-]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
         help="End the answer before this text. Repeat it for several.",
         show_default=False,
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        help="Sample at this temperature. Without it and --top-p, the likeliest token is taken.",
-        min=0.01,
-        metavar="X",
-        show_default=False,
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        help="Sample from the likeliest tokens that together have this probability.",
-        min=0.01,
-        max=1.0,
-        metavar="X",
-        show_default=False,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        help="Make sampling (--temperature, --top-p) repeatable.", metavar="N", min=0, show_default=False
     ),
 ]
 Quiet = Annotated[
@@ -113,8 +84,7 @@ def run_command(
     """Answer a prompt with a model that may not fit in memory. The text is streamed to stdout."""
     if trace is not None:
         parts.check_trace_path(trace)
-    if system is not None and not chat:
-        raise PlanError("--system needs --chat: the checkpoint's chat template puts it above the prompt")
+    refuse_unused_system(system, chat=chat)
     text = _prompt_text(prompt)
     settings = _settings(stop=stop, temperature=temperature, top_p=top_p, seed=seed)
     model = model_or_default(model, options)
@@ -162,13 +132,11 @@ def _settings(
     *, stop: list[str] | None, temperature: float | None, top_p: float | None, seed: int | None
 ) -> dict[str, Any]:
     """Return the request's settings that these options make."""
-    if stop and not all(stop):
-        raise PlanError("--stop is empty: give the text that ends the answer")
     return {
         "do_sample": temperature is not None or top_p is not None,
         "temperature": temperature,
         "options": {} if top_p is None else {"top_p": top_p},
-        "stop": tuple(stop or ()),
+        "stop": stop_texts(stop),
         "seed": seed,
     }
 

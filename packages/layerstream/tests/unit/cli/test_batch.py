@@ -246,6 +246,47 @@ def test_rows_may_hold_messages_and_prompts(
     assert (results[3]["text"] == chat.text) == (not options), "--chat puts this text into the template again"
 
 
+def test_settings_for_all_rows_are_those_of_rows_without_their_own(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    own_stop, own_sampling = {"stop": ["never"]}, {"temperature": 0.9, "options": {"top_p": 0.3}, "seed": 9}
+    rows = [{"prompt": "hello"}, {"prompt": "hello", **own_stop}, {"prompt": "hello", **own_sampling}]
+    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    settings = ("--chat", "--system", "Be brief.", "--top-p", 0.5, "--seed", 4, "--stop", "e", "--stop", "a")
+    assert run(source, target, "-m", tiny_llama_dir, "-n", 20, "--no-packed", "--quiet", *settings) == 0
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    with ls.load(tiny_llama_dir) as streamed:
+        requests = [
+            ls.GenerationRequest(
+                messages=chat, max_new_tokens=20, do_sample=True, seed=seed, options={"top_p": top_p}, **own
+            )
+            for seed, top_p, own in (
+                (5, 0.5, {"stop": ("e", "a")}),
+                (6, 0.5, {"stop": ("never",)}),
+                (9, 0.3, {"stop": ("e", "a"), "temperature": 0.9}),
+            )
+        ]
+        expected = ls.generate_many(streamed, requests, packed=False)
+    results = results_of(target)
+    assert [results[row]["text"] for row in (1, 2, 3)] == [result.text for result in expected]
+
+
+def test_a_system_message_that_no_row_can_take_is_refused_before_any_row(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}]), tmp_path / "out.jsonl"
+    assert run(source, target, "-m", tiny_llama_dir, "--system", "Be brief.") == 2
+    assert "--system needs --chat" in capsys.readouterr().err
+    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    template = "{% for turn in messages if turn.role != 'system' %}{{ turn.content }}{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "chat_template": template}))
+    (model / "chat_template.jinja").write_text(template)
+    assert run(source, target, "-m", model, "--chat", "--system", "Be brief.") == 2
+    assert "ignores the system message" in capsys.readouterr().err
+    assert results_of(target) == {}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -22,7 +22,7 @@ def header_of(model: Path, options: ls.LoadOptions | None = None, **defaults: An
 
 
 def test_a_header_is_read_back_as_it_was_written(tiny_llama_dir: Path) -> None:
-    header = header_of(tiny_llama_dir, temperature=0.5)
+    header = header_of(tiny_llama_dir, temperature=0.5, stop=("a", "b"))
     line = header.to_line()
     assert line.startswith(b'{"layerstream_job": 1, ') and line.count(b"\n") == 1
     assert JobHeader.from_record(json.loads(line)) == header
@@ -36,8 +36,11 @@ def test_it_names_model_settings_and_versions(tiny_llama_dir: Path) -> None:
     assert header.settings == {
         "max_new_tokens": 128,
         "temperature": None,
+        "top_p": None,
         "seed": 3,
+        "stop": None,
         "chat": False,
+        "system": None,
         "packed": True,
         "dtype": "auto",
         "attn_implementation": None,
