@@ -39,9 +39,13 @@ def test_a_prompt_may_be_text_tokens_or_messages() -> None:
     assert in_chat.request({"text": "x"}).messages == (turn,)
 
 
-def test_a_temperature_makes_rows_sample() -> None:
+def test_a_temperature_or_top_p_makes_rows_sample() -> None:
     request = PromptColumn(name="text", max_new_tokens=4, temperature=0.5, seed=7).request({"text": "x"})
-    assert (request.do_sample, request.temperature, request.seed) == (True, 0.5, 7)
+    assert (request.do_sample, request.temperature, request.seed, request.options) == (True, 0.5, 7, {})
+    request = PromptColumn(name="text", max_new_tokens=4, top_p=0.9).request({"text": "x"})
+    assert (request.do_sample, request.temperature, request.options) == (True, None, {"top_p": 0.9})
+    with pytest.raises(ls.PlanError, match="top_p must be above 0 and at most 1; got 5"):
+        PromptColumn(name="text", max_new_tokens=4, top_p=5)
 
 
 def test_a_missing_column_is_named_with_those_that_are_there() -> None:

@@ -71,7 +71,8 @@ class PromptColumn:
     Attributes:
         name: the column.
         max_new_tokens: the maximum number of new tokens.
-        temperature: the temperature for sampling; None takes the likeliest token.
+        temperature: the temperature for sampling; without it and `top_p`, the likeliest token is taken.
+        top_p: sample from the likeliest tokens that together have this probability.
         seed: the seed for sampling, the same for each row; None draws one for each row.
         stop: texts that end an answer.
         chat: put a text into the chat template.
@@ -80,9 +81,15 @@ class PromptColumn:
     name: str
     max_new_tokens: int
     temperature: float | None = None
+    top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     chat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what transformers would refuse for each row."""
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise PlanError(f"top_p must be above 0 and at most 1; got {self.top_p}")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -114,8 +121,9 @@ class PromptColumn:
         return GenerationRequest(
             **given,
             max_new_tokens=self.max_new_tokens,
-            do_sample=self.temperature is not None,
+            do_sample=self.temperature is not None or self.top_p is not None,
             temperature=self.temperature,
+            options={} if self.top_p is None else {"top_p": self.top_p},
             seed=self.seed,
             stop=self.stop,
         )

@@ -54,6 +54,7 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
     max_new_tokens: int = 64,
     prompt_tokens: int = 1024,
     temperature: float | None = None,
+    top_p: float | None = None,
     seed: int | None = None,
     stop: Sequence[str] = (),
     chat: bool = False,
@@ -79,7 +80,8 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         max_new_tokens: the maximum number of new tokens of an answer.
         prompt_tokens: the longest prompt, in tokens. Memory is planned for it; what does not fit is an error
             of its row.
-        temperature: sample at this temperature; None takes the likeliest token.
+        temperature: sample at this temperature. Without it and `top_p`, the likeliest token is taken.
+        top_p: sample from the likeliest tokens that together have this probability, above 0 and at most 1.
         seed: makes sampling repeatable: each row is sampled with it.
         stop: texts that end an answer, which includes the one that ended it.
         chat: put texts into the checkpoint's chat template.
@@ -110,6 +112,7 @@ def generate(  # noqa: PLR0913 - each is a keyword that users expect
         name=prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
         stop=_texts(stop),
         chat=chat,
