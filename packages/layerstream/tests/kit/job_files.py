@@ -61,8 +61,10 @@ def shape_of(path: Path) -> list[Any]:
     ]
 
 
-def write_lines(path: Path, *records: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+def write_lines(path: Path, *records: Any) -> Path:
+    """Write a line for each record; a text is a line as it is."""
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 

@@ -14,33 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.job_files import results_of, write_lines
 
 import layerstream as ls
 from layerstream.cli.app import main
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 PROMPTS = ["hello", "The sea is", "a", "Two and two make four, and"]
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text(
-        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
-    )
-    return path
-
-
-def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    header, *results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert header["layerstream_job"] == 1
-    by_row = {result["row"]: result for result in results}
-    assert len(by_row) == len(results), "a row has two results"
-    return by_row
 
 
 def num_lines(path: Path) -> int:
@@ -58,7 +38,7 @@ def test_every_row_gets_the_librarys_answer(
         {"id": f"q{number}", "prompt": prompt, "max_new_tokens": 5 + number}
         for number, prompt in enumerate(PROMPTS)
     ]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "--budget", "min", "--no-packed") == 0
     with ls.load(tiny_llama_dir, budget="min") as streamed:
         requests = [
@@ -76,7 +56,7 @@ def test_every_row_gets_the_librarys_answer(
 
 def test_several_devices_share_the_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
-    source = write_rows(tmp_path / "in.jsonl", rows)
+    source = write_lines(tmp_path / "in.jsonl", *rows)
     options = ("-m", tiny_llama_dir, "--budget", "min", "--no-packed", "--quiet")
     assert run(source, tmp_path / "one.jsonl", *options) == 0
     assert run(source, tmp_path / "two.jsonl", *options, "--device", "cpu,cpu") == 0
@@ -90,7 +70,7 @@ def test_several_devices_share_the_rows(tiny_llama_dir: Path, tmp_path: Path) ->
 def test_a_device_that_does_not_exist_is_reported(
     devices: str, tiny_llama_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}])
+    source = write_lines(tmp_path / "in.jsonl", {"prompt": "hello"})
     assert run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--device", devices) == 2
     assert "device" in capsys.readouterr().err
 
@@ -100,9 +80,8 @@ def test_progress_with_the_time_left_goes_to_stderr(
 ) -> None:
     """If stderr is not a terminal, there is a line every few seconds; here after every step."""
     monkeypatch.setattr("layerstream.cli.row_job._LOG_EVERY_S", 0.0)
-    source = write_rows(
-        tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
-    )
+    rows = [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
+    source = write_lines(tmp_path / "in.jsonl", *rows)
     assert (
         run(source, tmp_path / "out.jsonl", "-m", tiny_llama_dir, "--budget", "min", "--max-rows", "2") == 0
     )
@@ -118,7 +97,7 @@ def test_every_row_has_its_own_settings(tiny_llama_dir: Path, tmp_path: Path) ->
         {"ids": [10, 11, 12], "max_new_tokens": 3, "options": {"repetition_penalty": 1.2}},
         {"prompt": "hello", "stop": "e", "max_new_tokens": 30},
     ]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "--quiet") == 0
     results = results_of(target)
     assert results[1]["seed"] == 3
@@ -141,7 +120,7 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
         {"prompt": "hello", "options": 7},
         {"prompt": "fine too", "max_new_tokens": 3},
     ]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "--budget", "min") == 1
     results = results_of(target)
     assert sorted(results) == list(range(1, 11))
@@ -163,9 +142,8 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_answered(
 
 
 def test_started_again_it_answers_the_remaining_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    source = write_rows(
-        tmp_path / "in.jsonl", [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
-    )
+    rows = [{"prompt": prompt, "max_new_tokens": 4} for prompt in PROMPTS]
+    source = write_lines(tmp_path / "in.jsonl", *rows)
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     arguments = ("-m", tiny_llama_dir, "--budget", "min", "--no-packed", "--quiet")
     assert run(source, whole, *arguments) == 0
@@ -182,7 +160,7 @@ def test_a_disk_that_fails_leaves_the_rows_for_the_next_start(
     checkpoint = Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
     shard = sorted(checkpoint.glob("*.safetensors"))[-1]
     source, target = (
-        write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "max_new_tokens": 3}]),
+        write_lines(tmp_path / "in.jsonl", {"prompt": "hello", "max_new_tokens": 3}),
         tmp_path / "out.jsonl",
     )
     whole = shard.read_bytes()
@@ -205,7 +183,7 @@ def test_killed_at_random_times_it_loses_and_repeats_nothing(tiny_llama_dir: Pat
         for number in range(24)
     ]
     source, killed, whole = (
-        write_rows(tmp_path / "in.jsonl", rows),
+        write_lines(tmp_path / "in.jsonl", *rows),
         tmp_path / "killed.jsonl",
         tmp_path / "whole.jsonl",
     )
@@ -235,7 +213,7 @@ def test_rows_may_hold_messages_and_prompts(
     options: tuple[str, ...], tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     rows = [{"messages": CHAT}, {"prompt": "hello"}, {"prompt": "[user] hello\n> "}]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "-n", 6, "--no-packed", "--quiet", *options) == 0
     results = results_of(target)
     with ls.load(tiny_llama_dir) as streamed:
@@ -251,7 +229,7 @@ def test_settings_for_all_rows_are_those_of_rows_without_their_own(
 ) -> None:
     own_stop, own_sampling = {"stop": ["never"]}, {"temperature": 0.9, "options": {"top_p": 0.3}, "seed": 9}
     rows = [{"prompt": "hello"}, {"prompt": "hello", **own_stop}, {"prompt": "hello", **own_sampling}]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     settings = ("--chat", "--system", "Be brief.", "--top-p", 0.5, "--seed", 4, "--stop", "e", "--stop", "a")
     assert run(source, target, "-m", tiny_llama_dir, "-n", 20, "--no-packed", "--quiet", *settings) == 0
     chat = [{"role": "system", "content": "Be brief."}, *CHAT]
@@ -274,7 +252,7 @@ def test_settings_for_all_rows_are_those_of_rows_without_their_own(
 def test_a_system_message_that_no_row_can_take_is_refused_before_any_row(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, target = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello"}]), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", {"prompt": "hello"}), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "--system", "Be brief.") == 2
     assert "--system needs --chat" in capsys.readouterr().err
     model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
@@ -307,7 +285,7 @@ def test_a_system_message_that_no_row_can_take_is_refused_before_any_row(
 def test_a_row_with_a_wrong_conversation_gets_an_error_that_says_so(
     row: dict[str, Any], message: str, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    source, target = write_rows(tmp_path / "in.jsonl", [row, {"messages": CHAT}]), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", row, {"messages": CHAT}), tmp_path / "out.jsonl"
     assert run(source, target, "-m", tiny_llama_dir, "-n", 2, "--quiet") == 1
     results = results_of(target)
     assert message in results[1]["error"]

@@ -21,13 +21,7 @@ from layerstream.cli.chat_answer import answer_in_chat
 from layerstream.cli.workloads import workloads_for
 from layerstream.errors import BudgetTooSmallError, PlanError
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 Chat = Callable[..., tuple[str, str]]

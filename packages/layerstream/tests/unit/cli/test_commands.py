@@ -17,13 +17,7 @@ import layerstream
 from layerstream.checkpoint.made_copies import DEFAULT_HUB_ID, default_copy
 from layerstream.cli.app import main
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,7 @@ from layerstream.cli.app import main
 
 MACHINE = "gpu=80GB,ram=32GB,disk=2.5GB/s"
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:

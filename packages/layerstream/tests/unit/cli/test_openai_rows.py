@@ -14,15 +14,9 @@ import layerstream as ls
 from layerstream.cli.app import main
 from layerstream.uses.batching.stop_texts import before_stop
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def chat_row(custom_id: str, **body: Any) -> dict[str, Any]:

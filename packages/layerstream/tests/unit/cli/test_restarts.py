@@ -24,11 +24,7 @@ ROWS: list[Any] = [
 ]
 SCORE_ROWS: list[Any] = [{"prefix": "The sky is", "suffixes": [" blue", " green"]}]
 
-
-@pytest.fixture(autouse=True)
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 @pytest.fixture

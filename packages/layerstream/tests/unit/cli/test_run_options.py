@@ -13,13 +13,7 @@ from layerstream.cli.app import main
 from layerstream.cli.session import _HasStopText, encode_prompt
 from layerstream.errors import PlanError
 
-pytestmark = pytest.mark.usefixtures("_quiet_terminal")
-
-
-@pytest.fixture
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 @pytest.fixture

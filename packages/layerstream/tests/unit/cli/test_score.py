@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kit.job_files import results_of, write_lines
 from safetensors.torch import save_file
 
 import layerstream as ls
@@ -19,26 +19,7 @@ ROWS = [
     {"prefix": "", "suffixes": ["once", "upon"]},
 ]
 
-
-@pytest.fixture(autouse=True)
-def _quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text(
-        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n", encoding="utf-8"
-    )
-    return path
-
-
-def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    header, *results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert header["layerstream_job"] == 1
-    by_row = {result["row"]: result for result in results}
-    assert len(by_row) == len(results), "a row has two results"
-    return by_row
+pytestmark = pytest.mark.usefixtures("quiet_terminal")
 
 
 def expected_for(path: Path, **settings: Any) -> list[ls.ScoringResult]:
@@ -50,7 +31,7 @@ def expected_for(path: Path, **settings: Any) -> list[ls.ScoringResult]:
 def test_every_row_gets_the_librarys_scores(
     command: str, tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *ROWS), tmp_path / "out.jsonl"
     assert main([command, str(source), str(target), "-m", str(tiny_llama_dir), "--budget", "min"]) == 0
     results = results_of(target)
     for number, expected in enumerate(expected_for(tiny_llama_dir), start=1):
@@ -66,7 +47,7 @@ def test_every_row_gets_the_librarys_scores(
 
 def test_a_head_from_a_file_scores(tiny_llama_dir: Path, tmp_path: Path) -> None:
     save_file({"weight": torch.arange(8.0 * 64).reshape(8, 64) / 512}, tmp_path / "head.safetensors")
-    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *ROWS), tmp_path / "out.jsonl"
     head = tmp_path / "head.safetensors"
     assert (
         main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "--head", str(head), "-q"]) == 0
@@ -90,7 +71,7 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: P
         {"prompt": "a"},
         "not json",
     ]
-    source, target = write_rows(tmp_path / "in.jsonl", [*bad, ROWS[0]]), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *bad, ROWS[0]), tmp_path / "out.jsonl"
     assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 1
     results = results_of(target)
     assert [number for number, result in results.items() if "error" not in result] == [8]
@@ -100,7 +81,7 @@ def test_a_bad_row_becomes_an_error_row_and_the_rest_is_scored(tiny_llama_dir: P
 
 
 def test_started_again_it_scores_the_remaining_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    source, target = write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *ROWS), tmp_path / "out.jsonl"
     assert main(["score", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
     lines = target.read_bytes().splitlines(keepends=True)
     # a kill in the middle of the second line leaves this
@@ -111,7 +92,7 @@ def test_started_again_it_scores_the_remaining_rows(tiny_llama_dir: Path, tmp_pa
 
 def test_rows_of_both_kinds_share_a_batch(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "hello", "max_new_tokens": 3}, ROWS[0]]
-    source, target = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
     assert main(["batch", str(source), str(target), "-m", str(tiny_llama_dir), "-q"]) == 0
     results = results_of(target)
     assert results[1]["new_tokens"] == 3
