@@ -18,7 +18,8 @@ import pytest
 
 MAIN = "import sys; from layerstream.cli.app import main; sys.exit(main())"
 # A step that reports that it has begun and then lasts: as something that Python can interrupt, and as threads
-# that it cannot.
+# that it cannot. It sleeps in short steps, because Python sees a signal that comes just before a sleep only
+# after it.
 ENDLESS = """
 import sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,13 @@ from layerstream.cli import backend
 
 def sleep(*arguments, **options):
     print("begun", flush=True)
-    time.sleep(600)
+    for _ in range(6000):
+        time.sleep(0.1)
 
 def wait_for_threads(*arguments, **options):
     with ThreadPoolExecutor(1) as executor:
         executor.submit(time.sleep, 600)
-        print("begun", flush=True)
-        time.sleep(600)
+        sleep()
 
 backend.{step} = {kind}
 """
