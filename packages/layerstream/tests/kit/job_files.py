@@ -69,7 +69,8 @@ def write_lines(path: Path, *records: Any) -> Path:
 
 
 def results_of(path: Path) -> dict[int, dict[str, Any]]:
-    """Return the result of each row, however often the job was started."""
-    results = [record for record in records_of(path) if "row" in record]
+    """Return the result of each row of one job, however often it was started: below one header."""
+    header, *results = records_of(path)
+    assert header["layerstream_job"] == 1
     assert len({record["row"] for record in results}) == len(results), "a row has two results"
     return {record["row"]: record for record in results}

@@ -88,11 +88,7 @@ def chat_command(
         settings = parts.ChatSettings(
             max_new_tokens=workload.new_tokens,
             prompt_tokens=workload.prompt_tokens,
-            request={
-                "do_sample": temperature is not None or top_p is not None,
-                "temperature": temperature,
-                "options": {} if top_p is None else {"top_p": top_p},
-            },
+            request=parts.sampling_settings(temperature, top_p),
             quiet=quiet,
         )
         parts.Chat(streamed, tokenizer, settings, system=system).run()

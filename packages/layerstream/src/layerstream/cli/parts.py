@@ -11,7 +11,7 @@ from ..lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ..ray.clusters import ClusterSettings
-    from ..uses.batching.requests import GenerationRequest
+    from ..uses.batching.requests import GenerationRequest, sampling_settings
     from .chat_loop import Chat, ChatSettings, check_system
     from .dataset_rows import read_dataset_rows
     from .jobs import refuse_special_file
@@ -51,6 +51,7 @@ __all__ = [
     "read_parquet_rows",
     "refuse_special_file",
     "run_job",
+    "sampling_settings",
     "write_parquet_results",
     "write_trace",
 ]
@@ -74,6 +75,6 @@ __getattr__, __dir__ = lazy_exports(
         "layerstream.cli.score_rows": ("ScoreRows",),
         "layerstream.cli.trace_files": ("check_trace_path", "write_trace"),
         "layerstream.ray.clusters": ("ClusterSettings",),
-        "layerstream.uses.batching.requests": ("GenerationRequest",),
+        "layerstream.uses.batching.requests": ("GenerationRequest", "sampling_settings"),
     },
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -86,14 +86,16 @@ def run_command(
         parts.check_trace_path(trace)
     refuse_unused_system(system, chat=chat)
     text = _prompt_text(prompt)
-    settings = _settings(stop=stop, temperature=temperature, top_p=top_p, seed=seed)
+    stops = stop_texts(stop)
     model = model_or_default(model, options)
     with working(LOADING_TOKENIZER, shown=not quiet):
         tokenizer = backend.load_tokenizer(model, options)
     request = parts.GenerationRequest(
         prompt=backend.encode_prompt(tokenizer, text, chat=chat, system=system),
         max_new_tokens=max_new_tokens,
-        **settings,
+        stop=stops,
+        seed=seed,
+        **parts.sampling_settings(temperature, top_p),
     )
     streamed = _load(model, options, request, shows_status=not quiet)
     shows_notes = not quiet and not as_json
@@ -126,19 +128,6 @@ def _hint_at_chat(tokenizer: PreTrainedTokenizerBase, *, is_used: bool) -> str:
     if is_used or not tokenizer.chat_template:
         return ""
     return "  hint        this is a chat model: with --chat, the prompt is put into its chat template\n"
-
-
-def _settings(
-    *, stop: list[str] | None, temperature: float | None, top_p: float | None, seed: int | None
-) -> dict[str, Any]:
-    """Return the request's settings that these options make."""
-    return {
-        "do_sample": temperature is not None or top_p is not None,
-        "temperature": temperature,
-        "options": {} if top_p is None else {"top_p": top_p},
-        "stop": stop_texts(stop),
-        "seed": seed,
-    }
 
 
 def _load(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from ..errors import PlanError
-from ..uses.batching.requests import GenerationRequest
+from ..uses.batching.requests import GenerationRequest, sampling_settings
 from ..uses.scoring.requests import ScoringRequest
 from ..uses.scoring.results import ScoringResult
 from ..uses.scoring.score_fields import score_fields
@@ -121,9 +121,7 @@ class PromptColumn:
         return GenerationRequest(
             **given,
             max_new_tokens=self.max_new_tokens,
-            do_sample=self.temperature is not None or self.top_p is not None,
-            temperature=self.temperature,
-            options={} if self.top_p is None else {"top_p": self.top_p},
+            **sampling_settings(self.temperature, self.top_p),
             seed=self.seed,
             stop=self.stop,
         )

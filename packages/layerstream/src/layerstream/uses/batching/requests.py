@@ -43,6 +43,20 @@ _SINGLE_SEQUENCE_OPTIONS = frozenset(
 """Keywords that work for one sequence only, or hold the state of one."""
 
 
+def sampling_settings(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Return the keywords of a request that samples if a temperature or `top_p` is given.
+
+    Args:
+        temperature: above 0.
+        top_p: sample from the likeliest tokens that together have this probability.
+    """
+    return {
+        "do_sample": temperature is not None or top_p is not None,
+        "temperature": temperature,
+        "options": {} if top_p is None else {"top_p": top_p},
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One prompt and how to continue it. The checkpoint's generation config fills in what is not given.
