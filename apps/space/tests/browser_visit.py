@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from app_process import App
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -71,6 +71,19 @@ class Visit:
     def choose(self, *variants: str) -> None:
         for box in self.page.locator("#variants input").all():
             box.set_checked(box.get_attribute("name") in variants)
+
+    def type_in_settings(self, box: Locator, text: str) -> None:
+        """Open the settings and type into one of their boxes.
+
+        gradio draws the settings twice when they open, some 50 ms apart, and forgets what is typed
+        between the two. So this types until the text has stayed for a moment.
+        """
+        self.page.locator("#more button, #more .label-wrap").first.click()
+        for _ in range(20):
+            box.fill(text)
+            self.page.wait_for_timeout(500)
+            if box.input_value() == text:
+                return
 
     def set_tokens(self, tokens: int) -> None:
         box = self.page.get_by_label("number input for New tokens").first

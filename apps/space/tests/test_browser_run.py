@@ -32,10 +32,9 @@ def test_status_line_can_be_read_while_a_model_runs(visit):
 
 @pytest.mark.parametrize("typed", ["50 MiB", "1 GiB"])
 def test_typed_budget_stays_as_it_was_typed(visit, typed):
-    page = visit().page
-    page.locator("#more button, #more .label-wrap").first.click()
-    box = page.locator("#budget textarea, #budget input")
-    box.fill(typed)
+    mine = visit()
+    box = mine.page.locator("#budget textarea, #budget input")
+    mine.type_in_settings(box, typed)
     box.press("Enter")
     box.blur()
     expect(box).to_have_value(typed)
@@ -146,9 +145,8 @@ def test_watch_with_a_draft_shows_what_each_sweep_verified_and_ends_with_the_rep
 
 def test_rounds_share_a_lane_and_give_a_range(visit):
     mine = visit(query="?prompt=Hi&variants=resident&tokens=4&quality=none")
-    mine.page.locator("#more button, #more .label-wrap").first.click()
     box = mine.page.get_by_label("number input for Rounds")
-    box.fill("2")
+    mine.type_in_settings(box, "2")
     box.press("Enter")
     mine.page.locator("#compare").click()
     expect(mine.page.locator("a.ls-link")).to_have_count(3, timeout=LONG_S)
