@@ -13,8 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import PlanError
-from ..planning.drafting import has_bitsandbytes
+from ..planning.drafting import CAST_WEIGHTS, has_bitsandbytes
 from ..spec.options import OwnCopy
+
+_MANY_ROWS = 64
+"""From so many rows on, casting the weight and multiplying in floating point is faster on every CPU tried.
+
+torch's int8 kernel takes as long for each further row as for the first few; see docs/lab-notes.md.
+"""
 
 
 class Int8Linear(nn.Module):
@@ -44,11 +50,26 @@ class Int8Linear(nn.Module):
         """Return the outputs, `[..., out]`, of inputs `[..., in]`."""
         if inputs.device.type == "cpu":
             rows = inputs.reshape(-1, self.in_features)
-            products: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
-            outputs = products.view(*inputs.shape[:-1], self.out_features)
+            multiply = self._multiply_few if len(rows) < _MANY_ROWS else self._multiply_many
+            outputs = multiply(rows).view(*inputs.shape[:-1], self.out_features)
         else:
             outputs = functional.linear(inputs, self.weight.to(inputs.dtype)) * self.scales
         return outputs if self.bias is None else outputs + self.bias
+
+    def _multiply_few(self, rows: torch.Tensor) -> torch.Tensor:
+        products: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
+        return products
+
+    def _multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
+        """Cast the weight piece by piece: to the dtype of `rows` if the CPU has AMX, else to float32."""
+        dtype = rows.dtype if torch.cpu._is_amx_tile_supported() else torch.float32
+        cast_rows, products = rows.to(dtype), rows.new_empty(len(rows), self.out_features)
+        size = max(1, CAST_WEIGHTS // self.in_features)
+        for weight, scales, part in zip(
+            self.weight.split(size), self.scales.split(size), products.split(size, dim=1), strict=True
+        ):
+            torch.mul(functional.linear(cast_rows, weight.to(dtype)), scales, out=part)
+        return products
 
 
 LinearMaker = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]

@@ -36,6 +36,9 @@ INT8_SCALE_BYTES = 2
 NF4_BLOCK = 64
 """Weights that share a scale of 4 bytes, as in bitsandbytes."""
 
+CAST_WEIGHTS = 2**22
+"""The most int8 weights that are cast at a time on a CPU, to read a prompt."""
+
 _NF4_ROWS, _NF4_COLUMNS = 32, 64
 """bitsandbytes' CPU kernel needs multiples of these; other weights stay as they are."""
 
@@ -80,12 +83,15 @@ def own_copy_needs(kind: OwnCopy, profile: ModelProfile, workload: Workload, mac
     needs = model_needs(
         kind.value, profile, workload, saved_bytes=full_bytes - low_bytes, verified_by=profile
     )
-    if kind is OwnCopy.NF4 or machine.device_is_host:
+    if kind is OwnCopy.NF4:
         return needs
+    largest = max((shape.rows * shape.columns for shape in shapes), default=0)
+    if machine.device_is_host:
+        cast_bytes = dtype_bytes("float32", min(CAST_WEIGHTS, largest))
+        return replace(needs, num_bytes=needs.num_bytes + cast_bytes)
     # Off the CPU, each int8 weight is cast for every token: written once and read once more.
-    largest_bytes = max((full * shape.rows * shape.columns for shape in shapes), default=0)
     return replace(
-        needs, num_bytes=needs.num_bytes + largest_bytes, token_bytes=needs.token_bytes + 2 * full_bytes
+        needs, num_bytes=needs.num_bytes + full * largest, token_bytes=needs.token_bytes + 2 * full_bytes
     )
 
 
