@@ -78,9 +78,7 @@ def test_families_with_their_own_copy_as_the_draft(family: str, dtype: torch.dty
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral_sliding", "gpt2"])
-def test_trees_are_verified_bit_for_bit(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trees_are_verified_bit_for_bit(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the draft stays as unsure as it is at first, so it branches
     monkeypatch.setattr("layerstream.speculation.confidence.Confidence.learn", lambda *_: None)
     path = save_tiny(family, tmp_path, torch.bfloat16)

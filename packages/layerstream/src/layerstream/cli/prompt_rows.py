@@ -92,14 +92,14 @@ class PromptRows:
         defaults = self._defaults
         settings = {name: value for name, value in row.fields.items() if name not in PROMPTS}
         settings.setdefault("max_new_tokens", defaults.max_new_tokens)
-        if (defaults.temperature or defaults.top_p) and "do_sample" not in settings:
-            settings = {"do_sample": True, "temperature": defaults.temperature, **settings}
-        if settings.get("temperature") is not None:
+        if defaults.temperature or defaults.top_p or settings.get("temperature") is not None:
             settings.setdefault("do_sample", True)
-        if settings.get("do_sample") and defaults.top_p is not None:
-            settings["options"] = {"top_p": defaults.top_p, **settings.get("options", {})}
-        if settings.get("do_sample") and not defaults.packed and defaults.seed is not None:
-            settings.setdefault("seed", defaults.seed + row.number)
+        if settings.get("do_sample"):
+            settings.setdefault("temperature", defaults.temperature)
+            if defaults.top_p is not None:
+                settings["options"] = {"top_p": defaults.top_p, **settings.get("options", {})}
+            if not defaults.packed and defaults.seed is not None:
+                settings.setdefault("seed", defaults.seed + row.number)
         stop = settings.pop("stop", defaults.stop)
         return GenerationRequest(
             prompt=self._tokenize(row), stop=(stop,) if isinstance(stop, str) else tuple(stop), **settings

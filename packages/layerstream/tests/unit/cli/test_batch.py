@@ -249,6 +249,19 @@ def test_settings_for_all_rows_are_those_of_rows_without_their_own(
     assert [results[row]["text"] for row in (1, 2, 3)] == [result.text for result in expected]
 
 
+def test_a_row_that_samples_takes_the_temperature_for_all_rows(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "hello", "do_sample": True}, {"prompt": "hello", "do_sample": False}]
+    source, target = write_lines(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl"
+    settings = ("--temperature", 3.0, "--seed", 4)
+    assert run(source, target, "-m", tiny_llama_dir, "-n", 20, "--no-packed", "--quiet", *settings) == 0
+    sampling = {"do_sample": True, "temperature": 3.0, "seed": 5}
+    with ls.load(tiny_llama_dir) as streamed:
+        requests = [ls.GenerationRequest(prompt="hello", max_new_tokens=20, **own) for own in (sampling, {})]
+        expected = ls.generate_many(streamed, requests, packed=False)
+    results = results_of(target)
+    assert [results[row]["text"] for row in (1, 2)] == [result.text for result in expected]
+
+
 def test_a_system_message_that_no_row_can_take_is_refused_before_any_row(
     tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
