@@ -17,9 +17,10 @@ from ..planning.drafting import CAST_WEIGHTS, has_bitsandbytes
 from ..spec.options import OwnCopy
 
 _MANY_ROWS = 64
-"""From so many rows on, casting the weight and multiplying in floating point is faster on every CPU tried.
+"""From so many rows on, it is faster to cast the weight and multiply in floating point.
 
-torch's int8 kernel takes as long for each further row as for the first few; see docs/lab-notes.md.
+torch's int8 kernel takes about as long for each further row. Measured on a CPU with AMX, as it is and held
+to AVX2 (docs/lab-notes.md).
 """
 
 
@@ -61,7 +62,10 @@ class Int8Linear(nn.Module):
         return products
 
     def _multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
-        """Cast the weight piece by piece: to the dtype of `rows` if the CPU has AMX, else to float32."""
+        """Cast the weight piece by piece: to the dtype of `rows` if the CPU has AMX, else to float32.
+
+        The pieces bound the memory, which the ledger counts. There are no gradients.
+        """
         dtype = rows.dtype if torch.cpu._is_amx_tile_supported() else torch.float32
         cast_rows, products = rows.to(dtype), rows.new_empty(len(rows), self.out_features)
         size = max(1, CAST_WEIGHTS // self.in_features)

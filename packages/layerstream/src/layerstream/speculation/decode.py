@@ -166,9 +166,7 @@ class _Decoding:
 
     def run(self) -> None:
         """Generate until the sequence is over."""
-        with self._drafting_after_prompt():
-            logits = self.sequence.start()
-        over = self._append([self.chooser.choose(self.sequence.ids, logits)])
+        over = self._append([self.chooser.choose(self.sequence.ids, self.sequence.start())])
         while not over:
             over = self._sweep()
 
@@ -177,7 +175,7 @@ class _Decoding:
         start_s = perf_counter()
         tree, ready = self._propose()
         drafted_s, waited_s = perf_counter(), self.waited_s()
-        with self._drafting_on(tree) if len(tree) else nullcontext():
+        with self._drafting_on(tree):
             logits = self.sequence.verify(tree)
         way, chosen = self._walk(tree, logits)
         self.sequence.keep(way)
@@ -217,18 +215,11 @@ class _Decoding:
         """How many drafted tokens the sequence can still use: the target adds one of its own."""
         return self.most_length - self.sequence.ids.shape[1] - 1
 
-    def _drafting_after_prompt(self) -> AbstractContextManager[None]:
-        """Return a context in which the draft reads the prompt too and goes on, if that pays."""
-        if self.draft.go_on is None or not self.depth.choose(self._room - 1):
-            return nullcontext()
-        self.draft.ready(self.sequence.ids[0].tolist())
-        return self._drafting_on(DraftTree())
-
     def _drafting_on(self, tree: DraftTree) -> AbstractContextManager[None]:
-        """Return a context in which the draft goes on after `tree`, if that pays."""
+        """Return a context in which the draft goes on, if that pays."""
         more = min(MOST_AHEAD, self._room - tree.depth)
         go_on = self.draft.go_on
-        if go_on is None or more <= 0 or not self.waits.is_large:
+        if go_on is None or not len(tree) or more <= 0 or not self.waits.is_large:
             return nullcontext()
         return drafting_on(go_on, len(tree) + more, self.chooser.rank)
 
