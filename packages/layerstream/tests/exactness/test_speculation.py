@@ -211,6 +211,35 @@ def test_requests_of_a_batch_speculate_in_the_same_sweeps(tmp_path: Path) -> Non
     assert report.speculation.tokens == sum(request.max_new_tokens - 1 for request in requests)
 
 
+def test_requests_that_share_sweeps_each_sample_with_their_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerstream.speculation.ahead.WaitShare.is_large", True)
+    path = save_tiny("llama", tmp_path, torch.float32)
+    plain = reference(path)
+    ids = prompt()["input_ids"]
+    requests = [
+        ls.GenerationRequest(
+            prompt=tuple(ids[0].tolist()), max_new_tokens=16, do_sample=True, temperature=2.0, seed=seed
+        )
+        for seed in range(1, 5)
+    ]
+    workload = ls.Workload(prompt_tokens=16, new_tokens=16, batch_size=4)
+    with ls.load(
+        path,
+        budget="min",
+        workload=workload,
+        draft=path,
+        draft_tokens=4,
+        runtime=FakeAsyncRuntime(lag_s=0.005),
+    ) as streamed:
+        results = ls.generate_many(streamed, requests, packed=False)
+    for request, result in zip(requests, results, strict=True):
+        torch.manual_seed(request.seed)
+        alone = plain.generate(input_ids=ids, max_new_tokens=16, do_sample=True, temperature=2.0)
+        assert list(result.tokens) == alone[0, ids.shape[1] :].tolist()
+
+
 def test_each_sweep_is_heard(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path, torch.float32)
     heard: list[VerifiedTokens] = []
