@@ -123,10 +123,11 @@ class SpeculationReport(JsonValue):
 
     def explain(self) -> str:
         """Return the figures as one line for people."""
+        ahead = "1 token was" if self.ahead == 1 else f"{self.ahead} tokens were"
         return (
             f"{self.draft}: {self.tokens_per_sweep:.1f} tokens per sweep "
             f"({self.tokens} in {self.sweeps}), "
             f"{sum(self.accepted)} of {self.verified} drafted tokens accepted, "
             f"drafting took {format_seconds(self.draft_s)}"
-            + (f", and {self.ahead} tokens were drafted during sweeps" if self.ahead else "")
+            + (f", and {ahead} drafted during sweeps" if self.ahead else "")
         )
