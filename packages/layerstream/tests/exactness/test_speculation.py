@@ -50,6 +50,15 @@ def tokens(model: PreTrainedModel | ls.StreamedModel, **settings: Any) -> tuple[
     return found[0].tolist(), torch.get_rng_state()
 
 
+def alone(plain: PreTrainedModel, request: ls.GenerationRequest) -> list[int]:
+    """Return the new tokens of one request, whose prompt is tokens, on a plain model."""
+    ids = torch.tensor([request.prompt])
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    found = plain.generate(input_ids=ids, max_new_tokens=request.max_new_tokens, **request.generate_options())
+    return found[0, ids.shape[1] :].tolist()
+
+
 def assert_equal(plain: PreTrainedModel, streamed: ls.StreamedModel, **settings: Any) -> None:
     expected, state = tokens(plain, **settings)
     found, found_state = tokens(streamed, **settings)
@@ -200,12 +209,7 @@ def test_requests_of_a_batch_speculate_in_the_same_sweeps(tmp_path: Path) -> Non
         results = ls.generate_many(streamed, requests)
         report = streamed.report()
     for request, result in zip(requests, results, strict=True):
-        alone = plain.generate(
-            input_ids=torch.tensor([request.prompt]),
-            max_new_tokens=request.max_new_tokens,
-            do_sample=False,
-        )
-        assert list(result.tokens) == alone[0, len(request.prompt) :].tolist()
+        assert list(result.tokens) == alone(plain, request)
     assert report.speculation is not None
     assert report.sweeps < 12  # the prompts' and, for 24 tokens, few more
     assert report.speculation.tokens == sum(request.max_new_tokens - 1 for request in requests)
@@ -217,11 +221,9 @@ def test_requests_that_share_sweeps_each_sample_with_their_own_seed(
     monkeypatch.setattr("layerstream.speculation.ahead.WaitShare.is_large", True)
     path = save_tiny("llama", tmp_path, torch.float32)
     plain = reference(path)
-    ids = prompt()["input_ids"]
+    ids = tuple(prompt()["input_ids"][0].tolist())
     requests = [
-        ls.GenerationRequest(
-            prompt=tuple(ids[0].tolist()), max_new_tokens=16, do_sample=True, temperature=2.0, seed=seed
-        )
+        ls.GenerationRequest(prompt=ids, max_new_tokens=16, do_sample=True, temperature=2.0, seed=seed)
         for seed in range(1, 5)
     ]
     workload = ls.Workload(prompt_tokens=16, new_tokens=16, batch_size=4)
@@ -235,9 +237,7 @@ def test_requests_that_share_sweeps_each_sample_with_their_own_seed(
     ) as streamed:
         results = ls.generate_many(streamed, requests, packed=False)
     for request, result in zip(requests, results, strict=True):
-        torch.manual_seed(request.seed)
-        alone = plain.generate(input_ids=ids, max_new_tokens=16, do_sample=True, temperature=2.0)
-        assert list(result.tokens) == alone[0, ids.shape[1] :].tolist()
+        assert list(result.tokens) == alone(plain, request)
 
 
 def test_each_sweep_is_heard(tmp_path: Path) -> None:
